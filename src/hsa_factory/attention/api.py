@@ -1,0 +1,154 @@
+"""The entry to HSA attention: checks the arguments, chooses a backend, says why once."""
+
+import logging
+
+import torch
+
+from ..config import BACKENDS, HSAConfig
+from .dense import dense_attention
+from .plan import AttentionPlan
+from .reference import reference_attention
+
+
+logger = logging.getLogger(__name__)
+
+AVAILABLE_BACKENDS = ("auto", "reference", "dense")
+_logged_choices: set[str] = set()
+
+
+def check_backend(backend: str) -> None:
+    """Refuse a backend that is unknown or not part of this version.
+
+    Raises:
+        ValueError: With the backends that are available.
+    """
+    available = ", ".join(AVAILABLE_BACKENDS)
+    if backend not in BACKENDS:
+        raise ValueError(f"Unknown HSA backend {backend!r}. Available: {available}.")
+    if backend not in AVAILABLE_BACKENDS:
+        raise ValueError(f"The HSA backend {backend!r} is not part of this version. Available: {available}.")
+
+
+def hsa_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    semantic_ids: torch.Tensor,
+    config: HSAConfig,
+    attention_mask: torch.Tensor | None = None,
+    document_ids: torch.Tensor | None = None,
+    backend: str = "auto",
+    scale: float | None = None,
+) -> torch.Tensor:
+    """Causal attention with HSA's bias.
+
+    Legend: B batch, H query heads, Hkv key/value heads (H a multiple of it), L length, D head size.
+
+    Args:
+        query: (B, H, L, D).
+        key: (B, Hkv, L, D).
+        value: (B, Hkv, L, D).
+        semantic_ids: (B, L) whole numbers, 0 GLOBAL, 1 LANDMARK, 2 NOISE.
+        config: The rules.
+        attention_mask: (B, L); 0 is padding, values above 1 number the documents of a packed row. None: all real.
+        document_ids: (B, L) numbers of the documents; None: from `attention_mask`.
+        backend: ``auto`` takes the configuration's; or a name.
+        scale: Factor of q·k; None: 1/√D.
+
+    Returns:
+        (B, H, L, D) in the dtype of `query`. Padded rows are zero and pass no gradient.
+
+    Raises:
+        ValueError: If shapes, devices or types disagree, or the backend is unknown or not available.
+    """
+    _check_heads(query, key, value)
+    plan = AttentionPlan(semantic_ids, config, attention_mask, document_ids, query_length=query.shape[2])
+    plan.check(query, key)
+    return run_attention(query, key, value, plan, backend=backend, scale=scale)[0]
+
+
+def run_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    plan: AttentionPlan,
+    backend: str = "auto",
+    scale: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+    dropout: float = 0.0,
+    neutral: bool = False,
+    output_attentions: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Run one backend on a plan. The arguments are those of `reference_attention`, which honours all of them.
+
+    Args:
+        query: (B, H, Q, D).
+        key: (B, Hkv, L, D).
+        value: (B, Hkv, L, E).
+        plan: Built for these lengths.
+        backend: ``auto`` takes the configuration's; or a name.
+        scale: Factor of q·k; None: 1/√D.
+        sliding_window: The model's own limit, keys with d < sliding_window; None: no such limit.
+        softcap: The model's cap of the logits; None: no cap.
+        sinks: (H,) attention sinks; None: none.
+        dropout: Probability with which attention weights are dropped.
+        neutral: Leave HSA's own rules out.
+        output_attentions: Return the weights too.
+
+    Returns:
+        The output (B, H, Q, E), and the weights (B, H, Q, L) if they were asked for.
+
+    Raises:
+        ValueError: If the backend is unknown, not available, or cannot honour an argument.
+    """
+    backend = plan.config.backend if backend == "auto" else backend
+    check_backend(backend)
+    needs_reference = [
+        name
+        for name, wanted in (
+            ("soft-capped logits", softcap is not None),
+            ("attention sinks", sinks is not None),
+            ("output_attentions", output_attentions),
+        )
+        if wanted
+    ]
+    if backend == "auto":
+        backend = "reference" if needs_reference else "dense"
+        reason = f"for {', '.join(needs_reference)}" if needs_reference else "exact at every length"
+        _log_choice(f"HSA attention uses the {backend} backend ({reason}).")
+
+    if backend == "dense":
+        if needs_reference:
+            raise ValueError(
+                f"The HSA backend 'dense' cannot honour {', '.join(needs_reference)}: use 'auto' or 'reference'."
+            )
+        return dense_attention(query, key, value, plan, scale, sliding_window, dropout, neutral), None
+
+    output, weights = reference_attention(
+        query, key, value, plan, scale, sliding_window, softcap, sinks, dropout, neutral
+    )
+    return output, weights if output_attentions else None
+
+
+def _check_heads(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.dim() != 4:
+            raise ValueError(f"{name} must have shape (batch, heads, length, head size), got {tuple(tensor.shape)}.")
+        if tensor.device != query.device or tensor.dtype != query.dtype:
+            raise ValueError(
+                f"{name} is {tensor.dtype} on {tensor.device}, but query is {query.dtype} on {query.device}."
+            )
+    if key.shape[:3] != value.shape[:3]:
+        raise ValueError(f"key {tuple(key.shape)} and value {tuple(value.shape)} differ in batch, heads or length.")
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(f"query has head size {query.shape[-1]}, key has {key.shape[-1]}.")
+    if key.shape[1] == 0 or query.shape[1] % key.shape[1] != 0:
+        raise ValueError(f"{query.shape[1]} query heads are not a multiple of {key.shape[1]} key/value heads.")
+
+
+def _log_choice(message: str) -> None:
+    if message not in _logged_choices:
+        _logged_choices.add(message)
+        logger.info(message)

@@ -1,0 +1,48 @@
+"""Dense HSA attention through torch's fused kernels: the bias is built once per forward and shared by all layers."""
+
+import torch
+import torch.nn.functional as F
+
+from .plan import AttentionPlan
+from .reference import zero_padding
+
+
+def dense_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    plan: AttentionPlan,
+    scale: float | None = None,
+    sliding_window: int | None = None,
+    dropout: float = 0.0,
+    neutral: bool = False,
+) -> torch.Tensor:
+    """Compute HSA attention with `scaled_dot_product_attention` and an additive (B, 1, Q, L) bias.
+
+    The bias stays in float32 on CPU. Elsewhere the fused kernels take it in the dtype of `query` only.
+
+    Args:
+        query: (B, H, Q, D).
+        key: (B, Hkv, L, D).
+        value: (B, Hkv, L, E).
+        plan: Built for these lengths.
+        scale: Factor of q·k; None: 1/√D.
+        sliding_window: The model's own: keys with d ≥ sliding_window are invisible. None: no such limit.
+        dropout: Probability with which attention weights are dropped.
+        neutral: Leave HSA's own rules out: plain causal attention within documents.
+
+    Returns:
+        (B, H, Q, E) in the dtype of `query`. Costs O(Q·L) memory once per forward, O(H·Q·L·D) time per layer.
+    """
+    query, key, value = zero_padding(query, key, value, plan)
+    bias_dtype = query.dtype
+    if query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16):
+        bias_dtype = torch.float32
+
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key = key.repeat_interleave(groups, dim=1)
+        value = value.repeat_interleave(groups, dim=1)
+
+    bias = plan.dense_bias(bias_dtype, sliding_window, neutral)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scale)

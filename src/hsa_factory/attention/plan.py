@@ -1,0 +1,185 @@
+"""The attention plan: everything about a row's types, documents and padding that every layer shares."""
+
+import torch
+
+from ..config import HSAConfig
+
+
+_ROWS_PER_BLOCK = 256  # query rows per step while the dense bias is filled: bounds the temporaries
+
+
+class AttentionPlan:
+    """Types, positions and documents of one forward pass, built once and shared by all layers and the backward.
+
+    It is a plain class on purpose: FSDP copies dataclasses (and casts what they hold) at every wrapped layer.
+
+    Legend: B batch, L key length, Q query length (Q = L without a key/value cache; the queries are the last Q keys).
+
+    Args:
+        semantic_ids: (B, L) integers, the `SemanticType` of each key.
+        config: The rules.
+        attention_mask: (B, L); 0 or False is padding, everything else is real. Values above 1 number the documents
+            of a packed row (1, 1, 2, 2, …). None: no padding.
+        document_ids: (B, L) integers that number the documents of a packed row; takes the place of the numbers in
+            `attention_mask`, whose zeros still mark padding. None: taken from `attention_mask`.
+        query_length: Q; None: L.
+
+    Attributes:
+        semantic_ids: (B, L) int64.
+        document_ids: (B, L) int64; 0 is padding, so that only equal numbers above 0 see each other.
+        positions: (B, L) int64, the token's place in its own document, padding not counted.
+        is_padding: (B, L) bool, or None if there is none.
+        calls: Numbers of the layers that have used the plan.
+
+    Raises:
+        ValueError: If shapes, devices or types disagree, or a type is not 0, 1 or 2.
+    """
+
+    def __init__(
+        self,
+        semantic_ids: torch.Tensor,
+        config: HSAConfig,
+        attention_mask: torch.Tensor | None = None,
+        document_ids: torch.Tensor | None = None,
+        query_length: int | None = None,
+    ) -> None:
+        _check_ids("semantic_ids", semantic_ids, None)
+        if semantic_ids.numel() and not bool(((semantic_ids >= 0) & (semantic_ids <= 2)).all()):
+            wrong = semantic_ids[(semantic_ids < 0) | (semantic_ids > 2)][0].item()
+            raise ValueError(f"semantic_ids holds {wrong}; allowed are 0 (GLOBAL), 1 (LANDMARK) and 2 (NOISE).")
+
+        self.config = config
+        self.batch_size, self.key_length = semantic_ids.shape
+        self.query_length = self.key_length if query_length is None else query_length
+        if not 0 <= self.query_length <= self.key_length:
+            raise ValueError(f"query_length {self.query_length} does not fit {self.key_length} semantic_ids.")
+
+        self.semantic_ids = semantic_ids.long()
+        self.document_ids = _documents(semantic_ids, attention_mask, document_ids)
+        is_padding = self.document_ids == 0
+        self.is_padding = is_padding if bool(is_padding.any()) else None
+        self.positions = _positions_in_documents(self.document_ids)
+        self.calls: set[int] = set()
+        self._bias: dict[tuple, torch.Tensor] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the plan's tensors lie."""
+        return self.semantic_ids.device
+
+    def check(self, query: torch.Tensor, key: torch.Tensor) -> None:
+        """Refuse tensors the plan was not built for.
+
+        Args:
+            query: (B, H, Q, D).
+            key: (B, Hkv, L, D).
+
+        Raises:
+            ValueError: If the batch size, a length or the device differs.
+        """
+        expected = (self.batch_size, self.query_length, self.key_length)
+        actual = (query.shape[0], query.shape[2], key.shape[2])
+        if actual != expected:
+            raise ValueError(
+                "The attention plan was built for (batch, query length, key length) = "
+                f"{expected}, but the attention got {actual}: semantic_ids must cover every key, cached ones included."
+            )
+        if query.device != self.device:
+            raise ValueError(f"semantic_ids are on {self.device}, the attention runs on {query.device}.")
+
+    def dense_bias(self, dtype: torch.dtype, sliding_window: int | None = None, neutral: bool = False) -> torch.Tensor:
+        """Return the bias to add to the logits, built on the first call and kept for the other layers.
+
+        Args:
+            dtype: Of the result.
+            sliding_window: The model's own: a query sees keys with d < sliding_window only. None: no such limit.
+            neutral: Leave HSA's own rules out (causality, documents and padding stay): for layers without HSA.
+
+        Returns:
+            (B, 1, Q, L): −decay·d where the key is visible, −inf where not. Every row sees at least itself, so
+            that padded rows stay finite. Costs O(B·Q·L) memory.
+        """
+        key = (dtype, sliding_window, neutral)
+        if key not in self._bias:
+            bias = torch.empty(self.batch_size, 1, self.query_length, self.key_length, dtype=dtype, device=self.device)
+            for start in range(0, self.query_length, _ROWS_PER_BLOCK):
+                stop = min(start + _ROWS_PER_BLOCK, self.query_length)
+                bias[:, 0, start:stop] = self._bias_rows(start, stop, sliding_window, neutral)
+            self._bias[key] = bias
+
+        return self._bias[key]
+
+    def _bias_rows(self, start: int, stop: int, sliding_window: int | None, neutral: bool) -> torch.Tensor:
+        offset = self.key_length - self.query_length
+        rows = slice(offset + start, offset + stop)
+        distance = self.positions[:, rows, None] - self.positions[:, None, :]
+        same_document = self.document_ids[:, rows, None] == self.document_ids[:, None, :]
+        visible = same_document & (distance >= 0) & (self.document_ids != 0)[:, None, :]
+        if sliding_window is not None:
+            visible &= distance < sliding_window
+
+        bias = torch.zeros(distance.shape, dtype=torch.float32, device=self.device)
+        if not neutral:
+            decay = torch.tensor(self.config.decays, device=self.device)[self.semantic_ids]
+            bias -= decay[:, None, :] * distance
+            unlimited = self.key_length
+            windows = [unlimited if window is None else window for window in self.config.windows]
+            window = torch.tensor(windows, device=self.device)[self.semantic_ids]
+            visible &= distance <= window[:, None, :]
+            for query_type, key_type in self.config.hide:
+                hidden_query = self.semantic_ids[:, rows, None] == query_type
+                visible &= ~(hidden_query & (self.semantic_ids == key_type)[:, None, :])
+
+        index = torch.arange(start, stop, device=self.device)
+        itself = (index + offset)[:, None] == torch.arange(self.key_length, device=self.device)
+        bias.masked_fill_(~(visible | itself), float("-inf"))
+        return bias.masked_fill_(itself, 0.0)
+
+
+def _check_ids(name: str, ids: torch.Tensor, like: torch.Tensor | None) -> None:
+    if not isinstance(ids, torch.Tensor) or ids.dim() != 2:
+        shape = tuple(ids.shape) if isinstance(ids, torch.Tensor) else type(ids).__name__
+        raise ValueError(f"{name} must be a tensor of shape (batch, length), got {shape}.")
+    if ids.is_floating_point() and name != "attention_mask":
+        raise ValueError(f"{name} must hold whole numbers, got {ids.dtype}.")
+    if like is not None and ids.shape != like.shape:
+        raise ValueError(f"{name} has shape {tuple(ids.shape)}, but semantic_ids has {tuple(like.shape)}.")
+    if like is not None and ids.device != like.device:
+        raise ValueError(f"{name} is on {ids.device}, but semantic_ids is on {like.device}.")
+
+
+def _documents(
+    semantic_ids: torch.Tensor, attention_mask: torch.Tensor | None, document_ids: torch.Tensor | None
+) -> torch.Tensor:
+    """Number the documents from 1; 0 is padding."""
+    documents = torch.ones_like(semantic_ids, dtype=torch.long)
+    if attention_mask is not None:
+        if attention_mask.dim() == 4:
+            raise ValueError(
+                "A 4-D attention_mask cannot be combined with HSA: pass the 2-D mask, with documents numbered "
+                "1, 1, 2, 2, … if the row is packed (block_diag_attn must be off)."
+            )
+        _check_ids("attention_mask", attention_mask, semantic_ids)
+        documents = attention_mask.long()
+
+    if document_ids is not None:
+        _check_ids("document_ids", document_ids, semantic_ids)
+        shifted = document_ids.long() - document_ids.long().min() + 1 if document_ids.numel() else document_ids.long()
+        documents = torch.where(documents != 0, shifted, 0)
+
+    return documents
+
+
+def _positions_in_documents(document_ids: torch.Tensor) -> torch.Tensor:
+    """Count, for each token, the earlier tokens of its document. (B, L) → (B, L), O(L log L)."""
+    if document_ids.numel() == 0:
+        return torch.zeros_like(document_ids)
+
+    length = document_ids.shape[1]
+    order = torch.argsort(document_ids, dim=1, stable=True)
+    grouped = document_ids.gather(1, order)
+    index = torch.arange(length, device=document_ids.device).expand_as(grouped)
+    starts = torch.ones_like(grouped, dtype=torch.bool)
+    starts[:, 1:] = grouped[:, 1:] != grouped[:, :-1]
+    rank = index - torch.where(starts, index, 0).cummax(dim=1).values
+    return torch.empty_like(rank).scatter_(1, order, rank)

@@ -1,0 +1,109 @@
+"""The command line: `hsa-factory COMMAND …`."""
+
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+
+
+USAGE = """\
+usage: hsa-factory COMMAND …
+
+Hierarchical Semantic Attention and feedback training for LLaMA-Factory.
+
+commands of its own:
+  train FILE.yaml [key=value …]   train; the file may have the blocks `hsa` and `feedback`
+  inspect FILE.yaml …             show what a model gets to see: tokens, types, what is trained
+  quickstart                      train tiny models offline, from nothing to a loss curve
+
+passed on to LLaMA-Factory:
+  api, chat, export, webchat, webui, env, version
+
+`hsa-factory COMMAND --help` says more about a command.
+"""
+TRAIN_USAGE = """\
+usage: hsa-factory train FILE.yaml [key=value …]
+
+Train as `llamafactory-cli train` does. The file is a LLaMA-Factory YAML with up to two blocks more:
+
+  hsa: {noise_window: 50}        `hsa: true` for the defaults
+  feedback: {token: <|feedback|>}
+
+Arguments override the file, also inside the blocks: learning_rate=1e-5 hsa.noise_window=20 feedback=false
+
+Several processes, as in LLaMA-Factory:
+  FORCE_TORCHRUN=1 NPROC_PER_NODE=2 hsa-factory train FILE.yaml
+
+`llamafactory-cli train --help` lists LLaMA-Factory's own options.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: Arguments; None: those of the process.
+
+    Returns:
+        The exit code: 0 for success, 1 for a run that failed, 2 for a command or file that is not usable.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments.pop(0) if arguments else "--help"
+    if command in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    if command in ("-V", "--version"):
+        print(f"hsa-factory {__version__}")
+        return 0
+
+    if command == "train":
+        return _train(arguments)
+    if command == "inspect":
+        from .inspection.command import main as inspect_main
+
+        return inspect_main(arguments)
+    if command == "quickstart":
+        from .quickstart.run import main as quickstart_main
+
+        return quickstart_main(arguments)
+    if command in ("api", "chat", "eval", "export", "webchat", "webui", "env", "version"):
+        from .llamafactory.launch import pass_on
+
+        pass_on(command, arguments)
+        return 0
+
+    return _fail(f"unknown command {command!r}.\n\n{USAGE}")
+
+
+def _train(arguments: list[str]) -> int:
+    from .training_file import is_training_file, read_training_file
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(TRAIN_USAGE)
+        return 0 if arguments else 2
+    if not is_training_file(arguments[0]):
+        return _fail(f"train needs a YAML or JSON file first, got {arguments[0]!r}.\n\n{TRAIN_USAGE}")
+    try:
+        read_training_file(arguments[0], arguments[1:])  # before the seconds that the imports below take
+    except (ValueError, FileNotFoundError) as error:
+        return _fail(str(error))
+
+    import subprocess
+
+    from .llamafactory.launch import train
+
+    try:
+        train(arguments[0], arguments[1:])
+    except subprocess.CalledProcessError as error:
+        return _fail(f"training failed in a launched process (exit code {error.returncode}); see above.", 1)
+
+    return 0
+
+
+def _fail(message: str, code: int = 2) -> int:
+    print(f"hsa-factory: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""The two configurations, `HSAConfig` and `FeedbackConfig`: small, frozen, validated, saved beside checkpoints."""
+
+import difflib
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .semantics import SemanticType
+
+
+CONFIG_NAME = "hsa_config.json"
+BACKENDS = ("auto", "reference", "dense", "blockwise", "flex")
+
+
+class _Config:
+    """What both configurations share: reading from a mapping and writing back."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "_Config":
+        """Build the configuration from a mapping; an unknown key is an error with a suggestion.
+
+        Raises:
+            ValueError: If a key or a value is not allowed.
+        """
+        if not isinstance(values, dict):
+            raise ValueError(f"{cls.__name__}: expected a mapping of options, got {values!r}.")
+
+        allowed = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in allowed:
+                close = difflib.get_close_matches(str(key), allowed, n=1, cutoff=0.5)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise ValueError(f"{cls.__name__}: unknown key {key!r}.{hint} Allowed: {', '.join(allowed)}.")
+
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as plain values that JSON and YAML can hold."""
+        return asdict(self)
+
+    def _fail(self, field: str, allowed: str) -> None:
+        raise ValueError(f"{type(self).__name__}.{field} = {getattr(self, field)!r} is not allowed: {allowed}.")
+
+
+@dataclass(frozen=True)
+class HSAConfig(_Config):
+    """How Hierarchical Semantic Attention biases the attention logits (before softmax).
+
+    For query position i and key position j ≤ i of one document, with d = i − j and t the type of key j, the
+    logit gets −decay(t)·d; with a window, a key with d > window is invisible (probability exactly 0).
+
+    Args:
+        landmark_decay: Slope of LANDMARK keys, in logits per token, ≥ 0.
+        landmark_window: Largest distance at which a LANDMARK key is seen; None: no limit.
+        noise_decay: Slope of NOISE keys, ≥ 0.
+        noise_window: Largest distance at which a NOISE key is seen; None: no limit.
+        global_decay: Slope of GLOBAL keys, ≥ 0.
+        global_window: Largest distance at which a GLOBAL key is seen; None: no limit.
+        hide: Pairs (query type, key type) that never see each other, as names or numbers. A token always sees
+            itself all the same.
+        backend: ``auto``, ``reference``, ``dense``, ``blockwise`` or ``flex``.
+        layers: Indices of the layers that use HSA; None: all softmax attention layers.
+        default_type: Type of a message that has none.
+        generated_type: Type of generated tokens; None: `default_type`.
+        labels: Rules that label untyped data: a preset's name or a mapping.
+
+    Raises:
+        ValueError: If a value is not allowed; the message names the field, the value and what is allowed.
+    """
+
+    landmark_decay: float = 0.001
+    landmark_window: int | None = None
+    noise_decay: float = 0.5
+    noise_window: int | None = 50
+    global_decay: float = 0.0
+    global_window: int | None = None
+    hide: tuple[tuple[int, int], ...] = ()
+    backend: str = "auto"
+    layers: tuple[int, ...] | None = None
+    default_type: str | int = "GLOBAL_CONDITION"
+    generated_type: str | int | None = None
+    labels: Any = None
+
+    def __post_init__(self) -> None:
+        for name in ("landmark_decay", "noise_decay", "global_decay"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                self._fail(name, "a number ≥ 0")
+            if not math.isfinite(value) or value < 0:
+                self._fail(name, "a finite number ≥ 0")
+            object.__setattr__(self, name, float(value))
+
+        for name in ("landmark_window", "noise_window", "global_window"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                self._fail(name, "a whole number ≥ 0, or none")
+
+        if self.backend not in BACKENDS:
+            self._fail("backend", f"one of {', '.join(BACKENDS)}")
+
+        object.__setattr__(self, "hide", self._parse_hide())
+        object.__setattr__(self, "layers", self._parse_layers())
+        for name in ("default_type", "generated_type"):
+            value = getattr(self, name)
+            if value is None and name == "generated_type":
+                continue
+            try:
+                SemanticType.parse(value)
+            except ValueError as error:
+                raise ValueError(f"HSAConfig.{name}: {error}") from None
+
+    def _parse_hide(self) -> tuple[tuple[int, int], ...]:
+        if not isinstance(self.hide, Sequence) or isinstance(self.hide, str):
+            self._fail("hide", "a list of pairs [query type, key type]")
+
+        pairs = set()
+        for pair in self.hide:
+            if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+                self._fail("hide", "a list of pairs [query type, key type]")
+            try:
+                pairs.add((int(SemanticType.parse(pair[0])), int(SemanticType.parse(pair[1]))))
+            except ValueError as error:
+                raise ValueError(f"HSAConfig.hide: {error}") from None
+
+        return tuple(sorted(pairs))
+
+    def _parse_layers(self) -> tuple[int, ...] | None:
+        if self.layers is None:
+            return None
+
+        if not isinstance(self.layers, Sequence) or isinstance(self.layers, str):
+            self._fail("layers", "a list of layer indices ≥ 0, or none")
+        for index in self.layers:
+            if isinstance(index, bool) or not isinstance(index, int) or index < 0:
+                self._fail("layers", "a list of layer indices ≥ 0, or none")
+
+        return tuple(sorted(set(self.layers)))
+
+    @property
+    def decays(self) -> tuple[float, float, float]:
+        """Decay of a key, indexed by its `SemanticType`."""
+        return (self.global_decay, self.landmark_decay, self.noise_decay)
+
+    @property
+    def windows(self) -> tuple[int | None, int | None, int | None]:
+        """Window of a key, indexed by its `SemanticType`; None: no limit."""
+        return (self.global_window, self.landmark_window, self.noise_window)
+
+    def attention_rules(self) -> dict[str, Any]:
+        """Return what decides the attention's result, so that two configurations can be compared by it."""
+        return {"decays": self.decays, "windows": self.windows, "hide": self.hide, "layers": self.layers}
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> Path:
+        """Write ``hsa_config.json`` into a directory (made if missing) and return its path.
+
+        The file is replaced as a whole, so that a killed process leaves no half-written file.
+        """
+        path = Path(save_directory) / CONFIG_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{CONFIG_NAME}.{os.getpid()}")
+        partial.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(path)
+        return path
+
+    @classmethod
+    def from_pretrained(cls, directory: str | os.PathLike) -> "HSAConfig":
+        """Read ``hsa_config.json`` from a checkpoint's or adapter's directory.
+
+        Raises:
+            FileNotFoundError: If the directory has no such file.
+            ValueError: If the file is not valid.
+        """
+        path = Path(directory) / CONFIG_NAME
+        if not path.is_file():
+            raise FileNotFoundError(f"No {CONFIG_NAME} in {str(directory)!r}: it was not saved from a model with HSA.")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from None
+        return cls.from_dict(values)
+
+
+@dataclass(frozen=True)
+class FeedbackConfig(_Config):
+    """Which labels are trained around the feedback marker: only the tokens after it.
+
+    Args:
+        token: The marker, one special token of the tokenizer (added when missing).
+        occurrence: Which marker counts when a sample has several: ``first`` or ``last``.
+        missing: What happens to a sample without the marker: ``train`` all of it, ``drop`` it, or ``error``.
+        empty: What happens to a sample in which nothing is left to train: ``drop`` or ``error``.
+
+    Raises:
+        ValueError: If a value is not allowed.
+    """
+
+    token: str = "<|feedback|>"
+    occurrence: str = "first"
+    missing: str = "train"
+    empty: str = "drop"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.token, str) or not self.token or any(char.isspace() for char in self.token):
+            self._fail("token", "a non-empty text without spaces")
+        for name, allowed in (
+            ("occurrence", ("first", "last")),
+            ("missing", ("train", "drop", "error")),
+            ("empty", ("drop", "error")),
+        ):
+            if getattr(self, name) not in allowed:
+                self._fail(name, f"one of {', '.join(allowed)}")

@@ -1,0 +1,111 @@
+"""Token ids that carry their type, so that every slice, cut, reversal and packing step carries it along."""
+
+from collections.abc import Sequence
+from functools import cache
+from itertools import chain
+
+from ..semantics import SemanticType
+
+
+class TypedTokenId(int):
+    """A token id that knows what it is; equal to the plain id in every other respect.
+
+    What it knows is kept on the class, so that an instance is as small as an int can be. Classes are made by
+    `token_ids`, one per combination.
+
+    Attributes:
+        semantic_type: Its `SemanticType` as a plain number.
+        trained: Whether it stood after the feedback marker of its whole sample (or there was none).
+        source: The name of its data set.
+    """
+
+    __slots__ = ()
+    semantic_type: int = int(SemanticType.NOISE)
+    trained: bool = True
+    source: str = ""
+
+
+class _Instances(dict):
+    """The instances of one class by id, made when first asked for."""
+
+    def __init__(self, token_class: type[TypedTokenId]) -> None:
+        super().__init__()
+        self.token_class = token_class
+
+    def __missing__(self, token_id: int) -> TypedTokenId:
+        token = self[token_id] = self.token_class(token_id)
+        return token
+
+
+@cache
+def _instances(semantic_type: int, trained: bool, source: str) -> _Instances:
+    attributes = {"__slots__": (), "semantic_type": semantic_type, "trained": trained, "source": source}
+    return _Instances(type("TypedTokenId", (TypedTokenId,), attributes))
+
+
+def type_token_ids(
+    token_ids: Sequence[int], semantic_type: int, trained: bool = True, source: str = ""
+) -> list[TypedTokenId]:
+    """Return the same ids, each carrying what is given."""
+    return list(map(_instances(int(semantic_type), trained, source).__getitem__, token_ids))
+
+
+def mark_untrained(token_ids: Sequence[TypedTokenId]) -> list[TypedTokenId]:
+    """Return the same ids, marked as not to be trained."""
+    return [_instances(token.semantic_type, False, token.source)[token] for token in token_ids]
+
+
+def fill_types(token_ids: Sequence[int]) -> list[TypedTokenId]:
+    """Give ids that carry nothing (added by the framework) what the id before them carries, or else the next.
+
+    Raises:
+        ValueError: If no id carries anything.
+    """
+    if all(type(token) is not int for token in token_ids):
+        return list(token_ids)
+
+    carrier = next((token for token in token_ids if type(token) is not int), None)
+    if carrier is None:
+        raise ValueError("None of these token ids carries a semantic type.")
+
+    filled = []
+    for token in token_ids:
+        if type(token) is int:
+            token = _instances(carrier.semantic_type, carrier.trained, carrier.source)[token]
+        carrier = token
+        filled.append(token)
+
+    return filled
+
+
+def semantic_ids_of(token_ids: Sequence[int]) -> list[int]:
+    """Read the types off; ids that carry nothing are padding, and padding is NOISE."""
+    padding = int(SemanticType.NOISE)
+    return [padding if type(token) is int else token.semantic_type for token in token_ids]
+
+
+def loss_mask_of(token_ids: Sequence[int]) -> list[int]:
+    """Read off which tokens may be trained (1) or not (0); padding is not."""
+    return [0 if type(token) is int else int(token.trained) for token in token_ids]
+
+
+def sources_of(token_ids: Sequence[int]) -> list[str]:
+    """Return the names of the data sets in a row, in order of appearance."""
+    classes = dict.fromkeys(map(type, token_ids))
+    return list(dict.fromkeys(cls.source for cls in classes if cls is not int))
+
+
+def plain_ids(token_ids: Sequence[int]) -> list[int]:
+    """Return ordinary ints."""
+    return list(map(int, token_ids))
+
+
+def count_types(token_ids: Sequence[TypedTokenId]) -> dict[str, int]:
+    """Count the tokens of each semantic type, by name."""
+    semantic_ids = semantic_ids_of(token_ids)
+    return {member.name: semantic_ids.count(int(member)) for member in SemanticType}
+
+
+def flatten(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[int]:
+    """Join prompt and response ids of all turns."""
+    return list(chain.from_iterable(chain.from_iterable(pairs)))

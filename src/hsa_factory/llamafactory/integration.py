@@ -1,0 +1,328 @@
+"""`integrate`: a context in which any LLaMA-Factory call trains with HSA and Feedback."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import llamafactory.data.collator
+import llamafactory.data.converter
+import llamafactory.data.loader
+import llamafactory.data.parser
+import llamafactory.model.loader
+import llamafactory.train.sft.workflow
+import llamafactory.train.tuner
+from datasets import Dataset
+from llamafactory.data.processor import PackedSupervisedDatasetProcessor, SupervisedDatasetProcessor
+from llamafactory.extras import logging
+from llamafactory.extras.env import VERSION
+from llamafactory.extras.misc import has_tokenized_data
+
+from ..config import FeedbackConfig, HSAConfig
+from ..models import enable_hsa
+from ..semantics import SemanticType
+from .collator import HSADataCollator
+from .converter import INDEX_COLUMN, typed_converter
+from .marker import ensure_marker, fit_embeddings, initialize_row
+from .options import check_options, check_stage, resolve_config
+from .processor import (
+    ACCOUNT_COLUMN,
+    LOSS_MASK_COLUMN,
+    SEMANTIC_COLUMN,
+    TypedPackedProcessor,
+    TypedSupervisedProcessor,
+)
+from .report import REPORT_NAME, DataReport
+from .seams import Seam, installed
+
+
+logger = logging.get_logger(__name__)
+
+SUPPORTED_VERSIONS = ("0.9.5",)
+_STREAM_PREVIEW = 1000  # rows of a stream that are looked at before training
+
+_active: "Integration | None" = None
+
+
+class Integration:
+    """One installed integration: the configurations and what was found out along the way.
+
+    Attributes:
+        hsa: The rules asked for; True: those of the checkpoint, or the defaults. None: no HSA.
+        hsa_config: The rules of the run; known once the checkpoints have been looked at.
+        feedback_config: None: labels stay as they are.
+        report: Counts per data set.
+        added_token: Id of the marker if it was added to the tokenizer in this run.
+    """
+
+    def __init__(self, hsa: HSAConfig | bool | None, feedback: FeedbackConfig | None) -> None:
+        self.hsa = hsa
+        self.hsa_config = hsa if isinstance(hsa, HSAConfig) else (HSAConfig() if hsa else None)
+        self.feedback_config = feedback
+        self.report = DataReport()
+        self.added_token: int | None = None
+
+    @property
+    def typing_config(self) -> HSAConfig:
+        """The configuration by which tokens are typed; types are recorded even when only Feedback is on."""
+        return self.hsa_config or HSAConfig()
+
+    def seams(self) -> list[Seam]:
+        """Return everything of LLaMA-Factory that is replaced while the integration is installed."""
+        loader = llamafactory.data.loader
+        workflow = llamafactory.train.sft.workflow
+        tuner = llamafactory.train.tuner
+        seams = [
+            Seam(llamafactory.data.parser.DatasetAttr, "join", self.join),
+            Seam(loader, "get_dataset_list", self.get_dataset_list),
+            Seam(loader, "align_dataset", self.align_dataset),
+            Seam(loader, "_get_dataset_processor", self.get_dataset_processor),
+            Seam(loader, "_get_preprocessed_dataset", self.get_preprocessed_dataset),
+            Seam(llamafactory.model.loader, "patch_model", self.patch_model),
+            Seam(workflow, "load_tokenizer", self.load_tokenizer),
+            Seam(workflow, "get_dataset", self.get_dataset),
+            Seam(workflow, "load_model", self.load_model),
+            Seam(workflow, "SFTDataCollatorWith4DAttentionMask", self.collator),
+            Seam(tuner, "run_sft", self.run_sft),
+            Seam(tuner, "load_tokenizer", self.load_tokenizer),
+            Seam(tuner, "load_model", self.load_model),
+        ]
+        for stage in ("pt", "rm", "ppo", "dpo", "kto"):
+            seams.append(Seam(tuner, f"run_{stage}", partial(_refuse_stage, stage)))
+        return seams
+
+    # Each method below takes the original as its first argument and has the original's parameters after it.
+
+    def run_sft(self, original: Any, model_args: Any, data_args: Any, training_args: Any, *args: Any) -> None:
+        """Check the options and the checkpoints before anything is loaded."""
+        if self.hsa:
+            self.hsa_config = resolve_config(self.hsa, model_args, training_args)
+        check_options(model_args, data_args, training_args, args[0], self.hsa_config, self.feedback_config)
+        self._finetuning_args = args[0]
+        original(model_args, data_args, training_args, *args)
+
+    def join(self, original: Any, attr: Any, values: dict[str, Any]) -> None:
+        """Read `semantic_tag` beside LLaMA-Factory's other tags."""
+        original(attr, values)
+        attr.semantic_tag = (values.get("tags") or {}).get("semantic_tag")
+
+    def get_dataset_list(self, original: Any, dataset_names: list[str] | None, *args: Any) -> list[Any]:
+        """Let every data set know the name it was asked for by."""
+        attributes = original(dataset_names, *args)
+        for name, attribute in zip(dataset_names or [], attributes):
+            attribute.hsa_name = name
+        return attributes
+
+    def align_dataset(self, original: Any, dataset: Any, *args: Any) -> Any:
+        """Number the samples, so that messages can name them, and convert them with typed converters."""
+        if isinstance(dataset, Dataset):
+            dataset = dataset.add_column(INDEX_COLUMN, list(range(len(dataset))))
+        else:
+            dataset = dataset.map(_add_index, with_indices=True)
+
+        registry = llamafactory.data.converter.DATASET_CONVERTERS
+        default_type = SemanticType.parse(self.typing_config.default_type)
+        stock = dict(registry)
+        try:
+            registry.update({name: typed_converter(converter, default_type) for name, converter in stock.items()})
+            return original(dataset, *args)
+        finally:
+            registry.clear()
+            registry.update(stock)
+
+    def get_dataset_processor(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """Put the typed processor in the place of the supervised one; others stay."""
+        stock = original(*args, **kwargs)
+        replacements = {
+            SupervisedDatasetProcessor: TypedSupervisedProcessor,
+            PackedSupervisedDatasetProcessor: TypedPackedProcessor,
+        }
+        typed = replacements.get(type(stock))
+        if typed is None:
+            return stock
+        return typed(
+            stock.template,
+            stock.tokenizer,
+            stock.processor,
+            stock.data_args,
+            hsa_config=self.typing_config,
+            feedback_config=self.feedback_config,
+        )
+
+    def get_preprocessed_dataset(self, original: Any, dataset: Any, *args: Any, is_eval: bool = False) -> Any:
+        """Take the accounts out of the processed data."""
+        processed = original(dataset, *args, is_eval=is_eval)
+        if processed is None:
+            return None
+        if not isinstance(processed, Dataset):
+            return self._preview_stream(processed, is_eval)
+        if ACCOUNT_COLUMN not in processed.column_names:
+            return processed
+
+        accounts = processed.with_format("arrow")[:][ACCOUNT_COLUMN].to_pylist()
+        for serialized in accounts:
+            if serialized is not None:
+                self.report.add(serialized, is_eval)
+        rows = [i for i, serialized in enumerate(accounts) if serialized is None]
+        return processed.select(rows).remove_columns(ACCOUNT_COLUMN)
+
+    def _preview_stream(self, stream: Any, is_eval: bool) -> Any:
+        """Count the start of a stream; its rows pass on without the accounts."""
+        self.report.note = f"Streaming: these counts cover at most the first {_STREAM_PREVIEW:,} rows of each stream."
+        for row in stream.take(_STREAM_PREVIEW):
+            if row.get(ACCOUNT_COLUMN) is not None:
+                self.report.add(row[ACCOUNT_COLUMN], is_eval)
+        return stream.filter(_is_sample).map(_without_account, remove_columns=[ACCOUNT_COLUMN])
+
+    def get_dataset(
+        self,
+        original: Any,
+        template: Any,
+        model_args: Any,
+        data_args: Any,
+        training_args: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Show the table before the first step, and stop where a data set has nothing left."""
+        tokenized_path = data_args.tokenized_path
+        was_tokenized = tokenized_path is not None and has_tokenized_data(tokenized_path)
+        self.report = DataReport()
+        module = original(template, model_args, data_args, training_args, *args, **kwargs)
+        if was_tokenized:
+            self._check_tokenized(module, tokenized_path)
+        elif tokenized_path is not None and training_args.should_save:
+            self.report.save(tokenized_path, self._settings())
+
+        if training_args.should_save:
+            self.report.save(training_args.output_dir, self._settings())
+        if training_args.should_log:
+            self.report.print()
+        untrainable = self.report.untrainable()
+        if untrainable:
+            raise ValueError(
+                f"Nothing is left to train in {', '.join(map(repr, untrainable))}: see the table above (also in "
+                f"{Path(training_args.output_dir) / REPORT_NAME})."
+            )
+        return module
+
+    def _check_tokenized(self, module: Any, tokenized_path: str) -> None:
+        """Refuse data that was tokenized without the columns or with other rules of this run."""
+        for split in ("train_dataset", "eval_dataset"):
+            data = module.get(split)
+            for part in data.values() if isinstance(data, dict) else [data] if data is not None else []:
+                for column, wanted in ((SEMANTIC_COLUMN, self.hsa_config), (LOSS_MASK_COLUMN, self.feedback_config)):
+                    if wanted is not None and part.column_names is not None and column not in part.column_names:
+                        raise ValueError(
+                            f"tokenized_path {tokenized_path!r} has no column {column!r}: it was made without "
+                            f"{'HSA' if wanted is self.hsa_config else 'Feedback'}. Remove it to tokenize again."
+                        )
+
+        path = Path(tokenized_path) / REPORT_NAME
+        if path.is_file():
+            values = DataReport.load_values(path)
+            made_with, wanted = values.get("feedback"), self._settings()["feedback"]
+            if made_with != wanted:
+                raise ValueError(
+                    f"tokenized_path {tokenized_path!r} was made with feedback {made_with}, this run asks for {wanted}. "
+                    "Remove it to tokenize again."
+                )
+            self.report = DataReport.from_dict(values)
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "hsa": self.hsa_config.to_dict() if self.hsa_config else None,
+            "feedback": self.feedback_config.to_dict() if self.feedback_config else None,
+        }
+
+    def collator(self, original: Any, *args: Any, **kwargs: Any) -> HSADataCollator:
+        """Make the collator that also masks labels and pads types."""
+        return HSADataCollator(*args, hsa_config=self.hsa_config, feedback_config=self.feedback_config, **kwargs)
+
+    def load_tokenizer(self, original: Any, model_args: Any) -> Any:
+        """Make sure the marker is one special token."""
+        module = original(model_args)
+        if self.feedback_config is not None:
+            self.added_token = ensure_marker(module["tokenizer"], self.feedback_config.token)
+        return module
+
+    def patch_model(self, original: Any, model: Any, tokenizer: Any, model_args: Any, *args: Any) -> None:
+        """Give a new marker its row before adapters are put on the model."""
+        if self.added_token is not None and not model_args.resize_vocab:
+            fit_embeddings(model, tokenizer)
+        original(model, tokenizer, model_args, *args)
+        if self.added_token is not None:
+            initialize_row(model, self.added_token)
+
+    def load_model(self, original: Any, tokenizer: Any, model_args: Any, finetuning_args: Any, *args: Any) -> Any:
+        """Switch HSA on at the end of LLaMA-Factory's own loading."""
+        model = original(tokenizer, model_args, finetuning_args, *args)
+        if self.hsa:
+            if not isinstance(self.hsa, HSAConfig):
+                self.hsa_config = resolve_config(self.hsa, model_args, None) if not args else self.hsa_config
+            enable_hsa(model, self.hsa_config)
+            logger.info_rank0(f"HSA is on: {self.hsa_config.to_dict()}.")
+        if self.added_token is not None and finetuning_args.finetuning_type != "full":
+            trained = finetuning_args.additional_target or []
+            if not any("embed" in name for name in trained):
+                logger.warning_rank0(
+                    f"{self.feedback_config.token} is new to this model, and {finetuning_args.finetuning_type} does not "
+                    "train its embedding: it stays at the mean of the others. To train it, set `additional_target: "
+                    "embed_tokens,lm_head` (with `finetuning_type: lora`)."
+                )
+        return model
+
+
+@contextmanager
+def integrate(hsa: HSAConfig | bool | None = None, feedback: FeedbackConfig | None = None) -> Iterator[Integration]:
+    """Install HSA and Feedback into LLaMA-Factory for the duration of a `with` block.
+
+    Args:
+        hsa: The rules; True takes over those of the checkpoint (else the defaults). None: no HSA.
+        feedback: None: labels stay as they are.
+
+    Yields:
+        The integration; its `report` holds the counts once data has been prepared.
+
+    Raises:
+        RuntimeError: If this version of LLaMA-Factory is not known, a seam is not what it should be, or another
+            integration with other settings is installed.
+    """
+    global _active
+    if hsa is None and feedback is None:
+        raise ValueError("integrate: give hsa, feedback or both.")
+    if VERSION not in SUPPORTED_VERSIONS:
+        raise RuntimeError(
+            f"LLaMA-Factory {VERSION} is not known to hsa-factory (known: {', '.join(SUPPORTED_VERSIONS)}). Install a "
+            "known version: pip install llamafactory==" + SUPPORTED_VERSIONS[-1]
+        )
+    if _active is not None:
+        if (_active.hsa, _active.feedback_config) != (hsa, feedback):
+            raise RuntimeError("hsa-factory is already integrated with other settings; leave that block first.")
+        yield _active
+        return
+
+    integration = Integration(hsa, feedback)
+    with installed(integration.seams()):
+        _active = integration
+        try:
+            yield integration
+        finally:
+            _active = None
+
+
+def _refuse_stage(stage: str, original: Any, *args: Any, **kwargs: Any) -> None:
+    check_stage(stage)
+
+
+def _add_index(example: dict[str, Any], index: int) -> dict[str, Any]:
+    return {**example, INDEX_COLUMN: index}
+
+
+def _is_sample(row: dict[str, Any]) -> bool:
+    return row.get(ACCOUNT_COLUMN) is None
+
+
+def _without_account(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != ACCOUNT_COLUMN}

@@ -1,0 +1,100 @@
+"""Running LLaMA-Factory's commands with the integration, in this process or through torchrun."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import yaml
+from llamafactory import launcher
+from llamafactory.extras import logging
+from llamafactory.extras.misc import get_device_count, is_env_enabled, use_ray
+
+from ..training_file import TrainingFile, read_training_file
+from .integration import integrate
+
+
+logger = logging.get_logger(__name__)
+
+_WORKER = str(Path(__file__).with_name("worker.py"))
+
+
+def train(path: str, overrides: Sequence[str]) -> None:
+    """Train as `llamafactory-cli train FILE key=value …` does, with the file's `hsa` and `feedback` blocks.
+
+    Raises:
+        ValueError: If the file or an option is not allowed.
+        subprocess.CalledProcessError: If a process launched by torchrun fails.
+    """
+    training_file = read_training_file(path, overrides)
+    _check_environment(training_file)
+    if is_env_enabled("FORCE_TORCHRUN") or get_device_count() > 1:
+        with _patched(launcher, "__file__", _WORKER), _argv("train", path, *overrides):
+            launcher.launch()  # torchrun runs the worker below instead of LLaMA-Factory's own
+    else:
+        run(training_file)
+
+
+def run(training_file: TrainingFile) -> None:
+    """Train in this process."""
+    from llamafactory.train.tuner import run_exp
+
+    with _integration(training_file):
+        run_exp(dict(training_file.args))
+
+
+def pass_on(command: str, arguments: Sequence[str]) -> None:
+    """Run any other LLaMA-Factory command; a file's blocks are taken out first, and applied where they matter."""
+    if not arguments or not arguments[0].endswith((".yaml", ".yml", ".json")):
+        with _argv(command, *arguments):
+            launcher.launch()
+        return
+
+    training_file = read_training_file(arguments[0], arguments[1:])
+    if training_file.hsa is not None and command in ("chat", "api", "webchat"):
+        logger.warning_rank0(f"`{command}` runs the model without HSA: generation does not use it yet.")
+    with tempfile.TemporaryDirectory() as directory:
+        plain = Path(directory) / "arguments.yaml"
+        plain.write_text(yaml.safe_dump(training_file.args, allow_unicode=True), encoding="utf-8")
+        with _integration(training_file), _argv(command, str(plain)):
+            launcher.launch()
+
+
+def _integration(training_file: TrainingFile) -> Any:
+    if training_file.is_plain:
+        return nullcontext()
+    return integrate(training_file.hsa, training_file.feedback)
+
+
+def _check_environment(training_file: TrainingFile) -> None:
+    if training_file.is_plain:
+        return
+    for variable in ("USE_V1", "USE_MCA"):
+        if is_env_enabled(variable):
+            raise ValueError(f"{variable} is set: HSA and Feedback work with LLaMA-Factory's standard trainer only.")
+    if use_ray() or training_file.args.get("use_ray"):
+        raise ValueError("Ray is not supported with HSA and Feedback; use torchrun (FORCE_TORCHRUN=1).")
+
+
+@contextmanager
+def _argv(*arguments: str) -> Any:
+    with _patched(sys, "argv", ["llamafactory-cli", *arguments]):
+        yield
+
+
+@contextmanager
+def _patched(owner: Any, name: str, value: Any) -> Any:
+    former = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, former)
+
+
+def is_main_process() -> bool:
+    """Whether this process may write what all share."""
+    return int(os.getenv("RANK", "0")) == 0

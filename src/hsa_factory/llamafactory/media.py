@@ -1,0 +1,90 @@
+"""Truncation that never cuts media in half: which turns LLaMA-Factory would keep, and which media remain."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llamafactory.data.processor.processor_utils import infer_seqlen
+from llamafactory.extras.constants import AUDIO_PLACEHOLDER, IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+
+from .template import Pairs
+
+
+PLACEHOLDERS = (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, AUDIO_PLACEHOLDER)
+Counts = tuple[int, int, int]  # images, videos, audios
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What remains of a sample.
+
+    Attributes:
+        first: Index of the first turn (a prompt and its response) that remains.
+        stop: Index after the last one.
+        turns_removed: Whether whole turns go because the cut would fall inside media.
+    """
+
+    first: int
+    stop: int
+    turns_removed: bool
+
+
+def count_media(messages: Sequence[dict[str, Any]]) -> list[Counts]:
+    """Count the media of each turn, (prompt, response) pair by pair, from the placeholders in the raw messages."""
+    counts = [tuple(message["content"].count(placeholder) for placeholder in PLACEHOLDERS) for message in messages]
+    return [tuple(map(sum, zip(*counts[i : i + 2]))) for i in range(0, len(counts), 2)]
+
+
+def plan_cut(
+    pairs: Pairs,
+    media: Sequence[Counts],
+    media_ids: frozenset[int],
+    start_length: int,
+    cutoff_len: int,
+    from_end: bool,
+) -> Cut:
+    """Follow LLaMA-Factory's truncation turn by turn, and stop before the turn whose media it would cut.
+
+    Args:
+        pairs: Prompt and response ids of each turn.
+        media: Media of each turn.
+        media_ids: Ids that stand for media or enclose them.
+        start_length: Tokens counted before the first turn.
+        cutoff_len: LLaMA-Factory's limit.
+        from_end: Whether later turns have priority (`mask_history`).
+
+    Returns:
+        The turns that LLaMA-Factory should be given. Without media in the way these are the ones it reaches itself.
+    """
+    number = len(pairs)
+    order = range(number - 1, -1, -1) if from_end else range(number)
+    total, reached, removed = start_length, 0, False
+    for index in order:
+        if total >= cutoff_len:
+            break
+
+        prompt_ids, response_ids = pairs[index]
+        prompt_length, response_length = infer_seqlen(len(prompt_ids), len(response_ids), cutoff_len - total)
+        cut_away = prompt_ids[prompt_length:] + response_ids[response_length:]
+        if cut_away and any(media[index]) and _cuts_media(prompt_ids + response_ids, cut_away, media_ids):
+            removed = True
+            break
+
+        total += prompt_length + response_length
+        reached += 1
+
+    first, stop = (number - reached, number) if from_end else (0, reached)
+    return Cut(first, stop, removed)
+
+
+def _cuts_media(turn_ids: list[int], cut_away: list[int], media_ids: frozenset[int]) -> bool:
+    if media_ids.isdisjoint(turn_ids):
+        return True  # media that are not recognised in the ids: never risk a cut
+    return not media_ids.isdisjoint(cut_away)
+
+
+def media_token_ids(mm_plugin: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the ids of every token that a multimodal plugin names."""
+    names = {value for name, value in vars(mm_plugin).items() if name.endswith("_token") and isinstance(value, str)}
+    ids = (tokenizer.convert_tokens_to_ids(name) for name in names)
+    return frozenset(token_id for token_id in ids if token_id is not None and token_id != tokenizer.unk_token_id)

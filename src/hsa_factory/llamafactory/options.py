@@ -1,0 +1,117 @@
+"""LLaMA-Factory's options against HSA and Feedback: what is overridden, what is refused, before anything is loaded."""
+
+from pathlib import Path
+from typing import Any
+
+from llamafactory.extras import logging
+
+from ..config import CONFIG_NAME, FeedbackConfig, HSAConfig
+
+
+logger = logging.get_logger(__name__)
+
+
+def check_stage(stage: str) -> None:
+    """Refuse a training stage that HSA and Feedback do not know yet.
+
+    Raises:
+        ValueError: Always; `stage` is the one to name.
+    """
+    raise ValueError(
+        f"HSA and Feedback support `stage: sft`, not `stage: {stage}` yet. Remove the hsa and feedback blocks to run "
+        "it with plain LLaMA-Factory."
+    )
+
+
+def check_options(
+    model_args: Any,
+    data_args: Any,
+    training_args: Any,
+    finetuning_args: Any,
+    hsa_config: HSAConfig | None,
+    feedback_config: FeedbackConfig | None,
+) -> None:
+    """Refuse options that cannot be honoured and override those that only name another attention kernel.
+
+    Raises:
+        ValueError: Naming the option and what to do.
+    """
+    refused = {
+        "use_unsloth": "it replaces the attention and the training loop",
+        "use_kt": "its kernels replace the attention",
+    }
+    if hsa_config is not None:
+        refused |= {
+            "shift_attn": "it replaces the attention (LongLoRA)",
+            "mixture_of_depths": "it lets tokens skip layers",
+            "use_hyper_parallel": "it has a training loop of its own",
+            "use_mca": "it has a model of its own (Megatron)",
+            "use_asft_loss": "its reference model would run without HSA",
+            "predict_with_generate": "generation does not use HSA yet; evaluate by loss",
+        }
+    for option, reason in refused.items():
+        for args in (model_args, finetuning_args, training_args):
+            if getattr(args, option, None):
+                raise ValueError(f"`{option}` cannot be combined with HSA / Feedback: {reason}. Remove it.")
+
+    if data_args.streaming and training_args.dataloader_num_workers < 1:
+        logger.warning_rank0("`streaming` needs a data loading worker; `dataloader_num_workers` is set to 1.")
+        training_args.dataloader_num_workers = 1
+    if hsa_config is None:
+        return
+
+    flash_attn = getattr(model_args.flash_attn, "value", model_args.flash_attn)
+    if flash_attn not in ("auto", "sdpa"):
+        logger.warning_rank0(
+            f"`flash_attn: {flash_attn}` is overridden: HSA brings its own attention to the text model."
+        )
+        model_args.flash_attn = "sdpa"
+    if data_args.packing and not data_args.neat_packing:
+        logger.warning_rank0(
+            "`packing` without `neat_packing`: as in plain LLaMA-Factory, samples packed into one row see each other. "
+            "Set `neat_packing: true` to keep them apart."
+        )
+
+
+def resolve_config(hsa: HSAConfig | bool, model_args: Any, training_args: Any) -> HSAConfig:
+    """Settle the configuration of a run together with the ones saved beside the checkpoints it starts from.
+
+    Args:
+        hsa: The rules asked for; True takes over those of the checkpoint, or the defaults.
+        model_args: LLaMA-Factory's.
+        training_args: LLaMA-Factory's.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ValueError: If a checkpoint was made with other rules than the ones asked for.
+    """
+    asked = hsa if isinstance(hsa, HSAConfig) else None
+    resumed = training_args.resume_from_checkpoint if training_args is not None else None
+    places = [resumed, *(model_args.adapter_name_or_path or ()), model_args.model_name_or_path]
+    for place in places:
+        if not isinstance(place, str) or not (Path(place) / CONFIG_NAME).is_file():
+            if place == resumed and isinstance(place, str) and Path(place).is_dir():
+                raise ValueError(
+                    f"The checkpoint {place!r} to resume from was made without HSA ({CONFIG_NAME} is missing). Resume "
+                    "it without the hsa block, or start a new run with `overwrite_output_dir: true`."
+                )
+            continue
+
+        saved = HSAConfig.from_pretrained(place)
+        if asked is None:
+            logger.info_rank0(f"HSA configuration taken over from {place}.")
+            asked = saved
+        elif saved.attention_rules() != asked.attention_rules():
+            changed = [
+                f"{name}: {saved.to_dict()[name]!r} there, {value!r} here"
+                for name, value in asked.to_dict().items()
+                if saved.to_dict()[name] != value
+            ]
+            raise ValueError(
+                f"{place!r} was made with another HSA configuration than the one asked for ({'; '.join(changed)}). Use "
+                f"`hsa: true` to take over the checkpoint's, or remove its {CONFIG_NAME} to go on with other rules."
+            )
+
+    return asked or HSAConfig()

@@ -1,0 +1,282 @@
+"""LLaMA-Factory's supervised processors, plus `semantic_ids`, the loss mask and an account of every sample."""
+
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from llamafactory.data.processor.supervised import (
+    MAX_SU_SEQ_IDX,
+    PackedSupervisedDatasetProcessor,
+    SupervisedDatasetProcessor,
+)
+
+from ..config import FeedbackConfig, HSAConfig
+from ..feedback import IGNORE_INDEX, find_marker
+from ..labeling.token_ids import (
+    count_types,
+    fill_types,
+    flatten,
+    loss_mask_of,
+    mark_untrained,
+    plain_ids,
+    semantic_ids_of,
+    sources_of,
+)
+from ..labeling.typed_text import TypedText
+from ..semantics import SemanticType
+from .converter import INDEX_COLUMN, SOURCE_COLUMN, SYSTEM_TYPE_COLUMN, TYPED_COLUMN
+from .media import count_media, media_token_ids, plan_cut
+from .report import DatasetAccount, serialize_accounts
+from .template import Pairs, typed_template
+
+
+SEMANTIC_COLUMN = "semantic_ids"
+LOSS_MASK_COLUMN = "loss_mask"
+ROW_SOURCE_COLUMN = "hsa_dataset"
+ACCOUNT_COLUMN = "hsa_account"
+MEDIA_COLUMNS = ("_images", "_videos", "_audios")
+
+INVALID = "invalid conversation (empty, or roles in a wrong order)"
+NO_MARKER = "no feedback marker"
+NOTHING_TO_TRAIN = "nothing left to train"
+MEDIA_TOO_LONG = "media do not fit into cutoff_len"
+TOO_LONG = "longer than cutoff_len"
+
+
+class SampleDropped(Exception):
+    """A sample is left out; the argument is the reason."""
+
+
+@dataclass
+class _Sample:
+    """The sample at work.
+
+    Attributes:
+        media: Media of each turn, None if they are not tied to turns.
+        has_marker: Whether the feedback marker was found in the whole sample.
+        whole_length: Tokens before truncation.
+        cut: What the truncation leaves, None without media.
+    """
+
+    media: list | None = None
+    has_marker: bool = False
+    whole_length: int = 0
+    cut: Any = None
+
+
+@dataclass
+class TypedProcessorMixin:
+    """Encodes each sample with types first, decides what becomes of it, then lets LLaMA-Factory lay out the rows."""
+
+    hsa_config: HSAConfig = field(default_factory=HSAConfig)
+    feedback_config: FeedbackConfig | None = None
+
+    def __post_init__(self) -> None:
+        self.template = typed_template(self.template, SemanticType.parse(self.hsa_config.default_type))
+        self.template.on_pairs = self._decide
+        self.media_ids = media_token_ids(self.template.mm_plugin, self.tokenizer)
+        self.marker_id = None
+        if self.feedback_config is not None:
+            self.marker_id = self.tokenizer.convert_tokens_to_ids(self.feedback_config.token)
+        self._sample = _Sample()
+        self._encoded: deque = deque()
+
+    def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        columns = {name: list(examples[name]) for name in examples.keys()}
+        accounts: dict[str, DatasetAccount] = defaultdict(DatasetAccount)
+        kept = []
+        for i in range(len(columns["_prompt"])):
+            account = accounts[columns[SOURCE_COLUMN][i]]
+            account.samples += 1
+            account.messages += len(columns["_prompt"][i]) + len(columns["_response"][i])
+            account.typed_messages += columns[TYPED_COLUMN][i]
+            try:
+                self._encoded.append(self._encode_sample(columns, i, account))
+                kept.append(i)
+            except SampleDropped as dropped:
+                account.drop(str(dropped), columns[INDEX_COLUMN][i])
+
+        rows = super().preprocess_dataset({name: [column[i] for i in kept] for name, column in columns.items()})
+        self._encoded.clear()
+        return self._finish_rows(rows, accounts)
+
+    def _encode_data_example(self, *args: Any, **kwargs: Any) -> tuple[list[int], list[int]]:
+        if self._encoded:  # LLaMA-Factory's loop over the samples that are kept, in the same order
+            return self._encoded.popleft()
+        return super()._encode_data_example(*args, **kwargs)
+
+    def _encode_sample(
+        self, columns: dict[str, list[Any]], i: int, account: DatasetAccount
+    ) -> tuple[list[int], list[int]]:
+        """Encode one sample as LLaMA-Factory does, cut to `cutoff_len`, its ids typed.
+
+        Raises:
+            SampleDropped: With the reason.
+            ValueError: If it cannot be encoded, or a policy says ``error``; names the data set and the sample.
+        """
+        prompt, response = columns["_prompt"][i], columns["_response"][i]
+        if len(prompt) % 2 != 1 or len(response) != 1:
+            raise SampleDropped(INVALID)
+
+        source = columns[SOURCE_COLUMN][i]
+        where = f"dataset {source!r}, sample {columns[INDEX_COLUMN][i]}"
+        media = [list(columns[name][i] or []) for name in MEDIA_COLUMNS]
+        self._sample = sample = _Sample()
+        system = columns["_system"][i]
+        if system:
+            system = TypedText(system, columns[SYSTEM_TYPE_COLUMN][i])
+        self.template.source = source
+        try:
+            if any(media) and not self._media_stand_in_front(media):
+                sample.media = count_media(prompt + response)
+            input_ids, labels = self._encode_uncached(prompt, response, system, columns["_tools"][i], *media)
+        except SampleDropped:
+            raise
+        except Exception as error:
+            raise ValueError(f"{where}: {error}") from error
+
+        if sample.has_marker:
+            account.with_marker += 1
+        if not input_ids:
+            raise SampleDropped(NOTHING_TO_TRAIN)
+
+        input_ids = fill_types(input_ids)
+        trained = _count_trained(input_ids, labels, sample.has_marker)
+        if trained == 0:
+            if self.feedback_config is not None and self.feedback_config.empty == "error":
+                raise ValueError(f"{where}: nothing is left to train (feedback.empty is 'error').")
+            raise SampleDropped(NOTHING_TO_TRAIN)
+        if isinstance(self, PackedSupervisedDatasetProcessor) and len(input_ids) > self.data_args.cutoff_len:
+            raise SampleDropped(TOO_LONG)
+
+        self._trim_media(columns, i, media)
+        account.kept += 1
+        account.tokens.update(count_types(input_ids))
+        account.trained_tokens += trained
+        if sample.cut is not None and sample.cut.turns_removed:
+            account.turns_removed += 1
+        elif len(input_ids) - int(self.template.efficient_eos) < sample.whole_length:
+            account.text_truncated += 1
+
+        return input_ids, labels
+
+    def _encode_uncached(self, *args: Any) -> tuple[list[int], list[int]]:
+        return super()._encode_data_example(*args)
+
+    def _decide(self, pairs: Pairs) -> Pairs:
+        """Look at the whole sample before it is cut: which side of the marker, and which turns can stay."""
+        sample = self._sample
+        whole = flatten(pairs)
+        sample.whole_length = len(whole)
+        if self.feedback_config is not None:
+            marker = find_marker(whole, self.marker_id, self.feedback_config.occurrence)
+            sample.has_marker = marker is not None
+            if marker is not None:
+                pairs = _mark_until(pairs, marker)
+            elif self.feedback_config.missing == "error":
+                raise ValueError(f"it has no {self.feedback_config.token} (feedback.missing is 'error').")
+            elif self.feedback_config.missing == "drop":
+                raise SampleDropped(NO_MARKER)
+
+        if sample.media is not None and sum(map(sum, sample.media)):
+            start_length = 1 if self.template.efficient_eos else 0
+            sample.cut = plan_cut(
+                pairs,
+                sample.media,
+                self.media_ids,
+                start_length,
+                self.data_args.cutoff_len,
+                self.data_args.mask_history,
+            )
+            if sample.cut.turns_removed:
+                pairs = pairs[sample.cut.first : sample.cut.stop]
+                if not pairs:
+                    raise SampleDropped(MEDIA_TOO_LONG)
+
+        return pairs
+
+    def _trim_media(self, columns: dict[str, list[Any]], i: int, media: list[list[Any]]) -> None:
+        """Leave only the media whose turns remain, so that they match the ids."""
+        cut, counts = self._sample.cut, self._sample.media
+        if cut is None:
+            return
+
+        for kind, name in enumerate(MEDIA_COLUMNS):
+            before = sum(turn[kind] for turn in counts[: cut.first])
+            number = sum(turn[kind] for turn in counts[cut.first : cut.stop])
+            columns[name][i] = media[kind][before : before + number] or None
+
+    def _media_stand_in_front(self, media: list[list[Any]]) -> bool:
+        """Whether a plugin puts all media before the conversation (PaliGemma): turns then hold none."""
+        ids, _ = self.template.mm_plugin.process_token_ids([], [], *media, self.tokenizer, self.processor)
+        return bool(ids)
+
+    def _finish_rows(self, rows: dict[str, list[Any]], accounts: dict[str, DatasetAccount]) -> dict[str, list[Any]]:
+        """Read the types off the finished ids, and append a row that carries the accounts through map and cache."""
+        typed_rows = list(rows["input_ids"])
+        rows["input_ids"] = [plain_ids(ids) for ids in typed_rows]
+        rows["labels"] = [plain_ids(labels) for labels in rows["labels"]]
+        rows[SEMANTIC_COLUMN] = [semantic_ids_of(ids) for ids in typed_rows]
+        rows[ROW_SOURCE_COLUMN] = [", ".join(sources_of(ids)) for ids in typed_rows]
+        if self.feedback_config is not None:
+            rows[LOSS_MASK_COLUMN] = [loss_mask_of(ids) for ids in typed_rows]
+
+        account_row = self._account_row()
+        for name in account_row.keys() | rows.keys():
+            rows[name].append(account_row.get(name))
+        rows[ACCOUNT_COLUMN] = [None] * len(typed_rows) + [serialize_accounts(accounts)]
+        return dict(rows)
+
+    def _account_row(self) -> dict[str, Any]:
+        """Return a row that stands for no sample: one padding token, so that column types can be inferred from it."""
+        row = {
+            "input_ids": [0],
+            "attention_mask": [0],
+            "labels": [IGNORE_INDEX],
+            "images": None,
+            "videos": None,
+            "audios": None,
+            SEMANTIC_COLUMN: [int(SemanticType.NOISE)],
+            ROW_SOURCE_COLUMN: "",
+        }
+        if self.feedback_config is not None:
+            row[LOSS_MASK_COLUMN] = [0]
+        if isinstance(self, PackedSupervisedDatasetProcessor):
+            row["position_ids"] = [0]
+            if self.data_args.neat_packing:
+                unused = {f"{kind}_subseq_ids": [MAX_SU_SEQ_IDX] for kind in ("image", "video", "audio")}
+                row["packing_params"] = {"sequence_boundaries": [0, 1], **unused, "right_padding_length": 0}
+        return row
+
+    def print_data_example(self, example: dict[str, Any]) -> None:
+        if example.get(ACCOUNT_COLUMN) is None:
+            super().print_data_example(example)
+
+
+@dataclass
+class TypedSupervisedProcessor(TypedProcessorMixin, SupervisedDatasetProcessor):
+    """One row a sample."""
+
+
+@dataclass
+class TypedPackedProcessor(TypedProcessorMixin, PackedSupervisedDatasetProcessor):
+    """Rows packed to `cutoff_len`."""
+
+
+def _mark_until(pairs: Pairs, marker: int) -> Pairs:
+    """Mark the marker and all before it as untrained."""
+    marked, position = [], 0
+    for pair in pairs:
+        sides = []
+        for ids in pair:
+            before = min(max(marker + 1 - position, 0), len(ids))
+            sides.append(mark_untrained(ids[:before]) + ids[before:] if before else ids)
+            position += len(ids)
+        marked.append(tuple(sides))
+    return marked
+
+
+def _count_trained(token_ids: list[Any], labels: list[int], has_marker: bool) -> int:
+    if not has_marker:
+        return len(labels) - labels.count(IGNORE_INDEX)
+    return sum(label != IGNORE_INDEX and token.trained for label, token in zip(labels, token_ids))

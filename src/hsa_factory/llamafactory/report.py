@@ -1,0 +1,192 @@
+"""What happened to the data: counts per data set, carried through caches and workers, shown before the first step."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+REPORT_NAME = "hsa_report.json"
+_MAX_LISTED = 20
+
+
+@dataclass
+class DatasetAccount:
+    """Counts of one data set.
+
+    Attributes:
+        samples: Samples read.
+        with_marker: Samples that hold the feedback marker.
+        kept: Samples that are trained.
+        dropped: Samples left out, by reason.
+        dropped_samples: Numbers of the first of them, by reason.
+        text_truncated: Kept samples whose end LLaMA-Factory cut at `cutoff_len`.
+        turns_removed: Kept samples that lost whole turns because the cut would have fallen inside media.
+        messages: Messages of the samples read.
+        typed_messages: Messages that came with a type of their own.
+        tokens: Tokens kept, by semantic type.
+        trained_tokens: Tokens kept that the loss counts.
+    """
+
+    samples: int = 0
+    with_marker: int = 0
+    kept: int = 0
+    dropped: Counter = field(default_factory=Counter)
+    dropped_samples: dict[str, list[int]] = field(default_factory=dict)
+    text_truncated: int = 0
+    turns_removed: int = 0
+    messages: int = 0
+    typed_messages: int = 0
+    tokens: Counter = field(default_factory=Counter)
+    trained_tokens: int = 0
+
+    def drop(self, reason: str, index: int) -> None:
+        """Count a sample that is left out."""
+        self.dropped[reason] += 1
+        listed = self.dropped_samples.setdefault(reason, [])
+        if len(listed) < _MAX_LISTED:
+            listed.append(index)
+
+    def add(self, other: dict[str, Any]) -> None:
+        """Add the counts of another account, given as `to_dict` makes it."""
+        for item in fields(self):
+            value = other[item.name]
+            if item.name == "dropped_samples":
+                for reason, indices in value.items():
+                    listed = self.dropped_samples.setdefault(reason, [])
+                    listed += indices[: _MAX_LISTED - len(listed)]
+            elif isinstance(value, dict):
+                getattr(self, item.name).update(value)
+            else:
+                setattr(self, item.name, getattr(self, item.name) + value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, with the totals that readers want."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values["dropped"] = dict(self.dropped)
+        values["tokens"] = {name: self.tokens.get(name, 0) for name in ("GLOBAL", "LANDMARK", "NOISE")}
+        total = sum(self.tokens.values())
+        values["total_tokens"] = total
+        values["trained_share"] = round(self.trained_tokens / total, 6) if total else 0.0
+        return values
+
+
+class DataReport:
+    """The accounts of a run.
+
+    Attributes:
+        train: Accounts of the training data by data set.
+        eval: Accounts of the evaluation data.
+        note: What a reader must know about the counts, such as that they cover the start of a stream only.
+    """
+
+    def __init__(self) -> None:
+        self.train: dict[str, DatasetAccount] = {}
+        self.eval: dict[str, DatasetAccount] = {}
+        self.note = ""
+
+    def add(self, serialized: str, is_eval: bool = False) -> None:
+        """Add the accounts of one batch, as `serialize_accounts` wrote them."""
+        accounts = self.eval if is_eval else self.train
+        for name, values in json.loads(serialized).items():
+            accounts.setdefault(name, DatasetAccount()).add(values)
+
+    def untrainable(self) -> list[str]:
+        """Return the names of the data sets in which nothing is left."""
+        return [name for name, account in {**self.eval, **self.train}.items() if account.kept == 0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values: ``datasets``, and ``eval_datasets`` and ``note`` where there are any."""
+        values: dict[str, Any] = {"datasets": {name: account.to_dict() for name, account in self.train.items()}}
+        if self.eval:
+            values["eval_datasets"] = {name: account.to_dict() for name, account in self.eval.items()}
+        if self.note:
+            values["note"] = self.note
+        return values
+
+    @staticmethod
+    def load_values(path: str | Path) -> dict[str, Any]:
+        """Read a saved report."""
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "DataReport":
+        """Read back what `to_dict` returned."""
+        report = cls()
+        report.note = values.get("note", "")
+        for accounts, key in ((report.train, "datasets"), (report.eval, "eval_datasets")):
+            for name, account in values.get(key, {}).items():
+                accounts.setdefault(name, DatasetAccount()).add(account)
+        return report
+
+    def save(self, directory: str | Path, extra: dict[str, Any]) -> Path:
+        """Write ``hsa_report.json``, whole or not at all."""
+        path = Path(directory) / REPORT_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{REPORT_NAME}.partial")
+        partial.write_text(json.dumps({**extra, **self.to_dict()}, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        partial.replace(path)
+        return path
+
+    def print(self, console: Console | None = None) -> None:
+        """Print the table, and below it what needs a second look."""
+        console = console or wide_console()
+        values = self.to_dict()
+        rows = list(values["datasets"].items())
+        rows += [(f"{name} (eval)", account) for name, account in values.get("eval_datasets", {}).items()]
+        console.print(report_table(rows))
+        for name, account in rows:
+            for reason, count in account["dropped"].items():
+                listed = ", ".join(map(str, account["dropped_samples"].get(reason, [])))
+                more = ", …" if count > len(account["dropped_samples"].get(reason, [])) else ""
+                console.print(f"  {name}: {count} dropped, {reason} (samples {listed}{more})", highlight=False)
+            if account["turns_removed"]:
+                console.print(
+                    f"  {name}: {account['turns_removed']} lost whole turns, because cutoff_len fell inside an image "
+                    "or other media",
+                    highlight=False,
+                )
+        if self.note:
+            console.print(f"  {self.note}", highlight=False)
+
+
+def wide_console() -> Console:
+    """Return a console as wide as the terminal; in a log file wide enough for a table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, 120))
+
+
+def report_table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
+    """Lay out accounts (as `DatasetAccount.to_dict` gives them) one data set a row."""
+    table = Table(title="Training data with HSA / Feedback", title_justify="left")
+    table.add_column("dataset", overflow="fold")
+    headings = ("samples", "marker", "dropped", "cut", "tokens", "GLOBAL", "LANDMARK", "NOISE", "trained")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+
+    for name, account in rows:
+        total = max(account["total_tokens"], 1)
+        shares = [f"{account['tokens'][kind] / total:.1%}" for kind in ("GLOBAL", "LANDMARK", "NOISE")]
+        dropped = sum(account["dropped"].values())
+        cut = account["text_truncated"] + account["turns_removed"]
+        table.add_row(
+            name,
+            f"{account['samples']:,}",
+            f"{account['with_marker']:,}",
+            f"{dropped:,}",
+            f"{cut:,}",
+            f"{account['total_tokens']:,}",
+            *shares,
+            f"{account['trained_share']:.1%}",
+        )
+
+    return table
+
+
+def serialize_accounts(accounts: dict[str, DatasetAccount]) -> str:
+    """Write accounts so that they can travel as a column of the processed data, through workers and caches."""
+    return json.dumps({name: account.to_dict() for name, account in accounts.items()}, ensure_ascii=False)

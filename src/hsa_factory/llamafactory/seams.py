@@ -1,0 +1,60 @@
+"""Replacing named parts of LLaMA-Factory for a while: checked first, taken back in any case."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Seam:
+    """One attribute that is replaced.
+
+    Attributes:
+        owner: Module or class.
+        name: Attribute.
+        replacement: Called as ``replacement(original, *args, **kwargs)``.
+    """
+
+    owner: Any
+    name: str
+    replacement: Callable[..., Any]
+
+    def __str__(self) -> str:
+        return f"{getattr(self.owner, '__name__', self.owner)}.{self.name}"
+
+
+@contextmanager
+def installed(seams: Sequence[Seam]) -> Iterator[None]:
+    """Replace all seams, and put every original back at the end, whatever happens.
+
+    Raises:
+        RuntimeError: Before anything is replaced, if a seam is missing or already replaced.
+    """
+    for seam in seams:
+        original = vars(seam.owner).get(seam.name)
+        if not callable(original):
+            raise RuntimeError(f"{seam} is not there: this LLaMA-Factory differs from the one hsa-factory knows.")
+        if hasattr(original, "hsa_original"):
+            raise RuntimeError(f"{seam} is replaced already.")
+
+    originals = [vars(seam.owner)[seam.name] for seam in seams]
+    try:
+        for seam, original in zip(seams, originals):
+            setattr(seam.owner, seam.name, _bind(seam.replacement, original))
+        yield
+    finally:
+        for seam, original in zip(seams, originals):
+            setattr(seam.owner, seam.name, original)
+
+
+def _bind(replacement: Callable[..., Any], original: Any) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return replacement(original, *args, **kwargs)
+
+    if not inspect.isclass(original):
+        functools.update_wrapper(call, original)
+    call.hsa_original = original
+    return call

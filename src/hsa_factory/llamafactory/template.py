@@ -1,0 +1,132 @@
+"""LLaMA-Factory's chat templates with typed token ids: same ids, each carrying the type of its message."""
+
+from collections.abc import Callable
+from typing import Any
+
+from llamafactory.data.formatter import SLOTS, Formatter
+from llamafactory.data.template import Template
+
+from ..labeling.token_ids import fill_types, type_token_ids
+from ..labeling.typed_text import TypedText, token_types, type_rendered_text
+from ..semantics import SemanticType
+
+
+Pairs = list[tuple[list[int], list[int]]]
+TYPE_KEY = "semantic_type"  # of a message, beside "role" and "content"
+_FORMATTERS = ("format_user", "format_assistant", "format_system", "format_function", "format_observation")
+
+
+class _TypedSet(set):
+    """A slot such as {"eos_token"} with the type of the message it stands in."""
+
+    semantic_type: SemanticType
+
+
+class _TypedDict(dict):
+    """A slot such as {"token": "<|user|>"} with the type of the message it stands in."""
+
+    semantic_type: SemanticType
+
+
+class _TypedFormatter:
+    """A formatter that hands the type of its content on to every element it makes."""
+
+    def __init__(self, formatter: Formatter) -> None:
+        self.formatter = formatter
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "formatter":  # not there yet while unpickling
+            raise AttributeError(name)
+        return getattr(self.formatter, name)
+
+    def apply(self, **kwargs: Any) -> SLOTS:
+        elements = self.formatter.apply(**kwargs)
+        content = kwargs.get("content")
+        if not isinstance(content, TypedText):
+            return elements
+
+        return [_typed_element(element, content) for element in elements]
+
+
+class TypedTemplateMixin:
+    """Overrides what turns messages into ids; made by `typed_template`.
+
+    Attributes:
+        default_type: Type of a message without one.
+        source: Name of the data set at work.
+        on_pairs: Called with the (prompt ids, response ids) of a whole sample before LLaMA-Factory cuts it; returns
+            the pairs to go on with.
+    """
+
+    default_type: SemanticType
+    source: str
+    on_pairs: Callable[[Pairs], Pairs] | None
+
+    def encode_multiturn(self, *args: Any, **kwargs: Any) -> Pairs:
+        pairs = [
+            (fill_types(prompt_ids), fill_types(response_ids))
+            for prompt_ids, response_ids in super().encode_multiturn(*args, **kwargs)
+        ]
+        return self.on_pairs(pairs) if self.on_pairs is not None else pairs
+
+    def _encode(self, tokenizer: Any, messages: list[dict[str, Any]], system: str | None, tools: str | None) -> list:
+        typed_messages = []
+        for message in messages:
+            if isinstance(message["content"], str):
+                semantic_type = message.get(TYPE_KEY)
+                semantic_type = self.default_type if semantic_type is None else semantic_type
+                message = {**message, "content": TypedText(message["content"], semantic_type)}
+            typed_messages.append(message)
+
+        return super()._encode(tokenizer, typed_messages, system, tools)
+
+    def _convert_elements_to_ids(self, tokenizer: Any, elements: SLOTS) -> list[int]:
+        token_ids: list[int] = []
+        for element in elements:
+            ids = super()._convert_elements_to_ids(tokenizer, [element])
+            if isinstance(element, TypedText) and not element.is_uniform:
+                for token_id, semantic_type in zip(ids, token_types(element, ids, tokenizer)):
+                    token_ids += type_token_ids([token_id], semantic_type, source=self.source)
+            elif isinstance(element, (TypedText, _TypedSet, _TypedDict)):
+                token_ids += type_token_ids(ids, element.semantic_type, source=self.source)
+            else:
+                token_ids += ids
+
+        return token_ids
+
+
+def typed_template(template: Template, default_type: SemanticType) -> Template:
+    """Return a copy of a template that makes typed ids; the template itself stays as it is.
+
+    Args:
+        template: Any registered or parsed template.
+        default_type: Type of a message without one.
+    """
+    typed = object.__new__(_typed_class(type(template)))
+    typed.__dict__.update(template.__dict__)
+    for name in _FORMATTERS:
+        setattr(typed, name, _TypedFormatter(getattr(template, name)))
+
+    typed.default_system = TypedText(template.default_system, SemanticType.GLOBAL)
+    typed.default_type = default_type
+    typed.source = ""
+    typed.on_pairs = None
+    return typed
+
+
+def _typed_class(template_class: type[Template]) -> type[Template]:
+    name = f"Typed{template_class.__name__}"
+    known = globals().get(name)
+    if known is None or known.__bases__[-1] is not template_class:
+        known = type(name, (TypedTemplateMixin, template_class), {"__module__": __name__})
+        globals()[name] = known  # so that it can be pickled by name for preprocessing workers and cache keys
+    return known
+
+
+def _typed_element(element: Any, content: TypedText) -> Any:
+    if isinstance(element, str):
+        return type_rendered_text(element, content)
+
+    typed = _TypedSet(element) if isinstance(element, set) else _TypedDict(element)
+    typed.semantic_type = content.semantic_type
+    return typed

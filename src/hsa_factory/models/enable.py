@@ -1,0 +1,146 @@
+"""`enable_hsa` and `disable_hsa`: HSA on any transformers model through its public extension points."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..attention.api import check_backend
+from ..config import CONFIG_NAME, HSAConfig
+from .hook import HSAHook
+from .interface import IMPLEMENTATION, register_interface
+from .support import TextModel, find_text_model, unwrap
+
+
+logger = logging.getLogger(__name__)
+
+
+def enable_hsa(model: nn.Module, config: HSAConfig | None = None) -> nn.Module:
+    """Switch HSA on for a transformers model, PEFT-wrapped or not. Only the text model's attention changes.
+
+    From then on `model(input_ids=…, attention_mask=…, semantic_ids=…)` attends with HSA; in training a forward
+    without `semantic_ids` is an error, in inference it is plain attention. `save_pretrained` also writes
+    ``hsa_config.json``. Enabling again replaces the configuration.
+
+    Args:
+        model: The model.
+        config: The rules; None: those saved beside the checkpoint the model was loaded from, else the defaults.
+
+    Returns:
+        The same model.
+
+    Raises:
+        TypeError: If it is not a transformers model.
+        ValueError: If HSA cannot reach this model's attention, or the configuration asks for what is not there.
+    """
+    if config is None:
+        config = saved_config(model) or HSAConfig()
+    if not isinstance(config, HSAConfig):
+        raise TypeError(f"enable_hsa needs an HSAConfig, got {type(config).__name__}.")
+
+    check_backend(config.backend)
+    parts = find_text_model(model)
+    _check_layers(parts, config)
+    register_interface()
+
+    hook = get_hook(model)
+    if hook is None:
+        hook = HSAHook(
+            config, parts.text.config._attn_implementation, type(parts.base).__name__, set(parts.attention_layers)
+        )
+        parts.text.set_attn_implementation(IMPLEMENTATION)
+        if parts.text.config._attn_implementation != IMPLEMENTATION:
+            raise ValueError(f"{hook.model_name} does not let its attention implementation be set.")
+        parts.entry.hsa_hook = hook
+        parts.entry.hsa_handles = (
+            parts.entry.register_forward_pre_hook(hook.before_forward, with_kwargs=True),
+            parts.entry.register_forward_hook(hook.after_forward, with_kwargs=True, always_call=True),
+        )
+        for attention in parts.attention_layers.values():
+            attention.hsa_hook = hook
+
+    hook.config = config
+    for saved in {id(module): module for module in (model, parts.base)}.values():
+        if hasattr(saved, "save_pretrained") and not isinstance(
+            saved.__dict__.get("save_pretrained"), _SaveWithConfig
+        ):
+            saved.save_pretrained = _SaveWithConfig(saved, hook)
+
+    used = len(parts.attention_layers if config.layers is None else config.layers)
+    note = "" if used == parts.num_layers else f" (the other {parts.num_layers - used} stay as they are)"
+    logger.info(f"HSA is on in {used} of {parts.num_layers} layers of {hook.model_name}{note}.")
+    return model
+
+
+def disable_hsa(model: nn.Module) -> nn.Module:
+    """Take HSA off again: hooks, attention implementation and `save_pretrained` become the stock ones.
+
+    Args:
+        model: The model; nothing happens if HSA is not on.
+
+    Returns:
+        The same model.
+    """
+    hook = get_hook(model)
+    if hook is None:
+        return model
+
+    parts = find_text_model(model)
+    for handle in parts.entry.hsa_handles:
+        handle.remove()
+    del parts.entry.hsa_handles
+    parts.text.set_attn_implementation(hook.former_implementation)
+    for module in (parts.entry, *parts.attention_layers.values()):
+        module.__dict__.pop("hsa_hook", None)
+    for saved in (model, parts.base):
+        if isinstance(saved.__dict__.get("save_pretrained"), _SaveWithConfig):
+            del saved.save_pretrained
+
+    return model
+
+
+def apply_hsa_patch(model: nn.Module) -> nn.Module:
+    """Switch HSA on with the defaults: the former name of ``enable_hsa(model, HSAConfig())``."""
+    return enable_hsa(model, HSAConfig())
+
+
+def get_hook(model: nn.Module) -> HSAHook | None:
+    """Return HSA's state on a model, or None if HSA is off."""
+    return unwrap(model).base_model.__dict__.get("hsa_hook")
+
+
+def saved_config(model: nn.Module) -> HSAConfig | None:
+    """Return the configuration saved beside the adapter or checkpoint a model was loaded from, or None."""
+    places: list[Any] = [getattr(unwrap(model).config, "_name_or_path", None)]
+    for place in places:
+        if place and os.path.isdir(place) and (Path(place) / CONFIG_NAME).is_file():
+            config = HSAConfig.from_pretrained(place)
+            logger.info(f"HSA configuration found in {place}.")
+            return config
+
+    return None
+
+
+class _SaveWithConfig:
+    """A model's `save_pretrained` that writes ``hsa_config.json`` too."""
+
+    def __init__(self, model: nn.Module, hook: HSAHook) -> None:
+        self.model = model
+        self.hook = hook
+
+    def __call__(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        result = type(self.model).save_pretrained(self.model, save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            self.hook.config.save_pretrained(save_directory)
+        return result
+
+
+def _check_layers(parts: TextModel, config: HSAConfig) -> None:
+    unknown = sorted(set(config.layers or ()) - set(parts.attention_layers))
+    if unknown:
+        raise ValueError(
+            f"HSAConfig.layers = {list(config.layers)}: {type(parts.base).__name__} has softmax attention in layers "
+            f"{sorted(parts.attention_layers)}, not in {unknown}."
+        )

@@ -1,0 +1,143 @@
+"""The two forward hooks that turn `semantic_ids` into one plan per forward and check that it arrived."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..attention import AttentionPlan
+from ..config import HSAConfig
+from .interface import PLAN_KEYWORD, active_forwards
+
+
+class HSAHook:
+    """HSA's state on one model: its configuration and, during a forward pass, the plan.
+
+    Attributes:
+        config: The rules.
+        former_implementation: Name of the attention implementation before `enable_hsa`.
+        model_name: For messages.
+        layer_indices: The layers whose attention HSA must reach.
+        plan: The plan of the forward pass under way; None between passes and without `semantic_ids`.
+        mask_windows: Sliding windows for which the model asked a mask in this pass.
+        layer_windows: Sliding windows with which its attention was called.
+    """
+
+    def __init__(
+        self, config: HSAConfig, former_implementation: str, model_name: str, layer_indices: set[int]
+    ) -> None:
+        self.config = config
+        self.former_implementation = former_implementation
+        self.model_name = model_name
+        self.layer_indices = layer_indices
+        self.plan: AttentionPlan | None = None
+        self.mask_windows: set[int | None] = set()
+        self.layer_windows: set[int | None] = set()
+
+    def before_forward(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Take `semantic_ids` (and `document_ids`) out of the keywords and put the plan in.
+
+        Raises:
+            ValueError: If a training forward has no `semantic_ids`, or they do not fit the input.
+        """
+        semantic_ids = kwargs.pop("semantic_ids", None)
+        document_ids = kwargs.pop("document_ids", None)
+        self.plan = None
+        if semantic_ids is None:
+            if module.training and torch.is_grad_enabled():
+                raise ValueError(
+                    f"{self.model_name} has HSA enabled, but this training forward got no `semantic_ids`. Most often "
+                    "the Trainer dropped the column: set `remove_unused_columns: false` and use a collator that pads "
+                    "semantic_ids. (Inference without semantic_ids is plain attention.)"
+                )
+        else:
+            self.plan = self._build_plan(module, args, kwargs, semantic_ids, document_ids)
+            kwargs[PLAN_KEYWORD] = self.plan
+
+        self.mask_windows.clear()
+        self.layer_windows.clear()
+        active_forwards.hooks.append(self)
+        return args, kwargs
+
+    def after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Close the pass; if the plan did not reach every softmax layer, say so instead of training without HSA.
+
+        Raises:
+            ValueError: If a layer or a sliding window was left out.
+        """
+        if self in active_forwards.hooks:
+            active_forwards.hooks.remove(self)
+        plan, self.plan = self.plan, None
+        if plan is None or output is None:  # output is None when the forward raised
+            return
+
+        missing = sorted(self.layer_indices - plan.calls)
+        if missing:
+            raise ValueError(
+                f"{self.model_name} does not hand keywords on to its attention: HSA's plan did not reach layers "
+                f"{missing}. This model cannot be used with HSA."
+            )
+        lost = {window for window in self.mask_windows - self.layer_windows if window is not None}
+        if lost and "sliding_attention" in (getattr(module.config, "layer_types", None) or ["sliding_attention"]):
+            raise ValueError(
+                f"{self.model_name} has a sliding window of {lost} that its attention layers are not told of, so HSA "
+                "cannot honour it."
+            )
+
+    def _build_plan(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        semantic_ids: torch.Tensor,
+        document_ids: torch.Tensor | None,
+    ) -> AttentionPlan:
+        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        tokens = given.get("input_ids")
+        tokens = given.get("inputs_embeds") if tokens is None else tokens
+        if tokens is None:
+            raise ValueError(f"{self.model_name}: pass input_ids or inputs_embeds along with semantic_ids.")
+        if not isinstance(semantic_ids, torch.Tensor):
+            raise ValueError(f"semantic_ids must be a tensor, got {type(semantic_ids).__name__}.")
+
+        past = given.get("past_key_values")
+        past_length = int(past.get_seq_length()) if past is not None else 0
+        query_length = tokens.shape[1]
+        expected = (tokens.shape[0], past_length + query_length)
+        if tuple(semantic_ids.shape) != expected:
+            cached = f" ({past_length} of them cached)" if past_length else ""
+            raise ValueError(
+                f"semantic_ids has shape {tuple(semantic_ids.shape)}, but the input has (batch, length) = "
+                f"{expected}{cached}."
+            )
+        if semantic_ids.device != tokens.device:
+            raise ValueError(f"semantic_ids are on {semantic_ids.device}, the input is on {tokens.device}.")
+
+        attention_mask = given.get("attention_mask")
+        if isinstance(attention_mask, dict):
+            raise ValueError(f"{self.model_name}: HSA needs the 2-D attention_mask, got prepared masks.")
+        if attention_mask is None and document_ids is None and past_length == 0:
+            document_ids = _documents_from_positions(given.get("position_ids"), tokens.shape[0])
+
+        return AttentionPlan(semantic_ids, self.config, attention_mask, document_ids, query_length)
+
+
+def _documents_from_positions(position_ids: torch.Tensor | None, batch_size: int) -> torch.Tensor | None:
+    """Find packed documents as transformers does without a mask: a new one begins where positions do not go up by 1.
+
+    Args:
+        position_ids: (B, L) or (1, L); 3-D ones (M-RoPE) say nothing about documents.
+        batch_size: B.
+
+    Returns:
+        (B, L) numbers from 0, or None.
+    """
+    if position_ids is None or position_ids.dim() != 2:
+        return None
+
+    position_ids = position_ids.expand(batch_size, -1)
+    first = position_ids[:, :1] - 1
+    return (torch.diff(position_ids, prepend=first, dim=-1) != 1).long().cumsum(dim=-1)

@@ -1,0 +1,116 @@
+"""What of a transformers model HSA can reach: its text model, its softmax attention layers, or why it cannot."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """The parts of a model that HSA works on.
+
+    Attributes:
+        base: The model below any PEFT or data-parallel wrapper.
+        entry: The module that `base` calls with the 2-D mask and the keywords; HSA's hooks sit here.
+        text: The module whose configuration chooses the attention implementation of the text layers.
+        attention_layers: The softmax attention modules by layer index.
+        num_layers: All decoder layers, linear attention ones included.
+    """
+
+    base: PreTrainedModel
+    entry: nn.Module
+    text: PreTrainedModel
+    attention_layers: dict[int, nn.Module]
+    num_layers: int
+
+
+def unwrap(model: nn.Module) -> PreTrainedModel:
+    """Return the transformers model below data-parallel, compiled and PEFT wrappers.
+
+    Raises:
+        TypeError: If there is none.
+    """
+    while not isinstance(model, PreTrainedModel):
+        if hasattr(model, "get_base_model"):  # PEFT
+            model = model.get_base_model()
+        elif isinstance(getattr(model, "module", None), nn.Module):  # DistributedDataParallel
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
+            model = model._orig_mod
+        else:
+            raise TypeError(f"enable_hsa needs a transformers model, got {type(model).__name__}.")
+
+    return model
+
+
+def find_text_model(model: nn.Module) -> TextModel:
+    """Find the text model's softmax attention, or refuse the model by name.
+
+    Raises:
+        TypeError: If it is not a transformers model.
+        ValueError: If HSA cannot reach its attention; the message says why.
+    """
+    base = unwrap(model)
+    name = type(base).__name__
+    if getattr(base.config, "is_encoder_decoder", False):
+        raise ValueError(f"{name} is an encoder-decoder model; HSA supports decoder-only models.")
+
+    text_config = base.config.get_text_config(decoder=True)
+    layers = {
+        module.layer_idx: module
+        for module in base.modules()
+        if isinstance(getattr(module, "layer_idx", None), int)
+        and type(getattr(module, "config", None)) is type(text_config)
+        and _calls_attention_interface(module)
+        and getattr(module, "is_causal", True)
+    }
+    if not layers:
+        raise ValueError(
+            f"{name} does not call transformers' attention interface, so HSA cannot reach its attention. "
+            "Models with code of their own (trust_remote_code) need a port to `AttentionInterface`."
+        )
+
+    if "chunked_attention" in (getattr(text_config, "layer_types", None) or ()):
+        raise ValueError(f"{name} uses chunked attention, which HSA does not support.")
+
+    for index, module in layers.items():
+        if not _accepts_keywords(module):
+            raise ValueError(
+                f"{name} does not hand keywords on to its attention (layer {index}, {type(module).__name__}.forward "
+                "has no **kwargs), so HSA cannot reach it."
+            )
+
+    text = _owner(base, next(iter(layers.values())))
+    entry = base.base_model
+    for module in {entry, text}:
+        if not _accepts_keywords(module):
+            raise ValueError(
+                f"{name} does not hand keywords on to its layers ({type(module).__name__}.forward has no **kwargs), "
+                "so HSA cannot reach its attention."
+            )
+
+    num_layers = getattr(text_config, "num_hidden_layers", len(layers))
+    return TextModel(base, entry, text, layers, num_layers)
+
+
+def _owner(base: PreTrainedModel, attention: nn.Module) -> PreTrainedModel:
+    """Return the innermost transformers model that holds an attention module: the text model."""
+    owners = [
+        module
+        for module in base.modules()
+        if isinstance(module, PreTrainedModel) and any(inner is attention for inner in module.modules())
+    ]
+    return owners[-1]  # modules() lists outer modules first
+
+
+def _calls_attention_interface(module: nn.Module) -> bool:
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
+
+
+def _accepts_keywords(module: nn.Module) -> bool:
+    parameters: dict[str, Any] = dict(inspect.signature(inspect.unwrap(type(module).forward)).parameters)
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
