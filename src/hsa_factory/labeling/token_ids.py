@@ -24,6 +24,9 @@ class TypedTokenId(int):
     trained: bool = True
     source: str = ""
 
+    def __reduce__(self) -> tuple:
+        return (_rebuild, (int(self), self.semantic_type, self.trained, self.source))
+
 
 class _Instances(dict):
     """The instances of one class by id, made when first asked for."""
@@ -41,6 +44,10 @@ class _Instances(dict):
 def _instances(semantic_type: int, trained: bool, source: str) -> _Instances:
     attributes = {"__slots__": (), "semantic_type": semantic_type, "trained": trained, "source": source}
     return _Instances(type("TypedTokenId", (TypedTokenId,), attributes))
+
+
+def _rebuild(token_id: int, semantic_type: int, trained: bool, source: str) -> TypedTokenId:
+    return _instances(semantic_type, trained, source)[token_id]
 
 
 def type_token_ids(

@@ -81,7 +81,7 @@ def token_types(text: TypedText, token_ids: Sequence[int], tokenizer: "PreTraine
         token_ids: Its ids, made without special tokens.
         tokenizer: The tokenizer that made them.
     """
-    strongest = min(semantic_type for length, semantic_type in text.spans if length or len(text.spans) == 1)
+    strongest = min((semantic_type for length, semantic_type in text.spans if length), default=text.semantic_type)
     if text.is_uniform or not getattr(tokenizer, "is_fast", False):
         return [int(strongest)] * len(token_ids)
 

@@ -40,32 +40,32 @@ class HSADataCollator(SFTDataCollatorWith4DAttentionMask):
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         features = [dict(feature) for feature in features]
-        rows = []
+        semantic_rows, mask_rows = [], []
         for feature in features:
             feature.pop(ROW_SOURCE_COLUMN, None)
             semantic_ids = feature.pop(SEMANTIC_COLUMN, None)
             if self.hsa_config is not None:
-                rows.append(self._checked_row(feature, semantic_ids))
+                semantic_rows.append(self._checked_row(feature, semantic_ids))
+                mask_rows.append(_as_list(feature["attention_mask"]))
 
         self._mask_labels(features)
         batch = super().__call__(features)
         if self.hsa_config is not None:
-            batch[SEMANTIC_COLUMN] = self._pad(rows, batch["input_ids"])
+            batch[SEMANTIC_COLUMN] = self._pad(semantic_rows, batch["input_ids"], int(SemanticType.NOISE))
+            # LLaMA-Factory lengthens the mask of packed rows with a dummy image past the ids, and makes it a float
+            # in which large document numbers would not be exact.
+            batch["attention_mask"] = self._pad(mask_rows, batch["input_ids"], 0)
         return batch
 
     def _mask_labels(self, features: list[dict[str, Any]]) -> None:
         for feature in features:
-            loss_mask = feature.pop(LOSS_MASK_COLUMN, None)
-            if self.feedback_config is None or "labels" not in feature:
-                continue
-
-            labels, input_ids = _as_list(feature["labels"]), _as_list(feature["input_ids"])
-            if len(labels) != len(input_ids):  # prompts and references of predict_with_generate
-                return
-            if loss_mask is not None:
-                feature["labels"] = apply_loss_mask(labels, _as_list(loss_mask))
-            else:
-                feature["labels"] = mask_labels(labels, input_ids, self.marker_id, self.feedback_config)
+            if self.feedback_config is None:
+                feature.pop(LOSS_MASK_COLUMN, None)
+            elif "labels" in feature:
+                if len(feature["labels"]) != len(feature["input_ids"]):  # references of predict_with_generate
+                    return
+                feature["labels"] = trained_labels(feature, self.feedback_config, self.marker_id)
+                feature.pop(LOSS_MASK_COLUMN, None)
 
         if self.feedback_config is not None and all(
             label == IGNORE_INDEX for feature in features for label in feature.get("labels", [])
@@ -86,16 +86,34 @@ class HSADataCollator(SFTDataCollatorWith4DAttentionMask):
             raise ValueError(f"{len(row)} semantic_ids do not fit {len(feature['input_ids'])} input_ids.")
         return row
 
-    def _pad(self, rows: list[list[int]], input_ids: torch.Tensor) -> torch.Tensor:
-        """Pad with NOISE on the tokenizer's side; dummy images stand between the sample and the padding."""
-        semantic_ids = torch.full_like(input_ids, int(SemanticType.NOISE))
+    def _pad(self, rows: list[list[int]], input_ids: torch.Tensor, value: int) -> torch.Tensor:
+        """Pad on the tokenizer's side; dummy images stand between the sample and the padding and count as such."""
+        padded = torch.full_like(input_ids, value)
         for i, row in enumerate(rows):
-            values = torch.tensor(row, dtype=semantic_ids.dtype)
+            values = torch.tensor(row, dtype=padded.dtype)
             if self.tokenizer.padding_side == "left":
-                semantic_ids[i, semantic_ids.shape[1] - len(row) :] = values
+                padded[i, padded.shape[1] - len(row) :] = values
             else:
-                semantic_ids[i, : len(row)] = values
-        return semantic_ids
+                padded[i, : len(row)] = values
+        return padded
+
+
+def trained_labels(feature: dict[str, Any], config: FeedbackConfig | None, marker_id: int | None) -> list[int]:
+    """Return the labels of a sample or packed row as the model gets them.
+
+    Args:
+        feature: With `input_ids`, `labels` and, where the processor recorded it, `loss_mask`.
+        config: None: the labels stay as they are.
+        marker_id: Id of the marker, for features without `loss_mask`.
+    """
+    labels = _as_list(feature["labels"])
+    if config is None:
+        return labels
+
+    loss_mask = feature.get(LOSS_MASK_COLUMN)
+    if loss_mask is not None:
+        return apply_loss_mask(labels, _as_list(loss_mask))
+    return mask_labels(labels, _as_list(feature["input_ids"]), marker_id, config)
 
 
 def _as_list(values: Any) -> list[int]:

@@ -1,0 +1,1 @@
+"""Seeing what a model sees: terminal and JSON."""
