@@ -1,0 +1,9 @@
+"""`python -m hsa_factory.quickstart`, the same as `hsa-factory quickstart`."""
+
+import sys
+
+from .run import main
+
+
+if __name__ == "__main__":
+    sys.exit(main())
