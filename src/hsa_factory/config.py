@@ -109,9 +109,11 @@ class HSAConfig(_Config):
             if value is None and name == "generated_type":
                 continue
             try:
-                SemanticType.parse(value)
+                number = int(SemanticType.parse(value))
             except ValueError as error:
                 raise ValueError(f"HSAConfig.{name}: {error}") from None
+            if not isinstance(value, str):
+                object.__setattr__(self, name, number)
 
     def _parse_hide(self) -> tuple[tuple[int, int], ...]:
         if not isinstance(self.hide, Sequence) or isinstance(self.hide, str):

@@ -5,6 +5,7 @@ import logging
 import torch
 
 from ..config import BACKENDS, HSAConfig
+from .blockwise import blockwise_attention
 from .dense import dense_attention
 from .plan import AttentionPlan
 from .reference import reference_attention
@@ -12,7 +13,8 @@ from .reference import reference_attention
 
 logger = logging.getLogger(__name__)
 
-AVAILABLE_BACKENDS = ("auto", "reference", "dense")
+AVAILABLE_BACKENDS = ("auto", "reference", "dense", "blockwise")
+_BLOCKWISE_FROM = {"cuda": 8192, "other": 1024}
 _logged_choices: set[str] = set()
 
 
@@ -115,21 +117,40 @@ def run_attention(
         if wanted
     ]
     if backend == "auto":
-        backend = "reference" if needs_reference else "dense"
-        reason = f"for {', '.join(needs_reference)}" if needs_reference else "exact at every length"
+        backend, reason = _choose(plan, needs_reference, dropout)
         _log_choice(f"HSA attention uses the {backend} backend ({reason}).")
+    if backend == "blockwise" and dropout:
+        needs_reference.append("attention dropout")
+    if backend != "reference" and needs_reference:
+        raise ValueError(
+            f"The HSA backend {backend!r} cannot honour {', '.join(needs_reference)}: use 'auto' or 'reference'."
+        )
 
+    if backend == "blockwise":
+        return blockwise_attention(query, key, value, plan, scale, sliding_window, neutral), None
     if backend == "dense":
-        if needs_reference:
-            raise ValueError(
-                f"The HSA backend 'dense' cannot honour {', '.join(needs_reference)}: use 'auto' or 'reference'."
-            )
         return dense_attention(query, key, value, plan, scale, sliding_window, dropout, neutral), None
 
     output, weights = reference_attention(
         query, key, value, plan, scale, sliding_window, softcap, sinks, dropout, neutral
     )
     return output, weights if output_attentions else None
+
+
+def _choose(plan: AttentionPlan, needs_reference: list[str], dropout: float) -> tuple[str, str]:
+    """Return the backend for a plan and the reason.
+
+    The lengths are measured on CPU, forward and backward (benchmarks/attention.py); on CUDA they are an estimate.
+    """
+    if needs_reference:
+        return "reference", f"for {', '.join(needs_reference)}"
+    if dropout:
+        return "dense", "for attention dropout"
+
+    shortest = _BLOCKWISE_FROM["cuda" if plan.device.type == "cuda" else "other"]
+    if plan.query_length < shortest:
+        return "dense", f"rows shorter than {shortest} tokens"
+    return "blockwise", f"rows of {shortest} tokens and more"
 
 
 def _check_heads(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:

@@ -3,6 +3,7 @@
 import torch
 
 from ..config import HSAConfig
+from .documents import DocumentLayout, EffectiveRules
 
 
 _ROWS_PER_BLOCK = 256  # query rows per step while the dense bias is filled: bounds the temporaries
@@ -61,6 +62,7 @@ class AttentionPlan:
         self.positions = _positions_in_documents(self.document_ids)
         self.calls: set[int] = set()
         self._bias: dict[tuple, torch.Tensor] = {}
+        self._layouts: dict[tuple, DocumentLayout] = {}
 
     @property
     def device(self) -> torch.device:
@@ -109,6 +111,20 @@ class AttentionPlan:
 
         return self._bias[key]
 
+    def document_layout(self, sliding_window: int | None = None, neutral: bool = False) -> DocumentLayout:
+        """Return the plan document by document, made on the first call and kept for the other layers.
+
+        Args:
+            sliding_window: The model's own: a query sees keys with d < sliding_window only. None: no such limit.
+            neutral: Leave HSA's own rules out.
+        """
+        key = (sliding_window, neutral)
+        if key not in self._layouts:
+            rules = EffectiveRules.of(self.config, sliding_window, neutral)
+            self._layouts[key] = DocumentLayout(self.document_ids, self.semantic_ids, self.query_length, rules)
+
+        return self._layouts[key]
+
     def _bias_rows(self, start: int, stop: int, sliding_window: int | None, neutral: bool) -> torch.Tensor:
         offset = self.key_length - self.query_length
         rows = slice(offset + start, offset + stop)
@@ -123,7 +139,7 @@ class AttentionPlan:
             decay = torch.tensor(self.config.decays, device=self.device)[self.semantic_ids]
             bias -= decay[:, None, :] * distance
             unlimited = self.key_length
-            windows = [unlimited if window is None else window for window in self.config.windows]
+            windows = [unlimited if window is None else min(window, unlimited) for window in self.config.windows]
             window = torch.tensor(windows, device=self.device)[self.semantic_ids]
             visible &= distance <= window[:, None, :]
             for query_type, key_type in self.config.hide:

@@ -32,6 +32,9 @@ class TypedText(str):
         spans = other.spans if isinstance(other, TypedText) else ((len(other), self.spans[-1][1]),)
         return TypedText(str(self) + str(other), spans=self.spans + spans)
 
+    def __radd__(self, other: str) -> "TypedText":
+        return TypedText(other + str(self), spans=((len(other), self.spans[0][1]), *self.spans))
+
     def __reduce__(self) -> tuple:
         return (_rebuild, (str(self), self.spans))
 

@@ -11,7 +11,7 @@ from ..attention.api import check_backend
 from ..config import CONFIG_NAME, HSAConfig
 from .hook import HSAHook
 from .interface import IMPLEMENTATION, register_interface
-from .support import TextModel, find_text_model, unwrap
+from .support import TextModel, find_text_model, unwrap, wrapping
 
 
 logger = logging.getLogger(__name__)
@@ -47,9 +47,10 @@ def enable_hsa(model: nn.Module, config: HSAConfig | None = None) -> nn.Module:
 
     hook = get_hook(model)
     if hook is None:
-        hook = HSAHook(
-            config, parts.text.config._attn_implementation, type(parts.base).__name__, set(parts.attention_layers)
-        )
+        former = parts.text.config._attn_implementation
+        if former == IMPLEMENTATION:  # built from the configuration of a model that has HSA
+            former = parts.text.get_correct_attn_implementation(None)
+        hook = HSAHook(config, former, type(parts.base).__name__, set(parts.attention_layers))
         parts.text.set_attn_implementation(IMPLEMENTATION)
         if parts.text.config._attn_implementation != IMPLEMENTATION:
             raise ValueError(f"{hook.model_name} does not let its attention implementation be set.")
@@ -62,10 +63,8 @@ def enable_hsa(model: nn.Module, config: HSAConfig | None = None) -> nn.Module:
             attention.hsa_hook = hook
 
     hook.config = config
-    for saved in {id(module): module for module in (model, parts.base)}.values():
-        if hasattr(saved, "save_pretrained") and not isinstance(
-            saved.__dict__.get("save_pretrained"), _SaveWithConfig
-        ):
+    for saved in wrapping(model):
+        if hasattr(type(saved), "save_pretrained") and not _saves_config(saved):
             saved.save_pretrained = _SaveWithConfig(saved, hook)
 
     used = len(parts.attention_layers if config.layers is None else config.layers)
@@ -94,8 +93,8 @@ def disable_hsa(model: nn.Module) -> nn.Module:
     parts.text.set_attn_implementation(hook.former_implementation)
     for module in (parts.entry, *parts.attention_layers.values()):
         module.__dict__.pop("hsa_hook", None)
-    for saved in (model, parts.base):
-        if isinstance(saved.__dict__.get("save_pretrained"), _SaveWithConfig):
+    for saved in wrapping(model):
+        if _saves_config(saved):
             del saved.save_pretrained
 
     return model
@@ -135,6 +134,10 @@ class _SaveWithConfig:
         if kwargs.get("is_main_process", True):
             self.hook.config.save_pretrained(save_directory)
         return result
+
+
+def _saves_config(model: nn.Module) -> bool:
+    return isinstance(model.__dict__.get("save_pretrained"), _SaveWithConfig)
 
 
 def _check_layers(parts: TextModel, config: HSAConfig) -> None:

@@ -129,12 +129,15 @@ def _documents_from_positions(position_ids: torch.Tensor | None, batch_size: int
     """Find packed documents as transformers does without a mask: a new one begins where positions do not go up by 1.
 
     Args:
-        position_ids: (B, L) or (1, L); 3-D ones (M-RoPE) say nothing about documents.
+        position_ids: (B, L) or (1, L). Of 3-D ones (M-RoPE) only (4, B, L) tell documents apart: by the first row,
+            the text's; (3, B, L) say nothing.
         batch_size: B.
 
     Returns:
         (B, L) numbers from 0, or None.
     """
+    if position_ids is not None and position_ids.dim() == 3 and position_ids.shape[0] == 4:
+        position_ids = position_ids[0]
     if position_ids is None or position_ids.dim() != 2:
         return None
 

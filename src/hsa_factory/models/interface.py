@@ -108,6 +108,10 @@ def hsa_attention_forward(
                 "its forward was bypassed or drops keywords, so HSA cannot be used with it."
             )
         former = _former_attention(module, hook.former_implementation)
+        if hook.former_implementation == "eager" and attention_mask is not None and attention_mask.dtype == torch.bool:
+            # generate() with a static cache makes the mask outside the forward, and so in the form for sdpa
+            lowest = torch.finfo(query.dtype).min
+            attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(~attention_mask, lowest)
         return former(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
 
     if attention_mask is not None:

@@ -33,17 +33,28 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
     Raises:
         TypeError: If there is none.
     """
-    while not isinstance(model, PreTrainedModel):
-        if hasattr(model, "get_base_model"):  # PEFT
-            model = model.get_base_model()
-        elif isinstance(getattr(model, "module", None), nn.Module):  # DistributedDataParallel
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
-            model = model._orig_mod
+    return wrapping(model)[-1]
+
+
+def wrapping(model: nn.Module) -> list[nn.Module]:
+    """Return a model, what it wraps, and so on down to the transformers model.
+
+    Raises:
+        TypeError: If there is none.
+    """
+    chain = [model]
+    while not isinstance(chain[-1], PreTrainedModel):
+        outer = chain[-1]
+        if isinstance(getattr(outer, "_orig_mod", None), nn.Module):  # torch.compile
+            chain.append(outer._orig_mod)
+        elif hasattr(outer, "get_base_model"):  # PEFT
+            chain.append(outer.get_base_model())
+        elif isinstance(getattr(outer, "module", None), nn.Module):  # DistributedDataParallel
+            chain.append(outer.module)
         else:
             raise TypeError(f"enable_hsa needs a transformers model, got {type(model).__name__}.")
 
-    return model
+    return chain
 
 
 def find_text_model(model: nn.Module) -> TextModel:

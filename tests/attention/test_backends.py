@@ -1,0 +1,369 @@
+"""Every backend equals the reference: outputs and the gradients of query, key and value."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hsa_factory import HSAConfig
+from hsa_factory.attention import AttentionPlan, hsa_attention, run_attention
+from hsa_factory.attention.api import AVAILABLE_BACKENDS
+
+
+BACKENDS = [backend for backend in AVAILABLE_BACKENDS if backend not in ("auto", "reference")]
+ALL = [*BACKENDS, "reference"]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SIZE = 16
+TOLERANCE = 2e-5
+
+
+def draw(batch, heads, length, seed=0):
+    """Return query, key, value and a gradient for the output."""
+    generator = torch.Generator().manual_seed(seed)
+    counts = (heads[0], heads[1], heads[1], heads[0])
+    return [torch.randn(batch, count, length, SIZE, generator=generator).to(DEVICE) for count in counts]
+
+
+def run(backend, tensors, types, config=None, dtype=torch.float32, **options):
+    """Return the output and the gradients of query, key and value."""
+    query, key, value, upstream = (tensor.to(dtype) for tensor in tensors)
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in (query, key, value)]
+    output = hsa_attention(*leaves, types, config or HSAConfig(), backend=backend, **options)
+    assert output.shape == query.shape and output.dtype == dtype
+    output.backward(upstream)
+    return [output.detach(), *(leaf.grad for leaf in leaves)]
+
+
+def check(actual, expected, tolerance=TOLERANCE, nonzero=True):
+    for name, got, wanted in zip(("output", "query", "key", "value"), actual, expected, strict=True):
+        assert got.isfinite().all(), name
+        error, size = (got - wanted).abs().max(), wanted.abs().max()
+        assert error <= tolerance * max(1, size), f"{name}: {error:.2e} off at a size of {size:.2e}"
+        if nonzero:  # an agreement of zeros proves nothing
+            assert size > 1e-3 and got.abs().max() > 1e-3, name
+
+
+def compare(backend, tensors, types, config=None, nonzero=True, **options):
+    expected = run("reference", tensors, types, config, **options)
+    check(run(backend, tensors, types, config, **options), expected, nonzero=nonzero)
+
+
+def random_types(batch, length, seed=0):
+    return torch.randint(0, 3, (batch, length), generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def trajectory(length):
+    """A task, then turns: a long passing observation, a short key event."""
+    types, turn = [0] * min(40, length), 0
+    while len(types) < length:
+        types += [2] * (20 + 17 * turn % 41) + [1] * (3 + turn % 7)
+        turn += 1
+    return types[:length]
+
+
+def some_types(kind, batch, length):
+    rows = {
+        "global": [0] * length,
+        "landmark": [1] * length,
+        "noise": [2] * length,
+        "alternating": [position % 3 for position in range(length)],
+        "trajectory": trajectory(length),
+    }
+    return random_types(batch, length) if kind == "random" else torch.tensor([rows[kind]] * batch, device=DEVICE)
+
+
+def numbered(*lengths):
+    return torch.tensor([[number for number, length in enumerate(lengths, 1) for _ in range(length)]], device=DEVICE)
+
+
+KINDS = ("global", "landmark", "noise", "alternating", "random", "trajectory")
+PADDINGS = {
+    "none": None,
+    "left": [[0] * 31 + [1] * 98, [1] * 129],
+    "right": [[1] * 98 + [0] * 31, [1] * 129],
+    "holes": [[1, 1, 0] * 43, [0] + [1] * 127 + [0]],
+    "one token": [[0] * 128 + [1], [1] + [0] * 128],
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+class TestEqualsReference:
+    @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)], ids=str)
+    @pytest.mark.parametrize("length", [1, 2, 127, 128, 129, 1000])
+    def test_lengths_and_heads(self, backend, length, heads):
+        batch = 1 if length == 1000 else 2
+        tensors = draw(batch, heads, length)
+        expected = run("reference", tensors, random_types(batch, length))
+        actual = run(backend, tensors, random_types(batch, length))
+        check(actual, expected, nonzero=length > 2)
+        if length == 1:
+            assert torch.equal(actual[0], tensors[2].repeat_interleave(4 // heads[1], dim=1))
+
+    @pytest.mark.parametrize("window", [0, 1, 50, 5000])
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_types_and_windows(self, backend, kind, window):
+        config = HSAConfig(noise_window=window, landmark_window=2 * window, noise_decay=0.05)
+        only_itself = window == 0 and kind in ("noise", "landmark")  # one weight, 1: no gradient of q and k
+        types = some_types(kind, 1, 200)
+        compare(backend, draw(1, (4, 2), 200), types, config, nonzero=not only_itself)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_long(self, backend, kind):
+        compare(backend, draw(1, (2, 1), 700), some_types(kind, 1, 700))
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            HSAConfig(landmark_decay=0, noise_decay=0, noise_window=None),
+            HSAConfig(global_decay=0.1, global_window=30, landmark_window=7, noise_window=3),
+            HSAConfig(noise_window=None, noise_decay=0.001),
+            HSAConfig(global_window=0, landmark_window=0, noise_window=10),
+            HSAConfig(landmark_decay=20, noise_decay=1000),
+            HSAConfig(hide=[("GLOBAL", "NOISE"), ("LANDMARK", "NOISE")]),
+            HSAConfig(hide=[(kind, kind) for kind in range(3)], noise_window=4),
+            HSAConfig(noise_window=10**20),
+        ],
+    )
+    def test_rules(self, backend, config):
+        tensors = draw(2, (4, 2), 150)
+        compare(backend, tensors, random_types(2, 150), config)
+        compare(backend, tensors, some_types("trajectory", 2, 150), config)
+
+    @pytest.mark.parametrize("padding", PADDINGS)
+    @pytest.mark.parametrize("kind", ["random", "trajectory"])
+    def test_padding(self, backend, padding, kind):
+        mask = None if PADDINGS[padding] is None else torch.tensor(PADDINGS[padding], device=DEVICE)
+        nonzero = padding != "one token"
+        tensors = draw(2, (4, 2), 129)
+        for as_type in (torch.Tensor.long, torch.Tensor.bool, torch.Tensor.float):
+            options = {} if mask is None else {"attention_mask": as_type(mask)}
+            compare(backend, tensors, some_types(kind, 2, 129), nonzero=nonzero, **options)
+
+    @pytest.mark.parametrize("count", [1, 2, 3, 7, 20])
+    def test_documents(self, backend, count):
+        generator = torch.Generator().manual_seed(count)
+        cuts = sorted(torch.randperm(299, generator=generator)[: count - 1].add(1).tolist())
+        documents = numbered(*(end - start for start, end in zip([0, *cuts], [*cuts, 300])))
+        tensors, types = draw(1, (4, 2), 300), random_types(1, 300)
+        compare(backend, tensors, types, document_ids=documents)
+        padded = torch.where(torch.arange(300, device=DEVICE) < 280, documents, 0)
+        compare(backend, tensors, types, attention_mask=padded)
+
+    def test_documents_that_interleave(self, backend):
+        documents = torch.tensor([[1, 2, 2, 3] * 40], device=DEVICE)
+        compare(backend, draw(1, (4, 2), 160), random_types(1, 160), HSAConfig(noise_window=5), document_ids=documents)
+
+    @pytest.mark.parametrize("scale", [1.0, 0.01])
+    def test_scale(self, backend, scale):
+        compare(backend, draw(1, (4, 2), 70), random_types(1, 70), scale=scale)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("length", [5, 129, 700])
+    def test_low_precision(self, backend, dtype, length):
+        """Compare with how far the reference itself, in the same low precision, is from the float32 one."""
+        tensors, types = draw(1, (4, 2), length), some_types("trajectory", 1, length)
+        mask = torch.ones(1, length, dtype=torch.long, device=DEVICE)
+        mask[:, : length // 5] = 0
+        exact = run("reference", tensors, types, attention_mask=mask)
+        rounded = run("reference", tensors, types, dtype=dtype, attention_mask=mask)
+        actual = run(backend, tensors, types, dtype=dtype, attention_mask=mask)
+        for name, got, low, high in zip(("output", "query", "key", "value"), actual, rounded, exact, strict=True):
+            error, budget = got.float() - high, low.float() - high
+            assert 0 < budget.norm() < 0.02 * high.norm(), name
+            assert error.norm() <= 2 * budget.norm(), name
+            assert error.abs().max() <= 4 * budget.abs().max(), name
+
+    def test_not_contiguous(self, backend):
+        query, key, value, upstream = draw(2, (4, 2), 40)
+        turned = [tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in (query, key, value, upstream)]
+        assert not turned[0].is_contiguous()
+        types = random_types(2, 80)[:, ::2]
+        check(run(backend, turned, types), run("reference", (query, key, value, upstream), types.contiguous()))
+
+    @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int8])
+    def test_types_of_the_types(self, backend, dtype):
+        tensors, types = draw(1, (4, 2), 40), random_types(1, 40)
+        check(run(backend, tensors, types.to(dtype)), run("reference", tensors, types))
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_property(backend, data):
+    length = data.draw(st.integers(1, 40))
+    rows = lambda low, high: torch.tensor(
+        data.draw(
+            st.lists(st.lists(st.integers(low, high), min_size=length, max_size=length), min_size=2, max_size=2)
+        ),
+        device=DEVICE,
+    )
+    window = st.none() | st.integers(0, 45)
+    config = HSAConfig(
+        **{f"{kind}_window": data.draw(window) for kind in ("global", "landmark", "noise")},
+        **{f"{kind}_decay": data.draw(st.floats(0, 2)) for kind in ("global", "landmark", "noise")},
+        hide=data.draw(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=4)),
+    )
+    options = {
+        "attention_mask": data.draw(st.none() | st.just(rows(0, 2))),
+        "document_ids": data.draw(st.none() | st.just(rows(-1, 1))),
+        "scale": data.draw(st.none() | st.just(0.7)),
+    }
+    heads = data.draw(st.sampled_from([(4, 4), (4, 2), (3, 1)]))
+    tensors = draw(2, heads, length, seed=data.draw(st.integers(0, 5)))
+    compare(backend, tensors, rows(0, 2), config, nonzero=False, **options)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+class TestModelArguments:
+    """What a model itself asks for is honoured exactly, or refused by name; never dropped."""
+
+    @pytest.mark.parametrize(
+        ("argument", "words"),
+        [
+            ({"sliding_window": 1}, "sliding"),
+            ({"sliding_window": 16}, "sliding"),
+            ({"softcap": 0.5}, "soft-cap"),
+            ({"sinks": torch.tensor([0.5, -1.0, 2.0, 0.0], device=DEVICE)}, "sinks"),
+            ({"neutral": True}, "neutral"),
+            ({"neutral": True, "sliding_window": 16}, "neutral"),
+        ],
+        ids=["window 1", "window 16", "softcap", "sinks", "neutral", "neutral window"],
+    )
+    def test_honoured_or_refused(self, backend, argument, words):
+        query, key, value, _ = draw(2, (4, 2), 90)
+        mask = torch.tensor([[0] * 9 + [1] * 40 + [2] * 41, [1] * 80 + [0] * 10], device=DEVICE)
+        plan = AttentionPlan(random_types(2, 90), HSAConfig(hide=[(0, 1)]), mask)
+        expected, _ = run_attention(query, key, value, plan, "reference", **argument)
+        plain, _ = run_attention(query, key, value, plan, "reference")
+        assert (expected - plain).abs().max() > 1e-2
+        try:
+            output, weights = run_attention(query, key, value, plan, backend, **argument)
+        except ValueError as error:
+            assert repr(backend) in str(error) and words in str(error)
+        else:
+            assert weights is None
+            assert (output - expected).abs().max() < TOLERANCE
+
+    def test_weights_are_returned_or_refused(self, backend):
+        query, key, value, _ = draw(1, (4, 2), 20)
+        plan = AttentionPlan(random_types(1, 20), HSAConfig())
+        expected = run_attention(query, key, value, plan, "reference", output_attentions=True)
+        try:
+            actual = run_attention(query, key, value, plan, backend, output_attentions=True)
+        except ValueError as error:
+            assert repr(backend) in str(error) and "output_attentions" in str(error)
+        else:
+            assert (actual[1] - expected[1]).abs().max() < TOLERANCE
+
+    def test_dropout_is_applied_or_refused(self, backend):
+        query, key, value, _ = draw(1, (4, 2), 90)
+        plan = AttentionPlan(random_types(1, 90), HSAConfig())
+        plain, _ = run_attention(query, key, value, plan, backend)
+        try:
+            outputs = [run_attention(query, key, value, plan, backend, dropout=0.5)[0] for _ in range(200)]
+        except ValueError as error:
+            assert "dropout" in str(error)
+        else:
+            assert (outputs[0] - outputs[1]).abs().max() > 0.1
+            assert (torch.stack(outputs).mean(0) - plain).abs().mean() < 0.1  # right on average
+
+    @pytest.mark.parametrize("queries", [0, 1, 7, 50])
+    def test_the_queries_may_be_the_last_of_the_keys(self, backend, queries):
+        query, key, value, _ = draw(2, (4, 2), 50)
+        types = random_types(2, 50)
+        mask = torch.tensor([[0] * 9 + [1] * 41, [1] * 50], device=DEVICE)
+        whole, _ = run_attention(query, key, value, AttentionPlan(types, HSAConfig(), mask), "reference")
+        plan = AttentionPlan(types, HSAConfig(), mask, query_length=queries)
+        tail, _ = run_attention(query[:, :, 50 - queries :], key, value, plan, backend)
+        assert tail.shape[2] == queries
+        torch.testing.assert_close(tail, whole[:, :, 50 - queries :], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("backend", ALL)
+class TestPadding:
+    @pytest.mark.parametrize("padding", ["left", "right", "holes", "one token"])
+    def test_poison_at_padding_does_not_leak(self, backend, padding):
+        mask = torch.tensor(PADDINGS[padding], device=DEVICE)
+        tensors, types = draw(2, (4, 2), 129), random_types(2, 129)
+        clean = run(backend, tensors, types, attention_mask=mask)
+        is_padding = (mask == 0)[:, None, :, None]
+        poisoned = [tensor.masked_fill(is_padding, float("nan")) for tensor in tensors[:3]]
+        outputs = run(backend, [*poisoned, tensors[3]], types, attention_mask=mask)
+        for got, wanted in zip(outputs, clean, strict=True):
+            assert got.isfinite().all()
+            assert torch.equal(got, wanted)
+        for gradient in outputs[1:]:
+            assert (gradient.masked_select(is_padding) == 0).all()
+        assert (outputs[0].masked_select(is_padding) == 0).all()
+
+    def test_the_type_at_padding_does_not_matter(self, backend):
+        mask = torch.tensor(PADDINGS["left"], device=DEVICE)
+        tensors, types = draw(2, (4, 2), 129), random_types(2, 129)
+        first, second = (
+            run(backend, tensors, types.masked_fill(mask == 0, kind), attention_mask=mask) for kind in (0, 2)
+        )
+        assert all(torch.equal(*pair) for pair in zip(first, second))
+
+    def test_a_row_that_is_all_padding(self, backend):
+        mask = torch.ones(3, 70, dtype=torch.long, device=DEVICE)
+        mask[1] = 0
+        tensors, types = draw(3, (4, 2), 70), random_types(3, 70)
+        outputs = run(backend, tensors, types, attention_mask=mask)
+        assert all((tensor[1] == 0).all() and tensor.isfinite().all() for tensor in outputs)
+        others = run(backend, [tensor[[0, 2]] for tensor in tensors], types[[0, 2]])
+        check([tensor[[0, 2]] for tensor in outputs], others)
+
+    @pytest.mark.parametrize("shape", [(0, 5), (2, 0), (0, 0)], ids=str)
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_nothing(self, backend, shape, masked):
+        batch, length = shape
+        types = torch.zeros(shape, dtype=torch.long, device=DEVICE)
+        mask = torch.zeros_like(types) if masked else None
+        outputs = run(backend, draw(batch, (4, 2), length), types, attention_mask=mask)
+        assert outputs[0].shape == (batch, 4, length, SIZE)
+
+    def test_promise_3_left_right_and_alone(self, backend):
+        lengths, width = (23, 60, 1), 60
+        alone, rows = [], {"left": [], "right": []}
+        masks = {"left": torch.zeros(3, width, device=DEVICE), "right": torch.zeros(3, width, device=DEVICE)}
+        types = {side: torch.full((3, width), 2, device=DEVICE) for side in rows}
+        samples = [(draw(1, (4, 2), length, seed=length), random_types(1, length, length)) for length in lengths]
+        places = {"left": lambda n: slice(width - n, width), "right": lambda n: slice(0, n)}
+        for row, (length, (tensors, kinds)) in enumerate(zip(lengths, samples)):
+            alone.append(run(backend, tensors, kinds))
+            for side, place in places.items():
+                masks[side][row, place(length)] = 1
+                types[side][row, place(length)] = kinds[0]
+
+        for side, place in places.items():
+            padded = draw(3, (4, 2), width, seed=99)
+            for row, (length, (tensors, _)) in enumerate(zip(lengths, samples)):
+                for whole, sample in zip(padded, tensors):
+                    whole[row, :, place(length)] = sample[0]
+            outputs = run(backend, padded, types[side], attention_mask=masks[side])
+            for row, length in enumerate(lengths):
+                check([tensor[row : row + 1, :, place(length)] for tensor in outputs], alone[row], nonzero=length > 1)
+
+    def test_promise_4_packed_and_alone(self, backend):
+        lengths = (40, 1, 77, 2, 60)
+        samples = [(draw(1, (4, 2), length, seed=length), random_types(1, length, length)) for length in lengths]
+        tensors = [torch.cat(parts, dim=2) for parts in zip(*(sample[0] for sample in samples))]
+        types = torch.cat([kinds for _, kinds in samples], dim=1)
+        alone = [run(backend, *sample) for sample in samples]
+        for options in ({"attention_mask": numbered(*lengths)}, {"document_ids": numbered(*lengths) - 3}):
+            parts = [tensor.split(lengths, dim=2) for tensor in run(backend, tensors, types, **options)]
+            for index, expected in enumerate(alone):
+                check([part[index] for part in parts], expected, nonzero=lengths[index] > 2)
+
+
+def test_auto_agrees_with_the_reference_and_serves_every_argument():
+    query, key, value, _ = draw(1, (4, 2), 60)
+    types = random_types(1, 60)
+    plan = AttentionPlan(types, HSAConfig())
+    for argument in ({}, {"softcap": 1.0}, {"sinks": torch.zeros(4, device=DEVICE)}, {"sliding_window": 5}):
+        automatic, weights = run_attention(query, key, value, plan, "auto", **argument)
+        expected, _ = run_attention(query, key, value, plan, "reference", **argument)
+        assert weights is None
+        assert (automatic - expected).abs().max() < TOLERANCE
+    _, weights = run_attention(query, key, value, plan, "auto", output_attentions=True)
+    assert weights.shape == (1, 4, 60, 60)

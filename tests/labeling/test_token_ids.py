@@ -1,0 +1,134 @@
+"""Typed token ids: whatever is done to the list, each id keeps what it carries."""
+
+import copy
+import json
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hsa_factory import SemanticType
+from hsa_factory.labeling.token_ids import (
+    TypedTokenId,
+    count_types,
+    fill_types,
+    flatten,
+    loss_mask_of,
+    mark_untrained,
+    plain_ids,
+    semantic_ids_of,
+    sources_of,
+    type_token_ids,
+)
+
+
+facts = st.tuples(st.integers(0, 2), st.booleans(), st.sampled_from(["", "kitchen", "küche"]))
+rows = st.lists(st.tuples(st.integers(0, 2**31), facts), max_size=20)
+cuts = st.slices(25)
+
+
+def build(row):
+    return [type_token_ids([token], *carried)[0] for token, carried in row]
+
+
+def read(tokens):
+    return [(int(token), (token.semantic_type, token.trained, token.source)) for token in tokens]
+
+
+class TestOneId:
+    def test_equals_the_plain_id_in_every_other_respect(self):
+        token = type_token_ids([151643], 1, False, "kitchen")[0]
+        assert isinstance(token, TypedTokenId) and isinstance(token, int)
+        assert token == 151643 and hash(token) == hash(151643)
+        assert json.dumps([token]) == "[151643]" and f"{token}" == repr(token) == "151643"
+        assert (token.semantic_type, token.trained, token.source) == (1, False, "kitchen")
+        assert not hasattr(token, "__dict__")
+
+    @given(facts, st.integers(0, 2**31))
+    def test_pickle_and_copy(self, carried, token_id):
+        token = type_token_ids([token_id], *carried)[0]
+        expected = [(token_id, carried)] * 2
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+            assert read(pickle.loads(pickle.dumps([token, token], protocol))) == expected
+        assert read(copy.deepcopy([token, token])) == read(copy.copy([token, token])) == expected
+
+    def test_typing_again_replaces(self):
+        once = type_token_ids([5, 6], 0, False, "a")
+        assert read(type_token_ids(once, SemanticType.NOISE)) == [(5, (2, True, "")), (6, (2, True, ""))]
+        assert read(once) == [(5, (0, False, "a")), (6, (0, False, "a"))]
+
+    def test_arithmetic_makes_plain_ints(self):
+        assert type(type_token_ids([5], 0)[0] + 1) is int
+
+
+class TestLists:
+    @given(rows, rows, cuts, cuts, st.integers(0, 3))
+    def test_slices_reversals_joins_and_repeats_keep_ids_and_types_aligned(self, first, second, cut, other, times):
+        def shuffle(left, right):
+            return (left[cut] + right[::-1] + left[other][::-1] + right[cut] * times)[other]
+
+        tokens = shuffle(build(first), build(second))
+        expected = shuffle(first, second)
+        assert read(tokens) == expected
+        assert plain_ids(tokens) == [token for token, _ in expected]
+        assert all(type(token) is int for token in plain_ids(tokens))
+        assert semantic_ids_of(tokens) == [semantic_type for _, (semantic_type, _, _) in expected]
+        assert loss_mask_of(tokens) == [int(trained) for _, (_, trained, _) in expected]
+        assert sources_of(tokens) == list(dict.fromkeys(source for _, (_, _, source) in expected))
+        assert sum(count_types(tokens).values()) == len(expected)
+
+    @given(rows)
+    def test_marking_untrained_changes_nothing_else(self, row):
+        marked = mark_untrained(build(row))
+        assert read(marked) == [(token, (kind, False, source)) for token, (kind, _, source) in row]
+
+    def test_what_carries_nothing_is_padding(self):
+        tokens = [9, *type_token_ids([1], 0, True, "a"), 9, *type_token_ids([2], 1, False, "b")]
+        assert semantic_ids_of(tokens) == [2, 0, 2, 1]
+        assert loss_mask_of(tokens) == [0, 1, 0, 0]
+        assert sources_of(tokens) == ["a", "b"]
+        assert plain_ids(tokens) == [9, 1, 9, 2]
+
+    def test_counts_by_name(self):
+        tokens = type_token_ids([1, 2, 3], 2) + type_token_ids([4], 0)
+        assert count_types(tokens) == {"GLOBAL": 1, "LANDMARK": 0, "NOISE": 3}
+        assert count_types([]) == {"GLOBAL": 0, "LANDMARK": 0, "NOISE": 0}
+
+    def test_turns_are_joined_in_order(self):
+        turns = [(type_token_ids([1, 2], 0), type_token_ids([3], 1)), ([], [4])]
+        assert flatten(turns) == [1, 2, 3, 4]
+        assert semantic_ids_of(flatten(turns)) == [0, 0, 1, 2]
+        assert flatten([]) == []
+
+
+class TestFilling:
+    @pytest.mark.parametrize(
+        ("tokens", "expected"),
+        [
+            ("0--1-", "00011"),
+            ("--2-", "2222"),
+            ("-0-", "000"),
+            ("12", "12"),
+            ("", ""),
+        ],
+    )
+    def test_the_id_before_decides_or_else_the_next(self, tokens, expected):
+        row = [7 if kind == "-" else type_token_ids([7], int(kind))[0] for kind in tokens]
+        assert "".join(map(str, semantic_ids_of(fill_types(row)))) == expected
+
+    @given(st.lists(st.tuples(st.integers(0, 99), st.none() | facts), max_size=20))
+    def test_property(self, row):
+        tokens = [token if carried is None else type_token_ids([token], *carried)[0] for token, carried in row]
+        known = [carried for _, carried in row if carried is not None]
+        if row and not known:
+            with pytest.raises(ValueError, match="None of these token ids carries a semantic type"):
+                fill_types(tokens)
+            return
+
+        expected = []
+        for index, (token, _) in enumerate(row):
+            before = [carried for _, carried in row[: index + 1] if carried is not None]
+            expected.append((token, before[-1] if before else known[0]))
+        assert read(fill_types(tokens)) == expected
+        assert tokens == [token for token, _ in row]

@@ -1,0 +1,276 @@
+"""HSAConfig and FeedbackConfig: what they refuse and how they say it, saving, loading, comparing."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hsa_factory import FeedbackConfig, HSAConfig, SemanticType
+
+
+EVERYTHING_SET = {
+    "landmark_decay": 0.25,
+    "landmark_window": 300,
+    "noise_decay": 0,
+    "noise_window": None,
+    "global_decay": 1.5,
+    "global_window": 0,
+    "hide": [["LANDMARK", "NOISE"], [0, 2]],
+    "backend": "reference",
+    "layers": [3, 1, 1],
+    "default_type": "noise",
+    "generated_type": 1,
+    "labels": {"rules": ["a", "ü"]},
+}
+
+
+class TestValues:
+    def test_defaults_are_the_documented_ones(self):
+        assert HSAConfig().to_dict() == {
+            "landmark_decay": 0.001,
+            "landmark_window": None,
+            "noise_decay": 0.5,
+            "noise_window": 50,
+            "global_decay": 0.0,
+            "global_window": None,
+            "hide": (),
+            "backend": "auto",
+            "layers": None,
+            "default_type": "GLOBAL_CONDITION",
+            "generated_type": None,
+            "labels": None,
+        }
+        assert FeedbackConfig().to_dict() == {
+            "token": "<|feedback|>",
+            "occurrence": "first",
+            "missing": "train",
+            "empty": "drop",
+        }
+
+    @pytest.mark.parametrize("config", [HSAConfig(), FeedbackConfig()])
+    def test_frozen(self, config):
+        for field in dataclasses.fields(config):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(config, field.name, 1)
+
+    def test_decays_and_windows_are_indexed_by_type(self):
+        config = HSAConfig(
+            global_decay=1, landmark_decay=2, noise_decay=3, global_window=4, landmark_window=5, noise_window=6
+        )
+        assert config.decays == (1.0, 2.0, 3.0)
+        assert config.windows == (4, 5, 6)
+        assert config.windows[SemanticType.LANDMARK] == 5
+
+    @pytest.mark.parametrize("window", [0, 1, None, 10**12])
+    @pytest.mark.parametrize("kind", ["global", "landmark", "noise"])
+    def test_windows_from_nothing_but_itself_to_no_limit(self, kind, window):
+        assert getattr(HSAConfig(**{f"{kind}_window": window}), f"{kind}_window") == window
+
+    def test_hide_takes_names_and_numbers_and_is_canonical(self):
+        written = [
+            (("global", "PROCESS_NOISE"), ("KEY_EVENT", 2)),
+            [[1, "noise"], [0, 2], ["GLOBAL_CONDITION", "NOISE"]],
+            ((SemanticType.LANDMARK, SemanticType.NOISE), ("0", "2")),
+        ]
+        configs = [HSAConfig(hide=hide) for hide in written]
+        assert all(config.hide == ((0, 2), (1, 2)) for config in configs)
+        assert len(set(configs)) == 1
+
+    def test_layers_are_sorted_and_unique(self):
+        assert HSAConfig(layers=[3, 1, 3]).layers == (1, 3)
+        assert HSAConfig(layers=[]).layers == ()
+
+    @pytest.mark.parametrize("name", ["default_type", "generated_type"])
+    @pytest.mark.parametrize("value", ["KEY_EVENT", "noise", 2, SemanticType.GLOBAL])
+    def test_types_take_aliases_and_numbers(self, name, value):
+        assert SemanticType.parse(getattr(HSAConfig(**{name: value}), name)) == SemanticType.parse(value)
+
+
+NUMBER = "a number ≥ 0"
+FINITE = "a finite number ≥ 0"
+WINDOW = "a whole number ≥ 0, or none"
+PAIRS = "a list of pairs"
+LAYERS = "a list of layer indices ≥ 0, or none"
+TYPES = "GLOBAL_CONDITION, LANDMARK, KEY_EVENT"
+
+REFUSED = [
+    *(
+        (HSAConfig, f"{kind}_decay", value, NUMBER)
+        for kind in ("global", "landmark", "noise")
+        for value in (True, "1")
+    ),
+    *((HSAConfig, f"{kind}_decay", -0.1, FINITE) for kind in ("global", "landmark", "noise")),
+    *((HSAConfig, "noise_decay", value, FINITE) for value in (float("nan"), float("inf"), float("-inf"))),
+    *((HSAConfig, "noise_decay", value, NUMBER) for value in (None, [0.5], 1j)),
+    *(
+        (HSAConfig, f"{kind}_window", value, WINDOW)
+        for kind in ("global", "landmark", "noise")
+        for value in (True, -1)
+    ),
+    *((HSAConfig, "noise_window", value, WINDOW) for value in (50.0, "50", float("inf"), [50])),
+    *((HSAConfig, "hide", value, PAIRS) for value in (None, "GLOBAL", 2, [0, 2], [[0]], [[0, 1, 2]], ["02"], {0: 2})),
+    *((HSAConfig, "hide", value, TYPES) for value in ([["GLOBAL", "NOIS"]], [[0, 3]], [[True, 0]], [[None, 0]])),
+    *(
+        (HSAConfig, "backend", value, "auto, reference, dense, blockwise, flex")
+        for value in ("fast", "AUTO", None, [])
+    ),
+    *((HSAConfig, "layers", value, LAYERS) for value in (3, "all", [-1], [True], [0.0], ["0"], [None], {0: 1})),
+    *((HSAConfig, "default_type", value, TYPES) for value in (None, "", "GLOBL", 3, True, 0.5)),
+    *((HSAConfig, "generated_type", value, TYPES) for value in ("", "GLOBL", -1, False, [])),
+    *(
+        (FeedbackConfig, "token", value, "a non-empty text without spaces")
+        for value in ("", " ", "a b", "a\n", 3, None)
+    ),
+    *((FeedbackConfig, "occurrence", value, "first, last") for value in ("First", "all", 0, None, [])),
+    *((FeedbackConfig, "missing", value, "train, drop, error") for value in ("keep", True, None)),
+    *((FeedbackConfig, "empty", value, "drop, error") for value in ("train", False, None)),
+]
+
+
+@pytest.mark.parametrize(("config_class", "field", "value", "allowed"), REFUSED)
+def test_refusal_names_field_value_and_what_is_allowed(config_class, field, value, allowed):
+    with pytest.raises(ValueError) as error:
+        config_class(**{field: value})
+    message = str(error.value)
+    assert f"{config_class.__name__}.{field}" in message
+    assert allowed in message
+    culprit = {"[['GLOBAL', 'NOIS']]": "'NOIS'", "[[0, 3]]": "3", "[[True, 0]]": "True", "[[None, 0]]": "None"}
+    assert culprit.get(repr(value), repr(value)) in message
+
+
+class TestFromDict:
+    def test_every_field_can_be_set(self):
+        assert set(EVERYTHING_SET) == {field.name for field in dataclasses.fields(HSAConfig)}
+        config = HSAConfig.from_dict(EVERYTHING_SET)
+        assert config.hide == ((0, 2), (1, 2)) and config.layers == (1, 3) and config.noise_window is None
+
+    @pytest.mark.parametrize(
+        ("config_class", "key", "suggestion"),
+        [
+            (HSAConfig, "noise_windows", "noise_window"),
+            (HSAConfig, "landmark_decy", "landmark_decay"),
+            (HSAConfig, "backends", "backend"),
+            (HSAConfig, "defaulttype", "default_type"),
+            (FeedbackConfig, "tokens", "token"),
+            (FeedbackConfig, "occurence", "occurrence"),
+        ],
+    )
+    def test_unknown_key_is_refused_with_a_suggestion(self, config_class, key, suggestion):
+        with pytest.raises(ValueError) as error:
+            config_class.from_dict({key: 1})
+        message = str(error.value)
+        assert config_class.__name__ in message and f"unknown key {key!r}" in message
+        assert f"Did you mean {suggestion!r}?" in message
+        for field in dataclasses.fields(config_class):
+            assert field.name in message
+
+    def test_unknown_key_that_resembles_nothing_gets_no_suggestion(self):
+        with pytest.raises(ValueError, match="unknown key 'zzz'. Allowed: landmark_decay"):
+            HSAConfig.from_dict({"zzz": 1})
+
+    @pytest.mark.parametrize("values", [None, True, "noise_window", [("noise_window", 50)], 3])
+    def test_no_mapping(self, values):
+        with pytest.raises(ValueError, match="HSAConfig: expected a mapping of options, got "):
+            HSAConfig.from_dict(values)
+
+    def test_key_that_is_no_text(self):
+        with pytest.raises(ValueError, match="unknown key 1"):
+            HSAConfig.from_dict({1: 2})
+
+
+CONFIGS = [
+    HSAConfig(),
+    HSAConfig.from_dict(EVERYTHING_SET),
+    HSAConfig(noise_window=0, landmark_window=0, global_window=0, layers=()),
+    HSAConfig(noise_window=None, default_type=SemanticType.NOISE, generated_type=SemanticType.LANDMARK),
+]
+
+
+class TestFiles:
+    @pytest.mark.parametrize("config", CONFIGS)
+    def test_save_and_load(self, config, tmp_path):
+        path = config.save_pretrained(tmp_path / "deep" / "checkpoint")
+        assert path == tmp_path / "deep" / "checkpoint" / "hsa_config.json"
+        assert HSAConfig.from_pretrained(path.parent) == config
+        assert HSAConfig.from_pretrained(str(path.parent)) == config
+        assert [file.name for file in path.parent.iterdir()] == ["hsa_config.json"]
+
+    @pytest.mark.parametrize("config", CONFIGS)
+    def test_the_plain_values_survive_yaml_and_json(self, config):
+        assert HSAConfig.from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict()))) == config
+        assert HSAConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+    def test_saving_again_replaces(self, tmp_path):
+        HSAConfig(noise_window=1, labels="x" * 1000).save_pretrained(tmp_path)
+        HSAConfig(noise_window=2).save_pretrained(tmp_path)
+        assert HSAConfig.from_pretrained(tmp_path) == HSAConfig(noise_window=2)
+
+    def test_a_save_that_dies_leaves_the_old_file_whole(self, tmp_path, monkeypatch):
+        HSAConfig(noise_window=1).save_pretrained(tmp_path)
+        write = Path.write_text
+
+        def dies_half_way(self, text, **kwargs):
+            write(self, text[: len(text) // 2], **kwargs)
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(Path, "write_text", dies_half_way)
+        with pytest.raises(OSError, match="No space left"):
+            HSAConfig(noise_window=2).save_pretrained(tmp_path)
+        assert HSAConfig.from_pretrained(tmp_path) == HSAConfig(noise_window=1)
+
+    def test_missing_file_is_named(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=f"No hsa_config.json in '{tmp_path}'"):
+            HSAConfig.from_pretrained(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("{", "hsa_config.json is not valid JSON"),
+            ("", "hsa_config.json is not valid JSON"),
+            ("[]", "expected a mapping of options"),
+            ('{"noise_windw": 3}', "unknown key 'noise_windw'"),
+            ('{"noise_window": -3}', "noise_window = -3 is not allowed"),
+        ],
+    )
+    def test_broken_file(self, content, message, tmp_path):
+        (tmp_path / "hsa_config.json").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            HSAConfig.from_pretrained(tmp_path)
+
+
+class TestAttentionRules:
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"backend": "reference"},
+            {"default_type": "NOISE"},
+            {"generated_type": 1},
+            {"labels": "rules"},
+            {"hide": []},
+        ],
+    )
+    def test_equal_where_the_attention_is(self, options):
+        assert HSAConfig(**options).attention_rules() == HSAConfig().attention_rules()
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"landmark_decay": 0.002},
+            {"noise_decay": 0.25},
+            {"global_decay": 0.1},
+            {"landmark_window": 10},
+            {"noise_window": None},
+            {"global_window": 10},
+            {"hide": [[0, 2]]},
+            {"layers": [0]},
+        ],
+    )
+    def test_different_where_the_attention_is(self, options):
+        assert HSAConfig(**options).attention_rules() != HSAConfig().attention_rules()
+
+    def test_every_option_is_sorted_into_one_of_the_two(self):
+        neutral = {"backend", "default_type", "generated_type", "labels"}
+        decisive = {f"{kind}_{what}" for kind in ("global", "landmark", "noise") for what in ("decay", "window")}
+        assert {field.name for field in dataclasses.fields(HSAConfig)} == neutral | decisive | {"hide", "layers"}
