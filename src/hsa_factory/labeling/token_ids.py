@@ -1,8 +1,11 @@
 """Token ids that carry their type, so that every slice, cut, reversal and packing step carries it along."""
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from itertools import chain
+
+import numpy as np
 
 from ..semantics import SemanticType
 
@@ -59,7 +62,11 @@ def type_token_ids(
 
 def mark_untrained(token_ids: Sequence[TypedTokenId]) -> list[TypedTokenId]:
     """Return the same ids, marked as not to be trained."""
-    return [_instances(token.semantic_type, False, token.source)[token] for token in token_ids]
+    classes = set(map(type, token_ids))
+    instances = {cls: _instances(cls.semantic_type, False, cls.source) for cls in classes}
+    if len(classes) == 1:
+        return list(map(instances.popitem()[1].__getitem__, token_ids))
+    return [instances[type(token)][token] for token in token_ids]
 
 
 def fill_types(token_ids: Sequence[int]) -> list[TypedTokenId]:
@@ -68,7 +75,7 @@ def fill_types(token_ids: Sequence[int]) -> list[TypedTokenId]:
     Raises:
         ValueError: If no id carries anything.
     """
-    if all(type(token) is not int for token in token_ids):
+    if int not in set(map(type, token_ids)):
         return list(token_ids)
 
     carrier = next((token for token in token_ids if type(token) is not int), None)
@@ -85,15 +92,19 @@ def fill_types(token_ids: Sequence[int]) -> list[TypedTokenId]:
     return filled
 
 
-def semantic_ids_of(token_ids: Sequence[int]) -> list[int]:
-    """Read the types off; ids that carry nothing are padding, and padding is NOISE."""
-    padding = int(SemanticType.NOISE)
-    return [padding if type(token) is int else token.semantic_type for token in token_ids]
+def semantic_ids_of(token_ids: Sequence[int]) -> np.ndarray:
+    """Read the types off, (n,) int8; ids that carry nothing are padding, and padding is NOISE."""
+    return _read_off(token_ids, "semantic_type", int(SemanticType.NOISE))
 
 
-def loss_mask_of(token_ids: Sequence[int]) -> list[int]:
-    """Read off which tokens may be trained (1) or not (0); padding is not."""
-    return [0 if type(token) is int else int(token.trained) for token in token_ids]
+def loss_mask_of(token_ids: Sequence[int]) -> np.ndarray:
+    """Read off which tokens may be trained (1) or not (0), (n,) int8; padding is not."""
+    return _read_off(token_ids, "trained", 0)
+
+
+def _read_off(token_ids: Sequence[int], attribute: str, padding: int) -> np.ndarray:
+    values = {cls: int(getattr(cls, attribute, padding)) for cls in set(map(type, token_ids))}
+    return np.frombuffer(bytes(map(values.__getitem__, map(type, token_ids))), dtype=np.int8)
 
 
 def sources_of(token_ids: Sequence[int]) -> list[str]:
@@ -102,15 +113,22 @@ def sources_of(token_ids: Sequence[int]) -> list[str]:
     return list(dict.fromkeys(cls.source for cls in classes if cls is not int))
 
 
-def plain_ids(token_ids: Sequence[int]) -> list[int]:
-    """Return ordinary ints."""
-    return list(map(int, token_ids))
+def plain_ids(token_ids: Sequence[int]) -> np.ndarray:
+    """Return the ids without what they carry, (n,) int64."""
+    return np.fromiter(token_ids, dtype=np.int64, count=len(token_ids))
 
 
-def count_types(token_ids: Sequence[TypedTokenId]) -> dict[str, int]:
+def count_types(token_ids: Sequence[TypedTokenId]) -> Counter:
     """Count the tokens of each semantic type, by name."""
-    semantic_ids = semantic_ids_of(token_ids)
-    return {member.name: semantic_ids.count(int(member)) for member in SemanticType}
+    counts: Counter = Counter()
+    for cls, number in Counter(map(type, token_ids)).items():
+        counts[SemanticType(cls.semantic_type).name] += number
+    return counts
+
+
+def count_trained(labels: Sequence[int]) -> int:
+    """Count the labels that carry something and may be trained."""
+    return sum(number for cls, number in Counter(map(type, labels)).items() if cls is not int and cls.trained)
 
 
 def flatten(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[int]:

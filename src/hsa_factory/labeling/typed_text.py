@@ -19,13 +19,13 @@ class TypedText(str):
         spans: (number of characters, type) of each span, in order; at least one.
     """
 
-    spans: tuple[tuple[int, SemanticType], ...]
+    spans: tuple[tuple[int, int], ...]
 
     def __new__(
         cls, text: str, semantic_type: int | None = None, spans: Sequence[tuple[int, SemanticType]] = ()
     ) -> "TypedText":
         self = super().__new__(cls, text)
-        self.spans = tuple(spans) if spans else ((len(text), SemanticType(semantic_type)),)
+        self.spans = tuple(spans) if spans else ((len(text), semantic_type),)
         return self
 
     def __add__(self, other: str) -> "TypedText":
@@ -46,7 +46,7 @@ class TypedText(str):
     @property
     def is_uniform(self) -> bool:
         """Whether all characters have one type."""
-        return len({semantic_type for length, semantic_type in self.spans if length}) <= 1
+        return len(self.spans) == 1 or len({semantic_type for length, semantic_type in self.spans if length}) <= 1
 
 
 def _rebuild(text: str, spans: tuple[tuple[int, SemanticType], ...]) -> TypedText:
@@ -64,6 +64,8 @@ def type_rendered_text(rendered: str, content: TypedText) -> TypedText:
         The rendered text. Where the content cannot be found in it (a tool call that was reformatted), all of it
         has the message's type.
     """
+    if len(content.spans) == 1:
+        return TypedText(rendered, content.spans[0][1])
     start = -1 if content.is_uniform else rendered.find(str(content))
     if start < 0:
         return TypedText(rendered, content.semantic_type)

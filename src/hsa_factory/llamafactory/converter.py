@@ -11,6 +11,7 @@ from .template import TYPE_KEY
 
 INDEX_COLUMN = "_hsa_index"  # the sample's number in its data set, before and after conversion
 SOURCE_COLUMN = "_hsa_dataset"
+_PARSED: dict[str, SemanticType] = {}  # names seen so far
 SYSTEM_TYPE_COLUMN = "_hsa_system_type"
 TYPED_COLUMN = "_hsa_typed_messages"
 
@@ -59,12 +60,12 @@ class TypedConverterMixin:
         messages = example[attr.messages]
         system_type, first = None, 0
         if attr.system_tag and messages and messages[0][attr.role_tag] == attr.system_tag:
-            system_type, first = _parse(messages[0].get(tag), f"{where}, turn 0"), 1
+            system_type, first = self._parse(messages[0].get(tag), where, 0), 1
 
         types: list[SemanticType | None] = []
         tool_types: list[SemanticType | None] = []
         for turn, message in enumerate(messages[first:], start=first):
-            semantic_type = _parse(message.get(tag), f"{where}, turn {turn}")
+            semantic_type = self._parse(message.get(tag), where, turn)
             if attr.formatting != "openai":
                 types.append(semantic_type)
             elif message[attr.role_tag] == attr.observation_tag:
@@ -77,9 +78,16 @@ class TypedConverterMixin:
         if getattr(attr, "ranking", False):
             for column in (attr.chosen, attr.rejected):
                 reply = example[column]
-                types.append(_parse(reply.get(tag), where) if isinstance(reply, dict) else None)
+                types.append(self._parse(reply.get(tag), where, column) if isinstance(reply, dict) else None)
 
         return system_type, types
+
+    @staticmethod
+    def _parse(value: Any, where: str, turn: int | str) -> SemanticType | None:
+        try:
+            return _parse(value)
+        except ValueError as error:
+            raise ValueError(f"{where}, turn {turn}: {error}") from None
 
     def _check_media(self, output: dict[str, Any], where: str) -> None:
         """Refuse a file that is not there now, before hours of training end at it."""
@@ -108,13 +116,15 @@ def typed_converter(converter_class: type[DatasetConverter], default_type: Seman
     return type(name, (TypedConverterMixin, converter_class), attributes)
 
 
-def _parse(value: Any, where: str) -> SemanticType | None:
+def _parse(value: Any) -> SemanticType | None:
     if value is None or value == "":
         return None
-    try:
-        return SemanticType.parse(value)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    known = _PARSED.get(value) if isinstance(value, str) else None
+    if known is None:
+        known = SemanticType.parse(value)
+        if isinstance(value, str):
+            _PARSED[value] = known
+    return known
 
 
 def _joined(types: list[SemanticType | None]) -> list[SemanticType | None]:

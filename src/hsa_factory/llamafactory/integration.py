@@ -148,6 +148,7 @@ class Integration:
             stock.data_args,
             hsa_config=self.typing_config,
             feedback_config=self.feedback_config,
+            as_arrays=not stock.data_args.streaming,  # the rows of a stream go to the collator as they are
         )
 
     def get_preprocessed_dataset(self, original: Any, dataset: Any, *args: Any, is_eval: bool = False) -> Any:
@@ -228,6 +229,15 @@ class Integration:
                     f"tokenized_path {tokenized_path!r} was made with feedback {made_with}, this run asks for {wanted}. "
                     "Remove it to tokenize again."
                 )
+            if self.hsa_config is not None:
+                typed_with = HSAConfig.from_dict(values.get("hsa") or {})
+                for name, parse in (("default_type", SemanticType.parse), ("labels", lambda labels: labels)):
+                    there, here = getattr(typed_with, name), getattr(self.hsa_config, name)
+                    if parse(there) != parse(here):
+                        raise ValueError(
+                            f"tokenized_path {tokenized_path!r} was made with hsa.{name} {there!r}, this run asks for "
+                            f"{here!r}. Remove it to tokenize again."
+                        )
             self.report = DataReport.from_dict(values)
 
     def _settings(self) -> dict[str, Any]:

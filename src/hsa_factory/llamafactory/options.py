@@ -91,7 +91,8 @@ def resolve_config(hsa: HSAConfig | bool, model_args: Any, training_args: Any) -
     asked = hsa if isinstance(hsa, HSAConfig) else None
     resumed = training_args.resume_from_checkpoint if training_args is not None else None
     if resumed in (True, "true", "True"):
-        resumed = get_last_checkpoint(training_args.output_dir)
+        output_dir = training_args.output_dir
+        resumed = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
     places = [resumed, *(model_args.adapter_name_or_path or ()), model_args.model_name_or_path]
     for place in places:
         if not isinstance(place, str) or not (Path(place) / CONFIG_NAME).is_file():

@@ -4,6 +4,7 @@ from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from llamafactory.data.processor.supervised import (
     MAX_SU_SEQ_IDX,
     PackedSupervisedDatasetProcessor,
@@ -13,6 +14,7 @@ from llamafactory.data.processor.supervised import (
 from ..config import FeedbackConfig, HSAConfig
 from ..feedback import IGNORE_INDEX, find_marker
 from ..labeling.token_ids import (
+    count_trained,
     count_types,
     fill_types,
     flatten,
@@ -35,6 +37,14 @@ LOSS_MASK_COLUMN = "loss_mask"
 ROW_SOURCE_COLUMN = "hsa_dataset"
 ACCOUNT_COLUMN = "hsa_account"
 MEDIA_COLUMNS = ("_images", "_videos", "_audios")
+_ARRAY_COLUMNS = {
+    "input_ids": np.int32,
+    "attention_mask": np.int32,
+    "position_ids": np.int32,
+    "labels": np.int32,
+    SEMANTIC_COLUMN: np.int8,
+    LOSS_MASK_COLUMN: np.int8,
+}
 
 INVALID = "invalid conversation (empty, or roles in a wrong order)"
 NO_MARKER = "no feedback marker"
@@ -70,6 +80,7 @@ class TypedProcessorMixin:
 
     hsa_config: HSAConfig = field(default_factory=HSAConfig)
     feedback_config: FeedbackConfig | None = None
+    as_arrays: bool = False  # numpy rows, which `datasets` writes several times faster than lists
 
     def __post_init__(self) -> None:
         self.template = typed_template(self.template, SemanticType.parse(self.hsa_config.default_type))
@@ -137,11 +148,12 @@ class TypedProcessorMixin:
 
         if sample.has_marker:
             account.with_marker += 1
-        if not input_ids:
+        if all(type(token) is int for token in input_ids):  # nothing of it is left, at most an EOS
             raise SampleDropped(NOTHING_TO_TRAIN)
 
-        input_ids = fill_types(input_ids)
-        trained = _count_trained(input_ids, labels, sample.has_marker)
+        if type(input_ids[0]) is int or type(input_ids[-1]) is int:  # media in front, an EOS behind
+            input_ids = fill_types(input_ids)
+        trained = self._count_trained(input_ids, labels)
         if trained == 0:
             if self.feedback_config is not None and self.feedback_config.empty == "error":
                 raise ValueError(f"{where}: nothing is left to train (feedback.empty is 'error').")
@@ -195,6 +207,13 @@ class TypedProcessorMixin:
 
         return pairs
 
+    def _count_trained(self, input_ids: list[Any], labels: list[int]) -> int:
+        if not self._sample.has_marker:
+            return len(labels) - labels.count(IGNORE_INDEX)
+        if self.template.efficient_eos:  # has labels that are not ids of the same place
+            return sum(label != IGNORE_INDEX and token.trained for label, token in zip(labels, input_ids))
+        return count_trained(labels)
+
     def _trim_media(self, columns: dict[str, list[Any]], i: int, media: list[list[Any]]) -> None:
         """Leave only the media whose turns remain, so that they match the ids."""
         cut, counts = self._sample.cut, self._sample.media
@@ -225,6 +244,10 @@ class TypedProcessorMixin:
         for name in account_row.keys() | rows.keys():
             rows[name].append(account_row.get(name))
         rows[ACCOUNT_COLUMN] = [None] * len(typed_rows) + [serialize_accounts(accounts)]
+        for name, dtype in _ARRAY_COLUMNS.items():
+            if name in rows:
+                arrays = [np.asarray(values, dtype) for values in rows[name]]
+                rows[name] = arrays if self.as_arrays else [values.tolist() for values in arrays]
         return dict(rows)
 
     def _account_row(self) -> dict[str, Any]:
@@ -274,9 +297,3 @@ def _mark_until(pairs: Pairs, marker: int) -> Pairs:
             position += len(ids)
         marked.append(tuple(sides))
     return marked
-
-
-def _count_trained(token_ids: list[Any], labels: list[int], has_marker: bool) -> int:
-    if not has_marker:
-        return len(labels) - labels.count(IGNORE_INDEX)
-    return sum(label != IGNORE_INDEX and token.trained for label, token in zip(labels, token_ids))

@@ -61,6 +61,7 @@ class TypedTemplateMixin:
     default_type: SemanticType
     source: str
     on_pairs: Callable[[Pairs], Pairs] | None
+    _collecting: bool
 
     def encode_multiturn(self, *args: Any, **kwargs: Any) -> Pairs:
         pairs = [
@@ -78,21 +79,44 @@ class TypedTemplateMixin:
                 message = {**message, "content": TypedText(message["content"], semantic_type)}
             typed_messages.append(message)
 
-        return super()._encode(tokenizer, typed_messages, system, tools)
+        self._collecting = True
+        try:
+            messages_elements = super()._encode(tokenizer, typed_messages, system, tools)
+        finally:
+            self._collecting = False
+        return self._encode_elements(tokenizer, messages_elements)
 
-    def _convert_elements_to_ids(self, tokenizer: Any, elements: SLOTS) -> list[int]:
-        token_ids: list[int] = []
-        for element in elements:
-            ids = super()._convert_elements_to_ids(tokenizer, [element])
-            if isinstance(element, TypedText) and not element.is_uniform:
-                for token_id, semantic_type in zip(ids, token_types(element, ids, tokenizer)):
-                    token_ids += type_token_ids([token_id], semantic_type, source=self.source)
-            elif isinstance(element, (TypedText, _TypedSet, _TypedDict)):
-                token_ids += type_token_ids(ids, element.semantic_type, source=self.source)
-            else:
-                token_ids += ids
+    def _convert_elements_to_ids(self, tokenizer: Any, elements: SLOTS) -> list[Any]:
+        if self._collecting:  # `_encode` only collects what this returns
+            return elements
+        return super()._convert_elements_to_ids(tokenizer, elements)
 
-        return token_ids
+    def _encode_elements(self, tokenizer: Any, messages_elements: list[SLOTS]) -> list[list[int]]:
+        """Turn the elements of all messages into typed ids, with one call of the tokenizer for all texts."""
+        texts = [str(element) for elements in messages_elements for element in elements if _is_text(element)]
+        if texts and getattr(tokenizer, "is_fast", False):
+            encoded = iter(tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"])
+        else:
+            encoded = (tokenizer.encode(text, add_special_tokens=False) for text in texts)
+
+        messages_ids = []
+        for elements in messages_elements:
+            token_ids: list[int] = []
+            for element in elements:
+                if _is_text(element):
+                    ids = next(encoded)
+                else:
+                    ids = super()._convert_elements_to_ids(tokenizer, [element])
+                if isinstance(element, TypedText) and not element.is_uniform:
+                    for token_id, semantic_type in zip(ids, token_types(element, ids, tokenizer)):
+                        token_ids += type_token_ids([token_id], semantic_type, source=self.source)
+                elif isinstance(element, (TypedText, _TypedSet, _TypedDict)):
+                    token_ids += type_token_ids(ids, element.semantic_type, source=self.source)
+                else:
+                    token_ids += ids
+            messages_ids.append(token_ids)
+
+        return messages_ids
 
 
 def typed_template(template: Template, default_type: SemanticType) -> Template:
@@ -111,6 +135,7 @@ def typed_template(template: Template, default_type: SemanticType) -> Template:
     typed.default_type = default_type
     typed.source = ""
     typed.on_pairs = None
+    typed._collecting = False
     return typed
 
 
@@ -121,6 +146,10 @@ def _typed_class(template_class: type[Template]) -> type[Template]:
         known = type(name, (TypedTemplateMixin, template_class), {"__module__": __name__})
         globals()[name] = known  # so that it can be pickled by name for preprocessing workers and cache keys
     return known
+
+
+def _is_text(element: Any) -> bool:
+    return isinstance(element, str) and len(element) != 0
 
 
 def _typed_element(element: Any, content: TypedText) -> Any:

@@ -59,6 +59,8 @@ class HSAHook:
 
         self.mask_windows.clear()
         self.layer_windows.clear()
+        if self in active_forwards.hooks:  # left behind by an interrupt, after which torch calls no hooks
+            active_forwards.hooks.remove(self)
         active_forwards.hooks.append(self)
         return args, kwargs
 

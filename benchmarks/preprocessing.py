@@ -1,0 +1,116 @@
+"""What typing costs while data is prepared: LLaMA-Factory's own loading, converting and tokenizing, with and without.
+
+    python benchmarks/preprocessing.py      # table on screen, benchmarks/results/preprocessing.csv
+
+The two take turns in one process, over the same 1,000 samples made from the quickstart's trajectories; medians of the
+processor's time, which a busy machine disturbs less.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+
+os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "ERROR")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+import llamafactory.train.sft.workflow as workflow
+from llamafactory.data import get_template_and_fix_tokenizer
+from llamafactory.hparams import get_train_args
+
+import hsa_factory.quickstart
+from hsa_factory import FeedbackConfig, HSAConfig, tiny
+from hsa_factory.llamafactory import integrate
+
+
+DATA = Path(hsa_factory.quickstart.__file__).parent / "data"
+RESULTS = Path(__file__).parent / "results"
+
+
+def make_data(directory: Path, samples: int, tokenizer: str | None) -> str:
+    """Write the samples and, unless a tokenizer is given, a tiny model; return the model's directory."""
+    trajectories = json.loads((DATA / "trajectories_text.json").read_text(encoding="utf-8"))
+    repeated = []
+    for number in range(samples):
+        sample = json.loads(json.dumps(trajectories[number % len(trajectories)]))
+        sample["messages"][1]["content"] += f" (task {number})"  # no two samples are the same
+        repeated.append(sample)
+    (directory / "data.json").write_text(json.dumps(repeated, ensure_ascii=False), encoding="utf-8")
+    info = json.loads((DATA / "dataset_info.json").read_text(encoding="utf-8"))["household_text"]
+    (directory / "dataset_info.json").write_text(json.dumps({"data": info | {"file_name": "data.json"}}), "utf-8")
+    if tokenizer:
+        return tokenizer
+    corpus = (DATA / "corpus.txt").read_text(encoding="utf-8").splitlines()
+    return str(tiny.save_tiny("qwen3", directory / "model", corpus))
+
+
+def prepare(directory: Path, model: str, typed: bool) -> tuple[float, int]:
+    """Prepare the data once; return the processor's seconds and the number of tokens."""
+    args = {
+        "model_name_or_path": model,
+        "stage": "sft",
+        "do_train": True,
+        "dataset": "data",
+        "dataset_dir": str(directory),
+        "template": "qwen3_nothink",
+        "cutoff_len": 2048,
+        "output_dir": str(directory / "out"),
+        "overwrite_cache": True,
+        "report_to": "none",
+    }
+    context = integrate(HSAConfig(), FeedbackConfig()) if typed else contextlib.nullcontext()
+    with context, contextlib.redirect_stdout(io.StringIO()):
+        model_args, data_args, training_args, _, _ = get_train_args(args)
+        tokenizer_module = workflow.load_tokenizer(model_args)
+        template = get_template_and_fix_tokenizer(tokenizer_module["tokenizer"], data_args)
+        start = time.process_time()
+        module = workflow.get_dataset(
+            template, model_args, data_args, training_args, stage="sft", **tokenizer_module
+        )
+        seconds = time.process_time() - start
+    return seconds, sum(map(len, module["train_dataset"]["input_ids"]))
+
+
+def main() -> None:
+    """Run the measurement."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokenizer", help="directory of a model or tokenizer; default: a tiny one, made here")
+    options = parser.parse_args()
+
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        model = make_data(directory, options.samples, options.tokenizer)
+        for round_number in range(options.rounds + 1):
+            for typed in (False, True):
+                measured, tokens = prepare(directory, model, typed)
+                if round_number:  # the first warms up
+                    seconds[typed].append(measured)
+
+    ratios = [typed / plain for plain, typed in zip(seconds[False], seconds[True])]
+    record = {
+        "samples": options.samples,
+        "tokens": tokens,
+        "plain_seconds": round(statistics.median(seconds[False]), 3),
+        "typed_seconds": round(statistics.median(seconds[True]), 3),
+        "typed_over_plain": round(statistics.median(ratios), 3),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    with open(RESULTS / "preprocessing.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(record))
+        writer.writeheader()
+        writer.writerow(record)
+    print(", ".join(f"{name} {value}" for name, value in record.items()))
+
+
+if __name__ == "__main__":
+    main()

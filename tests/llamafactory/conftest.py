@@ -1,0 +1,507 @@
+"""LLaMA-Factory's pipeline in this process, plainly or with the integration, on tiny models and generated data."""
+
+import contextlib
+import copy
+import json
+import os
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from hsa_factory import FeedbackConfig, HSAConfig, tiny
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+MARKER = "<|feedback|>"
+MARKS = [f"<m{k}>" for k in range(41)]
+"""Tokens that stand for nothing but the message, or the part of one, that they were put into."""
+
+TAGS = {
+    "role_tag": "role",
+    "content_tag": "content",
+    "user_tag": "user",
+    "assistant_tag": "assistant",
+    "observation_tag": "observation",
+    "function_tag": "function",
+    "system_tag": "system",
+    "semantic_tag": "semantic_type",
+}
+SHARED = Path(__file__).parents[2].parent / "shared"
+TEXTS = ["The robot opens the fridge and takes the red apple out of it. It navigates to the table. "] * 4
+
+
+@dataclass
+class Prepared:
+    """What a run's data preparation returned."""
+
+    module: dict[str, Any]
+    template: Any
+    tokenizer: Any
+    processor: Any
+    data_args: Any
+    report: dict[str, Any] | None
+    table: Any
+
+    def rows(self, split: str = "train") -> list[dict[str, Any]]:
+        """All rows of a split (at most 1000 of a stream)."""
+        return list(islice(self.module[f"{split}_dataset"], 1000))
+
+    def text(self, token_ids: Any) -> str:
+        return self.tokenizer.decode(token_ids, skip_special_tokens=False)
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """The account of the only training data set."""
+        (account,) = self.report["datasets"].values()
+        return account
+
+
+class Places:
+    """A template whose ids are the tokens' places in all samples: it tells what truncation and packing did to each.
+
+    Attributes:
+        samples: (pairs of real ids, all real ids) of each sample encoded.
+    """
+
+    STRIDE = 1_000_000  # the places of sample k start at (k + 1) · STRIDE, above every vocabulary
+
+    def __init__(self, template: Any) -> None:
+        self.__dict__.update(template.__dict__)
+        self.template, self.samples = template, []
+
+    def encode_multiturn(self, *args: Any) -> list[tuple[list[int], list[int]]]:
+        pairs = self.template.encode_multiturn(*args)
+        places, next_place = [], (len(self.samples) + 1) * self.STRIDE
+        for prompt, response in pairs:
+            middle, end = next_place + len(prompt), next_place + len(prompt) + len(response)
+            places.append((list(range(next_place, middle)), list(range(middle, end))))
+            next_place = end
+        self.samples.append((pairs, [token for pair in pairs for side in pair for token in side]))
+        return places
+
+
+class Oracle:
+    """What the typed rows must be, from plain LLaMA-Factory alone.
+
+    Args:
+        template: Any.
+        tokenizer: The run's.
+        data_args: The run's.
+        samples: Each (messages with `semantic_type`, system prompt, its type, tools).
+        feedback: None: labels stay as they are.
+        processor: Of a vision-language model.
+
+    Attributes:
+        rows: `input_ids`, `attention_mask`, `labels`, `semantic_ids`, `loss_mask` of each row.
+        kept: Numbers of the samples that are not dropped.
+        dropped: Why each other sample is dropped.
+        counts: What the report must say.
+    """
+
+    def __init__(self, template, tokenizer, data_args, samples, feedback=None, processor=None) -> None:
+        from llamafactory.data.processor import PackedSupervisedDatasetProcessor, SupervisedDatasetProcessor
+
+        parts = (tokenizer, processor, data_args)
+        self.template, self.tokenizer, self.samples = template, tokenizer, samples
+        self.marker = tokenizer.convert_tokens_to_ids(feedback.token) if feedback is not None else None
+        self.feedback = feedback
+        self.places = places = Places(template)
+        alone = SupervisedDatasetProcessor(places, *parts)
+        self.kept, self.dropped = [], {}
+        counts = {"samples": len(samples), "with_marker": 0, "trained_tokens": 0, "text_truncated": 0}
+        counts["tokens"] = {"GLOBAL": 0, "LANDMARK": 0, "NOISE": 0}
+        for number, sample in enumerate(samples):
+            ids, labels = alone._encode_data_example(*self._arguments(sample))
+            sides = self._sides(number)
+            counts["with_marker"] += self.marker is not None and self.marker in places.samples[number][1]
+            row = self._row(ids, labels)
+            if sides is None:
+                self.dropped[number] = "no feedback marker"
+            elif all(label == -100 or not keep for label, keep in zip(row["labels"], row["loss_mask"])):
+                self.dropped[number] = "nothing left to train"
+            elif data_args.packing and len(ids) > data_args.cutoff_len:
+                self.dropped[number] = "longer than cutoff_len"
+            else:
+                self.kept.append(number)
+                counts["text_truncated"] += len(ids) - template.efficient_eos < len(places.samples[number][1])
+                for kind, name in enumerate(counts["tokens"]):
+                    counts["tokens"][name] += row["semantic_ids"].count(kind)
+                counts["trained_tokens"] += sum(
+                    label != -100 and keep for label, keep in zip(row["labels"], row["loss_mask"])
+                )
+        counts["kept"] = len(self.kept)
+        self.counts = counts
+
+        rows = (PackedSupervisedDatasetProcessor if data_args.packing else SupervisedDatasetProcessor)(
+            _OnlyKept(places, self.kept), *parts
+        ).preprocess_dataset(self.columns(samples, self.kept))
+        self.rows = [
+            {**self._row(ids, labels), "attention_mask": mask}
+            for ids, labels, mask in zip(rows["input_ids"], rows["labels"], rows["attention_mask"])
+        ]
+
+    @staticmethod
+    def columns(samples, numbers=None) -> dict[str, list[Any]]:
+        """Return a batch as the converters make it."""
+        columns = {name: [] for name in ("_prompt", "_response", "_system", "_tools", "_images", "_videos", "_audios")}
+        columns |= {name: [] for name in ("_hsa_index", "_hsa_dataset", "_hsa_system_type", "_hsa_typed_messages")}
+        for index in range(len(samples)) if numbers is None else numbers:
+            messages, system, system_type, tools = samples[index]
+            values = (messages[:-1], messages[-1:], system, tools, None, None, None)
+            values += (index, "data", int(system_type), len(messages))
+            for column, value in zip(columns.values(), values):
+                column.append(value)
+        return columns
+
+    @staticmethod
+    def _arguments(sample) -> tuple:
+        messages, system, _, tools = sample
+        return messages[:-1], messages[-1:], system, tools, [], [], []
+
+    def _sides(self, number) -> list[bool] | None:
+        """Return, for each token of a whole sample, whether it may be trained; None if the sample is dropped."""
+        ids = self.places.samples[number][1]
+        if self.marker is None:
+            return [True] * len(ids)
+        markers = [place for place, token in enumerate(ids) if token == self.marker]
+        if not markers:
+            return [True] * len(ids) if self.feedback.missing == "train" else None
+        place = markers[0] if self.feedback.occurrence == "first" else markers[-1]
+        return [False] * (place + 1) + [True] * (len(ids) - place - 1)
+
+    def types(self, number) -> list[int | None]:
+        """Return, for each token of a whole sample, its type; None where system and user share one text."""
+        from llamafactory.data.template import Llama2Template
+
+        messages, system, system_type, tools = self.samples[number]
+        own = [int(message["semantic_type"]) for message in messages]
+        system_type = system_type if system else 0
+        system = system or self.template.default_system
+        expected = []
+        for k, (prompt, response) in enumerate(self.places.samples[number][0]):
+            prompt_types = [own[2 * k]] * len(prompt)
+            if k == 0 and (system or tools):
+                if isinstance(self.template, Llama2Template):
+                    prompt_types = [None] * len(prompt)
+                else:
+                    tool_text = self.template.format_tools.apply(content=tools)[0] if tools else ""
+                    head = self.template.format_prefix.apply()
+                    head = head + self.template.format_system.apply(content=system + tool_text)
+                    length = len(self.template._convert_elements_to_ids(self.tokenizer, head))
+                    prompt_types[:length] = [int(system_type)] * length
+            expected += prompt_types + [own[2 * k + 1]] * len(response)
+        return expected
+
+    def _row(self, places, labels) -> dict[str, list[Any]]:
+        """Turn a row of places into what the typed row must be."""
+        row = {"input_ids": [], "labels": [], "semantic_ids": [], "loss_mask": []}
+        whole = {}
+        for place, label in zip(places, labels):
+            number, where = divmod(place, Places.STRIDE)
+            if number == 0:  # not from a sample: an EOS at the end of the last one, or padding
+                padding = label == -100
+                before = row["semantic_ids"][-1] if row["semantic_ids"] else None
+                kind, keep = (2, 0) if padding else (before, row["loss_mask"][-1])
+                values = (place, label, kind, keep)
+            else:
+                if number not in whole:
+                    sides = self._sides(number - 1)
+                    ids = self.places.samples[number - 1][1]
+                    whole[number] = (ids, self.types(number - 1), sides or [False] * len(ids))
+                ids, types, sides = whole[number]
+                label = label if label < Places.STRIDE else ids[label % Places.STRIDE]  # an EOS may stand for it
+                values = (ids[where], label, types[where], int(sides[where]))
+            for column, value in zip(row.values(), values):
+                column.append(value)
+        return row
+
+
+class _OnlyKept:
+    """`Places` that hands out again what it made for the samples that are kept."""
+
+    def __init__(self, places: Places, kept: list[int]) -> None:
+        self.__dict__.update(places.template.__dict__)
+        self.places, self.kept = places, iter(kept)
+
+    def encode_multiturn(self, *args: Any) -> list[tuple[list[int], list[int]]]:
+        again = Places(self.places.template)
+        again.samples = [None] * next(self.kept)
+        return again.encode_multiturn(*args)
+
+
+class Pipeline:
+    """LLaMA-Factory's steps, as functions that tests call."""
+
+    MARKER, MARKS, TAGS, SHARED, Oracle, Places = MARKER, MARKS, TAGS, SHARED, Oracle, Places
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._models: dict[tuple, Path] = {}
+
+    # -- tokenizers and models ---------------------------------------------------------------------------------
+
+    def new_tokenizer(self, *extra: str) -> Any:
+        """Return a tiny Qwen tokenizer that knows every mark."""
+        return tiny.build_tokenizer(TEXTS, extra_special_tokens=[*MARKS, *extra])
+
+    def model_dir(self, model_type: str = "qwen3", extra: tuple[str, ...] = (), **overrides: Any) -> Path:
+        """Return a directory with a tiny model, its tokenizer and processor; made once a session."""
+        key = (model_type, extra, json.dumps(overrides, sort_keys=True))
+        if key not in self._models:
+            directory = self.directory / f"{model_type}-{len(self._models)}"
+            tiny.save_tiny(model_type, directory, [], tokenizer=self.new_tokenizer(*extra), **overrides)
+            self._models[key] = directory
+        return self._models[key]
+
+    # -- data --------------------------------------------------------------------------------------------------
+
+    def write_data(self, directory: Path, **datasets: Any) -> Path:
+        """Write data sets and ``dataset_info.json``.
+
+        Args:
+            directory: Where to.
+            **datasets: Samples in sharegpt format (a list of messages, or a dict with `messages` and more columns),
+                or a tuple (entry of dataset_info without the file's name, samples).
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / "dataset_info.json"
+        info = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        for name, samples in datasets.items():
+            entry, samples = samples if isinstance(samples, tuple) else (None, samples)
+            if entry is None:
+                samples = [sample if isinstance(sample, dict) else {"messages": sample} for sample in samples]
+                columns = {"messages": "messages"}
+                columns |= {key: key for key in ("images", "system", "tools") if any(key in s for s in samples)}
+                entry = {"formatting": "sharegpt", "columns": columns, "tags": TAGS}
+            (directory / f"{name}.json").write_text(json.dumps(samples, ensure_ascii=False), "utf-8")
+            info[name] = {"file_name": f"{name}.json", **entry}
+        path.write_text(json.dumps(info), "utf-8")
+        return directory
+
+    def images(self, directory: Path, sizes: list[tuple[int, int]]) -> list[str]:
+        """Write pictures of the given sizes; return their paths."""
+        directory.mkdir(parents=True, exist_ok=True)
+        paths = []
+        for number, size in enumerate(sizes):
+            colour = (40 * number % 256, 255 - 30 * number % 256, 128)
+            path = directory / f"{number}.png"
+            Image.new("RGB", size, colour).save(path)
+            paths.append(str(path))
+        return paths
+
+    def args(self, data_dir: Path, dataset: str | None, model: Path | None = None, **more: Any) -> dict[str, Any]:
+        """Return LLaMA-Factory's arguments for a small run on the CPU."""
+        values = {
+            "model_name_or_path": str(model or self.model_dir()),
+            "stage": "sft",
+            "do_train": True,
+            "finetuning_type": "full",
+            "dataset": dataset,
+            "dataset_dir": str(data_dir),
+            "template": "qwen3",
+            "cutoff_len": 2048,
+            "output_dir": str(Path(data_dir) / "out"),
+            "overwrite_output_dir": True,
+            "cache_dir": str(self.directory / "cache"),
+            "use_cpu": True,
+            "report_to": "none",
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "learning_rate": 1e-3,
+            "max_steps": 2,
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 1,
+            "lr_scheduler_type": "constant",
+            "disable_tqdm": True,
+            "dataloader_pin_memory": False,
+        }
+        return {key: value for key, value in {**values, **more}.items() if value is not None}
+
+    # -- LLaMA-Factory -----------------------------------------------------------------------------------------
+
+    def prepare(
+        self, args: dict[str, Any], hsa: HSAConfig | bool | None = None, feedback: FeedbackConfig | None = None
+    ) -> Prepared:
+        """Run LLaMA-Factory's data preparation; without `hsa` and `feedback` the plain one."""
+        import llamafactory.train.sft.workflow as workflow
+        from llamafactory.data import get_template_and_fix_tokenizer
+        from llamafactory.hparams import get_train_args
+
+        from hsa_factory.llamafactory import integrate
+
+        with integrate(hsa, feedback) if hsa or feedback else contextlib.nullcontext() as integration:
+            model_args, data_args, training_args, _, _ = get_train_args(dict(args))
+            loaded = workflow.load_tokenizer(model_args)
+            template = get_template_and_fix_tokenizer(loaded["tokenizer"], data_args)
+            module = workflow.get_dataset(template, model_args, data_args, training_args, stage="sft", **loaded)
+        table = integration.report if integration is not None else None
+        report = table.to_dict() if table is not None else None
+        return Prepared(module, template, loaded["tokenizer"], loaded["processor"], data_args, report, table)
+
+    def load(
+        self, args: dict[str, Any], hsa: HSAConfig | bool | None = None, feedback: FeedbackConfig | None = None
+    ) -> tuple[Any, Any]:
+        """Load tokenizer and model as `run_sft` does, for training."""
+        import llamafactory.train.sft.workflow as workflow
+        from llamafactory.data import get_template_and_fix_tokenizer
+        from llamafactory.hparams import get_train_args
+
+        from hsa_factory.llamafactory import integrate
+
+        with integrate(hsa, feedback) if hsa or feedback else contextlib.nullcontext():
+            model_args, data_args, _, finetuning_args, _ = get_train_args(dict(args))
+            tokenizer = workflow.load_tokenizer(model_args)["tokenizer"]
+            get_template_and_fix_tokenizer(tokenizer, data_args)
+            return tokenizer, workflow.load_model(tokenizer, model_args, finetuning_args, True)
+
+    def collator(
+        self,
+        prepared: Prepared,
+        hsa: HSAConfig | None = None,
+        feedback: FeedbackConfig | None = None,
+        model: Any = None,
+        **more: Any,
+    ) -> Any:
+        """Return the collator as `run_sft` makes it; without `hsa` and `feedback` LLaMA-Factory's own."""
+        from llamafactory.data import SFTDataCollatorWith4DAttentionMask
+
+        from hsa_factory.llamafactory.collator import HSADataCollator
+
+        values = {
+            "template": prepared.template,
+            "model": model,
+            "tokenizer": prepared.tokenizer,
+            "processor": prepared.processor,
+            "pad_to_multiple_of": 8,
+            "label_pad_token_id": -100,
+            "block_diag_attn": prepared.data_args.neat_packing,
+            "neat_packing": prepared.data_args.neat_packing,
+            "attn_implementation": "sdpa",
+            "compute_dtype": torch.float32,
+            **more,
+        }
+        if hsa is None and feedback is None:
+            return SFTDataCollatorWith4DAttentionMask(**values)
+        return HSADataCollator(**values, hsa_config=hsa, feedback_config=feedback)
+
+    def model(self, directory: Path, hsa: HSAConfig | None = None) -> Any:
+        """Load a tiny model, in evaluation mode."""
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+        from hsa_factory import enable_hsa
+
+        vision = AutoConfig.from_pretrained(directory).model_type in tiny.VISION_MODELS
+        auto_class = AutoModelForImageTextToText if vision else AutoModelForCausalLM
+        model = auto_class.from_pretrained(directory).eval()
+        return enable_hsa(model, hsa) if hsa is not None else model
+
+    def train(
+        self, args: dict[str, Any], hsa: HSAConfig | bool | None = None, feedback: FeedbackConfig | None = None
+    ) -> list[float]:
+        """Run LLaMA-Factory's training; return the logged losses."""
+        from llamafactory.train.tuner import run_exp
+
+        from hsa_factory.llamafactory import integrate
+
+        with integrate(hsa, feedback) if hsa or feedback else contextlib.nullcontext():
+            run_exp(dict(args))
+        return self.losses(args["output_dir"])
+
+    @staticmethod
+    def losses(directory: str | Path) -> list[float]:
+        state = json.loads((Path(directory) / "trainer_state.json").read_text("utf-8"))
+        return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+    def typed_rows(
+        self, template: Any, tokenizer: Any, data_args: Any, samples: Any, feedback: Any = None, processor: Any = None
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Run the typed processor over one batch (as in `Oracle`); return its rows and its account."""
+        from hsa_factory.llamafactory.processor import TypedPackedProcessor, TypedSupervisedProcessor
+
+        made = (TypedPackedProcessor if data_args.packing else TypedSupervisedProcessor)(
+            template, tokenizer, processor, data_args, hsa_config=HSAConfig(), feedback_config=feedback
+        )
+        columns = made.preprocess_dataset(Oracle.columns(samples))
+        *_, account = columns.pop("hsa_account")
+        rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
+        return rows[:-1], json.loads(account)["data"]
+
+    # -- conversations -----------------------------------------------------------------------------------------
+
+    @staticmethod
+    def say(role: str, content: str, semantic_type: Any = ...) -> dict[str, Any]:
+        """Return a message; without a type it has no such key."""
+        message = {"role": role, "content": content}
+        return message if semantic_type is ... else {**message, "semantic_type": semantic_type}
+
+    def dialogue(self, types: list[Any], words: int = 3, first_mark: int = 0) -> list[dict[str, Any]]:
+        """Return user and assistant messages in turn: message k consists of mark k only."""
+        return [
+            self.say(("user", "assistant")[k % 2], MARKS[first_mark + k] * words, semantic_type)
+            for k, semantic_type in enumerate(types)
+        ]
+
+    def mark_ids(self, tokenizer: Any) -> dict[int, int]:
+        """Return the number of each mark by its id."""
+        return {tokenizer.convert_tokens_to_ids(mark): k for k, mark in enumerate(MARKS)}
+
+
+@pytest.fixture(scope="session")
+def lf(tmp_path_factory):
+    """LLaMA-Factory's pipeline; data sets are cached in a temporary directory."""
+    import datasets
+
+    directory = tmp_path_factory.mktemp("llamafactory")
+    former = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = directory / "cache"
+    os.environ["HF_DATASETS_CACHE"] = str(directory / "cache")
+    yield Pipeline(directory)
+    datasets.config.HF_DATASETS_CACHE = former
+    del os.environ["HF_DATASETS_CACHE"]
+
+
+@pytest.fixture(autouse=True)
+def _templates_stay_as_registered():
+    """LLaMA-Factory writes options into its registered templates; no test shall see those of another."""
+    from llamafactory.data.template import TEMPLATES
+
+    former = {name: dict(template.__dict__) for name, template in TEMPLATES.items()}
+    yield
+    for name, values in former.items():
+        TEMPLATES[name].__dict__.clear()
+        TEMPLATES[name].__dict__.update(values)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3(lf):
+    return lf.model_dir("qwen3")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2_5_vl(lf):
+    return lf.model_dir("qwen2_5_vl")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2_vl(lf):
+    return lf.model_dir("qwen2_vl")
+
+
+@pytest.fixture(scope="session")
+def qwen_tokenizer():
+    """The real Qwen vocabulary with the marks; one object for all tests."""
+    from transformers import AutoTokenizer
+
+    directory = SHARED / "tokenizers" / "qwen"
+    if not directory.is_dir():
+        pytest.skip("../shared is absent")
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.add_tokens(MARKS, special_tokens=False)
+    tokenizer.chat_template = copy.copy(tiny.CHAT_TEMPLATE)
+    return tokenizer

@@ -1,0 +1,373 @@
+"""The feedback marker from the data file to the labels, the tokenizer and the embeddings."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hsa_factory import FeedbackConfig, HSAConfig
+from hsa_factory.llamafactory import integrate
+from hsa_factory.llamafactory.marker import ensure_marker, fit_embeddings
+
+
+M = "<|feedback|>"
+HSA = HSAConfig()
+G, L, N = 0, 1, 2
+
+
+@pytest.fixture(scope="module")
+def model_dir(lf):
+    return lf.model_dir("qwen3", extra=(M,))
+
+
+def dialogue(lf, *contents, system=None):
+    messages = [lf.say(("user", "assistant")[k % 2], text, k % 3) for k, text in enumerate(contents)]
+    return [lf.say("system", system), *messages] if system else messages
+
+
+def trained(lf, prepared, feedback, row=0):
+    """Return the text that the loss counts, as the collator leaves it."""
+    features = prepared.rows()[row]
+    batch = lf.collator(prepared, HSA, feedback)([dict(features)])
+    labels = batch["labels"][0].tolist()
+    assert all(label in (-100, token) for label, token in zip(labels, batch["input_ids"][0].tolist()))
+    return prepared.text([label for label in labels if label != -100])
+
+
+def run(lf, tmp_path, model_dir, samples, feedback, **options):
+    """Prepare data; the template without thinking keeps the expected texts short."""
+    data = lf.write_data(tmp_path, data=samples)
+    return lf.prepare(lf.args(data, "data", model_dir, **{"template": "qwen3_nothink", **options}), HSA, feedback)
+
+
+END = "<|im_end|>\n"
+
+
+@pytest.mark.parametrize(
+    ("contents", "occurrence", "expected"),
+    [
+        (["<m0>", "<m1>", "<m2>" + M + "<m3>", "<m4>"], "first", "<m4>" + END),  # in a user message
+        (["<m0>", "<m1>" + M + "<m2>", "<m3>", "<m4>"], "first", "<m2>" + END + "<m4>" + END),  # assistant
+        (["<m0>", "<m1>" + M, "<m3>", "<m4>"], "first", END + "<m4>" + END),  # last of its message
+        (["<m0>", "<m1>" + M + "<m2>" + M + "<m3>"], "first", "<m2>" + M + "<m3>" + END),
+        (["<m0>", "<m1>" + M + "<m2>" + M + "<m3>"], "last", "<m3>" + END),
+        (["<m0>" + M, "<m1>", "<m2>" + M, "<m3>"], "first", "<m1>" + END + "<m3>" + END),
+        (["<m0>" + M, "<m1>", "<m2>" + M, "<m3>"], "last", "<m3>" + END),
+        (["<m0>", "<m1>op" + M + "en<m2>"], "first", "en<m2>" + END),  # in the middle of a word
+        (["<m0>", M + M + "<m1>"], "first", M + "<m1>" + END),
+        (["<m0>", "<m1>", "<m2>", "<m3>"], "first", "<m1>" + END + "<m3>" + END),  # none
+    ],
+)
+def test_only_what_stands_after_the_marker_is_trained(lf, model_dir, tmp_path, contents, occurrence, expected):
+    feedback = FeedbackConfig(occurrence=occurrence)
+    prepared = run(lf, tmp_path, model_dir, [dialogue(lf, *contents)], feedback)
+    assert trained(lf, prepared, feedback) == expected
+    assert prepared.counts["with_marker"] == int(M in "".join(contents))
+    assert prepared.counts["trained_tokens"] == len(prepared.tokenizer.encode(expected))
+
+
+def test_a_marker_in_the_system_prompt(lf, model_dir, tmp_path):
+    feedback = FeedbackConfig()
+    prepared = run(lf, tmp_path, model_dir, [dialogue(lf, "<m0>", "<m1>", system="<m9>" + M)], feedback)
+    assert trained(lf, prepared, feedback) == "<m1>" + END
+    assert prepared.counts["with_marker"] == 1
+
+
+def test_a_marker_at_the_very_end_leaves_the_end_of_turn(lf, model_dir, tmp_path):
+    """And where the template's end of turn is not there either, the sample is dropped."""
+    feedback = FeedbackConfig()
+    samples = [dialogue(lf, "<m0>", "<m1>" * 40 + M), dialogue(lf, "<m2>", "<m3>")]
+    prepared = run(lf, tmp_path, model_dir, samples, feedback)
+    assert trained(lf, prepared, feedback) == END
+
+    whole = len(prepared.rows()[0]["input_ids"])
+    ends = len(prepared.tokenizer.encode(END))
+    prepared = run(lf, tmp_path, model_dir, samples, feedback, cutoff_len=whole - ends)
+    assert prepared.counts["dropped_samples"] == {"nothing left to train": [0]}
+
+
+@pytest.mark.parametrize(
+    ("missing", "kept", "dropped"), [("train", 2, {}), ("drop", 1, {"no feedback marker": 1}), ("error", None, None)]
+)
+def test_samples_without_a_marker(lf, model_dir, tmp_path, missing, kept, dropped):
+    samples = [dialogue(lf, "<m0>", M + "<m1>"), dialogue(lf, "<m2>", "<m3>")]
+    feedback = FeedbackConfig(missing=missing)
+    if missing == "error":
+        with pytest.raises(
+            ValueError, match=r"dataset 'data', sample 1: it has no <\|feedback\|>.*missing is 'error'"
+        ):
+            run(lf, tmp_path, model_dir, samples, feedback)
+        return
+    prepared = run(lf, tmp_path, model_dir, samples, feedback)
+    assert (prepared.counts["kept"], prepared.counts["dropped"]) == (kept, dropped)
+    assert len(prepared.rows()) == kept
+
+
+def test_samples_with_nothing_left(lf, model_dir, tmp_path):
+    samples = [dialogue(lf, "<m0>", "<m1>", "<m2>", M + "<m3>"), dialogue(lf, "<m4>", "<m5>")]
+    options = {"cutoff_len": 22}
+    prepared = run(lf, tmp_path, model_dir, samples, FeedbackConfig(empty="drop"), **options)
+    assert prepared.counts["dropped"] == {"nothing left to train": 1}
+    with pytest.raises(ValueError, match="dataset 'data', sample 0: nothing is left to train.*empty is 'error'"):
+        run(lf, tmp_path, model_dir, samples, FeedbackConfig(empty="error"), **options)
+
+
+def test_a_marker_that_is_cut_away_never_trains_the_flawed_actions(lf, model_dir, tmp_path):
+    """At every cut: either the reflection is there and trained alone, or the sample is dropped and counted."""
+    feedback = FeedbackConfig()
+    flawed = ["<m0>" * 4, "<m1>" * 4, "<m2>", "<m3>" * 4]
+    sample = dialogue(lf, *flawed, "<m4>" * 3, M + "<m5>" * 8)
+    outcomes = set()
+    whole = run(lf, tmp_path, model_dir, [sample], feedback).rows()[0]["input_ids"]
+    for cutoff_len in range(8, len(whole) + 2, 3):
+        data = lf.write_data(tmp_path, data=[sample, dialogue(lf, "<m9>", "<m10>")])
+        args = lf.args(data, "data", model_dir, template="qwen3_nothink", cutoff_len=cutoff_len)
+        prepared = lf.prepare(args, HSA, feedback)
+        marks = lf.mark_ids(prepared.tokenizer)
+        rows = [row for row in prepared.rows() if marks.keys() & set(row["input_ids"]) and 0 in kept_marks(row, marks)]
+        dropped = prepared.counts["dropped_samples"].get("nothing left to train", [])
+        assert (0 in dropped) == (not rows)
+        outcomes.add(bool(rows))
+        for row in rows:
+            labels = lf.collator(prepared, HSA, feedback)([dict(row)])["labels"][0].tolist()
+            assert {marks[label] for label in labels if label in marks} <= {5}
+    assert outcomes == {True, False}
+
+
+def kept_marks(row, marks):
+    return {marks[token] for token in row["input_ids"] if token in marks}
+
+
+def test_the_last_marker_counts_even_where_the_cut_removes_it(lf, model_dir, tmp_path):
+    """Decided on the whole sample: an earlier marker that remains is not the one that counts."""
+    sample = dialogue(lf, "<m0>", M + "<m1>" * 3, "<m2>", "<m3>", "<m4>", M + "<m5>")
+    spare = dialogue(lf, M + "<m9>", "<m10>")
+    first = run(lf, tmp_path, model_dir, [sample, spare], FeedbackConfig(), cutoff_len=30)
+    assert "<m5>" not in first.text(first.rows()[0]["input_ids"])
+    assert "<m1><m1><m1>" in trained(lf, first, FeedbackConfig())
+
+    last = run(lf, tmp_path, model_dir, [sample, spare], FeedbackConfig(occurrence="last"), cutoff_len=30)
+    assert last.counts["dropped_samples"] == {"nothing left to train": [0]}
+
+
+def test_mask_history(lf, model_dir, tmp_path):
+    feedback = FeedbackConfig()
+    sample = dialogue(lf, "<m0>", M + "<m1>", "<m2>", "<m3>")
+    prepared = run(lf, tmp_path, model_dir, [sample], feedback, mask_history=True)
+    assert trained(lf, prepared, feedback) == "<m3>" + END
+
+    # The marker's turn is cut away from the front; what remains stands after it, and is trained.
+    prepared = run(lf, tmp_path, model_dir, [sample], feedback, mask_history=True, cutoff_len=14)
+    row = prepared.rows()[0]
+    assert prepared.tokenizer.convert_tokens_to_ids(M) not in row["input_ids"]
+    assert trained(lf, prepared, feedback) == "<m3>" + END
+
+    # A marker in the last turn masks what stands before it there, though the row starts with another turn.
+    sample = dialogue(lf, "<m0>", "<m1>", "<m2>", "<m3>" + M + "<m4>")
+    prepared = run(lf, tmp_path, model_dir, [sample], feedback, mask_history=True)
+    assert trained(lf, prepared, feedback) == "<m4>" + END
+
+
+def test_train_on_prompt(lf, model_dir, tmp_path):
+    feedback = FeedbackConfig()
+    sample = dialogue(lf, "<m0>", "<m1>", "<m2>" + M + "<m3>", "<m4>")
+    prepared = run(lf, tmp_path, model_dir, [sample], feedback, train_on_prompt=True)
+    assert trained(lf, prepared, feedback) == "<m3><|im_end|>\n<|im_start|>assistant\n<m4>" + END
+
+
+def test_another_token(lf, model_dir, tmp_path):
+    feedback = FeedbackConfig(token="<m7>")
+    prepared = run(lf, tmp_path, model_dir, [dialogue(lf, "<m0>", "<m1>" + M + "<m7><m2>")], feedback)
+    assert trained(lf, prepared, feedback) == "<m2>" + END
+
+
+def test_feedback_without_hsa(lf, model_dir, tmp_path):
+    feedback = FeedbackConfig()
+    data = lf.write_data(tmp_path, data=[dialogue(lf, "<m0>", "<m1>" + M + "<m2>")])
+    args = lf.args(data, "data", model_dir, template="qwen3_nothink")
+    prepared = lf.prepare(args, None, feedback)
+    batch = lf.collator(prepared, None, feedback)([dict(prepared.rows()[0])])
+    assert prepared.text([label for label in batch["labels"][0].tolist() if label != -100]) == "<m2>" + END
+    assert "semantic_ids" not in batch and "loss_mask" not in batch
+    plain = lf.prepare(args)
+    expected = lf.collator(plain)([dict(plain.rows()[0])])
+    assert set(batch) == set(expected)
+    assert all(torch.equal(batch[name], expected[name]) for name in set(batch) - {"labels"})
+
+
+# -- the run as a whole ----------------------------------------------------------------------------------------
+
+
+def test_a_data_set_with_nothing_to_train_stops_the_run(lf, model_dir, tmp_path, capsys, monkeypatch):
+    import llamafactory.train.sft.workflow as workflow
+    from llamafactory.train.tuner import run_exp
+
+    monkeypatch.setattr(workflow, "load_model", lambda *args: pytest.fail("the model was loaded"))
+    good, bad = dialogue(lf, "<m0>", M + "<m1>"), dialogue(lf, "<m2>", "<m3>")
+    data = lf.write_data(tmp_path, good=[good], bad=[bad, bad])
+    args = lf.args(data, "good,bad", model_dir)
+    with pytest.raises(ValueError, match=r"Nothing is left to train in 'bad': see the table above .*hsa_report.json"):
+        with integrate(HSA, FeedbackConfig(missing="drop")):
+            run_exp(args)
+    printed = capsys.readouterr().out
+    assert "bad: 2 dropped, no feedback marker (samples 0, 1)" in printed
+    report = json.loads((tmp_path / "out" / "hsa_report.json").read_text("utf-8"))
+    assert report["datasets"]["bad"]["kept"] == 0 and report["datasets"]["good"]["kept"] == 1
+    assert report["datasets"]["bad"]["dropped"] == {"no feedback marker": 2}
+    assert report["feedback"]["missing"] == "drop"
+    assert report["hsa"]["noise_window"] == 50
+
+
+# -- the tokenizer ---------------------------------------------------------------------------------------------
+
+
+def test_a_missing_marker_becomes_one_special_token(lf, tiny_qwen3, tmp_path):
+    feedback = FeedbackConfig()
+    before = AutoTokenizer.from_pretrained(tiny_qwen3)
+    prepared = run(lf, tmp_path, tiny_qwen3, [dialogue(lf, "<m0>", "<m1>" + M + "<m2>")], feedback)
+    tokenizer = prepared.tokenizer
+    number = tokenizer.convert_tokens_to_ids(M)
+    assert number == len(before) and len(tokenizer) == len(before) + 1
+    assert tokenizer.encode(f"a{M}b", add_special_tokens=False).count(number) == 1
+    assert tokenizer.decode([number], skip_special_tokens=True) == ""
+    assert trained(lf, prepared, feedback) == "<m2>" + END
+    assert {name: i for name, i in tokenizer.get_vocab().items() if i != number} == before.get_vocab()
+
+
+def test_a_marker_that_is_there_is_looked_up(lf, model_dir, tmp_path):
+    prepared = run(lf, tmp_path, model_dir, [dialogue(lf, "<m0>", M + "<m1>")], FeedbackConfig())
+    assert len(prepared.tokenizer) == len(AutoTokenizer.from_pretrained(model_dir))
+
+
+@pytest.mark.parametrize("role", ["eos_token", "pad_token"])
+def test_a_token_with_another_role_is_refused(lf, model_dir, tmp_path, role):
+    token = getattr(AutoTokenizer.from_pretrained(model_dir), role)
+    with pytest.raises(ValueError, match=f"is the tokenizer's {role}; choose a token of its own"):
+        run(lf, tmp_path, model_dir, [dialogue(lf, "<m0>", "<m1>")], FeedbackConfig(token=token))
+
+
+def test_split_special_tokens_is_refused(lf, model_dir, tmp_path):
+    with pytest.raises(ValueError, match="not one token of this tokenizer.*split_special_tokens must be off"):
+        run(lf, tmp_path, model_dir, [dialogue(lf, "<m0>", "<m1>")], FeedbackConfig(), split_special_tokens=True)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_the_marker_never_ends_generation(lf, tmp_path, monkeypatch, listed):
+    """LLaMA-Factory takes every extra special token for an end of generation."""
+    import llamafactory.train.sft.workflow as workflow
+    from llamafactory.train.tuner import run_exp
+
+    directory = lf.model_dir("qwen3", extra=(M,)) if listed else lf.model_dir("qwen3")
+    listed_tokens = AutoTokenizer.from_pretrained(directory)._extra_special_tokens
+    assert (M in map(str, listed_tokens)) == listed
+
+    class Stop(Exception):
+        pass
+
+    seen = {}
+
+    def trainer(**kwargs):
+        seen.update(kwargs)
+        raise Stop
+
+    monkeypatch.setattr(workflow, "CustomSeq2SeqTrainer", trainer)
+    data = lf.write_data(tmp_path, data=[dialogue(lf, "<m0>", M + "<m1>")])
+    with pytest.raises(Stop), integrate(HSA, FeedbackConfig()):
+        run_exp(lf.args(data, "data", directory))
+    ends = seen["gen_kwargs"]["eos_token_id"]
+    tokenizer = seen["processing_class" if "processing_class" in seen else "tokenizer"]
+    assert tokenizer.eos_token_id in ends and len(ends) > 1
+    assert tokenizer.convert_tokens_to_ids(M) not in ends
+    assert tokenizer.encode(M, add_special_tokens=False) == [tokenizer.convert_tokens_to_ids(M)]
+
+
+def test_a_saved_tokenizer_still_has_the_marker_as_one_token(lf, model_dir, tmp_path):
+    prepared = run(lf, tmp_path, model_dir, [dialogue(lf, "<m0>", M + "<m1>")], FeedbackConfig())
+    prepared.tokenizer.save_pretrained(tmp_path / "saved")
+    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    number = prepared.tokenizer.convert_tokens_to_ids(M)
+    assert again.encode(M, add_special_tokens=False) == [number]
+    assert again.decode([number], skip_special_tokens=True) == ""
+    assert ensure_marker(again, M) is None
+
+
+# -- the embeddings --------------------------------------------------------------------------------------------
+
+
+def weights(model):
+    return [layer.weight.detach() for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_new_row_is_the_mean_of_those_before(lf, tmp_path, tied, padded):
+    more = {"vocab_size": 512} if padded else {}
+    directory = lf.model_dir("qwen3", tie_word_embeddings=tied, **more)
+    former = weights(AutoModelForCausalLM.from_pretrained(directory))
+    data = lf.write_data(tmp_path, data=[dialogue(lf, "<m0>", M + "<m1>")])
+    tokenizer, model = lf.load(lf.args(data, "data", directory), HSA, FeedbackConfig())
+    number = tokenizer.convert_tokens_to_ids(M)
+    now = weights(model)
+    assert (now[0].data_ptr() == now[1].data_ptr()) == tied
+    for before, after in zip(former, now):
+        if padded:
+            assert after.shape == before.shape  # never smaller, and never larger than needed
+            assert torch.equal(after[number + 1 :], before[number + 1 :])
+        else:
+            assert before.shape[0] == number < after.shape[0] == model.config.vocab_size
+        assert torch.equal(after[:number], before[:number])
+        assert torch.allclose(after[number], before[:number].mean(dim=0), atol=1e-6)
+
+    again = weights(lf.load(lf.args(data, "data", directory), HSA, FeedbackConfig())[1])
+    assert all(torch.equal(first[: number + 1], second[: number + 1]) for first, second in zip(now, again))
+
+
+def test_a_known_marker_leaves_the_embeddings_alone(lf, model_dir, tmp_path):
+    former = weights(AutoModelForCausalLM.from_pretrained(model_dir))
+    data = lf.write_data(tmp_path, data=[dialogue(lf, "<m0>", M + "<m1>")])
+    _, model = lf.load(lf.args(data, "data", model_dir), HSA, FeedbackConfig())
+    assert all(torch.equal(before, after) for before, after in zip(former, weights(model)))
+
+
+def test_resize_vocab_of_llamafactory(lf, tiny_qwen3, tmp_path):
+    former = weights(AutoModelForCausalLM.from_pretrained(tiny_qwen3))
+    data = lf.write_data(tmp_path, data=[dialogue(lf, "<m0>", M + "<m1>")])
+    tokenizer, model = lf.load(lf.args(data, "data", tiny_qwen3, resize_vocab=True), HSA, FeedbackConfig())
+    number = tokenizer.convert_tokens_to_ids(M)
+    for before, after in zip(former, weights(model)):
+        assert after.shape[0] > number
+        assert torch.equal(after[:number], before[:number])
+        assert torch.allclose(after[number], before.mean(dim=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("target", [None, "embed_tokens,lm_head"])
+def test_lora_says_what_to_set_for_a_new_marker(lf, tiny_qwen3, tmp_path, caplog, target):
+    data = lf.write_data(tmp_path, data=[dialogue(lf, "<m0>", M + "<m1>")])
+    more = {"finetuning_type": "lora", "lora_rank": 2, "additional_target": target}
+    with caplog.at_level("WARNING"):
+        tokenizer, model = lf.load(lf.args(data, "data", tiny_qwen3, **more), HSA, FeedbackConfig())
+    number = tokenizer.convert_tokens_to_ids(M)
+    row = model.get_input_embeddings().weight[number]
+    rows = AutoModelForCausalLM.from_pretrained(tiny_qwen3).get_input_embeddings().weight
+    assert torch.allclose(row, rows.mean(dim=0), atol=1e-6)
+    said = "<|feedback|> is new to this model, and lora does not train its embedding" in caplog.text
+    assert said == (target is None)
+    assert ("set `additional_target: embed_tokens,lm_head`" in caplog.text) == (target is None)
+
+
+def test_a_quantized_model_cannot_take_a_new_token(lf, tiny_qwen3):
+    model = AutoModelForCausalLM.from_pretrained(tiny_qwen3)
+    model.quantization_method = "bitsandbytes"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_qwen3)
+    fit_embeddings(model, tokenizer)  # large enough: nothing to do
+    tokenizer.add_tokens([M])
+    with pytest.raises(ValueError, match="quantized model cannot take a new token. Add it to the unquantized"):
+        fit_embeddings(model, tokenizer)
+
+
+def test_a_smaller_tokenizer_never_shrinks_the_table(tiny_qwen3):
+    model = AutoModelForCausalLM.from_pretrained(tiny_qwen3)
+    before = model.get_input_embeddings().weight.clone()
+    fit_embeddings(model, range(3))  # nothing but its length is asked for
+    assert torch.equal(model.get_input_embeddings().weight, before)
