@@ -71,9 +71,7 @@ def prepare(directory: Path, model: str, typed: bool) -> tuple[float, int]:
         tokenizer_module = workflow.load_tokenizer(model_args)
         template = get_template_and_fix_tokenizer(tokenizer_module["tokenizer"], data_args)
         start = time.process_time()
-        module = workflow.get_dataset(
-            template, model_args, data_args, training_args, stage="sft", **tokenizer_module
-        )
+        module = workflow.get_dataset(template, model_args, data_args, training_args, stage="sft", **tokenizer_module)
         seconds = time.process_time() - start
     return seconds, sum(map(len, module["train_dataset"]["input_ids"]))
 

@@ -127,8 +127,10 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--worker", nargs=4, metavar=("VARIANT", "DIRECTORY", "LENGTH", "STEPS"), help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, default=1, help="more only on an idle machine (%(default)s)")
+    parser.add_argument(
+        "--worker", nargs=4, metavar=("VARIANT", "DIRECTORY", "LENGTH", "STEPS"), help=argparse.SUPPRESS
+    )
     options = parser.parse_args()
     if options.worker:
         variant, directory, length, steps = options.worker
@@ -136,6 +138,7 @@ def main() -> None:
         print("RESULT " + json.dumps(result))
         return
 
+    from report import machine
     from rich.console import Console
     from rich.table import Table
 
@@ -169,6 +172,8 @@ def main() -> None:
                 "time_over_plain": round(seconds[variant] / seconds["plain"], 3),
                 "forks_over_this": round(seconds["forks"] / seconds[variant], 2),
                 "peak_mib": round(peak[variant], 1),
+                "threads": options.threads,
+                "machine": machine(),
             }
             records.append(record)
             table.add_row(

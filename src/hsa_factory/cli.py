@@ -48,6 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 for success, 1 for a run that failed, 2 for a command or file that is not usable.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("llamafactory", "omegaconf", "rich", "yaml", "matplotlib"):
+            raise
+        return _fail(
+            f"{error.name} is not installed. Install what the commands need: pip install 'hsa-factory[llamafactory]'"
+        )
+
+
+def _run(arguments: list[str]) -> int:
     command = arguments.pop(0) if arguments else "--help"
     if command in ("-h", "--help", "help"):
         print(USAGE)

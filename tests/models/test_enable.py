@@ -126,6 +126,21 @@ class TestPromise1:
         enable_hsa(model, HSAConfig())
         close(run(model, ids, position_ids=place, semantic_ids=torch.zeros_like(ids)), stock)
 
+    @pytest.mark.parametrize("place", [[0, 1, 2, 7, 8, 9, 9, 10, 4, 5], [3, 4, 5, 6, 7, 8, 9, 10, 11, 12], [0] * 10])
+    def test_positions_that_do_not_go_up_by_one_begin_a_document(self, place):
+        model, ids, place = build("llama"), tokens(2, 10), torch.tensor([place])
+        stock = run(model, ids, position_ids=place)
+        enable_hsa(model, HSAConfig())
+        close(run(model, ids, position_ids=place, semantic_ids=torch.zeros_like(ids)), stock)
+
+    @pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text"])
+    def test_scaling_of_the_models_own(self, model_type):
+        model, ids = build(model_type, query_pre_attn_scalar=2), tokens()
+        stock = run(model, ids)
+        differs(stock, run(build(model_type), ids))
+        enable_hsa(model, HSAConfig())
+        close(run(model, ids, semantic_ids=torch.zeros_like(ids)), stock)
+
     @pytest.mark.parametrize("model_type", MODELS)
     def test_gradients(self, model_type):
         model, ids = build(model_type), tokens()
@@ -572,7 +587,8 @@ class TestInputs:
             model.train()(input_ids=ids)
         message = str(error.value)
         assert type(model).__name__ in message and "semantic_ids" in message and "remove_unused_columns" in message
-        run(model, ids)  # without gradients it is inference
+        run(model, ids)  # without gradients it is inference, and so it is in evaluation mode with them
+        assert model.eval()(input_ids=ids).logits.requires_grad
 
     IDS = tokens()
 
@@ -788,6 +804,8 @@ class TestRefusedModels:
         with pytest.raises(ValueError, match=f"HandmadeModel.*{message}"):
             model(input_ids=self.IDS, semantic_ids=self.KINDS)
         assert not active_forwards.hooks and get_hook(model).plan is None
+        model.config.fault = None
+        model(input_ids=self.IDS, semantic_ids=self.KINDS)
 
     def test_encoder_decoder(self):
         model = T5ForConditionalGeneration(

@@ -5,6 +5,7 @@ from typing import Any
 
 from llamafactory.data.converter import DatasetConverter
 
+from .. import __version__
 from ..semantics import SemanticType
 from .template import TYPE_KEY
 
@@ -112,7 +113,7 @@ def typed_converter(converter_class: type[DatasetConverter], default_type: Seman
         default_type: Type of a message without one.
     """
     name = f"Typed{converter_class.__name__}"
-    attributes = {"__module__": __name__, "default_type": int(default_type)}
+    attributes = {"__module__": __name__, "default_type": int(default_type), "version": __version__}
     return type(name, (TypedConverterMixin, converter_class), attributes)
 
 

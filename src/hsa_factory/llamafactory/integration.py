@@ -1,11 +1,13 @@
 """`integrate`: a context in which any LLaMA-Factory call trains with HSA and Feedback."""
 
+import logging as std_logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import llamafactory.chat.hf_engine
 import llamafactory.data.collator
 import llamafactory.data.converter
 import llamafactory.data.loader
@@ -19,6 +21,7 @@ from llamafactory.extras import logging
 from llamafactory.extras.env import VERSION
 from llamafactory.extras.misc import has_tokenized_data
 
+from ..attention.api import check_backend
 from ..config import FeedbackConfig, HSAConfig
 from ..models import enable_hsa
 from ..semantics import SemanticType
@@ -59,9 +62,14 @@ class Integration:
     def __init__(self, hsa: HSAConfig | bool | None, feedback: FeedbackConfig | None) -> None:
         self.hsa = hsa
         self.hsa_config = hsa if isinstance(hsa, HSAConfig) else (HSAConfig() if hsa else None)
+        if self.hsa_config is not None:
+            check_backend(self.hsa_config.backend)
+            if self.hsa_config.labels is not None:
+                raise ValueError("hsa.labels: rules that label data are not part of this version; remove the key.")
         self.feedback_config = feedback
         self.report = DataReport()
         self.added_token: int | None = None
+        self._is_resolved = False  # whether hsa_config has been settled with the checkpoints'
 
     @property
     def typing_config(self) -> HSAConfig:
@@ -73,6 +81,7 @@ class Integration:
         loader = llamafactory.data.loader
         workflow = llamafactory.train.sft.workflow
         tuner = llamafactory.train.tuner
+        hf_engine = llamafactory.chat.hf_engine
         seams = [
             Seam(llamafactory.data.parser.DatasetAttr, "join", self.join),
             Seam(loader, "get_dataset_list", self.get_dataset_list),
@@ -87,6 +96,8 @@ class Integration:
             Seam(tuner, "run_sft", self.run_sft),
             Seam(tuner, "load_tokenizer", self.load_tokenizer),
             Seam(tuner, "load_model", self.load_model),
+            Seam(hf_engine, "load_tokenizer", self.load_tokenizer),
+            Seam(hf_engine, "load_model", self.load_model),
         ]
         for stage in ("pt", "rm", "ppo", "dpo", "kto"):
             seams.append(Seam(tuner, f"run_{stage}", partial(_refuse_stage, stage)))
@@ -98,14 +109,18 @@ class Integration:
         """Check the options and the checkpoints before anything is loaded."""
         if self.hsa:
             self.hsa_config = resolve_config(self.hsa, model_args, training_args)
+            self._is_resolved = True
         check_options(model_args, data_args, training_args, args[0], self.hsa_config, self.feedback_config)
-        self._finetuning_args = args[0]
         original(model_args, data_args, training_args, *args)
 
     def join(self, original: Any, attr: Any, values: dict[str, Any]) -> None:
         """Read `semantic_tag` beside LLaMA-Factory's other tags."""
+        tags = dict(values.get("tags") or {})
+        attr.semantic_tag = tags.pop("semantic_tag", None)
+        if attr.semantic_tag is not None and not tags:
+            # LLaMA-Factory sets every tag that a `tags` block leaves out to None; with ours alone its defaults hold.
+            values = {name: value for name, value in values.items() if name != "tags"}
         original(attr, values)
-        attr.semantic_tag = (values.get("tags") or {}).get("semantic_tag")
 
     def get_dataset_list(self, original: Any, dataset_names: list[str] | None, *args: Any) -> list[Any]:
         """Let every data set know the name it was asked for by."""
@@ -265,15 +280,17 @@ class Integration:
         if self.added_token is not None:
             initialize_row(model, self.added_token)
 
-    def load_model(self, original: Any, tokenizer: Any, model_args: Any, finetuning_args: Any, *args: Any) -> Any:
+    def load_model(
+        self, original: Any, tokenizer: Any, model_args: Any, finetuning_args: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         """Switch HSA on at the end of LLaMA-Factory's own loading."""
-        model = original(tokenizer, model_args, finetuning_args, *args)
+        model = original(tokenizer, model_args, finetuning_args, *args, **kwargs)
         if self.hsa:
-            if not isinstance(self.hsa, HSAConfig):
-                self.hsa_config = resolve_config(self.hsa, model_args, None) if not args else self.hsa_config
+            if not self._is_resolved:  # export and chat
+                self.hsa_config = resolve_config(self.hsa, model_args, None)
             enable_hsa(model, self.hsa_config)
-            logger.info_rank0(f"HSA is on: {self.hsa_config.to_dict()}.")
-        if self.added_token is not None and finetuning_args.finetuning_type != "full":
+        is_trainable = kwargs.get("is_trainable", bool(args and args[0]))
+        if is_trainable and self.added_token is not None and finetuning_args.finetuning_type != "full":
             trained = finetuning_args.additional_target or []
             if not any("embed" in name for name in trained):
                 logger.warning_rank0(
@@ -314,12 +331,29 @@ def integrate(hsa: HSAConfig | bool | None = None, feedback: FeedbackConfig | No
         return
 
     integration = Integration(hsa, feedback)
-    with installed(integration.seams()):
+    with installed(integration.seams()), _shown_log():
         _active = integration
         try:
             yield integration
         finally:
             _active = None
+
+
+@contextmanager
+def _shown_log() -> Iterator[None]:
+    """Show this package's log the way LLaMA-Factory shows its own, which covers its own modules only."""
+    package = std_logging.getLogger("hsa_factory")
+    theirs = std_logging.getLogger("llamafactory")
+    former_level, added = package.level, [handler for handler in theirs.handlers if handler not in package.handlers]
+    for handler in added:
+        package.addHandler(handler)
+    package.setLevel(theirs.level)
+    try:
+        yield
+    finally:
+        package.setLevel(former_level)
+        for handler in added:
+            package.removeHandler(handler)
 
 
 def _refuse_stage(stage: str, original: Any, *args: Any, **kwargs: Any) -> None:

@@ -32,6 +32,8 @@ def train(path: str, overrides: Sequence[str]) -> None:
     training_file = read_training_file(path, overrides)
     _check_environment(training_file)
     if is_env_enabled("FORCE_TORCHRUN") or get_device_count() > 1:
+        # LLaMA-Factory calls `torchrun` by name; it lies beside this Python even if no environment is activated.
+        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         with _patched(launcher, "__file__", _WORKER), _argv("train", path, *overrides):
             launcher.launch()  # torchrun runs the worker below instead of LLaMA-Factory's own
     else:
@@ -93,8 +95,3 @@ def _patched(owner: Any, name: str, value: Any) -> Any:
         yield
     finally:
         setattr(owner, name, former)
-
-
-def is_main_process() -> bool:
-    """Whether this process may write what all share."""
-    return int(os.getenv("RANK", "0")) == 0

@@ -108,14 +108,19 @@ def resolve_config(hsa: HSAConfig | bool, model_args: Any, training_args: Any) -
             logger.info_rank0(f"HSA configuration taken over from {place}.")
             asked = saved
         elif saved.attention_rules() != asked.attention_rules():
+            there, here = saved.to_dict(), asked.to_dict()
+            rules = [name for name in here if name.endswith(("_decay", "_window")) or name in ("hide", "layers")]
             changed = [
-                f"{name}: {saved.to_dict()[name]!r} there, {value!r} here"
-                for name, value in asked.to_dict().items()
-                if saved.to_dict()[name] != value
+                f"{name}: {there[name]!r} there, {here[name]!r} here" for name in rules if there[name] != here[name]
             ]
+            way_out = (
+                "start a new run with `overwrite_output_dir: true` or another `output_dir`"
+                if place == resumed
+                else f"remove its {CONFIG_NAME} to go on with other rules"
+            )
             raise ValueError(
                 f"{place!r} was made with another HSA configuration than the one asked for ({'; '.join(changed)}). Use "
-                f"`hsa: true` to take over the checkpoint's, or remove its {CONFIG_NAME} to go on with other rules."
+                f"`hsa: true` to take over the checkpoint's, or {way_out}."
             )
 
     return asked or HSAConfig()

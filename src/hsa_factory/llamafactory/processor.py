@@ -11,8 +11,9 @@ from llamafactory.data.processor.supervised import (
     SupervisedDatasetProcessor,
 )
 
+from .. import __version__
 from ..config import FeedbackConfig, HSAConfig
-from ..feedback import IGNORE_INDEX, find_marker
+from ..feedback import IGNORE_INDEX, apply_loss_mask, find_marker
 from ..labeling.token_ids import (
     count_trained,
     count_types,
@@ -80,6 +81,7 @@ class TypedProcessorMixin:
 
     hsa_config: HSAConfig = field(default_factory=HSAConfig)
     feedback_config: FeedbackConfig | None = None
+    version: str = __version__  # part of the cache's key: other versions may type or mask otherwise
     as_arrays: bool = False  # numpy rows, which `datasets` writes several times faster than lists
 
     def __post_init__(self) -> None:
@@ -272,8 +274,11 @@ class TypedProcessorMixin:
         return row
 
     def print_data_example(self, example: dict[str, Any]) -> None:
-        if example.get(ACCOUNT_COLUMN) is None:
-            super().print_data_example(example)
+        if example.get(ACCOUNT_COLUMN) is not None:
+            return
+        if example.get(LOSS_MASK_COLUMN) is not None:  # as the collator will hand them to the model
+            example = {**example, "labels": apply_loss_mask(example["labels"], example[LOSS_MASK_COLUMN])}
+        super().print_data_example(example)
 
 
 @dataclass

@@ -82,6 +82,8 @@ def load_samples(training_file: TrainingFile, split: str = "train") -> PreparedD
             model_args, data_args, training_args, finetuning_args, _ = get_train_args(args)
             if finetuning_args.stage != "sft":
                 check_stage(finetuning_args.stage)
+            if data_args.streaming:
+                training_args.dataloader_num_workers = max(1, training_args.dataloader_num_workers)
             integration.hsa_config = resolve_config(integration.hsa, model_args, None)
             tokenizer_module = workflow.load_tokenizer(model_args)
             tokenizer = tokenizer_module["tokenizer"]

@@ -111,14 +111,21 @@ def get_hook(model: nn.Module) -> HSAHook | None:
 
 
 def saved_config(model: nn.Module) -> HSAConfig | None:
-    """Return the configuration saved beside the adapter or checkpoint a model was loaded from, or None."""
-    places: list[Any] = [getattr(unwrap(model).config, "_name_or_path", None)]
-    for place in places:
-        if place and os.path.isdir(place) and (Path(place) / CONFIG_NAME).is_file():
-            config = HSAConfig.from_pretrained(place)
-            logger.info(f"HSA configuration found in {place}.")
-            return config
+    """Return the configuration saved beside the checkpoint a model was loaded from, or None.
 
+    A PEFT model does not know the directory of its adapter: read that with ``HSAConfig.from_pretrained``.
+    """
+    place = getattr(unwrap(model).config, "_name_or_path", None)
+    if place and os.path.isdir(place) and (Path(place) / CONFIG_NAME).is_file():
+        config = HSAConfig.from_pretrained(place)
+        logger.info(f"HSA configuration found in {place}.")
+        return config
+
+    if hasattr(model, "peft_config"):
+        logger.warning(
+            "enable_hsa without a configuration on a PEFT model: the defaults are used. The adapter's own is read with "
+            "enable_hsa(model, HSAConfig.from_pretrained(adapter_directory))."
+        )
     return None
 
 

@@ -1,0 +1,315 @@
+"""Real training runs of one to four steps on tiny models: losses, what is saved, and going on from it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from hsa_factory import FeedbackConfig, HSAConfig, cli
+from hsa_factory.llamafactory import integrate
+
+
+pytestmark = pytest.mark.slow
+
+M = "<|feedback|>"
+HSA, FEEDBACK = HSAConfig(noise_window=5), FeedbackConfig()
+HSA_BLOCK, FEEDBACK_BLOCK = {"noise_window": 5}, {"token": M}
+LORA = {"finetuning_type": "lora", "lora_rank": 4, "lora_target": "q_proj,v_proj"}
+
+
+def conversations(lf, number=3):
+    """Return trajectories of different lengths with all types; the first holds the marker."""
+    samples = []
+    for k in range(number):
+        kinds = ["GLOBAL", "NOISE", "NOISE", "LANDMARK", "NOISE", "NOISE"][: 6 - 2 * (k % 2)]
+        messages = lf.dialogue(kinds, words=5 + 3 * k, first_mark=6 * (k % 6))
+        if k == 0:
+            messages[2]["content"] += M
+        samples.append(messages)
+    return samples
+
+
+@pytest.fixture
+def text(lf, tmp_path):
+    """Arguments for a run on text."""
+    return lf.args(lf.write_data(tmp_path, data=conversations(lf)), "data", template="qwen3_nothink")
+
+
+@pytest.fixture
+def pictures(lf, tmp_path):
+    """Arguments for a run with pictures."""
+    paths = lf.images(tmp_path / "images", [(56, 56), (84, 56), (56, 84)])
+    samples = []
+    for messages, path in zip(conversations(lf), paths):
+        messages[0]["content"] = "<image>" + messages[0]["content"]
+        samples.append({"messages": messages, "images": [path]})
+    data = lf.write_data(tmp_path, data=samples)
+    return lf.args(data, "data", lf.model_dir("qwen2_5_vl"), template="qwen2_vl")
+
+
+def saved(args):
+    """Return the output directory and the checkpoints in it."""
+    out = Path(args["output_dir"])
+    return [out, *sorted(out.glob("checkpoint-*"))]
+
+
+@pytest.mark.parametrize("tuning", [{}, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("kind", ["text", "pictures"])
+def test_training_saves_the_rules_beside_every_checkpoint(lf, request, kind, tuning):
+    args = {**request.getfixturevalue(kind), **tuning, "save_strategy": "steps", "save_steps": 1}
+    losses = lf.train(args, HSA, FEEDBACK)
+    assert len(losses) == 2 and all(0 < loss < 20 for loss in losses)
+    places = saved(args)
+    assert len(places) == 3
+    for place in places:
+        assert HSAConfig.from_pretrained(place) == HSA
+        assert (place / ("adapter_config.json" if tuning else "config.json")).is_file()
+
+    report = json.loads((places[0] / "hsa_report.json").read_text("utf-8"))
+    assert report["hsa"] == json.loads(json.dumps(HSA.to_dict()))
+    assert report["feedback"] == FEEDBACK.to_dict()
+    account = report["datasets"]["data"]
+    assert (account["samples"], account["with_marker"], account["kept"]) == (3, 1, 3)
+    assert (account["messages"], account["typed_messages"]) == (16, 16)
+    assert all(account["tokens"].values()) and sum(account["tokens"].values()) == account["total_tokens"]
+    assert 0 < account["trained_tokens"] < account["total_tokens"]
+
+
+@pytest.mark.parametrize("kind", ["text", "pictures"])
+def test_the_first_loss_is_that_of_the_hsa_model(lf, request, kind):
+    """Of HSA's attention and of Feedback's labels, both: the trainer's loss is that of the collated batch."""
+    args = {**request.getfixturevalue(kind), "max_samples": 1, "max_steps": 1}
+    prepared = lf.prepare(args, HSA, FEEDBACK)
+    _, model = lf.load(args, HSA, FEEDBACK)
+    losses = {}
+    for name, hsa, feedback in (("both", HSA, FEEDBACK), ("hsa", HSA, None), ("feedback", None, FEEDBACK)):
+        with torch.no_grad():
+            batch = lf.collator(prepared, hsa, feedback, model)([dict(prepared.rows()[0])])
+            if hsa is None:
+                batch["semantic_ids"] = torch.zeros_like(batch["input_ids"])  # all GLOBAL: plain attention
+            losses[name] = model(**batch).loss.item()
+    assert len({round(loss, 4) for loss in losses.values()}) == 3
+    assert lf.train(args, HSA, FEEDBACK) == pytest.approx([losses["both"]], abs=1e-4)
+
+
+def test_hsa_alone_and_feedback_alone(lf, text):
+    both, hsa, feedback, plain = (
+        lf.train({**text, "max_steps": 1, "max_samples": 1}, *settings)[0]
+        for settings in ((HSA, FEEDBACK), (HSA, None), (None, FEEDBACK), (None, None))
+    )
+    assert len({round(loss, 5) for loss in (both, hsa, feedback, plain)}) == 4
+
+
+def test_feedback_alone_saves_no_rules(lf, text):
+    lf.train({**text, "max_steps": 1}, None, FEEDBACK)
+    assert not (Path(text["output_dir"]) / "hsa_config.json").exists()
+    report = json.loads((Path(text["output_dir"]) / "hsa_report.json").read_text("utf-8"))
+    assert report["hsa"] is None and report["feedback"] == FEEDBACK.to_dict()
+
+
+def test_evaluation_sees_hsa_too(lf, text):
+    """The loss of evaluation, before any step, is the first training loss of the same sample."""
+    args = {**text, "max_samples": 1, "max_steps": 1, "eval_dataset": "data", "eval_strategy": "steps"}
+    args |= {"eval_on_start": True, "eval_steps": 1, "per_device_eval_batch_size": 1}
+    losses = lf.train(args, HSA, FEEDBACK)
+    state = json.loads((Path(args["output_dir"]) / "trainer_state.json").read_text("utf-8"))
+    evaluated = [entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry]
+    assert evaluated[0] == pytest.approx(losses[0], abs=1e-4)
+    assert evaluated[-1] != pytest.approx(losses[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("tuning", [{}, LORA], ids=["full", "lora"])
+def test_resuming_gives_the_losses_of_an_uninterrupted_run(lf, text, tuning):
+    args = {**text, **tuning, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole = lf.train(args, HSA, FEEDBACK)
+    assert len(whole) == 4
+    out = Path(args["output_dir"])
+    again = {**args, "output_dir": str(out.with_name("again")), "save_strategy": "no"}
+    resumed = lf.train({**again, "resume_from_checkpoint": str(out / "checkpoint-2")}, HSA, FEEDBACK)
+    assert resumed[:2] == whole[:2]  # from the checkpoint's record
+    assert resumed[2:] == pytest.approx(whole[2:], abs=1e-4)
+
+    with pytest.raises(ValueError, match="noise_window: 5 there, 50 here"):
+        lf.train({**again, "resume_from_checkpoint": str(out / "checkpoint-2")}, HSAConfig(), FEEDBACK)
+    taken = lf.train({**again, "resume_from_checkpoint": str(out / "checkpoint-2")}, True, FEEDBACK)
+    assert taken == pytest.approx(whole, abs=1e-4)
+    assert HSAConfig.from_pretrained(again["output_dir"]) == HSA
+
+
+def test_a_checkpoint_of_plain_llamafactory_is_not_resumed(lf, text):
+    args = {**text, "max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    lf.train(args)
+    with pytest.raises(ValueError, match="checkpoint-1' to resume from was made without HSA"):
+        lf.train({**args, "max_steps": 2, "resume_from_checkpoint": True}, HSA, FEEDBACK)
+
+
+def test_an_adapter_goes_on_with_its_rules(lf, text):
+    lf.train({**text, **LORA, "max_steps": 1}, HSA, FEEDBACK)
+    out = Path(text["output_dir"])
+    more = {**text, **LORA, "max_steps": 1, "adapter_name_or_path": str(out), "output_dir": str(out.with_name("more"))}
+    lf.train(more, True, FEEDBACK)
+    assert HSAConfig.from_pretrained(more["output_dir"]) == HSA
+    with pytest.raises(ValueError, match="another HSA configuration"):
+        lf.train(more, HSAConfig(), FEEDBACK)
+
+
+def test_an_exported_model_keeps_rules_and_marker(lf, text, tmp_path):
+    from llamafactory.train.tuner import export_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    lf.train({**text, **LORA, "max_steps": 1}, HSA, FEEDBACK)
+    args = {"model_name_or_path": text["model_name_or_path"], "adapter_name_or_path": text["output_dir"]}
+    args |= {"template": "qwen3_nothink", "finetuning_type": "lora", "export_dir": str(tmp_path / "merged")}
+    with integrate(True, FEEDBACK):
+        export_model(args)
+    assert HSAConfig.from_pretrained(tmp_path / "merged") == HSA
+    number = AutoTokenizer.from_pretrained(tmp_path / "merged").convert_tokens_to_ids(M)
+    assert number < AutoModelForCausalLM.from_pretrained(tmp_path / "merged").get_input_embeddings().num_embeddings
+
+
+def test_bf16_on_the_cpu(lf, text):
+    full = lf.train({**text, "max_steps": 1}, HSA, FEEDBACK)
+    half = lf.train({**text, "max_steps": 1, "bf16": True}, HSA, FEEDBACK)
+    assert half == pytest.approx(full, rel=0.02)
+
+
+def test_accumulating_gradients_gives_the_same(lf, text):
+    """Samples of different lengths with different numbers of trained tokens."""
+    args = {**text, "max_samples": 2, "max_steps": 3}
+    together = lf.train({**args, "per_device_train_batch_size": 2}, HSA, FEEDBACK)
+    apart = lf.train({**args, "gradient_accumulation_steps": 2}, HSA, FEEDBACK)
+    assert apart == pytest.approx(together, abs=1e-4)
+
+
+@pytest.mark.parametrize("more", [{"streaming": True}, {"neat_packing": True, "cutoff_len": 128}], ids=str)
+def test_streams_and_packed_rows(lf, text, more):
+    losses = lf.train({**text, **more}, HSA, FEEDBACK)
+    assert len(losses) == 2 and all(0 < loss < 20 for loss in losses)
+
+
+def test_tokenized_data(lf, text, tmp_path):
+    args = {**text, "max_steps": 1}
+    expected = lf.train(args, HSA, FEEDBACK)
+    args["tokenized_path"] = str(tmp_path / "tokenized")
+    assert lf.train(args, HSA, FEEDBACK) == lf.train(args, HSA, FEEDBACK) == expected
+
+
+def test_a_new_marker_is_saved_with_the_model(lf, text):
+    lf.train({**text, "max_steps": 1}, HSA, FEEDBACK)
+    weights = load_file(Path(text["output_dir"]) / "model.safetensors")
+    stock = load_file(Path(text["model_name_or_path"]) / "model.safetensors")
+    assert weights["model.embed_tokens.weight"].shape[0] > stock["model.embed_tokens.weight"].shape[0]
+    again = {**text, "model_name_or_path": text["output_dir"], "max_steps": 1}
+    again["output_dir"] = str(Path(text["output_dir"]).with_name("second"))
+    lf.train(again, True, FEEDBACK)
+    second = load_file(Path(again["output_dir"]) / "model.safetensors")
+    assert second["model.embed_tokens.weight"].shape == weights["model.embed_tokens.weight"].shape
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("embodied", {"cutoff_len": 3000}),
+        ("embodied_text", {"cutoff_len": 8192, "neat_packing": True}),
+    ],
+)
+def test_real_trajectories(lf, tmp_path, name, more):
+    data = lf.SHARED / "data" / "embodied"
+    if not data.is_dir():
+        pytest.skip("../shared is absent")
+    args = lf.args(data, name, lf.model_dir("qwen2_5_vl"), template="qwen2_vl", output_dir=str(tmp_path), max_steps=1)
+    args |= {"image_max_pixels": 256 * 256, **more}
+    losses = lf.train(args, HSAConfig(), FeedbackConfig())
+    assert len(losses) == 1 and 0 < losses[0] < 20
+
+
+# -- the command line ------------------------------------------------------------------------------------------
+
+
+def write_file(path, args, **blocks):
+    path.write_text(yaml.safe_dump({**args, **blocks}), "utf-8")
+    return str(path)
+
+
+def test_the_command_trains_as_the_context_does(lf, text, tmp_path):
+    expected = lf.train(text, HSA, FEEDBACK)
+    file = write_file(tmp_path / "train.yaml", text, hsa=HSA_BLOCK, feedback=FEEDBACK_BLOCK)
+    assert cli.main(["train", file]) == 0
+    assert lf.losses(text["output_dir"]) == expected
+
+    narrower = lf.train(text, HSAConfig(noise_window=1), FEEDBACK)
+    assert cli.main(["train", file, "hsa.noise_window=1"]) == 0
+    assert lf.losses(text["output_dir"]) == narrower != expected
+
+
+def test_a_plain_file_trains_as_plain_llamafactory_does(lf, text, tmp_path):
+    plain = lf.train(text)
+    file = write_file(tmp_path / "train.yaml", text)
+    assert cli.main(["train", file]) == 0
+    assert lf.losses(text["output_dir"]) == plain
+    assert not list(Path(text["output_dir"]).glob("hsa_*"))
+
+    off = write_file(tmp_path / "off.yaml", text, hsa=HSA_BLOCK, feedback=FEEDBACK_BLOCK)
+    assert cli.main(["train", off, "hsa=false", "feedback=false"]) == 0
+    assert lf.losses(text["output_dir"]) == plain
+
+
+# -- several processes, and a killed one: each starts Python anew ----------------------------------------------
+
+KILLED = """
+import json, os, signal, sys
+from llamafactory.train.tuner import run_exp
+from transformers import TrainerCallback
+from hsa_factory import FeedbackConfig, HSAConfig
+from hsa_factory.llamafactory import integrate
+
+class Kill(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+with integrate(HSAConfig(noise_window=5), FeedbackConfig()):
+    run_exp(json.loads(sys.argv[1]), callbacks=[Kill()])
+"""
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint(lf, text):
+    args = {**text, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    uninterrupted = {**args, "output_dir": str(Path(args["output_dir"]).with_name("whole"))}
+    expected = lf.train(uninterrupted, HSA, FEEDBACK)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, json.dumps(args)], capture_output=True, text=True, timeout=240
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    out = Path(args["output_dir"])
+    assert not (out / "model.safetensors").exists()
+    assert HSAConfig.from_pretrained(out / "checkpoint-2") == HSA
+    resumed = lf.train({**args, "resume_from_checkpoint": True}, HSA, FEEDBACK)
+    assert resumed == pytest.approx(expected, abs=1e-4)
+    assert HSAConfig.from_pretrained(out) == HSA
+
+
+def test_two_processes_give_the_loss_of_one(lf, text, tmp_path):
+    args = {**text, "max_samples": 2, "max_steps": 2}
+    expected = lf.train({**args, "per_device_train_batch_size": 2}, HSA, FEEDBACK)
+    args["output_dir"] = str(tmp_path / "two")
+    file = write_file(tmp_path / "train.yaml", args, hsa=HSA_BLOCK, feedback=FEEDBACK_BLOCK)
+    environment = {**os.environ, "FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "-m", "hsa_factory.cli", "train", file],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert lf.losses(args["output_dir"]) == pytest.approx(expected, abs=1e-4)
+    assert HSAConfig.from_pretrained(args["output_dir"]) == HSA
+    assert result.stdout.count("Training data with HSA / Feedback") == 1

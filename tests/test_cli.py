@@ -1,0 +1,224 @@
+"""The command line: commands, help, exit codes, and errors without a traceback."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from hsa_factory import FeedbackConfig, HSAConfig, __version__, cli
+
+
+pytest.importorskip("llamafactory")
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Write a training file; return its path."""
+
+    def write(name="train.yaml", **values):
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(values), "utf-8")
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Catch what would be handed to LLaMA-Factory: (arguments, file's content or None, seams installed)."""
+    import llamafactory.launcher
+    import llamafactory.train.tuner as tuner
+
+    calls = []
+
+    def launch():
+        path = sys.argv[-1] if sys.argv[-1].endswith((".yaml", ".yml", ".json")) else None
+        content = yaml.safe_load(open(path, encoding="utf-8")) if path else None
+        calls.append((sys.argv[1:], content, hasattr(tuner.run_sft, "hsa_original")))
+
+    monkeypatch.setattr(llamafactory.launcher, "launch", launch)
+    return calls
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"], ["help"]])
+def test_help(arguments, capsys):
+    assert cli.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("usage: hsa-factory COMMAND")
+    assert all(f"\n  {command}" in said for command in ("train FILE.yaml", "inspect FILE.yaml", "quickstart"))
+
+
+@pytest.mark.parametrize("arguments", [["-V"], ["--version"]])
+def test_version(arguments, capsys):
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out == f"hsa-factory {__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["trane", "Train", "--train", "", "train.yaml"])
+def test_unknown_commands(command, capsys):
+    assert cli.main([command]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"hsa-factory: unknown command {command!r}.")
+    assert "usage: hsa-factory COMMAND" in captured.err
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["-h"], 0), ([], 2)])
+def test_help_of_train(arguments, code, capsys):
+    assert cli.main(["train", *arguments]) == code
+    said = capsys.readouterr().out
+    assert said.startswith("usage: hsa-factory train FILE.yaml")
+    assert "FORCE_TORCHRUN=1 NPROC_PER_NODE=2" in said and "hsa: {noise_window: 50}" in said
+
+
+# -- files that are not usable ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"hsa": {"noise_widow": 3}}, "unknown key 'noise_widow'. Did you mean 'noise_window'?"),
+        ({"feedback": {"occurence": "last"}}, "unknown key 'occurence'. Did you mean 'occurrence'?"),
+        ({"hsa": {"zzzzzz": 3}}, "unknown key 'zzzzzz'. Allowed: landmark_decay"),
+        ({"hsa": {"noise_decay": -1}}, "HSAConfig.noise_decay = -1 is not allowed: a finite number ≥ 0"),
+        ({"feedback": {"empty": "train"}}, "FeedbackConfig.empty = 'train' is not allowed: one of drop, error"),
+        ({"hsa": 3}, "hsa: expected true, false or a mapping"),
+        ({"feedback": "<|feedback|>"}, "feedback: expected true, false or a mapping"),
+    ],
+)
+def test_blocks_that_are_wrong(file, capsys, launched, values, message):
+    assert cli.main(["train", file(model_name_or_path="nowhere", **values)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("hsa-factory: ") and captured.err.count("\n") == 1
+    assert message in captured.err
+    assert not launched
+
+
+def test_wrong_overrides(file, capsys):
+    assert cli.main(["train", file(hsa=True), "hsa.noise_widow=3"]) == 2
+    assert "Did you mean 'noise_window'?" in capsys.readouterr().err
+    assert cli.main(["train", file(hsa=True), "hsa.noise_window=wide"]) == 2
+    assert "HSAConfig.noise_window = 'wide' is not allowed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "inspect"])
+def test_a_missing_file(command, capsys, tmp_path):
+    path = str(tmp_path / "nowhere.yaml")
+    assert cli.main([command, path]) == 2
+    said = capsys.readouterr().err
+    assert f"Training file {path!r} does not exist." in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.yaml", "a: [1,"), ("a.yaml", "- 1\n- 2\n"), ("a.json", "{")])
+def test_a_file_that_cannot_be_read(tmp_path, capsys, name, text):
+    (tmp_path / name).write_text(text, "utf-8")
+    assert cli.main(["train", str(tmp_path / name)]) == 2
+    said = capsys.readouterr().err
+    assert str(tmp_path / name) in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("argument", ["train.txt", "stage=sft", "--stage"])
+def test_train_needs_a_file_first(argument, capsys):
+    assert cli.main(["train", argument, "train.yaml"]) == 2
+    assert f"train needs a YAML or JSON file first, got {argument!r}" in capsys.readouterr().err
+
+
+# -- what is handed on -----------------------------------------------------------------------------------------
+
+
+def test_train_runs_the_file_with_its_blocks(file, monkeypatch):
+    import llamafactory.train.tuner as tuner
+
+    from hsa_factory.llamafactory import integration
+
+    seen = []
+    monkeypatch.setattr(tuner, "run_exp", lambda args: seen.append((args, integration._active)))
+    monkeypatch.delenv("FORCE_TORCHRUN", raising=False)
+    path = file(model_name_or_path="m", learning_rate=1e-4, hsa={"noise_window": 9}, feedback=True)
+    assert cli.main(["train", path, "learning_rate=0.5", "hsa.noise_decay=0.25"]) == 0
+    ((args, active),) = seen
+    assert args == {"model_name_or_path": "m", "learning_rate": 0.5}
+    assert active.hsa_config == HSAConfig(noise_window=9, noise_decay=0.25)
+    assert active.feedback_config == FeedbackConfig()
+
+    assert cli.main(["train", path, "hsa=false", "feedback=false"]) == 0
+    assert seen[1][1] is None and integration._active is None
+
+
+def test_torchrun_gets_the_worker(file, monkeypatch):
+    import llamafactory.launcher as launcher
+
+    seen = []
+    monkeypatch.setattr(launcher, "launch", lambda: seen.append((launcher.__file__, sys.argv)))
+    monkeypatch.setenv("FORCE_TORCHRUN", "1")
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    former, argv = launcher.__file__, sys.argv
+    path = file(hsa=True)
+    assert cli.main(["train", path, "max_steps=3"]) == 0
+    ((worker, arguments),) = seen
+    assert worker.endswith("worker.py") and "hsa_factory" in worker
+    assert arguments[1:] == ["train", path, "max_steps=3"]
+    assert launcher.__file__ == former and sys.argv is argv
+
+
+def test_a_launched_process_that_fails(file, monkeypatch, capsys):
+    import llamafactory.launcher as launcher
+
+    def launch():
+        raise subprocess.CalledProcessError(7, "torchrun")
+
+    monkeypatch.setattr(launcher, "launch", launch)
+    monkeypatch.setenv("FORCE_TORCHRUN", "1")
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    assert cli.main(["train", file(hsa=True)]) == 1
+    assert "failed in a launched process (exit code 7)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variable", ["USE_V1", "USE_MCA"])
+def test_other_trainers_are_refused(file, monkeypatch, capsys, variable):
+    monkeypatch.setenv(variable, "1")
+    try:
+        code = cli.main(["train", file(hsa=True)])
+    except ValueError as error:
+        assert f"{variable} is set" in str(error)
+    else:
+        assert code != 0 and f"{variable} is set" in capsys.readouterr().err
+
+
+def test_ray_is_refused(file, capsys):
+    try:
+        code = cli.main(["train", file(hsa=True, use_ray=True)])
+    except ValueError as error:
+        assert "Ray is not supported" in str(error)
+    else:
+        assert code != 0 and "Ray is not supported" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["api", "chat", "export", "webchat"])
+def test_other_commands_are_passed_on_without_the_blocks(file, launched, command):
+    path = file(model_name_or_path="m", template="qwen3", hsa={"noise_window": 9}, feedback=True)
+    argv = list(sys.argv)
+    assert cli.main([command, path, "infer_dtype=float32"]) == 0
+    ((arguments, content, installed),) = launched
+    assert arguments[0] == command
+    assert content == {"model_name_or_path": "m", "template": "qwen3", "infer_dtype": "float32"}
+    assert installed
+    assert sys.argv == argv
+
+
+def test_a_plain_file_is_passed_on_as_plain(file, launched):
+    assert cli.main(["export", file(model_name_or_path="m")]) == 0
+    assert launched[0][1:] == ({"model_name_or_path": "m"}, False)
+
+
+@pytest.mark.parametrize("command", ["version", "env", "webui"])
+def test_commands_without_a_file(launched, command):
+    assert cli.main([command, "--flag"]) == 0
+    assert launched == [([command, "--flag"], None, False)]
+
+
+def test_llamafactory_answers(capsys):
+    assert cli.main(["version"]) == 0
+    assert "0.9.5" in capsys.readouterr().out
