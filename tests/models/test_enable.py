@@ -298,6 +298,24 @@ class TestReach:
         expected = run(model, ids, attention_mask=mask, semantic_ids=kinds)
         close(torch.cat(parts, dim=1)[mask.bool()], expected[mask.bool()])
 
+    @pytest.mark.parametrize("model_type", ["mistral", "gemma3_text"])
+    def test_a_cache_that_forgets_is_honoured_or_refused(self, model_type):
+        model, ids, kinds = enabled(model_type), tokens(), types()
+        cache, expected = DynamicCache(config=model.config), run(model, ids, semantic_ids=kinds)
+        try:
+            run(model, ids[:, :40], use_cache=True, past_key_values=cache, semantic_ids=kinds[:, :40])
+            rest = run(model, ids[:, 40:], use_cache=True, past_key_values=cache, semantic_ids=kinds)
+        except ValueError as error:
+            assert "plan was built for (batch, query length, key length)" in str(error)
+        else:
+            close(rest, expected[:, 40:])
+
+    def test_attention_dropout_is_applied_in_training_only(self):
+        model, ids, kinds = enabled("llama", attention_dropout=0.5), tokens(), types()
+        assert torch.equal(run(model, ids, semantic_ids=kinds), run(enabled("llama"), ids, semantic_ids=kinds))
+        model.train()
+        differs(run(model, ids, semantic_ids=kinds), run(model, ids, semantic_ids=kinds))
+
 
 class TestVision:
     @pytest.fixture
