@@ -34,11 +34,11 @@ TEXTS = {
     },
     "README_zh.md": {
         "language": 1,
-        "step": "微型 Qwen3 的一个 LLaMA-Factory SFT 训练步,批大小 1,单 CPU 线程({machine};"
-        "`python benchmarks/sft_step.py`):",
-        "head": ("token 数", "方式", "每步毫秒", "耗时 / 原版", "旧分支 / 本行", "训练步内存,MiB"),
-        "data": "带语义类型预处理 {samples} 条样本({tokens} 个 token)的处理器时间是原版 LLaMA-Factory 的 "
-        "**{ratio:.2f} 倍**(`python benchmarks/preprocessing.py`)。",
+        "step": "微型 Qwen3 的一个 LLaMA-Factory SFT 训练步，批大小 1，单 CPU 线程（{machine}；"
+        "`python benchmarks/sft_step.py`）：",
+        "head": ("token 数", "方式", "每步毫秒", "耗时 / 原版", "旧分支 / 本行", "训练步内存，MiB"),
+        "data": "带语义类型预处理 {samples} 条样本（{tokens} 个 token）的处理器时间是原版 LLaMA-Factory 的 "
+        "**{ratio:.2f} 倍**（`python benchmarks/preprocessing.py`）。",
     },
 }
 

@@ -75,7 +75,8 @@ class _BlockwiseAttention(torch.autograd.Function):
                 result = part.empty_like_queries(value.shape[-1])
                 for block, probabilities in part.blocks():
                     rows = torch.bmm(probabilities, part.values(block))
-                    result[:, block.query_rows] = rows.view(query.shape[1], block.rows, -1)
+                    place = result.narrow(1, block.query_rows.start, block.rows)
+                    place.copy_(rows.view(query.shape[1], block.rows, -1))
                 part.store(output, result)
         return output
 
@@ -138,6 +139,7 @@ class _Part:
         self.key_columns = work.get("keys", self.kv_heads, columns, size)
         self.value_columns = work.get("values", self.kv_heads, columns, self.value_size)
         self.query_rows = work.get("queries", self.heads * MAX_ROWS * size)
+        self.query_views: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         far = slice(document.strip, columns)
         self.key_columns[:, far, : self.head_size] = self.k.index_select(1, document.far_index)
         self.value_columns[:, far] = self.v.index_select(1, document.far_index)
@@ -155,32 +157,37 @@ class _Part:
 
     def probabilities(self, block: Block) -> torch.Tensor:
         """Compute the softmax of a block's biased logits over its columns."""
-        keys = self._columns(self.key_columns, self.k, block)
-        if self.bias_size:
-            far = slice(block.far_start, block.far_stop)
-            relative = self.far_position[far] - block.start
-            keys[:, block.near_columns :, self.head_size + 1] = relative.mul_(self.far_decay[far])
+        self.keys = keys = self._columns(self.key_columns, self.k, block)
+        near, far = block.near_columns, block.columns - block.near_columns
+        if self.bias_size and far:
+            relative = self.far_position.narrow(0, block.far_start, far) - block.start
+            relative.mul_(self.far_decay.narrow(0, block.far_start, far))
+            keys.select(2, self.head_size + 1).narrow(1, near, far).copy_(relative)
 
         logits = self.work.get("logits", self.kv_heads, self.groups * block.rows, block.columns)
         torch.bmm(self.queries(block), keys.transpose(1, 2), out=logits)
         by_head = logits.view(self.heads, block.rows, block.columns)
         if block.near_bias is not None:
-            by_head[..., : block.near_columns] += block.near_bias
+            by_head.narrow(2, 0, near).add_(block.near_bias)
         if block.far_bias is not None:
-            by_head[..., block.columns - block.far_bias.shape[1] :] += block.far_bias
+            number = block.far_bias.shape[1]
+            by_head.narrow(2, block.columns - number, number).add_(block.far_bias)
 
         probabilities = self.work.get("probabilities", *logits.shape)
         return torch.ops.aten._softmax.out(logits, -1, False, out=probabilities)
 
     def queries(self, block: Block) -> torch.Tensor:
         """Return a block's scaled queries (Hkv, G·rows, D + bias dimensions)."""
-        size = self.head_size + self.bias_size
-        queries = self.query_rows[: self.heads * block.rows * size].view(self.heads, block.rows, size)
-        torch.mul(self.q[:, block.query_rows], self.scale, out=queries[..., : self.head_size])
-        if self.bias_size:
-            queries[..., self.head_size] = self.row_numbers[: block.rows]
-            queries[..., self.head_size + 1] = 1
-        return queries.view(self.kv_heads, self.groups * block.rows, size)
+        rows, size = block.rows, self.head_size + self.bias_size
+        if rows not in self.query_views:  # the bias dimensions are the same in every block: written once
+            whole = self.query_rows[: self.heads * rows * size].view(self.heads, rows, size)
+            self.query_views = {rows: (whole[..., : self.head_size], whole.view(self.kv_heads, -1, size))}
+            if self.bias_size:
+                whole[..., self.head_size] = self.row_numbers[:rows]
+                whole[..., self.head_size + 1] = 1
+        heads, queries = self.query_views[rows]
+        torch.mul(self.q.narrow(1, block.query_rows.start, rows), self.scale, out=heads)
+        return queries
 
     def values(self, block: Block) -> torch.Tensor:
         """Return a block's values (Hkv, columns, E)."""
@@ -188,14 +195,14 @@ class _Part:
 
     def _columns(self, columns: torch.Tensor, source: torch.Tensor, block: Block) -> torch.Tensor:
         """Put a block's strip in front of its far columns."""
-        strip, near = self.document.strip, block.near_columns
-        end = strip + block.far_stop
+        strip, near, far = self.document.strip, block.near_columns, block.far_stop - block.far_start
         if block.far_start == 0:  # the usual case: the strip's place is right before the first far key
-            columns[:, strip - near : strip, : source.shape[-1]] = source[:, block.near_rows]
-            return columns[:, strip - near : end]
-
-        view = torch.cat([columns[:, :near], columns[:, strip + block.far_start : end]], dim=1)
-        view[:, :near, : source.shape[-1]] = source[:, block.near_rows]
+            view = columns.narrow(1, strip - near, near + far)
+        else:
+            view = torch.cat([columns.narrow(1, 0, near), columns.narrow(1, strip + block.far_start, far)], dim=1)
+        if near:
+            place = view.narrow(1, 0, near).narrow(2, 0, source.shape[-1])
+            place.copy_(source.narrow(1, block.near_rows.start, near))
         return view
 
     def backward(
@@ -212,7 +219,7 @@ class _Part:
         far_v = far_k.new_zeros(self.kv_heads, self.value_size, far_shape[2])
         for block, probabilities in self.blocks():
             rows = work.get("grad_rows", self.heads, block.rows, self.value_size)
-            rows.copy_(grad_out[:, block.query_rows])
+            rows.copy_(grad_out.narrow(1, block.query_rows.start, block.rows))
             rows = rows.view(self.kv_heads, self.groups * block.rows, self.value_size)
             columns_v = work.get("grad_values", self.kv_heads, self.value_size, block.columns)
             torch.bmm(rows.transpose(1, 2), probabilities, out=columns_v)
@@ -221,20 +228,21 @@ class _Part:
             grad_s = work.get("logits", *probabilities.shape)  # the logits are not needed any more
             torch.ops.aten._softmax_backward_data.out(grad_p, probabilities, -1, work.dtype, grad_input=grad_s)
 
-            size = self.head_size + self.bias_size
-            queries = self.query_rows[: self.heads * block.rows * size].view(self.kv_heads, -1, size)
+            queries = self.query_views[block.rows][1].narrow(2, 0, self.head_size)
             block_q = work.get("grad_queries", self.kv_heads, self.groups * block.rows, self.head_size)
-            keys = self._columns(self.key_columns, self.k, block)[..., : self.head_size]
-            torch.bmm(grad_s, keys, out=block_q)
-            torch.mul(block_q.view(self.heads, block.rows, -1), self.scale, out=grad_q[:, block.query_rows])
+            torch.bmm(grad_s, self.keys.narrow(2, 0, self.head_size), out=block_q)
+            place = grad_q.narrow(1, block.query_rows.start, block.rows)
+            torch.mul(block_q.view(self.heads, block.rows, -1), self.scale, out=place)
             columns_k = work.get("grad_keys", self.kv_heads, self.head_size, block.columns)
-            torch.bmm(queries[..., : self.head_size].transpose(1, 2), grad_s, out=columns_k)
+            torch.bmm(queries.transpose(1, 2), grad_s, out=columns_k)
 
-            near, far = block.near_columns, slice(block.far_start, block.far_stop)
+            near, far = block.near_columns, block.columns - block.near_columns
             for columns, grad, far_grad in ((columns_k, grad_k, far_k), (columns_v, grad_v, far_v)):
                 if near:
-                    grad[:, block.near_rows] += columns[:, :, :near].transpose(1, 2)
-                far_grad[:, :, far] += columns[:, :, near:]
+                    strip = grad.narrow(1, block.near_rows.start, near)
+                    strip.add_(columns.narrow(2, 0, near).transpose(1, 2))
+                if far:
+                    far_grad.narrow(2, block.far_start, far).add_(columns.narrow(2, near, far))
 
         grad_k.index_add_(1, document.far_index, far_k.transpose(1, 2))
         grad_v.index_add_(1, document.far_index, far_v.transpose(1, 2))
