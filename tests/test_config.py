@@ -77,6 +77,8 @@ class TestValues:
         configs = [HSAConfig(hide=hide) for hide in written]
         assert all(config.hide == ((0, 2), (1, 2)) for config in configs)
         assert len(set(configs)) == 1
+        pairs = [(query, key) for query in range(3) for key in range(3)]
+        assert HSAConfig(hide=pairs[::-1]).hide == tuple(pairs)
 
     def test_layers_are_sorted_and_unique(self):
         assert HSAConfig(layers=[3, 1, 3]).layers == (1, 3)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsa_factory import HSAConfig
-from hsa_factory.attention import AttentionPlan, hsa_attention, run_attention
+from hsa_factory.attention import AttentionPlan, documents, hsa_attention, run_attention
 from hsa_factory.attention.api import AVAILABLE_BACKENDS
 
 
@@ -118,7 +118,11 @@ class TestEqualsReference:
             HSAConfig(global_decay=0.1, global_window=30, landmark_window=7, noise_window=3),
             HSAConfig(noise_window=None, noise_decay=0.001),
             HSAConfig(global_window=0, landmark_window=0, noise_window=10),
+            HSAConfig(landmark_decay=0.9, global_decay=1.1, noise_window=None),
             HSAConfig(landmark_decay=20, noise_decay=1000),
+            HSAConfig(landmark_decay=1e6, noise_decay=1e30, noise_window=None),
+            HSAConfig(global_decay=3e38, landmark_decay=1e30, landmark_window=100),
+            HSAConfig(landmark_window=120, noise_window=110, global_window=130),
             HSAConfig(hide=[("GLOBAL", "NOISE"), ("LANDMARK", "NOISE")]),
             HSAConfig(hide=[(kind, kind) for kind in range(3)], noise_window=4),
             HSAConfig(noise_window=10**20),
@@ -128,6 +132,16 @@ class TestEqualsReference:
         tensors = draw(2, (4, 2), 150)
         compare(backend, tensors, random_types(2, 150), config)
         compare(backend, tensors, some_types("trajectory", 2, 150), config)
+
+    @pytest.mark.parametrize(
+        "windows", [(255, 256, 257), (300, 400, 500), (600, 299, 1), (None, 300, 50), (0, 301, 599)]
+    )
+    @pytest.mark.parametrize("kind", ["random", "trajectory"])
+    def test_wide_windows(self, backend, windows, kind):
+        config = HSAConfig(
+            **dict(zip(("noise_window", "landmark_window", "global_window"), windows)), noise_decay=0.01
+        )
+        compare(backend, draw(1, (2, 1), 600), some_types(kind, 1, 600), config)
 
     @pytest.mark.parametrize("padding", PADDINGS)
     @pytest.mark.parametrize("kind", ["random", "trajectory"])
@@ -354,6 +368,16 @@ class TestPadding:
             parts = [tensor.split(lengths, dim=2) for tensor in run(backend, tensors, types, **options)]
             for index, expected in enumerate(alone):
                 check([part[index] for part in parts], expected, nonzero=lengths[index] > 2)
+
+
+@pytest.mark.parametrize("config", [HSAConfig(), HSAConfig(landmark_window=280, global_decay=2, hide=[(0, 1)])])
+def test_blockwise_with_blocks_as_small_as_they_get_and_nothing_kept(config, monkeypatch):
+    tensors, types = draw(1, (4, 2), 400), some_types("trajectory", 1, 400)
+    expected = run("blockwise", tensors, types, config)
+    check(expected, run("reference", tensors, types, config))
+    monkeypatch.setattr(documents, "_BLOCK_BYTES", 0)
+    monkeypatch.setattr(documents, "_KEPT_BYTES", 0)
+    check(run("blockwise", tensors, types, config), expected)
 
 
 @pytest.mark.parametrize("length", [1023, 1024, 1100])

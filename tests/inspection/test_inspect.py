@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import yaml
+from rich.console import Console
 
 from hsa_factory import FeedbackConfig, HSAConfig, tiny
 from hsa_factory.inspection.command import main, parse_range
@@ -251,9 +252,8 @@ def plain(text):
 
 @pytest.fixture
 def colours(monkeypatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.delenv("NO_COLOR", raising=False)
+    """A terminal with colours. (`datasets` replaces os.environ when it uses workers, rich keeps the one it knew.)"""
+    monkeypatch.setattr(Console, "_environ", {"FORCE_COLOR": "1", "TERM": "xterm-256color"})
 
 
 def styled(text):

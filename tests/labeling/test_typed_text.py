@@ -164,3 +164,16 @@ class TestTokens:
     def test_ids_of_another_tokenization_give_the_type_that_remembers_most(self, tiny_tokenizer):
         text = TypedText("a", NOISE) + TypedText("b", LANDMARK)
         assert token_types(text, [1, 2, 3], tiny_tokenizer) == [1, 1, 1]
+
+    def test_a_token_without_characters_takes_the_type_of_the_place_it_stands_at(self):
+        """As SentencePiece makes them for the space it puts before a word."""
+
+        class Tokenizer:
+            is_fast = True
+
+            def __call__(self, text, **options):
+                assert options == {"add_special_tokens": False, "return_offsets_mapping": True}
+                return {"input_ids": [5, 6, 7, 8], "offset_mapping": [(0, 1), (1, 1), (1, 2), (2, 2)]}
+
+        text = TypedText("a", NOISE) + TypedText("b", LANDMARK)
+        assert token_types(text, [5, 6, 7, 8], Tokenizer()) == [2, 1, 1, 1]

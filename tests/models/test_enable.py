@@ -25,6 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hsa_factory import HSAConfig, apply_hsa_patch, disable_hsa, enable_hsa, tiny
 from hsa_factory.attention.api import AVAILABLE_BACKENDS
+from hsa_factory.config import BACKENDS
 from hsa_factory.models.enable import get_hook
 from hsa_factory.models.interface import active_forwards
 
@@ -458,6 +459,13 @@ class TestSwitching:
             enable_hsa(model, config)
         assert get_hook(model) is None
 
+    @pytest.mark.parametrize("backend", sorted(set(BACKENDS) - set(AVAILABLE_BACKENDS)))
+    def test_a_backend_that_is_not_there(self, backend):
+        model = build("llama")
+        with pytest.raises(ValueError, match=f"{backend!r} is not part of this version. Available: auto"):
+            enable_hsa(model, HSAConfig(backend=backend))
+        assert get_hook(model) is None and model.config._attn_implementation == "sdpa"
+
     def test_data_parallel_wrapper(self):
         model = build("llama")
         wrapped = nn.DataParallel(model)
@@ -824,6 +832,13 @@ class TestRefusedModels:
         assert not active_forwards.hooks and get_hook(model).plan is None
         model.config.fault = None
         model(input_ids=self.IDS, semantic_ids=self.KINDS)
+
+    def test_a_vision_language_model_that_stops_keywords_at_its_entry(self):
+        model = build("qwen2_vl")
+        forward = lambda self, input_ids=None, attention_mask=None: None
+        model.model.__class__ = type("DeafEntry", (type(model.model),), {"forward": forward})
+        with pytest.raises(ValueError, match=r"Qwen2VL.* does not hand keywords on .*DeafEntry.forward has no"):
+            enable_hsa(model, HSAConfig())
 
     def test_encoder_decoder(self):
         model = T5ForConditionalGeneration(

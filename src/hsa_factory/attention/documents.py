@@ -11,6 +11,7 @@ from ..config import HSAConfig
 NEAR_LIMIT = 256  # windows up to this many tokens are cheap to read as a strip of all keys
 _BLOCK_BYTES = 4 * 2**20  # of one intermediate of a block: small enough to stay in a processor's cache
 MAX_ROWS, _MIN_ROWS = 128, 16  # more rows: fewer, larger products, but a wider strip of which less is visible
+_STEEP = 1.0  # decays above it get an exact bias: as head dimensions, large numbers that cancel would swallow q·k
 _KEPT_BYTES = 32 * 2**20  # of biases, kept for the other layers and the backward pass
 
 
@@ -63,7 +64,7 @@ class Document:
         length: n, tokens of the document.
         first: Position in the document of its first query.
         far_index: Positions of the far keys, ascending.
-        far_decay: Their decays.
+        far_decay: Their decays, 0 where they are too steep for head dimensions and part of the blocks' `far_bias`.
         strip: Columns a block's strip may need; 0 without near keys.
     """
 
@@ -88,8 +89,10 @@ class Document:
         self.far_index_list = self.far_index.cpu()
         decays = torch.tensor(rules.decays, dtype=torch.float64, device=self.device)
         self.decay = decays[types]
-        self.far_decay = self.decay[self.far_index]
-        self.far_has_decay = any(rules.decays[kind] for kind in far)
+        far_decay = self.decay[self.far_index]
+        self.far_decay = far_decay.masked_fill(far_decay > _STEEP, 0)
+        self.steep_decay = far_decay - self.far_decay
+        self.far_has_decay = any(0 < rules.decays[kind] <= _STEEP for kind in far)
         windows = [self.length if window is None else min(window, self.length) for window in rules.windows]
         self.window = torch.tensor(windows, device=self.device)[types]
         self.far_window = max((windows[kind] for kind in far), default=0)
@@ -97,6 +100,8 @@ class Document:
         self.near_window = max((windows[kind] for kind in near), default=0)
         self.has_near = bool(near)
         self.hide = [pair for pair in rules.hide if pair[0] in present and pair[1] in present]
+        far_is_steep = any(rules.decays[kind] > _STEEP for kind in far)
+        self.far_needs_bias = self.far_is_windowed or far_is_steep or bool(self.hide)
         self._kept: tuple[int, list[Block]] | None = None
 
     @property
@@ -114,7 +119,7 @@ class Document:
             return self._kept[1]
 
         columns = (self.length - self.first) * self.strip
-        columns += self.far_index.numel() * (self.length if self.far_is_windowed or self.hide else MAX_ROWS)
+        columns += self.far_index.numel() * (self.length if self.far_needs_bias else MAX_ROWS)
         if 4 * columns > _KEPT_BYTES:
             return self._make_blocks(heads)
         self._kept = (heads, list(self._make_blocks(heads)))
@@ -146,13 +151,15 @@ class Document:
             hidden = self._hidden(queries, keys, distance) | self.is_far[near_rows]
             near_bias = bias.masked_fill(hidden, float("-inf")).float()
 
-        if self.far_is_windowed or self.hide:
+        if self.far_needs_bias:
             far_partial = far_start
         far_bias = None
         if far_partial < far_stop:
             keys = self.far_index[far_partial:far_stop]
-            hidden = self._hidden(queries, keys, queries - keys)
-            far_bias = torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, float("-inf"))
+            distance = queries - keys
+            hidden = self._hidden(queries, keys, distance)
+            bias = -self.steep_decay[far_partial:far_stop] * distance
+            far_bias = bias.masked_fill_(hidden, float("-inf")).float()
 
         return Block(
             start,
