@@ -79,7 +79,13 @@ def _run(arguments: list[str]) -> int:
         return quickstart_main(arguments)
     if command in ("api", "chat", "eval", "export", "webchat", "webui", "env", "version"):
         from .llamafactory.launch import pass_on
+        from .training_file import is_training_file, read_training_file
 
+        try:
+            if arguments and is_training_file(arguments[0]):
+                read_training_file(arguments[0], arguments[1:])
+        except (ValueError, FileNotFoundError) as error:
+            return _fail(str(error))
         pass_on(command, arguments)
         return 0
 

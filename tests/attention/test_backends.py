@@ -281,16 +281,26 @@ class TestModelArguments:
             assert (outputs[0] - outputs[1]).abs().max() > 0.1
             assert (torch.stack(outputs).mean(0) - plain).abs().mean() < 0.1  # right on average
 
-    @pytest.mark.parametrize("queries", [0, 1, 7, 50])
-    def test_the_queries_may_be_the_last_of_the_keys(self, backend, queries):
-        query, key, value, _ = draw(2, (4, 2), 50)
-        types = random_types(2, 50)
-        mask = torch.tensor([[0] * 9 + [1] * 41, [1] * 50], device=DEVICE)
-        whole, _ = run_attention(query, key, value, AttentionPlan(types, HSAConfig(), mask), "reference")
-        plan = AttentionPlan(types, HSAConfig(), mask, query_length=queries)
-        tail, _ = run_attention(query[:, :, 50 - queries :], key, value, plan, backend)
-        assert tail.shape[2] == queries
-        torch.testing.assert_close(tail, whole[:, :, 50 - queries :], rtol=0, atol=TOLERANCE)
+    @pytest.mark.parametrize("queries", [0, 1, 7, 25, 50])
+    @pytest.mark.parametrize(
+        "mask",
+        [[0] * 9 + [1] * 41, [1] * 20 + [2] * 20 + [3] * 10, [1, 2, 2, 3, 0] * 10, [1] * 40 + [0] * 10],
+        ids=["left", "packed", "interleaved", "right"],
+    )
+    def test_the_queries_may_be_the_last_of_the_keys(self, backend, queries, mask):
+        query, key, value, upstream = draw(2, (4, 2), 50)
+        types, mask = random_types(2, 50), torch.tensor([mask, [1] * 50], device=DEVICE)
+        results, first = [], 50 - queries
+        for name, number in (("reference", 50), (backend, queries)):
+            leaves = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
+            plan = AttentionPlan(types, HSAConfig(noise_window=5), mask, query_length=number)
+            output, _ = run_attention(leaves[0][:, :, 50 - number :], *leaves[1:], plan, name)
+            assert output.shape[2] == number
+            output = output[:, :, number - queries :]
+            output.backward(upstream[:, :, first:])
+            results.append([output.detach(), *(leaf.grad for leaf in leaves)])
+        if queries:
+            check(results[1], results[0], nonzero=queries > 10)
 
 
 @pytest.mark.parametrize("backend", ALL)

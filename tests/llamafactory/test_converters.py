@@ -227,7 +227,7 @@ def test_openai_joins_the_replies_of_parallel_calls(lf, tmp_path):
     assert plain_ids(lf, tmp_path, "data") == [(row["input_ids"], row["labels"]) for row in prepared.rows()]
 
 
-@pytest.mark.parametrize("given", itertools.product([None, "NOISE", "LANDMARK"], repeat=2))
+@pytest.mark.parametrize("given", list(itertools.product([None, "NOISE", "LANDMARK"], repeat=2)))
 def test_untyped_replies_do_not_count_when_joined(lf, tmp_path, given):
     messages = [
         lf.say("user", "<m0>", "NOISE"),

@@ -2,6 +2,7 @@
 
 import random
 
+import llamafactory.data.collator
 import pytest
 import torch
 
@@ -162,12 +163,15 @@ def test_a_packed_row_equals_its_samples_alone(lf, tmp_path, model_type):
     assert len(documents(row)[0]) == 4
 
 
-def test_no_square_mask_is_built_for_hsa_and_it_stays_for_feedback_alone(lf, model_dir, tmp_path):
+def test_no_square_mask_is_built_for_hsa_and_it_stays_for_feedback_alone(lf, model_dir, tmp_path, monkeypatch):
     data = lf.write_data(tmp_path, data=numbered(lf, [3, 2, 4], markers=(1,)))
     args = lf.args(data, "data", model_dir, cutoff_len=256, neat_packing=True)
     prepared = lf.prepare(args, HSA, FEEDBACK)
     rows = prepared.rows()
-    batch = lf.collator(prepared, HSA, FEEDBACK)([dict(row) for row in rows])
+    with monkeypatch.context() as patched:
+        square = lambda *args: pytest.fail("an N×N mask was built")  # noqa: E731
+        patched.setattr(llamafactory.data.collator, "prepare_4d_attention_mask", square)
+        batch = lf.collator(prepared, HSA, FEEDBACK)([dict(row) for row in rows])
     assert batch["attention_mask"].shape == batch["input_ids"].shape
     assert batch["attention_mask"].max() == 3
 

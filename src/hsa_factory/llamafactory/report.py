@@ -144,6 +144,10 @@ class DataReport:
                 listed = ", ".join(map(str, account["dropped_samples"].get(reason, [])))
                 more = ", …" if count > len(account["dropped_samples"].get(reason, [])) else ""
                 console.print(f"  {name}: {count} dropped, {reason} (samples {listed}{more})", highlight=False)
+            if account["messages"] and not account["typed_messages"]:
+                console.print(
+                    f"  {name}: no message has a type of its own, all take the default type", highlight=False
+                )
             if account["turns_removed"]:
                 console.print(
                     f"  {name}: {account['turns_removed']} lost whole turns, because cutoff_len fell inside an image "

@@ -1,0 +1,176 @@
+"""What typed rows must be, from plain LLaMA-Factory alone: each token's message, whatever was cut or packed."""
+
+from typing import Any
+
+
+class Places:
+    """A template whose ids are the tokens' places in all samples: it tells what truncation and packing did to each.
+
+    Attributes:
+        samples: (pairs of real ids, all real ids) of each sample encoded.
+    """
+
+    STRIDE = 1_000_000  # the places of sample k start at (k + 1) · STRIDE, above every vocabulary
+
+    def __init__(self, template: Any) -> None:
+        self.__dict__.update(template.__dict__)
+        self.template, self.samples = template, []
+
+    def encode_multiturn(self, *args: Any) -> list[tuple[list[int], list[int]]]:
+        pairs = self.template.encode_multiturn(*args)
+        places, next_place = [], (len(self.samples) + 1) * self.STRIDE
+        for prompt, response in pairs:
+            middle, end = next_place + len(prompt), next_place + len(prompt) + len(response)
+            places.append((list(range(next_place, middle)), list(range(middle, end))))
+            next_place = end
+        self.samples.append((pairs, [token for pair in pairs for side in pair for token in side]))
+        return places
+
+
+class Oracle:
+    """What the typed rows must be, from plain LLaMA-Factory alone.
+
+    Args:
+        template: Any.
+        tokenizer: The run's.
+        data_args: The run's.
+        samples: Each (messages with `semantic_type`, system prompt, its type, tools).
+        feedback: None: labels stay as they are.
+        processor: Of a vision-language model.
+
+    Attributes:
+        rows: `input_ids`, `attention_mask`, `labels`, `semantic_ids`, `loss_mask` of each row.
+        kept: Numbers of the samples that are not dropped.
+        dropped: Why each other sample is dropped.
+        counts: What the report must say.
+    """
+
+    def __init__(self, template, tokenizer, data_args, samples, feedback=None, processor=None) -> None:
+        from llamafactory.data.processor import PackedSupervisedDatasetProcessor, SupervisedDatasetProcessor
+
+        parts = (tokenizer, processor, data_args)
+        self.template, self.tokenizer, self.samples = template, tokenizer, samples
+        self.marker = tokenizer.convert_tokens_to_ids(feedback.token) if feedback is not None else None
+        self.feedback = feedback
+        self.places = places = Places(template)
+        alone = SupervisedDatasetProcessor(places, *parts)
+        self.kept, self.dropped = [], {}
+        counts = {"samples": len(samples), "with_marker": 0, "trained_tokens": 0, "text_truncated": 0}
+        counts["tokens"] = {"GLOBAL": 0, "LANDMARK": 0, "NOISE": 0}
+        for number, sample in enumerate(samples):
+            ids, labels = alone._encode_data_example(*self._arguments(sample))
+            sides = self._sides(number)
+            counts["with_marker"] += self.marker is not None and self.marker in places.samples[number][1]
+            row = self._row(ids, labels)
+            if sides is None:
+                self.dropped[number] = "no feedback marker"
+            elif all(label == -100 or not keep for label, keep in zip(row["labels"], row["loss_mask"])):
+                self.dropped[number] = "nothing left to train"
+            elif data_args.packing and len(ids) > data_args.cutoff_len:
+                self.dropped[number] = "longer than cutoff_len"
+            else:
+                self.kept.append(number)
+                counts["text_truncated"] += len(ids) - template.efficient_eos < len(places.samples[number][1])
+                for kind, name in enumerate(counts["tokens"]):
+                    counts["tokens"][name] += row["semantic_ids"].count(kind)
+                counts["trained_tokens"] += sum(
+                    label != -100 and keep for label, keep in zip(row["labels"], row["loss_mask"])
+                )
+        counts["kept"] = len(self.kept)
+        self.counts = counts
+
+        rows = (PackedSupervisedDatasetProcessor if data_args.packing else SupervisedDatasetProcessor)(
+            _OnlyKept(places, self.kept), *parts
+        ).preprocess_dataset(self.columns(samples, self.kept))
+        self.rows = [
+            {**self._row(ids, labels), "attention_mask": mask}
+            for ids, labels, mask in zip(rows["input_ids"], rows["labels"], rows["attention_mask"])
+        ]
+
+    @staticmethod
+    def columns(samples, numbers=None) -> dict[str, list[Any]]:
+        """Return a batch as the converters make it."""
+        columns = {name: [] for name in ("_prompt", "_response", "_system", "_tools", "_images", "_videos", "_audios")}
+        columns |= {name: [] for name in ("_hsa_index", "_hsa_dataset", "_hsa_system_type", "_hsa_typed_messages")}
+        for index in range(len(samples)) if numbers is None else numbers:
+            messages, system, system_type, tools = samples[index]
+            values = (messages[:-1], messages[-1:], system, tools, None, None, None)
+            values += (index, "data", int(system_type), len(messages))
+            for column, value in zip(columns.values(), values):
+                column.append(value)
+        return columns
+
+    @staticmethod
+    def _arguments(sample) -> tuple:
+        messages, system, _, tools = sample
+        return messages[:-1], messages[-1:], system, tools, [], [], []
+
+    def _sides(self, number) -> list[bool] | None:
+        """Return, for each token of a whole sample, whether it may be trained; None if the sample is dropped."""
+        ids = self.places.samples[number][1]
+        if self.marker is None:
+            return [True] * len(ids)
+        markers = [place for place, token in enumerate(ids) if token == self.marker]
+        if not markers:
+            return [True] * len(ids) if self.feedback.missing == "train" else None
+        place = markers[0] if self.feedback.occurrence == "first" else markers[-1]
+        return [False] * (place + 1) + [True] * (len(ids) - place - 1)
+
+    def types(self, number) -> list[int | None]:
+        """Return, for each token of a whole sample, its type; None where system and user share one text."""
+        from llamafactory.data.template import Llama2Template
+
+        messages, system, system_type, tools = self.samples[number]
+        own = [int(message["semantic_type"]) for message in messages]
+        system_type = system_type if system else 0
+        system = system or self.template.default_system
+        expected = []
+        for k, (prompt, response) in enumerate(self.places.samples[number][0]):
+            prompt_types = [own[2 * k]] * len(prompt)
+            if k == 0 and (system or tools):
+                if isinstance(self.template, Llama2Template):
+                    prompt_types = [None] * len(prompt)
+                else:
+                    tool_text = self.template.format_tools.apply(content=tools)[0] if tools else ""
+                    head = self.template.format_prefix.apply()
+                    head = head + self.template.format_system.apply(content=system + tool_text)
+                    length = len(self.template._convert_elements_to_ids(self.tokenizer, head))
+                    prompt_types[:length] = [int(system_type)] * length
+            expected += prompt_types + [own[2 * k + 1]] * len(response)
+        return expected
+
+    def _row(self, places, labels) -> dict[str, list[Any]]:
+        """Turn a row of places into what the typed row must be."""
+        row = {"input_ids": [], "labels": [], "semantic_ids": [], "loss_mask": []}
+        whole = {}
+        for place, label in zip(places, labels):
+            number, where = divmod(place, Places.STRIDE)
+            if number == 0:  # not from a sample: an EOS at the end of the last one, or padding
+                padding = label == -100
+                before = row["semantic_ids"][-1] if row["semantic_ids"] else None
+                kind, keep = (2, 0) if padding else (before, row["loss_mask"][-1])
+                values = (place, label, kind, keep)
+            else:
+                if number not in whole:
+                    sides = self._sides(number - 1)
+                    ids = self.places.samples[number - 1][1]
+                    whole[number] = (ids, self.types(number - 1), sides or [False] * len(ids))
+                ids, types, sides = whole[number]
+                label = label if label < Places.STRIDE else ids[label % Places.STRIDE]  # an EOS may stand for it
+                values = (ids[where], label, types[where], int(sides[where]))
+            for column, value in zip(row.values(), values):
+                column.append(value)
+        return row
+
+
+class _OnlyKept:
+    """`Places` that hands out again what it made for the samples that are kept."""
+
+    def __init__(self, places: Places, kept: list[int]) -> None:
+        self.__dict__.update(places.template.__dict__)
+        self.places, self.kept = places, iter(kept)
+
+    def encode_multiturn(self, *args: Any) -> list[tuple[list[int], list[int]]]:
+        again = Places(self.places.template)
+        again.samples = [None] * next(self.kept)
+        return again.encode_multiturn(*args)
