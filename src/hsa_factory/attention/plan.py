@@ -69,6 +69,13 @@ class AttentionPlan:
         """Where the plan's tensors lie."""
         return self.semantic_ids.device
 
+    def has_packed_rows(self) -> bool:
+        """Whether a row holds more than one document."""
+        if self.document_ids.numel() == 0:
+            return False
+        highest = self.document_ids.max(dim=1, keepdim=True).values
+        return bool(((self.document_ids != highest) & (self.document_ids != 0)).any())
+
     def check(self, query: torch.Tensor, key: torch.Tensor) -> None:
         """Refuse tensors the plan was not built for.
 

@@ -50,7 +50,8 @@ def enable_hsa(model: nn.Module, config: HSAConfig | None = None) -> nn.Module:
         former = parts.text.config._attn_implementation
         if former == IMPLEMENTATION:  # built from the configuration of a model that has HSA
             former = parts.text.get_correct_attn_implementation(None)
-        hook = HSAHook(config, former, type(parts.base).__name__, set(parts.attention_layers))
+        is_hybrid = len(parts.attention_layers) < parts.num_layers
+        hook = HSAHook(config, former, type(parts.base).__name__, set(parts.attention_layers), is_hybrid)
         parts.text.set_attn_implementation(IMPLEMENTATION)
         if parts.text.config._attn_implementation != IMPLEMENTATION:
             raise ValueError(f"{hook.model_name} does not let its attention implementation be set.")

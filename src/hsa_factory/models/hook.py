@@ -1,6 +1,7 @@
 """The two forward hooks that turn `semantic_ids` into one plan per forward and check that it arrived."""
 
 import inspect
+import logging
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from ..config import HSAConfig
 from .interface import PLAN_KEYWORD, active_forwards
 
 
+logger = logging.getLogger(__name__)
+
+
 class HSAHook:
     """HSA's state on one model: its configuration and, during a forward pass, the plan.
 
@@ -19,18 +23,25 @@ class HSAHook:
         former_implementation: Name of the attention implementation before `enable_hsa`.
         model_name: For messages.
         layer_indices: The layers whose attention HSA must reach.
+        is_hybrid: Whether the model has layers without softmax attention.
         plan: The plan of the forward pass under way; None between passes and without `semantic_ids`.
         mask_windows: Sliding windows for which the model asked a mask in this pass.
         layer_windows: Sliding windows with which its attention was called.
     """
 
     def __init__(
-        self, config: HSAConfig, former_implementation: str, model_name: str, layer_indices: set[int]
+        self,
+        config: HSAConfig,
+        former_implementation: str,
+        model_name: str,
+        layer_indices: set[int],
+        is_hybrid: bool = False,
     ) -> None:
         self.config = config
         self.former_implementation = former_implementation
         self.model_name = model_name
         self.layer_indices = layer_indices
+        self.is_hybrid, self.warned = is_hybrid, False
         self.plan: AttentionPlan | None = None
         self.mask_windows: set[int | None] = set()
         self.layer_windows: set[int | None] = set()
@@ -124,7 +135,14 @@ class HSAHook:
         if attention_mask is None and document_ids is None and past_length == 0:
             document_ids = _documents_from_positions(given.get("position_ids"), tokens.shape[0])
 
-        return AttentionPlan(semantic_ids, self.config, attention_mask, document_ids, query_length)
+        plan = AttentionPlan(semantic_ids, self.config, attention_mask, document_ids, query_length)
+        if self.is_hybrid and not self.warned and plan.has_packed_rows():
+            self.warned = True
+            logger.warning(
+                f"{self.model_name} has layers without softmax attention, which mix the documents of a packed row as they "
+                "do without HSA. Turn `neat_packing` off for this model."
+            )
+        return plan
 
 
 def _documents_from_positions(position_ids: torch.Tensor | None, batch_size: int) -> torch.Tensor | None:
