@@ -8,15 +8,13 @@ number of causal pairs over the number of visible pairs.
 """
 
 import argparse
-import csv
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+import report
 import torch
 import torch.nn.functional as F
-from report import machine
 from rich.console import Console
 from rich.table import Table
 
@@ -24,7 +22,6 @@ from hsa_factory import HSAConfig
 from hsa_factory.attention import AttentionPlan, run_attention
 
 
-RESULTS = Path(__file__).parent / "results"
 TURN = 100  # tokens of a turn of a trajectory
 
 
@@ -68,7 +65,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
 
     config = HSAConfig()
-    table = Table(title=f"Forward + backward, batch 1, 8 heads of 64, 2 key/value heads, float32, {machine()}")
+    table = Table(title=f"Forward + backward, batch 1, 8 heads of 64, 2 key/value heads, float32, {report.machine()}")
     for heading in ("tokens", "memory", "layout", "backend", "ms", "speed-up over causal", "limit", "plan, ms"):
         table.add_column(heading, justify="right")
     records = []
@@ -104,7 +101,7 @@ def main() -> None:
                         "limit": round(limit, 2),
                         "plan_seconds": round(plan_seconds, 5),
                         "threads": options.threads,
-                        "machine": machine(),
+                        "machine": report.machine(),
                     }
                     records.append(record)
                     table.add_row(
@@ -118,11 +115,7 @@ def main() -> None:
                         f"{plan_seconds * 1000:.1f}",
                     )
 
-    RESULTS.mkdir(exist_ok=True)
-    with open(RESULTS / "attention.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(records[0]))
-        writer.writeheader()
-        writer.writerows(records)
+    report.write("attention.csv", records)
     Console(width=120).print(table)
 
 

@@ -8,7 +8,6 @@ processor's time, which a busy machine disturbs less.
 
 import argparse
 import contextlib
-import csv
 import io
 import json
 import os
@@ -22,6 +21,7 @@ os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "ERROR")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 import llamafactory.train.sft.workflow as workflow
+import report
 from llamafactory.data import get_template_and_fix_tokenizer
 from llamafactory.hparams import get_train_args
 
@@ -31,7 +31,6 @@ from hsa_factory.llamafactory import integrate
 
 
 DATA = Path(hsa_factory.quickstart.__file__).parent / "data"
-RESULTS = Path(__file__).parent / "results"
 
 
 def make_data(directory: Path, samples: int, tokenizer: str | None) -> str:
@@ -102,11 +101,7 @@ def main() -> None:
         "typed_seconds": round(statistics.median(seconds[True]), 3),
         "typed_over_plain": round(statistics.median(ratios), 3),
     }
-    RESULTS.mkdir(exist_ok=True)
-    with open(RESULTS / "preprocessing.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(record))
-        writer.writeheader()
-        writer.writerow(record)
+    report.write("preprocessing.csv", [record])
     print(", ".join(f"{name} {value}" for name, value in record.items()))
 
 

@@ -7,6 +7,7 @@ import csv
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -47,6 +48,15 @@ def read(name: str) -> list[dict[str, str]]:
     """Read one CSV of results."""
     with open(RESULTS / name, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def write(name: str, records: list[dict[str, Any]]) -> None:
+    """Write one CSV of results."""
+    RESULTS.mkdir(exist_ok=True)
+    with open(RESULTS / name, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(records[0]))
+        writer.writeheader()
+        writer.writerows(records)
 
 
 def tables(texts: dict) -> str:

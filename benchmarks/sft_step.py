@@ -8,7 +8,6 @@ turns, and the median over rounds and steps is reported.
 """
 
 import argparse
-import csv
 import json
 import os
 import resource
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 
-RESULTS = Path(__file__).parent / "results"
 VARIANTS = ("plain", "hsa", "forks")
 TURN_TOKENS = 100  # every tenth turn is a key event
 
@@ -138,7 +136,7 @@ def main() -> None:
         print("RESULT " + json.dumps(result))
         return
 
-    from report import machine
+    import report
     from rich.console import Console
     from rich.table import Table
 
@@ -173,7 +171,7 @@ def main() -> None:
                 "forks_over_this": round(seconds["forks"] / seconds[variant], 2),
                 "peak_mib": round(peak[variant], 1),
                 "threads": options.threads,
-                "machine": machine(),
+                "machine": report.machine(),
             }
             records.append(record)
             table.add_row(
@@ -185,11 +183,7 @@ def main() -> None:
                 f"{peak[variant]:.0f}",
             )
 
-    RESULTS.mkdir(exist_ok=True)
-    with open(RESULTS / "sft_step.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(records[0]))
-        writer.writeheader()
-        writer.writerows(records)
+    report.write("sft_step.csv", records)
     console.print(table)
 
 

@@ -78,14 +78,12 @@ def _run(arguments: list[str]) -> int:
 
         return quickstart_main(arguments)
     if command in ("api", "chat", "eval", "export", "webchat", "webui", "env", "version"):
-        from .llamafactory.launch import pass_on
-        from .training_file import is_training_file, read_training_file
+        problem = _file_problem(arguments)
+        if problem:
+            return _fail(problem)
 
-        try:
-            if arguments and is_training_file(arguments[0]):
-                read_training_file(arguments[0], arguments[1:])
-        except (ValueError, FileNotFoundError) as error:
-            return _fail(str(error))
+        from .llamafactory.launch import pass_on
+
         pass_on(command, arguments)
         return 0
 
@@ -93,17 +91,16 @@ def _run(arguments: list[str]) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    from .training_file import is_training_file, read_training_file
+    from .training_file import is_training_file
 
     if not arguments or arguments[0] in ("-h", "--help"):
         print(TRAIN_USAGE)
         return 0 if arguments else 2
     if not is_training_file(arguments[0]):
         return _fail(f"train needs a YAML or JSON file first, got {arguments[0]!r}.\n\n{TRAIN_USAGE}")
-    try:
-        read_training_file(arguments[0], arguments[1:])  # before the seconds that the imports below take
-    except (ValueError, FileNotFoundError) as error:
-        return _fail(str(error))
+    problem = _file_problem(arguments)  # before the seconds that the imports below take
+    if problem:
+        return _fail(problem)
 
     import subprocess
 
@@ -115,6 +112,18 @@ def _train(arguments: list[str]) -> int:
         return _fail(f"training failed in a launched process (exit code {error.returncode}); see above.", 1)
 
     return 0
+
+
+def _file_problem(arguments: list[str]) -> str | None:
+    """Return what is wrong with the file that a command's arguments begin with; None if nothing is, or there is none."""
+    from .training_file import is_training_file, read_training_file
+
+    try:
+        if arguments and is_training_file(arguments[0]):
+            read_training_file(arguments[0], arguments[1:])
+    except (ValueError, FileNotFoundError) as error:
+        return str(error)
+    return None
 
 
 def _fail(message: str, code: int = 2) -> int:

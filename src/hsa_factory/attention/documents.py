@@ -71,7 +71,7 @@ class Document:
     def __init__(
         self, row: int, index: torch.Tensor, types: torch.Tensor, first_query: int, rules: "EffectiveRules"
     ) -> None:
-        self.row, self.rules = row, rules
+        self.row = row
         self.length = len(index)
         first, last = int(index[0]), int(index[-1])
         self.places: slice | torch.Tensor = slice(first, last + 1) if last - first + 1 == self.length else index

@@ -155,7 +155,7 @@ class AttentionPlan:
 
         index = torch.arange(start, stop, device=self.device)
         itself = (index + offset)[:, None] == torch.arange(self.key_length, device=self.device)
-        bias.masked_fill_(~(visible | itself), float("-inf"))
+        bias.masked_fill_(~visible, float("-inf"))
         return bias.masked_fill_(itself, 0.0)
 
 
