@@ -111,6 +111,10 @@ class TestEqualsReference:
     def test_long(self, backend, kind):
         compare(backend, draw(1, (2, 1), 700), some_types(kind, 1, 700))
 
+    @pytest.mark.parametrize("kind", ["alternating", "trajectory"])
+    def test_very_long(self, backend, kind):
+        compare(backend, draw(1, (2, 1), 4096), some_types(kind, 1, 4096))
+
     @pytest.mark.parametrize(
         "config",
         [
