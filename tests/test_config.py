@@ -22,7 +22,7 @@ EVERYTHING_SET = {
     "layers": [3, 1, 1],
     "default_type": "noise",
     "generated_type": 1,
-    "labels": {"rules": ["a", "ü"]},
+    "labels": [{"name": "ü", "type": "LANDMARK", "tag": ["think"], "verbs": ["a"]}],
 }
 
 
