@@ -1,6 +1,7 @@
 """Rules that say which type a message, or a part of its text, has. Pure Python; how they match is in `matching`."""
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -280,12 +281,11 @@ def read_rules(source: str) -> RuleSet:
     if source in preset_names():
         return _read_preset(source)
 
-    path = Path(source)
-    if not path.is_file():
+    if not os.path.isfile(source):
         close = difflib.get_close_matches(source, preset_names(), n=1, cutoff=0.5)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"rules {source!r}: neither a preset nor a file.{hint} Presets: {', '.join(preset_names())}.")
-    return _read_file(path)
+    return _read_file(Path(source))
 
 
 @cache
