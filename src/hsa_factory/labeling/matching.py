@@ -21,7 +21,13 @@ Span = tuple[int, int, int]  # start, end (exclusive), type; in characters
 
 
 class PatternTimeout(ValueError):
-    """A rule's pattern took too long on a message."""
+    """A rule's pattern took too long on a message.
+
+    Attributes:
+        index: The message's place in the conversation.
+    """
+
+    index: int = 0
 
 
 @dataclass
@@ -94,7 +100,11 @@ def label_messages(messages: Sequence[Message], rules: RuleSet | None, matches: 
         applicable = []
         if rules is not None and message.semantic_type is None:
             applicable = [rule for rule in rules if _holds(rule, message, index, turns, answered)]
-        typings.append(_type_message(message, applicable, matches))
+        try:
+            typings.append(_type_message(message, applicable, matches))
+        except PatternTimeout as timeout:
+            timeout.index = index
+            raise
     return typings
 
 

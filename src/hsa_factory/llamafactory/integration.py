@@ -23,6 +23,7 @@ from llamafactory.extras.misc import has_tokenized_data
 
 from ..attention.api import check_backend
 from ..config import FeedbackConfig, HSAConfig
+from ..labeling.rules import RuleSet
 from ..models import enable_hsa
 from ..semantics import SemanticType
 from .collator import HSADataCollator
@@ -64,8 +65,6 @@ class Integration:
         self.hsa_config = hsa if isinstance(hsa, HSAConfig) else (HSAConfig() if hsa else None)
         if self.hsa_config is not None:
             check_backend(self.hsa_config.backend)
-            if self.hsa_config.labels is not None:
-                raise ValueError("hsa.labels: rules that label data are not part of this version; remove the key.")
         self.feedback_config = feedback
         self.report = DataReport()
         self.added_token: int | None = None
@@ -138,9 +137,13 @@ class Integration:
 
         registry = llamafactory.data.converter.DATASET_CONVERTERS
         default_type = SemanticType.parse(self.typing_config.default_type)
+        labels = self.typing_config.labels
+        rules = RuleSet.parse(labels) if labels is not None else None
         stock = dict(registry)
         try:
-            registry.update({name: typed_converter(converter, default_type) for name, converter in stock.items()})
+            registry.update(
+                {name: typed_converter(converter, default_type, rules) for name, converter in stock.items()}
+            )
             return original(dataset, *args)
         finally:
             registry.clear()
