@@ -3,7 +3,8 @@
 import torch
 
 from ..config import HSAConfig
-from .documents import DocumentLayout, EffectiveRules
+from .layout import Layout
+from .rules import EffectiveRules
 
 
 _ROWS_PER_BLOCK = 256  # query rows per step while the dense bias is filled: bounds the temporaries
@@ -62,7 +63,7 @@ class AttentionPlan:
         self.positions = _positions_in_documents(self.document_ids)
         self.calls: set[int] = set()
         self._bias: dict[tuple, torch.Tensor] = {}
-        self._layouts: dict[tuple, DocumentLayout] = {}
+        self._layouts: dict[tuple, Layout] = {}
 
     @property
     def device(self) -> torch.device:
@@ -118,8 +119,8 @@ class AttentionPlan:
 
         return self._bias[key]
 
-    def document_layout(self, sliding_window: int | None = None, neutral: bool = False) -> DocumentLayout:
-        """Return the plan document by document, made on the first call and kept for the other layers.
+    def layout(self, sliding_window: int | None = None, neutral: bool = False) -> Layout:
+        """Return the plan cut into blocks, made on the first call and kept for the other layers.
 
         Args:
             sliding_window: The model's own: a query sees keys with d < sliding_window only. None: no such limit.
@@ -128,7 +129,7 @@ class AttentionPlan:
         key = (sliding_window, neutral)
         if key not in self._layouts:
             rules = EffectiveRules.of(self.config, sliding_window, neutral)
-            self._layouts[key] = DocumentLayout(self.document_ids, self.semantic_ids, self.query_length, rules)
+            self._layouts[key] = Layout(self.document_ids, self.semantic_ids, self.query_length, rules)
 
         return self._layouts[key]
 
