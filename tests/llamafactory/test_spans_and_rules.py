@@ -363,3 +363,63 @@ def typing(lf):
         assert semantic_ids_of(ids).tolist() == expected
 
     return check
+
+
+# -- texts and parts in one file -------------------------------------------------------------------------------
+
+
+def test_texts_and_parts_in_one_file(lf, tmp_path):
+    """Arrow cannot hold both in one column; types as names and as numbers neither."""
+    messages = [
+        lf.say("system", "<m0>"),
+        lf.say("user", ["<m1>", {"text": "<m2>", "semantic_type": "NOISE"}], 1),
+        lf.say("assistant", "<m3>", "LANDMARK"),
+        lf.say("user", "<m4>", None),
+        lf.say("assistant", [{"type": "text", "text": ""}, {"type": "text", "text": "<m5>", "semantic_type": 2}], 0),
+    ]
+    joined = [{**m, "content": "<m1><m2>"} if m["content"][0] == "<m1>" else m for m in messages]
+    joined = [{**m, "content": "<m5>"} if isinstance(m["content"], list) else m for m in joined]
+    joined = [{key: m[key] for key in ("role", "content")} for m in joined]
+    plain = [[lf.say("user", "<m6>", "NOISE"), lf.say("assistant", "<m7>", "NOISE")]]
+    lf.write_data(tmp_path, mixed=[messages, *plain] * 2, joined=[joined, *plain] * 2)
+    for more in ({}, {"streaming": True, "dataloader_num_workers": 1}, {"preprocessing_num_workers": 2}):
+        prepared = lf.prepare(lf.args(tmp_path, "mixed", **more), HSAConfig())
+        assert types_by_mark(lf, prepared) == {0: G, 1: L, 2: N, 3: L, 4: G, 5: N, 6: N, 7: N}
+        same_ids(prepared, lf.prepare(lf.args(tmp_path, "joined", **more)))
+
+
+def test_texts_and_parts_in_json_lines_with_pictures(lf, tmp_path):
+    paths = lf.images(tmp_path / "images", [(56, 56), (84, 56)])
+    image_url = {"type": "image_url", "image_url": {"url": paths[0]}, "semantic_type": "LANDMARK"}
+    samples = [
+        [
+            lf.say("user", [image_url, {"type": "image", "image": paths[1]}, "<m0>"], "NOISE"),
+            lf.say("assistant", "<m1>"),
+        ],
+        [lf.say("user", "<m2>", "NOISE"), lf.say("assistant", "<m3>")],
+    ]
+    entry = {"formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": lf.TAGS}
+    lf.write_data(tmp_path, data=(entry, []))
+    (tmp_path / "data.json").write_text("\n".join(json.dumps({"messages": sample}) for sample in samples), "utf-8")
+    args = lf.args(tmp_path, "data", lf.model_dir("qwen2_5_vl"), template="qwen2_vl")
+    prepared = lf.prepare(args, HSAConfig())
+    assert types_by_mark(lf, prepared) == {0: N, 1: G, 2: N, 3: G}
+    assert prepared.rows()[0]["images"] == paths
+    pad = prepared.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    row = prepared.rows()[0]
+    assert {kind for token, kind in zip(row["input_ids"], row["semantic_ids"]) if token == pad} == {L, N}
+
+
+def test_a_changed_file_is_read_again(lf, tmp_path):
+    for kind, number in (("NOISE", N), ("LANDMARK", L)):
+        messages = [lf.say("user", "<m0>"), lf.say("assistant", [{"text": "<m1>", "semantic_type": kind}])]
+        lf.write_data(tmp_path, data=[messages])
+        assert types_by_mark(lf, lf.prepare(lf.args(tmp_path, "data"), HSAConfig()))[1] == number
+
+
+def test_a_file_that_is_broken_otherwise_gives_its_own_error(lf, tmp_path):
+    from datasets.exceptions import DatasetGenerationError
+
+    lf.write_data(tmp_path, data=[[lf.say("user", "<m0>", "NOISE"), lf.say("assistant", {"a": 1}, "NOISE")]])
+    with pytest.raises(DatasetGenerationError):
+        lf.prepare(lf.args(tmp_path, "data"), HSAConfig())

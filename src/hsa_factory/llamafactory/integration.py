@@ -23,12 +23,14 @@ from llamafactory.extras.misc import has_tokenized_data
 
 from ..attention.api import check_backend
 from ..config import FeedbackConfig, HSAConfig
+from ..labeling.formats import Layout
 from ..labeling.rules import RuleSet
 from ..models import enable_hsa
 from ..semantics import SemanticType
 from .collator import HSADataCollator
 from .converter import INDEX_COLUMN, typed_converter
 from .marker import ensure_marker, fit_embeddings, initialize_row
+from .mixed_content import load_dataset
 from .options import check_options, check_stage, resolve_config
 from .processor import (
     ACCOUNT_COLUMN,
@@ -68,6 +70,7 @@ class Integration:
         self.feedback_config = feedback
         self.report = DataReport()
         self.added_token: int | None = None
+        self._layout = Layout()  # of the data set being loaded
         self._is_resolved = False  # whether hsa_config has been settled with the checkpoints'
 
     @property
@@ -84,6 +87,8 @@ class Integration:
         seams = [
             Seam(llamafactory.data.parser.DatasetAttr, "join", self.join),
             Seam(loader, "get_dataset_list", self.get_dataset_list),
+            Seam(loader, "_load_single_dataset", self.load_single_dataset),
+            Seam(loader, "load_dataset", self.load_dataset),
             Seam(loader, "align_dataset", self.align_dataset),
             Seam(loader, "_get_dataset_processor", self.get_dataset_processor),
             Seam(loader, "_get_preprocessed_dataset", self.get_preprocessed_dataset),
@@ -127,6 +132,15 @@ class Integration:
         for name, attribute in zip(dataset_names or [], attributes):
             attribute.hsa_name = name
         return attributes
+
+    def load_single_dataset(self, original: Any, attributes: Any, *args: Any) -> Any:
+        """Remember which data set is being loaded."""
+        self._layout = Layout.from_attributes(attributes)
+        return original(attributes, *args)
+
+    def load_dataset(self, original: Any, **kwargs: Any) -> Any:
+        """Read contents that are lists of parts beside others that are texts, too."""
+        return load_dataset(original, self._layout, **kwargs)
 
     def align_dataset(self, original: Any, dataset: Any, *args: Any) -> Any:
         """Number the samples, so that messages can name them, and convert them with typed converters."""

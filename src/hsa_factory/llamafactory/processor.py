@@ -303,13 +303,14 @@ class TypedPackedProcessor(TypedProcessorMixin, PackedSupervisedDatasetProcessor
 
 
 def _with_typed_content(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Give the messages that have parts of several types a copy of their content that knows them."""
-    return [
-        {**message, TEXT_KEY: TypedText(message["content"], message[TYPE_KEY], decode_spans(message[SPANS_KEY]))}
-        if message.get(SPANS_KEY)
-        else message
-        for message in messages
-    ]
+    """Give the messages that have parts of several types a content that knows them, and a copy for comparison."""
+    typed = []
+    for message in messages:
+        if message.get(SPANS_KEY):
+            content = TypedText(message["content"], message[TYPE_KEY], decode_spans(message[SPANS_KEY]))
+            message = {**message, "content": content, TEXT_KEY: content}
+        typed.append(message)
+    return typed
 
 
 def _mark_until(pairs: Pairs, marker: int) -> Pairs:
