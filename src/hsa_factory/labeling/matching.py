@@ -244,16 +244,20 @@ def _is_tool(rule: Rule, names: Sequence[str]) -> bool:
 
 
 def _called_tools(text: str) -> tuple[str, ...]:
-    """Return the names in a tool call: a JSON object with `name`, or a list of them, after a thought if any."""
-    for start, char in enumerate(text):
-        if char in "[{":
+    """Return the names in the first tool call: a JSON object with `name`, or a list of them, after a thought if any."""
+    start = 0
+    while start < len(text):
+        end = start + 1
+        if text[start] in "[{":
             try:
-                calls, _ = _DECODER.raw_decode(text, start)
+                calls, end = _DECODER.raw_decode(text, start)
             except (ValueError, RecursionError):
-                continue
+                calls = None
             calls = calls if isinstance(calls, list) else [calls]
-            names = [call.get("name") for call in calls if isinstance(call, dict)]
-            return tuple(name for name in names if isinstance(name, str))
+            names = [call["name"] for call in calls if isinstance(call, dict) and isinstance(call.get("name"), str)]
+            if names:
+                return tuple(names)
+        start = end
     return ()
 
 
