@@ -88,16 +88,8 @@ class TestMessages:
             {"tool": "take", "type": 1, "role": "tool"},
         ]
         assert types(messages, rules) == [N, N, None, L, N, N, None, None]
-        assert types(messages, [{"tool": ["take", "g?t_time"], "type": 1}]) == [
-            L,
-            None,
-            L,
-            None,
-            None,
-            None,
-            None,
-            None,
-        ]
+        assert types(messages, [{"tool": ["take", "g?t_time"], "type": 1}]) == [L] * 4 + [None] * 4
+        assert types(messages, [{"tool": "*", "role": "function", "type": 1}])[::2] == [L, L, L, None]
 
     def test_matches_are_counted_where_they_decided(self):
         matches = Counter()
