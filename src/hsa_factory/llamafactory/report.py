@@ -28,6 +28,8 @@ class DatasetAccount:
         turns_removed: Kept samples that lost whole turns because the cut would have fallen inside media.
         messages: Messages of the samples read.
         typed_messages: Messages that came with a type of their own.
+        ruled_messages: Other messages that a rule of `hsa.labels` typed.
+        rules: How often each rule decided, by name: messages and parts of messages.
         tokens: Tokens kept, by semantic type.
         trained_tokens: Tokens kept that the loss counts.
     """
@@ -41,6 +43,8 @@ class DatasetAccount:
     turns_removed: int = 0
     messages: int = 0
     typed_messages: int = 0
+    ruled_messages: int = 0
+    rules: Counter = field(default_factory=Counter)
     tokens: Counter = field(default_factory=Counter)
     trained_tokens: int = 0
 
@@ -51,23 +55,31 @@ class DatasetAccount:
         if len(listed) < _MAX_LISTED:
             listed.append(index)
 
+    def add_rules(self, serialized: str) -> None:
+        """Add what the rules did to one sample, as the converters write it."""
+        if serialized:
+            ruled, matches = json.loads(serialized)
+            self.ruled_messages += ruled
+            self.rules.update(matches)
+
     def add(self, other: dict[str, Any]) -> None:
         """Add the counts of another account, given as `to_dict` makes it."""
         for item in fields(self):
-            value = other[item.name]
+            value = other.get(item.name, {})  # a report of an earlier version may lack it
             if item.name == "dropped_samples":
                 for reason, indices in value.items():
                     listed = self.dropped_samples.setdefault(reason, [])
                     listed += indices[: _MAX_LISTED - len(listed)]
             elif isinstance(value, dict):
-                getattr(self, item.name).update(value)
+                if value:
+                    getattr(self, item.name).update(value)
             else:
                 setattr(self, item.name, getattr(self, item.name) + value)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, with the totals that readers want."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        values["dropped"] = dict(self.dropped)
+        values["dropped"], values["rules"] = dict(self.dropped), dict(self.rules)
         values["tokens"] = {name: self.tokens.get(name, 0) for name in ("GLOBAL", "LANDMARK", "NOISE")}
         total = sum(self.tokens.values())
         values["total_tokens"] = total
@@ -98,6 +110,13 @@ class DataReport:
     def untrainable(self) -> list[str]:
         """Return the names of the data sets in which nothing is left."""
         return [name for name, account in {**self.eval, **self.train}.items() if account.kept == 0]
+
+    def unmatched_rules(self) -> list[str]:
+        """Return the names of the rules that decided nothing in any data set."""
+        matches: Counter = Counter()
+        for account in (*self.train.values(), *self.eval.values()):
+            matches.update(account.rules)
+        return [name for name, count in matches.items() if count == 0]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values: ``datasets``, and ``eval_datasets`` and ``note`` where there are any."""
@@ -144,9 +163,11 @@ class DataReport:
                 listed = ", ".join(map(str, account["dropped_samples"].get(reason, [])))
                 more = ", …" if count > len(account["dropped_samples"].get(reason, [])) else ""
                 console.print(f"  {name}: {count} dropped, {reason} (samples {listed}{more})", highlight=False)
-            if account["messages"] and not account["typed_messages"]:
+            if account["messages"] and not account["typed_messages"] and not account["ruled_messages"]:
                 console.print(
-                    f"  {name}: no message has a type of its own, all take the default type", highlight=False
+                    f"  {name}: no message has a type of its own{' or by a rule' if account['rules'] else ''}, all take "
+                    "the default type",
+                    highlight=False,
                 )
             if account["turns_removed"]:
                 console.print(
@@ -154,6 +175,10 @@ class DataReport:
                     "or other media",
                     highlight=False,
                 )
+        unmatched = self.unmatched_rules()
+        if unmatched:
+            listed = ", ".join(map(repr, unmatched))
+            console.print(f"  warning: these rules of hsa.labels never matched: {listed}", highlight=False)
         if self.note:
             console.print(f"  {self.note}", highlight=False)
 
