@@ -62,14 +62,13 @@ class HSADataCollator(SFTDataCollatorWith4DAttentionMask):
             if self.feedback_config is None:
                 feature.pop(LOSS_MASK_COLUMN, None)
             elif "labels" in feature:
-                if len(feature["labels"]) != len(feature["input_ids"]):  # references of predict_with_generate
-                    return
+                if LOSS_MASK_COLUMN not in feature and len(feature["labels"]) != len(feature["input_ids"]):
+                    return  # references of predict_with_generate
                 feature["labels"] = trained_labels(feature, self.feedback_config, self.marker_id)
                 feature.pop(LOSS_MASK_COLUMN, None)
 
-        if self.feedback_config is not None and all(
-            label == IGNORE_INDEX for feature in features for label in feature.get("labels", [])
-        ):
+        labels = [label for feature in features for label in feature.get("labels", [])]
+        if self.feedback_config is not None and labels and all(label == IGNORE_INDEX for label in labels):
             raise ValueError(
                 f"No token of this batch is left to train: nothing trainable stands after {self.feedback_config.token}. "
                 "Its loss would be NaN. Prepare the data through the integration, which drops such samples."
