@@ -163,6 +163,8 @@ def _choose(query: torch.Tensor, plan: AttentionPlan, needs_reference: list[str]
             fast, shortest = "flex", _FLEX_FROM
         else:
             shortest = 4 * _FLEX_FROM
+    if plan.has_gaps:
+        return "dense", "keys come from a cache with gaps"
     if plan.query_length < shortest:
         return "dense", f"rows shorter than {shortest} tokens"
     if plan.is_causal():
