@@ -7,6 +7,7 @@ from typing import Any
 import llamafactory.api.app
 import llamafactory.api.chat
 from fastapi import HTTPException
+from fastapi.responses import JSONResponse
 from llamafactory.api.protocol import ChatCompletionRequest, ChatMessage
 from llamafactory.extras import logging
 
@@ -37,6 +38,7 @@ def api_seams() -> list[Seam]:
     app = llamafactory.api.app
     return [
         Seam(app, "ChatCompletionRequest", TypedChatCompletionRequest, is_call=False),
+        Seam(app, "create_app", _create_app),
         Seam(app, "create_chat_completion_response", _answer),
         Seam(app, "create_stream_chat_completion_response", _answer_in_pieces),
         Seam(llamafactory.api.chat, "_process_request", _process_request),
@@ -64,6 +66,22 @@ def _check_types(request: Any, chat_model: Any) -> None:
         raise HTTPException(400, detail="semantic_type: this server's model has no HSA. Send messages without it.")
 
 
+def _create_app(original: Any, chat_model: Any) -> Any:
+    """Make the server; its errors also have the form that OpenAI's clients show."""
+    app = original(chat_model)
+    app.add_exception_handler(HTTPException, _error_response)
+    return app
+
+
+async def _error_response(request: Any, error: HTTPException) -> JSONResponse:
+    body = {"detail": error.detail, **_error_body(error.detail, error)}
+    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+
+
+def _error_body(message: Any, error: Exception) -> dict[str, Any]:
+    return {"error": {"message": message, "type": type(error).__name__}}
+
+
 async def _answer(original: Any, request: Any, chat_model: Any) -> Any:
     """Answer at once; what is wrong with the request is said to the client instead of an internal error."""
     _check_types(request, chat_model)
@@ -88,7 +106,7 @@ async def _with_errors(pieces: AsyncGenerator[str, None]) -> AsyncGenerator[str,
     except Exception as error:
         detail = error.detail if isinstance(error, HTTPException) else str(error)
         logger.error(f"A stream ended with an error: {detail}")
-        yield json.dumps({"error": {"message": detail, "type": type(error).__name__}})
+        yield json.dumps(_error_body(detail, error))
         yield "[DONE]"
     finally:
         await pieces.aclose()
