@@ -70,14 +70,16 @@ class AttentionPlan:
         self.document_ids = _documents(semantic_ids, attention_mask, document_ids)
         is_padding = self.document_ids == 0
         self.is_padding = is_padding if bool(is_padding.any()) else None
+        self._packed: bool | None = None
         self.has_gaps = positions is not None
         if positions is None:
             positions = _positions_in_documents(self.document_ids)
         else:
             _check_ids("positions", positions, semantic_ids)
+            if self.has_packed_rows():
+                raise ValueError("positions go with rows of one document, not with packed rows.")
         self.positions = positions.long()
         self.calls: set[int] = set()
-        self._packed: bool | None = None
         self._bias: dict[tuple, torch.Tensor] = {}
         self._causal: dict[tuple, bool] = {}
         self._flex_masks: dict[tuple, FlexMask] = {}
@@ -149,7 +151,8 @@ class AttentionPlan:
         key = (sliding_window, neutral)
         if key not in self._layouts:
             rules = EffectiveRules.of(self.config, sliding_window, neutral)
-            self._layouts[key] = Layout(self.document_ids, self.semantic_ids, self.query_length, rules)
+            positions = self.positions if self.has_gaps else None
+            self._layouts[key] = Layout(self.document_ids, self.semantic_ids, self.query_length, rules, positions)
 
         return self._layouts[key]
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .hook import HSAHook
 
 
+PREFILL_CHUNK = 4096  # tokens of a long prompt that go through the model together
+
 _REFUSED = {
     "assistant_model": "assisted decoding takes tokens back, but dropped keys are gone",
     "prompt_lookup_num_tokens": "prompt lookup takes tokens back, but dropped keys are gone",
@@ -106,6 +108,8 @@ def _generate(
     if cache.get_seq_length() and cache.rope_deltas is not None:
         entry.rope_deltas = cache.rope_deltas
     kwargs |= {"past_key_values": cache, "use_cache": True}
+    if not hook.is_hybrid and not hasattr(entry, "rope_deltas"):
+        _prefill(model, input_ids, cache, kwargs.get("attention_mask"), option("pad_token_id"))
     return former(input_ids, *args, **kwargs)
 
 
@@ -190,3 +194,37 @@ def _prepare_types(
             "with at least one new token at its end."
         )
     return semantic_ids.to(input_ids.device)
+
+
+@torch.no_grad()
+def _prefill(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    cache: HSACache,
+    attention_mask: torch.Tensor | None,
+    pad_token_id: int | None,
+) -> None:
+    """Read a long prompt in chunks, all but the last, so that memory grows with what is kept only."""
+    length, start = input_ids.shape[1], cache.get_seq_length()
+    if length - start <= PREFILL_CHUNK:
+        return
+    if attention_mask is None:
+        if pad_token_id is not None and bool((input_ids == pad_token_id).any()):
+            return  # transformers may take these for padding
+        attention_mask = torch.ones_like(input_ids)
+    elif attention_mask.shape != input_ids.shape:
+        return
+
+    positions = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
+    last_logits = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    while length - start > PREFILL_CHUNK:
+        chunk = slice(start, start + PREFILL_CHUNK)
+        model(
+            input_ids=input_ids[:, chunk],
+            attention_mask=attention_mask[:, : chunk.stop],
+            position_ids=positions[:, chunk],
+            past_key_values=cache,
+            use_cache=True,
+            **last_logits,
+        )
+        start = chunk.stop
