@@ -20,7 +20,9 @@ def scene(length, queries, seed, config, rows=1):
     """A row from which keys were taken that its last queries cannot see, beside the whole row."""
     generator = torch.Generator().manual_seed(seed)
     types = torch.randint(0, 3, (1, length), generator=generator)
-    types[:, : length // 2] = torch.where(torch.rand(1, length // 2, generator=generator) < 0.8, 2, types[:, : length // 2])
+    types[:, : length // 2] = torch.where(
+        torch.rand(1, length // 2, generator=generator) < 0.8, 2, types[:, : length // 2]
+    )
     windows = torch.tensor([length if window is None else window for window in config.windows])
     places = torch.arange(length)
     keep = (length - queries - places <= windows[types[0]]) | (places >= length - queries)

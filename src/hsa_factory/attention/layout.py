@@ -100,7 +100,9 @@ class Sequence:
         self.first = int((index < first_query).sum())
         self.first_query = first_query
         self._has_gaps = positions is not None
-        self.positions = torch.arange(self.length, device=self.device) if positions is None else positions - positions[0]
+        self.positions = (
+            torch.arange(self.length, device=self.device) if positions is None else positions - positions[0]
+        )
         span = int(self.positions[-1]) + 1
 
         present = torch.bincount(types, minlength=3).cpu() > 0
