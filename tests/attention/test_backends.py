@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from hsa_factory import HSAConfig
 from hsa_factory.attention import AttentionPlan, hsa_attention, layout, run_attention
-from hsa_factory.attention.api import AVAILABLE_BACKENDS
+from hsa_factory.attention.api import available_backends
 
 
-BACKENDS = [backend for backend in AVAILABLE_BACKENDS if backend not in ("auto", "reference")]
+BACKENDS = [backend for backend in available_backends() if backend not in ("auto", "reference")]
 ALL = [*BACKENDS, "reference"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZE = 16
@@ -110,6 +110,10 @@ class TestEqualsReference:
     @pytest.mark.parametrize("kind", KINDS)
     def test_long(self, backend, kind):
         compare(backend, draw(1, (2, 1), 700), some_types(kind, 1, 700))
+
+    @pytest.mark.parametrize("kind", ["alternating", "trajectory"])
+    def test_very_long(self, backend, kind):
+        compare(backend, draw(1, (2, 1), 4096), some_types(kind, 1, 4096))
 
     @pytest.mark.parametrize(
         "config",

@@ -13,9 +13,9 @@ NEAR_LIMIT = 256  # windows up to this many tokens are cheap to read as a strip 
 MAX_ROWS = 1024  # of a chunk
 MAX_BLOCK_ROWS = 256
 _MIN_PANEL = 64
-_BLOCK_BYTES = 3 * 2**20  # of the logits of a block: what a processor's cache holds a few times
+_BLOCK_BYTES = 3 * 2**20  # of a panel's logits, for two threads: what their caches hold a few times
 _STEEP = 0.1  # decays above it get an exact bias: as head dimensions, large numbers that cancel would swallow q·k
-_LOG2_E = math.log2(math.e)
+LOG2_E = math.log2(math.e)
 _KEPT_BYTES = 32 * 2**20  # of biases, kept for the other layers and the backward pass
 
 
@@ -166,8 +166,13 @@ class Sequence:
             blocks = [self._block(start, first, min(first + step, tiles), heads) for first in range(0, tiles, step)]
             yield Chunk(start, stop, tiles, self._near_bias(start, tiles), [b for b in blocks if b is not None])
 
+    def _block_bytes(self) -> int:
+        # other devices than the CPU have no such cache, but want few and large products
+        pairs_of_threads = max(1, torch.get_num_threads() // 2) if self.device.type == "cpu" else 16
+        return _BLOCK_BYTES * pairs_of_threads
+
     def _tiles_within(self, elements_per_row: int) -> int:
-        rows = min(MAX_ROWS, _BLOCK_BYTES // (4 * elements_per_row))
+        rows = min(MAX_ROWS, self._block_bytes() // (4 * elements_per_row))
         return max(1, rows // self.tile)
 
     def _near_bias(self, start: int, tiles: int) -> torch.Tensor:
@@ -184,7 +189,7 @@ class Sequence:
             hidden |= documents != documents[..., own].transpose(1, 2)
         for query_type, key_type in self.hide:
             hidden |= (types[..., own].transpose(1, 2) == query_type) & (types == key_type)
-        bias = (decay * (-_LOG2_E * distance)).masked_fill_(hidden, float("-inf"))
+        bias = (decay * (-LOG2_E * distance)).masked_fill_(hidden, float("-inf"))
         return bias.masked_fill_(distance == 0, 0.0)[:, None]
 
     def _block(self, chunk_start: int, first: int, last: int, heads: int) -> Block | None:
@@ -199,7 +204,7 @@ class Sequence:
             partial = far_start
         bias = self._far_bias(start, last - first, slice(partial, far_stop)) if partial < far_stop else None
         number = far_stop - far_start
-        panel = max(_MIN_PANEL, _BLOCK_BYTES // (4 * heads * (last - first) * self.tile))
+        panel = max(_MIN_PANEL, self._block_bytes() // (4 * heads * (last - first) * self.tile))
         panel = -(-number // -(-number // panel))  # of equal width, rounded up to whole cache lines
         panel = -(-panel // 16) * 16
         return Block(slice(first, last), far_start, far_stop, panel, bias)
@@ -215,7 +220,7 @@ class Sequence:
             hidden |= self._documents[own, None] != self._documents[at_keys]
         for query_type, key_type in self.hide:
             hidden |= (self._types[own, None] == query_type) & (self._types[at_keys] == key_type)
-        bias = (self._steep_decay[far] * (-_LOG2_E * distance)).masked_fill_(hidden, float("-inf"))
+        bias = (self._steep_decay[far] * (-LOG2_E * distance)).masked_fill_(hidden, float("-inf"))
         return bias.view(tiles, 1, self.tile, -1)
 
     def take(self, tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
