@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from .detect import detect_entry, tagged_entry
 from .formats import Layout
-from .job import Job, parse_sample, run_job
+from .job import BadSample, Job, parse_sample, run_job
 from .records import Chunk, read_chunks
 from .rules import RuleSet, preset_names
 from .summary import print_summary
@@ -83,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return _fail("stopped. Run the same command again to go on.", 130)
+    except BadSample as error:
+        return _fail(f"{str(error).rstrip('.')}. Correct it, or leave such samples out with --skip-bad.", 1)
     except (ValueError, OSError) as error:
         return _fail(str(error), 2)
     return 0
@@ -139,7 +141,7 @@ def _run(options: argparse.Namespace, rules: RuleSet) -> None:
 
     report = Console(width=None if sys.stdout.isatty() else 120)
     if resumed:
-        report.print(f"{resumed:,} chunks were there from a run before", highlight=False)
+        report.print(f"{resumed:,} chunks of samples were there from an earlier run", highlight=False)
     print_summary(report, summary, rules, "tokens of text" if options.tokenizer else "characters")
     _print_entry(report, info, out, entry, options.register)
 
