@@ -1,5 +1,6 @@
 """What typed rows must be, from plain LLaMA-Factory alone: each token's message, whatever was cut or packed."""
 
+from itertools import accumulate
 from typing import Any
 
 
@@ -51,7 +52,7 @@ class Oracle:
         parts = (tokenizer, processor, data_args)
         self.template, self.tokenizer, self.samples = template, tokenizer, samples
         self.marker = tokenizer.convert_tokens_to_ids(feedback.token) if feedback is not None else None
-        self.feedback = feedback
+        self.feedback, self.train_on_prompt = feedback, data_args.train_on_prompt
         self.places = places = Places(template)
         alone = SupervisedDatasetProcessor(places, *parts)
         self.kept, self.dropped = [], {}
@@ -107,14 +108,33 @@ class Oracle:
 
     def _sides(self, number) -> list[bool] | None:
         """Return, for each token of a whole sample, whether it may be trained; None if the sample is dropped."""
-        ids = self.places.samples[number][1]
-        if self.marker is None:
-            return [True] * len(ids)
-        markers = [place for place, token in enumerate(ids) if token == self.marker]
-        if not markers:
-            return [True] * len(ids) if self.feedback.missing == "train" else None
-        place = markers[0] if self.feedback.occurrence == "first" else markers[-1]
-        return [False] * (place + 1) + [True] * (len(ids) - place - 1)
+        pairs, ids = self.places.samples[number]
+        messages = self.samples[number][0]
+        ends = list(accumulate(len(side) for pair in pairs for side in pair))  # of each message
+        owner = [k for k, side in enumerate(side for pair in pairs for side in pair) for _ in side]
+        if self.template.efficient_eos and not self.train_on_prompt:
+            for k in range(1, len(ends) - 1, 2):  # the EOS that ends a reply is the label of the first id after it
+                if ends[k] < ends[k + 1]:
+                    owner[ends[k]] = k
+        counts = [k % 2 == 1 or self.train_on_prompt for k in owner]  # of prompts nothing is trained
+        sides = [not count or messages[k].get("weight", 1) != 0 for k, count in zip(owner, counts)]
+        feedback = self.feedback
+        if feedback is not None:
+            markers = [place for place, token in enumerate(ids) if token == self.marker]
+            if not markers and feedback.missing != "train":
+                return None
+            for place, k in enumerate(owner) if markers else ():
+                stop = ends[min(k + 1, len(ends) - 1)]
+                if feedback.train == "recovery":
+                    failed = k % 2 == 1 and any(ends[k] <= marker < stop for marker in markers)
+                elif feedback.occurrence == "last":
+                    failed = place <= markers[-1]
+                else:
+                    failed = place <= markers[0]
+                    if feedback.occurrence == "every" and k % 2 == 1:
+                        failed |= any(place <= marker < stop for marker in markers)
+                sides[place] &= not failed
+        return sides
 
     def types(self, number) -> list[int | None]:
         """Return, for each token of a whole sample, its type; None where system and user share one text."""

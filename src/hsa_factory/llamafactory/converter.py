@@ -7,7 +7,7 @@ from llamafactory.data.converter import DatasetConverter
 
 from .. import __version__
 from ..semantics import SemanticType
-from .template import TYPE_KEY
+from .template import TURN_KEY, TYPE_KEY, WEIGHT_KEY
 
 
 INDEX_COLUMN = "_hsa_index"  # the sample's number in its data set, before and after conversion
@@ -15,10 +15,11 @@ SOURCE_COLUMN = "_hsa_dataset"
 _PARSED: dict[str, SemanticType] = {}  # names seen so far
 SYSTEM_TYPE_COLUMN = "_hsa_system_type"
 TYPED_COLUMN = "_hsa_typed_messages"
+Turn = tuple[int | str, dict[str, Any]]  # a message of the data and its number (or the column that it stands in)
 
 
 class TypedConverterMixin:
-    """Adds a type to every message, whatever the format, so that all data sets have the same columns and mix.
+    """Adds type, weight and turn to every message, whatever the format: all data sets have the same columns and mix.
 
     Set by the integration on the data set's attributes: `semantic_tag`, `hsa_name`.
     """
@@ -30,13 +31,18 @@ class TypedConverterMixin:
         except Exception as error:
             raise ValueError(f"{where}: the sample does not have the expected format ({error!r}).") from error
 
-        system_type, types = self._message_types(example, where)
         messages = output["_prompt"] + output["_response"]
-        if len(types) != len(messages):  # alpaca, or a sample that LLaMA-Factory found broken
+        system, turns = self._turns(example)
+        system_type = self._parse_system(system, where)
+        types = [_joined([self._parse_type(source, where, turn) for turn, source in sources]) for sources in turns]
+        if len(turns) != len(messages):  # alpaca, or a sample that LLaMA-Factory found broken
+            turns = [[(turn, {})] for turn in range(len(messages))]
             types = [None] * len(messages)
 
-        for message, semantic_type in zip(messages, types):
+        for message, semantic_type, sources in zip(messages, types, turns):
             message[TYPE_KEY] = self.default_type if semantic_type is None else int(semantic_type)
+            message[WEIGHT_KEY] = min(_parse_weight(source, where, turn) for turn, source in sources)
+            message[TURN_KEY] = sources[0][0] if isinstance(sources[0][0], int) else -1
 
         output[SYSTEM_TYPE_COLUMN] = int(SemanticType.GLOBAL if system_type is None else system_type)
         output[TYPED_COLUMN] = sum(semantic_type is not None for semantic_type in types)
@@ -49,44 +55,49 @@ class TypedConverterMixin:
     def _name(self) -> str:
         return getattr(self.dataset_attr, "hsa_name", self.dataset_attr.dataset_name)
 
-    def _message_types(
-        self, example: dict[str, Any], where: str
-    ) -> tuple[SemanticType | None, list[SemanticType | None]]:
-        """Read the type of the system message and of each aligned message; None where there is none."""
+    def _turns(self, example: dict[str, Any]) -> tuple[dict[str, Any] | None, list[list[Turn]]]:
+        """Return the data's system message, and for each message that LLaMA-Factory makes those it is made of."""
         attr = self.dataset_attr
-        tag = getattr(attr, "semantic_tag", None)
-        if attr.formatting == "alpaca" or not tag:
+        if attr.formatting == "alpaca":
             return None, []
 
-        messages = example[attr.messages]
-        system_type, first = None, 0
-        if attr.system_tag and messages and messages[0][attr.role_tag] == attr.system_tag:
-            system_type, first = self._parse(messages[0].get(tag), where, 0), 1
+        messages = list(enumerate(example[attr.messages]))
+        system = None
+        if attr.system_tag and messages and messages[0][1][attr.role_tag] == attr.system_tag:
+            system = messages.pop(0)[1]
 
-        types: list[SemanticType | None] = []
-        tool_types: list[SemanticType | None] = []
-        for turn, message in enumerate(messages[first:], start=first):
-            semantic_type = self._parse(message.get(tag), where, turn)
-            if attr.formatting != "openai":
-                types.append(semantic_type)
-            elif message[attr.role_tag] == attr.observation_tag:
-                tool_types.append(semantic_type)  # LLaMA-Factory joins the replies of parallel calls
-            else:
-                types += _joined(tool_types)
-                tool_types = []
-                types.append(semantic_type)
+        turns: list[list[Turn]] = []
+        replies: list[Turn] = []
+        for turn, message in messages:
+            if attr.formatting == "openai" and message[attr.role_tag] == attr.observation_tag:
+                replies.append((turn, message))  # LLaMA-Factory joins the replies of parallel calls
+                continue
+            if replies:
+                turns.append(replies)
+                replies = []
+            turns.append([(turn, message)])
 
         if getattr(attr, "ranking", False):
             for column in (attr.chosen, attr.rejected):
                 reply = example[column]
-                types.append(self._parse(reply.get(tag), where, column) if isinstance(reply, dict) else None)
+                turns.append([(column, reply if isinstance(reply, dict) else {})])
 
-        return system_type, types
+        return system, turns
 
-    @staticmethod
-    def _parse(value: Any, where: str, turn: int | str) -> SemanticType | None:
+    def _parse_system(self, system: dict[str, Any] | None, where: str) -> SemanticType | None:
+        if system is None:
+            return None
+        if _parse_weight(system, where, 0) == 0 and self.data_args.train_on_prompt:
+            raise ValueError(
+                f"{where}, turn 0: the system message shares its turn with the first user message, so its weight 0 "
+                "cannot be honoured with train_on_prompt. Remove one of them."
+            )
+        return self._parse_type(system, where, 0)
+
+    def _parse_type(self, message: dict[str, Any], where: str, turn: int | str) -> SemanticType | None:
+        tag = getattr(self.dataset_attr, "semantic_tag", None)
         try:
-            return _parse(value)
+            return _parse(message.get(tag)) if tag else None
         except ValueError as error:
             raise ValueError(f"{where}, turn {turn}: {error}") from None
 
@@ -128,7 +139,23 @@ def _parse(value: Any) -> SemanticType | None:
     return known
 
 
-def _joined(types: list[SemanticType | None]) -> list[SemanticType | None]:
-    """Return the type of several replies joined to one message: the one that remembers most."""
-    given = [semantic_type for semantic_type in types if semantic_type is not None]
-    return [min(given) if given else None] if types else []
+def _parse_weight(message: dict[str, Any], where: str, turn: int | str) -> int:
+    """Read a message's weight: 0 masks it, 1 or none trains it.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    value = message.get("weight")
+    if value is None:
+        return 1
+    if value in (0, 1) and not isinstance(value, bool):
+        return int(value)
+    raise ValueError(
+        f"{where}, turn {turn}: weight {value!r} is not allowed: 0 keeps the message out of the loss, 1 or no weight "
+        "trains it."
+    )
+
+
+def _joined(types: list[SemanticType | None]) -> SemanticType | None:
+    """Return the type of replies that are joined to one message: the one that remembers most."""
+    return min((semantic_type for semantic_type in types if semantic_type is not None), default=None)

@@ -236,10 +236,15 @@ class Integration:
                         )
 
         path = Path(tokenized_path) / REPORT_NAME
+        if self.feedback_config is not None and not path.is_file():
+            raise ValueError(
+                f"tokenized_path {tokenized_path!r} has no {REPORT_NAME}, which says what feedback it was made with. "
+                "Remove it to tokenize again."
+            )
         if path.is_file():
             values = DataReport.load_values(path)
             made_with, wanted = values.get("feedback"), self._settings()["feedback"]
-            if made_with != wanted:
+            if (FeedbackConfig.from_dict(made_with) if made_with else None) != self.feedback_config:
                 raise ValueError(
                     f"tokenized_path {tokenized_path!r} was made with feedback {made_with}, this run asks for {wanted}. "
                     "Remove it to tokenize again."

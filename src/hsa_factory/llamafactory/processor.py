@@ -2,6 +2,7 @@
 
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,18 @@ from llamafactory.data.processor.supervised import (
 
 from .. import __version__
 from ..config import FeedbackConfig, HSAConfig
-from ..feedback import IGNORE_INDEX, apply_loss_mask, find_marker
+from ..feedback import (
+    IGNORE_INDEX,
+    REPLIES,
+    EncodedMessage,
+    Reason,
+    Span,
+    apply_loss_mask,
+    find_markers,
+    untrained_spans,
+)
 from ..labeling.token_ids import (
+    TypedTokenId,
     count_trained,
     count_types,
     fill_types,
@@ -30,7 +41,7 @@ from ..semantics import SemanticType
 from .converter import INDEX_COLUMN, SOURCE_COLUMN, SYSTEM_TYPE_COLUMN, TYPED_COLUMN
 from .media import count_media, media_token_ids, plan_cut
 from .report import DatasetAccount, serialize_accounts
-from .template import Pairs, typed_template
+from .template import WEIGHT_KEY, Pairs, typed_template
 
 
 SEMANTIC_COLUMN = "semantic_ids"
@@ -64,13 +75,17 @@ class _Sample:
 
     Attributes:
         media: Media of each turn, None if they are not tied to turns.
-        has_marker: Whether the feedback marker was found in the whole sample.
+        messages: Its messages, the system prompt not among them.
+        has_marker: Whether the whole sample holds a feedback marker that counts.
+        is_masked: Whether feedback or a weight keeps any of it out of the loss.
         whole_length: Tokens before truncation.
         cut: What the truncation leaves, None without media.
     """
 
+    messages: list[dict[str, Any]]
     media: list | None = None
     has_marker: bool = False
+    is_masked: bool = False
     whole_length: int = 0
     cut: Any = None
 
@@ -91,7 +106,7 @@ class TypedProcessorMixin:
         self.marker_id = None
         if self.feedback_config is not None:
             self.marker_id = self.tokenizer.convert_tokens_to_ids(self.feedback_config.token)
-        self._sample = _Sample()
+        self._sample = _Sample([])
         self._encoded: deque = deque()
 
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -134,7 +149,7 @@ class TypedProcessorMixin:
         source = columns[SOURCE_COLUMN][i]
         where = f"dataset {source!r}, sample {columns[INDEX_COLUMN][i]}"
         media = [list(columns[name][i] or []) for name in MEDIA_COLUMNS]
-        self._sample = sample = _Sample()
+        self._sample = sample = _Sample(prompt + response)
         system = columns["_system"][i]
         if system:
             system = TypedText(system, columns[SYSTEM_TYPE_COLUMN][i])
@@ -178,19 +193,16 @@ class TypedProcessorMixin:
         return super()._encode_data_example(*args)
 
     def _decide(self, pairs: Pairs) -> Pairs:
-        """Look at the whole sample before it is cut: which side of the marker, and which turns can stay."""
+        """Look at the whole sample before it is cut: what is trained of it, and which turns can stay."""
         sample = self._sample
-        whole = flatten(pairs)
-        sample.whole_length = len(whole)
-        if self.feedback_config is not None:
-            marker = find_marker(whole, self.marker_id, self.feedback_config.occurrence)
-            sample.has_marker = marker is not None
-            if marker is not None:
-                pairs = _mark_until(pairs, marker)
-            elif self.feedback_config.missing == "error":
-                raise ValueError(f"it has no {self.feedback_config.token} (feedback.missing is 'error').")
-            elif self.feedback_config.missing == "drop":
-                raise SampleDropped(NO_MARKER)
+        sample.whole_length = len(flatten(pairs))
+        pairs = self._mask(pairs)
+        feedback = self.feedback_config
+        if feedback is not None and not sample.has_marker and feedback.missing != "train":
+            if feedback.missing == "error":
+                where = f" in a message of role {feedback.scope!r}" if feedback.scope else ""
+                raise ValueError(f"it has no {feedback.token}{where} (feedback.missing is 'error').")
+            raise SampleDropped(NO_MARKER)
 
         if sample.media is not None and sum(map(sum, sample.media)):
             start_length = 1 if self.template.efficient_eos else 0
@@ -209,8 +221,46 @@ class TypedProcessorMixin:
 
         return pairs
 
+    def _mask(self, pairs: Pairs) -> Pairs:
+        """Mark the ids that feedback or a weight keeps out of the loss."""
+        messages = []
+        for ids, message in zip(chain.from_iterable(pairs), self._sample.messages):
+            is_trained = message["role"] in REPLIES or self.data_args.train_on_prompt
+            messages.append(EncodedMessage(ids, message["role"], message.get(WEIGHT_KEY, 1) if is_trained else 1))
+        messages[:1] = self._split_system(messages[0])
+        markers = find_markers(messages, self.marker_id, self.feedback_config)
+        self._sample.has_marker = any(markers)
+        spans = untrained_spans(messages, markers, self.feedback_config)
+        if not any(spans):
+            return pairs
+
+        self._sample.is_masked = True
+        masked = [_mark(list(message.token_ids), parts) for message, parts in zip(messages, spans)]
+        if self.template.efficient_eos and not self.data_args.train_on_prompt:
+            # The label that ends a reply stands at the first id of the next prompt.
+            for k, message in enumerate(messages[:-1]):
+                reason = spans[k][-1][2] if message.is_reply and spans[k] else None
+                if reason == Reason.WEIGHT or (reason == Reason.FAILED and markers[k + 1]):
+                    masked[k + 1][:1] = mark_untrained(masked[k + 1][:1], reason)
+        if len(masked) > len(self._sample.messages):
+            masked[:2] = [masked[0] + masked[1]]
+        return list(zip(masked[::2], masked[1::2]))
+
+    def _split_system(self, first: EncodedMessage) -> list[EncodedMessage]:
+        """Take the system prompt's markers off the first message, whose ids begin with it: scope tells them apart."""
+        if self.feedback_config is None or self.feedback_config.scope is None or self.marker_id not in first.token_ids:
+            return [first]
+
+        own = self._sample.messages[0]["content"].count(self.feedback_config.token)
+        places = [place for place, token in enumerate(first.token_ids) if token == self.marker_id]
+        end = places[len(places) - own - 1] + 1 if own < len(places) else 0
+        return [
+            EncodedMessage(first.token_ids[:end], "system", first.weight),
+            EncodedMessage(first.token_ids[end:], first.role, first.weight),
+        ]
+
     def _count_trained(self, input_ids: list[Any], labels: list[int]) -> int:
-        if not self._sample.has_marker:
+        if not self._sample.is_masked:
             return len(labels) - labels.count(IGNORE_INDEX)
         if self.template.efficient_eos:  # has labels that are not ids of the same place
             return sum(label != IGNORE_INDEX and token.trained for label, token in zip(labels, input_ids))
@@ -239,8 +289,7 @@ class TypedProcessorMixin:
         rows["labels"] = [plain_ids(labels) for labels in rows["labels"]]
         rows[SEMANTIC_COLUMN] = [semantic_ids_of(ids) for ids in typed_rows]
         rows[ROW_SOURCE_COLUMN] = [", ".join(sources_of(ids)) for ids in typed_rows]
-        if self.feedback_config is not None:
-            rows[LOSS_MASK_COLUMN] = [loss_mask_of(ids) for ids in typed_rows]
+        rows[LOSS_MASK_COLUMN] = [loss_mask_of(ids) for ids in typed_rows]
 
         account_row = self._account_row()
         for name in account_row.keys() | rows.keys():
@@ -262,10 +311,9 @@ class TypedProcessorMixin:
             "videos": None,
             "audios": None,
             SEMANTIC_COLUMN: [int(SemanticType.NOISE)],
+            LOSS_MASK_COLUMN: [0],
             ROW_SOURCE_COLUMN: "",
         }
-        if self.feedback_config is not None:
-            row[LOSS_MASK_COLUMN] = [0]
         if isinstance(self, PackedSupervisedDatasetProcessor):
             row["position_ids"] = [0]
             if self.data_args.neat_packing:
@@ -291,14 +339,8 @@ class TypedPackedProcessor(TypedProcessorMixin, PackedSupervisedDatasetProcessor
     """Rows packed to `cutoff_len`."""
 
 
-def _mark_until(pairs: Pairs, marker: int) -> Pairs:
-    """Mark the marker and all before it as untrained."""
-    marked, position = [], 0
-    for pair in pairs:
-        sides = []
-        for ids in pair:
-            before = min(max(marker + 1 - position, 0), len(ids))
-            sides.append(mark_untrained(ids[:before]) + ids[before:] if before else ids)
-            position += len(ids)
-        marked.append(tuple(sides))
-    return marked
+def _mark(ids: list[TypedTokenId], spans: list[Span]) -> list[TypedTokenId]:
+    """Mark spans of one message as untrained."""
+    for start, stop, reason in spans:
+        ids[start:stop] = mark_untrained(ids[start:stop], reason)
+    return ids

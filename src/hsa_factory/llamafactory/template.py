@@ -13,6 +13,8 @@ from ..semantics import SemanticType
 
 Pairs = list[tuple[list[int], list[int]]]
 TYPE_KEY = "semantic_type"  # of a message, beside "role" and "content"
+WEIGHT_KEY = "weight"  # 0: not trained
+TURN_KEY = "turn"  # its place among the messages of the data; -1: it has none
 _FORMATTERS = ("format_user", "format_assistant", "format_system", "format_function", "format_observation")
 
 
