@@ -60,6 +60,19 @@ def find_markers(
     ]
 
 
+def deciding_markers(markers: Sequence[Sequence[int]], config: FeedbackConfig | None) -> list[tuple[int, int]]:
+    """Return (message, place) of the markers that something is decided by: the one that counts, or all of them.
+
+    Args:
+        markers: From `find_markers`.
+        config: None: none are.
+    """
+    places = [(index, place) for index, message_places in enumerate(markers) for place in message_places]
+    if config is not None and config.train == "after" and config.occurrence != "every":
+        return places[:1] if config.occurrence == "first" else places[-1:]
+    return places
+
+
 def untrained_spans(
     messages: Sequence[EncodedMessage], markers: Sequence[Sequence[int]], config: FeedbackConfig | None
 ) -> list[list[Span]]:

@@ -1,5 +1,6 @@
 """Rows, types and counts of a whole data preparation: truncation, workers, caches, splits, streams, saved data."""
 
+import json
 import random
 
 import pytest
@@ -14,7 +15,7 @@ from hsa_factory import FeedbackConfig, HSAConfig
 
 HSA, FEEDBACK = HSAConfig(), FeedbackConfig()
 COLUMNS = ("input_ids", "attention_mask", "labels")
-COUNTS = ("samples", "with_marker", "kept", "text_truncated", "tokens", "trained_tokens")
+COUNTS = ("samples", "with_marker", "kept", "text_truncated", "tokens", "trained_tokens", "marker_cut")
 
 
 TEMPLATE_NAMES = ("qwen3", "bailing", "llama2")  # with thinking, with one EOS at the end, with a fused system prompt
@@ -124,6 +125,11 @@ def test_types_and_sides_line_up_whatever_is_cut_or_packed(lf, encoders, run):
     names = (*COLUMNS, "semantic_ids", "loss_mask")
     assert stripped(rows, names) == stripped(oracle.rows, names)
     same_counts(account, oracle)
+    described = [part for row in rows for part in json.loads(row["hsa_samples"])]
+    assert sorted(part["index"] for part in described) == oracle.kept
+    for part in described:
+        whole = len(oracle.places.samples[part["index"]][1])
+        assert part["dataset"] == "data" and 0 <= part["cut"] < whole
 
     # What a mark alone tells: which message, and on which side of a marker within it.
     marks = lf.mark_ids(tokenizer)

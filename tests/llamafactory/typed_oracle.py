@@ -56,13 +56,15 @@ class Oracle:
         self.places = places = Places(template)
         alone = SupervisedDatasetProcessor(places, *parts)
         self.kept, self.dropped = [], {}
-        counts = {"samples": len(samples), "with_marker": 0, "trained_tokens": 0, "text_truncated": 0}
+        counts = {"samples": len(samples), "with_marker": 0, "trained_tokens": 0, "text_truncated": 0, "marker_cut": 0}
         counts["tokens"] = {"GLOBAL": 0, "LANDMARK": 0, "NOISE": 0}
         for number, sample in enumerate(samples):
             ids, labels = alone._encode_data_example(*self._arguments(sample))
             sides = self._sides(number)
             counts["with_marker"] += self.marker is not None and self.marker in places.samples[number][1]
             row = self._row(ids, labels)
+            first = (number + 1) * Places.STRIDE
+            counts["marker_cut"] += any(first + place not in ids for place in self._deciding(number, sides))
             if sides is None:
                 self.dropped[number] = "no feedback marker"
             elif all(label == -100 or not keep for label, keep in zip(row["labels"], row["loss_mask"])):
@@ -136,6 +138,15 @@ class Oracle:
                 sides[place] &= not failed
         return sides
 
+    def _deciding(self, number, sides) -> list[int]:
+        """Return the places of the markers by which something was masked."""
+        markers = [place for place, token in enumerate(self.places.samples[number][1]) if token == self.marker]
+        if self.feedback is None or not markers or all(sides):
+            return []
+        if self.feedback.train == "recovery" or self.feedback.occurrence == "every":
+            return markers
+        return [markers[0] if self.feedback.occurrence == "first" else markers[-1]]
+
     def types(self, number) -> list[int | None]:
         """Return, for each token of a whole sample, its type; None where system and user share one text."""
         from llamafactory.data.template import Llama2Template
@@ -168,7 +179,7 @@ class Oracle:
             if number == 0:  # not from a sample: an EOS at the end of the last one, or padding
                 padding = label == -100
                 before = row["semantic_ids"][-1] if row["semantic_ids"] else None
-                kind, keep = (2, 0) if padding else (before, row["loss_mask"][-1])
+                kind, keep = (2, 0) if padding else (before, row["loss_mask"][-1] if row["loss_mask"] else 1)
                 values = (place, label, kind, keep)
             else:
                 if number not in whole:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,17 @@ class TypedTokenId(int):
 
     def __reduce__(self) -> tuple:
         return (_rebuild, (int(self), self.semantic_type, self.untrained, self.source))
+
+
+class TaggedTokenId(TypedTokenId):
+    """A typed id that carries one thing more, of its own: for the few ids of a sample that something must be told of.
+
+    Attributes:
+        tag: What it carries.
+    """
+
+    untagged: type[TypedTokenId]
+    tag: Any
 
 
 class _Instances(dict):
@@ -75,6 +87,29 @@ def mark_untrained(token_ids: Sequence[TypedTokenId], reason: str) -> list[Typed
     if len(classes) == 1:
         return list(map(instances.popitem()[1].__getitem__, token_ids))
     return [instances[type(token)][token] for token in token_ids]
+
+
+def tag_id(token: TypedTokenId, tag: Any) -> TaggedTokenId:
+    """Return the same id with a tag, in the place of one that it may have."""
+    tagged = _tagged_class(getattr(type(token), "untagged", type(token)))(token)
+    tagged.tag = tag
+    return tagged
+
+
+@cache
+def _tagged_class(untagged: type[TypedTokenId]) -> type[TaggedTokenId]:
+    return type("TaggedTokenId", (TaggedTokenId, untagged), {"untagged": untagged})
+
+
+def tags_of(token_ids: Sequence[int]) -> list[tuple[int, Any]]:
+    """Return (place, tag) of the ids that have one, in order."""
+    is_tagged = {cls: issubclass(cls, TaggedTokenId) for cls in set(map(type, token_ids))}
+    flags = bytes(map(is_tagged.__getitem__, map(type, token_ids)))
+    places, place = [], flags.find(1)
+    while place >= 0:
+        places.append((place, token_ids[place].tag))
+        place = flags.find(1, place + 1)
+    return places
 
 
 def fill_types(token_ids: Sequence[int]) -> list[TypedTokenId]:

@@ -9,7 +9,7 @@ from llamafactory.data.collator import SFTDataCollatorWith4DAttentionMask
 from ..config import FeedbackConfig, HSAConfig
 from ..feedback import IGNORE_INDEX, apply_loss_mask, mask_labels
 from ..semantics import SemanticType
-from .processor import LOSS_MASK_COLUMN, ROW_SOURCE_COLUMN, SEMANTIC_COLUMN
+from .processor import LOSS_MASK_COLUMN, ROW_SAMPLES_COLUMN, ROW_SOURCE_COLUMN, SEMANTIC_COLUMN
 
 
 @dataclass
@@ -42,7 +42,8 @@ class HSADataCollator(SFTDataCollatorWith4DAttentionMask):
         features = [dict(feature) for feature in features]
         semantic_rows, mask_rows = [], []
         for feature in features:
-            feature.pop(ROW_SOURCE_COLUMN, None)
+            for column in (ROW_SOURCE_COLUMN, ROW_SAMPLES_COLUMN):
+                feature.pop(column, None)
             semantic_ids = feature.pop(SEMANTIC_COLUMN, None)
             if self.hsa_config is not None:
                 semantic_rows.append(self._checked_row(feature, semantic_ids))

@@ -48,6 +48,10 @@ _STREAM_PREVIEW = 1000  # rows of a stream that are looked at before training
 _active: "Integration | None" = None
 
 
+class NothingToTrain(ValueError):
+    """A data set has no sample left; the integration's report says why."""
+
+
 class Integration:
     """One installed integration: the configurations and what was found out along the way.
 
@@ -57,6 +61,7 @@ class Integration:
         feedback_config: None: labels stay as they are.
         report: Counts per data set.
         added_token: Id of the marker if it was added to the tokenizer in this run.
+        aligned: The converted samples of each data set, by name.
     """
 
     def __init__(self, hsa: HSAConfig | bool | None, feedback: FeedbackConfig | None) -> None:
@@ -69,6 +74,7 @@ class Integration:
         self.feedback_config = feedback
         self.report = DataReport()
         self.added_token: int | None = None
+        self.aligned: dict[str, Any] = {}
         self._is_resolved = False  # whether hsa_config has been settled with the checkpoints'
 
     @property
@@ -141,7 +147,9 @@ class Integration:
         stock = dict(registry)
         try:
             registry.update({name: typed_converter(converter, default_type) for name, converter in stock.items()})
-            return original(dataset, *args)
+            aligned = original(dataset, *args)
+            self.aligned[getattr(args[0], "hsa_name", args[0].dataset_name)] = aligned
+            return aligned
         finally:
             registry.clear()
             registry.update(stock)
@@ -217,7 +225,7 @@ class Integration:
             self.report.print()
         untrainable = self.report.untrainable()
         if untrainable:
-            raise ValueError(
+            raise NothingToTrain(
                 f"Nothing is left to train in {', '.join(map(repr, untrainable))}: see the table above (also in "
                 f"{Path(training_args.output_dir) / REPORT_NAME})."
             )

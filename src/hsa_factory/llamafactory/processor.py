@@ -1,8 +1,8 @@
 """LLaMA-Factory's supervised processors, plus `semantic_ids`, the loss mask and an account of every sample."""
 
+import json
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,39 +14,32 @@ from llamafactory.data.processor.supervised import (
 
 from .. import __version__
 from ..config import FeedbackConfig, HSAConfig
-from ..feedback import (
-    IGNORE_INDEX,
-    REPLIES,
-    EncodedMessage,
-    Reason,
-    Span,
-    apply_loss_mask,
-    find_markers,
-    untrained_spans,
-)
+from ..feedback import IGNORE_INDEX, apply_loss_mask
 from ..labeling.token_ids import (
-    TypedTokenId,
     count_trained,
     count_types,
     fill_types,
     flatten,
     loss_mask_of,
-    mark_untrained,
     plain_ids,
     semantic_ids_of,
     sources_of,
+    tag_id,
+    tags_of,
 )
 from ..labeling.typed_text import TypedText
 from ..semantics import SemanticType
 from .converter import INDEX_COLUMN, SOURCE_COLUMN, SYSTEM_TYPE_COLUMN, TYPED_COLUMN
+from .masking import DECIDING, MaskedPairs, mask_pairs
 from .media import count_media, media_token_ids, plan_cut
 from .report import DatasetAccount, serialize_accounts
-from .template import WEIGHT_KEY, Pairs, typed_template
+from .template import Pairs, typed_template
 
 
 SEMANTIC_COLUMN = "semantic_ids"
 LOSS_MASK_COLUMN = "loss_mask"
 ROW_SOURCE_COLUMN = "hsa_dataset"
+ROW_SAMPLES_COLUMN = "hsa_samples"  # where each sample of a row starts, and what the cut took from it, as JSON
 ACCOUNT_COLUMN = "hsa_account"
 MEDIA_COLUMNS = ("_images", "_videos", "_audios")
 _ARRAY_COLUMNS = {
@@ -74,18 +67,16 @@ class _Sample:
     """The sample at work.
 
     Attributes:
-        media: Media of each turn, None if they are not tied to turns.
         messages: Its messages, the system prompt not among them.
-        has_marker: Whether the whole sample holds a feedback marker that counts.
-        is_masked: Whether feedback or a weight keeps any of it out of the loss.
+        media: Media of each turn, None if they are not tied to turns.
+        masked: What feedback and weights keep out of the loss.
         whole_length: Tokens before truncation.
         cut: What the truncation leaves, None without media.
     """
 
     messages: list[dict[str, Any]]
     media: list | None = None
-    has_marker: bool = False
-    is_masked: bool = False
+    masked: MaskedPairs | None = None
     whole_length: int = 0
     cut: Any = None
 
@@ -106,6 +97,7 @@ class TypedProcessorMixin:
         self.marker_id = None
         if self.feedback_config is not None:
             self.marker_id = self.tokenizer.convert_tokens_to_ids(self.feedback_config.token)
+        self.on_whole = None  # called with the whole sample, masked, before it is cut; returns what to go on with
         self._sample = _Sample([])
         self._encoded: deque = deque()
 
@@ -163,11 +155,15 @@ class TypedProcessorMixin:
         except Exception as error:
             raise ValueError(f"{where}: {error}") from error
 
-        if sample.has_marker:
-            account.with_marker += 1
+        markers_left = sum(tag == DECIDING for _, tag in tags_of(input_ids))
+        marker_is_cut = markers_left < sample.masked.deciding
+        account.with_marker += sample.masked.has_marker
+        if marker_is_cut:
+            account.cut_marker(columns[INDEX_COLUMN][i])
         if all(type(token) is int for token in input_ids):  # nothing of it is left, at most an EOS
             raise SampleDropped(NOTHING_TO_TRAIN)
 
+        cut_away = sample.whole_length - sum(type(token) is not int for token in input_ids)
         if type(input_ids[0]) is int or type(input_ids[-1]) is int:  # media in front, an EOS behind
             input_ids = fill_types(input_ids)
         trained = self._count_trained(input_ids, labels)
@@ -184,10 +180,11 @@ class TypedProcessorMixin:
         account.trained_tokens += trained
         if sample.cut is not None and sample.cut.turns_removed:
             account.turns_removed += 1
-        elif len(input_ids) - int(self.template.efficient_eos) < sample.whole_length:
+        elif cut_away:
             account.text_truncated += 1
 
-        return input_ids, labels
+        facts = {"dataset": source, "index": columns[INDEX_COLUMN][i], "cut": cut_away, "marker_cut": marker_is_cut}
+        return [tag_id(input_ids[0], facts), *input_ids[1:]], labels
 
     def _encode_uncached(self, *args: Any) -> tuple[list[int], list[int]]:
         return super()._encode_data_example(*args)
@@ -196,9 +193,19 @@ class TypedProcessorMixin:
         """Look at the whole sample before it is cut: what is trained of it, and which turns can stay."""
         sample = self._sample
         sample.whole_length = len(flatten(pairs))
-        pairs = self._mask(pairs)
         feedback = self.feedback_config
-        if feedback is not None and not sample.has_marker and feedback.missing != "train":
+        masked = mask_pairs(
+            pairs,
+            sample.messages,
+            self.marker_id,
+            feedback,
+            eos_follows=self.template.efficient_eos and not self.data_args.train_on_prompt,
+            train_on_prompt=self.data_args.train_on_prompt,
+        )
+        sample.masked, pairs = masked, masked.pairs
+        if self.on_whole is not None:
+            pairs = self.on_whole(pairs)
+        if feedback is not None and not masked.has_marker and feedback.missing != "train":
             if feedback.missing == "error":
                 where = f" in a message of role {feedback.scope!r}" if feedback.scope else ""
                 raise ValueError(f"it has no {feedback.token}{where} (feedback.missing is 'error').")
@@ -221,46 +228,8 @@ class TypedProcessorMixin:
 
         return pairs
 
-    def _mask(self, pairs: Pairs) -> Pairs:
-        """Mark the ids that feedback or a weight keeps out of the loss."""
-        messages = []
-        for ids, message in zip(chain.from_iterable(pairs), self._sample.messages):
-            is_trained = message["role"] in REPLIES or self.data_args.train_on_prompt
-            messages.append(EncodedMessage(ids, message["role"], message.get(WEIGHT_KEY, 1) if is_trained else 1))
-        messages[:1] = self._split_system(messages[0])
-        markers = find_markers(messages, self.marker_id, self.feedback_config)
-        self._sample.has_marker = any(markers)
-        spans = untrained_spans(messages, markers, self.feedback_config)
-        if not any(spans):
-            return pairs
-
-        self._sample.is_masked = True
-        masked = [_mark(list(message.token_ids), parts) for message, parts in zip(messages, spans)]
-        if self.template.efficient_eos and not self.data_args.train_on_prompt:
-            # The label that ends a reply stands at the first id of the next prompt.
-            for k, message in enumerate(messages[:-1]):
-                reason = spans[k][-1][2] if message.is_reply and spans[k] else None
-                if reason == Reason.WEIGHT or (reason == Reason.FAILED and markers[k + 1]):
-                    masked[k + 1][:1] = mark_untrained(masked[k + 1][:1], reason)
-        if len(masked) > len(self._sample.messages):
-            masked[:2] = [masked[0] + masked[1]]
-        return list(zip(masked[::2], masked[1::2]))
-
-    def _split_system(self, first: EncodedMessage) -> list[EncodedMessage]:
-        """Take the system prompt's markers off the first message, whose ids begin with it: scope tells them apart."""
-        if self.feedback_config is None or self.feedback_config.scope is None or self.marker_id not in first.token_ids:
-            return [first]
-
-        own = self._sample.messages[0]["content"].count(self.feedback_config.token)
-        places = [place for place, token in enumerate(first.token_ids) if token == self.marker_id]
-        end = places[len(places) - own - 1] + 1 if own < len(places) else 0
-        return [
-            EncodedMessage(first.token_ids[:end], "system", first.weight),
-            EncodedMessage(first.token_ids[end:], first.role, first.weight),
-        ]
-
     def _count_trained(self, input_ids: list[Any], labels: list[int]) -> int:
-        if not self._sample.is_masked:
+        if not self._sample.masked.is_masked:
             return len(labels) - labels.count(IGNORE_INDEX)
         if self.template.efficient_eos:  # has labels that are not ids of the same place
             return sum(label != IGNORE_INDEX and token.trained for label, token in zip(labels, input_ids))
@@ -289,6 +258,7 @@ class TypedProcessorMixin:
         rows["labels"] = [plain_ids(labels) for labels in rows["labels"]]
         rows[SEMANTIC_COLUMN] = [semantic_ids_of(ids) for ids in typed_rows]
         rows[ROW_SOURCE_COLUMN] = [", ".join(sources_of(ids)) for ids in typed_rows]
+        rows[ROW_SAMPLES_COLUMN] = [_samples_of(ids) for ids in typed_rows]
         rows[LOSS_MASK_COLUMN] = [loss_mask_of(ids) for ids in typed_rows]
 
         account_row = self._account_row()
@@ -313,6 +283,7 @@ class TypedProcessorMixin:
             SEMANTIC_COLUMN: [int(SemanticType.NOISE)],
             LOSS_MASK_COLUMN: [0],
             ROW_SOURCE_COLUMN: "",
+            ROW_SAMPLES_COLUMN: "[]",
         }
         if isinstance(self, PackedSupervisedDatasetProcessor):
             row["position_ids"] = [0]
@@ -339,8 +310,6 @@ class TypedPackedProcessor(TypedProcessorMixin, PackedSupervisedDatasetProcessor
     """Rows packed to `cutoff_len`."""
 
 
-def _mark(ids: list[TypedTokenId], spans: list[Span]) -> list[TypedTokenId]:
-    """Mark spans of one message as untrained."""
-    for start, stop, reason in spans:
-        ids[start:stop] = mark_untrained(ids[start:stop], reason)
-    return ids
+def _samples_of(ids: list[Any]) -> str:
+    """Write down the samples of a row, from the tags of their first ids."""
+    return json.dumps([{"start": place, **tag} for place, tag in tags_of(ids) if isinstance(tag, dict)])
