@@ -23,6 +23,7 @@ class Reason(StrEnum):
     WEIGHT = "weight"  # of a message with weight 0
     MEDIA = "media"  # stands for a part of an image, a video or an audio clip
     PADDING = "padding"
+    RECORDED = "feedback or weight"  # one of these: in data whose messages are not known
     TRUNCATED = "truncated"  # not in the sample any more
 
 

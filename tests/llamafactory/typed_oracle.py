@@ -179,7 +179,7 @@ class Oracle:
             if number == 0:  # not from a sample: an EOS at the end of the last one, or padding
                 padding = label == -100
                 before = row["semantic_ids"][-1] if row["semantic_ids"] else None
-                kind, keep = (2, 0) if padding else (before, row["loss_mask"][-1] if row["loss_mask"] else 1)
+                kind, keep = (2, 0) if padding else (before, row["loss_mask"][-1] if row["loss_mask"] else 0)
                 values = (place, label, kind, keep)
             else:
                 if number not in whole:

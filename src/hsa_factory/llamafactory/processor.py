@@ -72,6 +72,7 @@ class _Sample:
         masked: What feedback and weights keep out of the loss.
         whole_length: Tokens before truncation.
         cut: What the truncation leaves, None without media.
+        facts: What the finished row says of it.
     """
 
     messages: list[dict[str, Any]]
@@ -79,6 +80,7 @@ class _Sample:
     masked: MaskedPairs | None = None
     whole_length: int = 0
     cut: Any = None
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -111,7 +113,8 @@ class TypedProcessorMixin:
             account.messages += len(columns["_prompt"][i]) + len(columns["_response"][i])
             account.typed_messages += columns[TYPED_COLUMN][i]
             try:
-                self._encoded.append(self._encode_sample(columns, i, account))
+                input_ids, labels = self._encode_sample(columns, i, account)
+                self._encoded.append(([tag_id(input_ids[0], self._sample.facts), *input_ids[1:]], labels))
                 kept.append(i)
             except SampleDropped as dropped:
                 account.drop(str(dropped), columns[INDEX_COLUMN][i])
@@ -183,8 +186,9 @@ class TypedProcessorMixin:
         elif cut_away:
             account.text_truncated += 1
 
-        facts = {"dataset": source, "index": columns[INDEX_COLUMN][i], "cut": cut_away, "marker_cut": marker_is_cut}
-        return [tag_id(input_ids[0], facts), *input_ids[1:]], labels
+        sample.facts = {"dataset": source, "index": columns[INDEX_COLUMN][i]}
+        sample.facts |= {"cut": cut_away, "marker_cut": marker_is_cut}
+        return input_ids, labels
 
     def _encode_uncached(self, *args: Any) -> tuple[list[int], list[int]]:
         return super()._encode_data_example(*args)

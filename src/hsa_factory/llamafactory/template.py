@@ -33,8 +33,9 @@ class _TypedDict(dict):
 class _TypedFormatter:
     """A formatter that hands the type of its content on to every element it makes."""
 
-    def __init__(self, formatter: Formatter) -> None:
+    def __init__(self, formatter: Formatter, is_system: bool) -> None:
         self.formatter = formatter
+        self.is_system = is_system
 
     def __getattr__(self, name: str) -> Any:
         if name == "formatter":  # not there yet while unpickling
@@ -47,7 +48,10 @@ class _TypedFormatter:
         if not isinstance(content, TypedText):
             return elements
 
-        return [_typed_element(element, content) for element in elements]
+        typed = [_typed_element(element, content) for element in elements]
+        for element in typed:
+            element.is_system = self.is_system
+        return typed
 
 
 class TypedTemplateMixin:
@@ -56,12 +60,15 @@ class TypedTemplateMixin:
     Attributes:
         default_type: Type of a message without one.
         source: Name of the data set at work.
+        system_length: Ids of the system prompt at the start of the conversation encoded last, and of what stands
+            before it; 0 where it is no text of its own.
         on_pairs: Called with the (prompt ids, response ids) of a whole sample before LLaMA-Factory cuts it; returns
             the pairs to go on with.
     """
 
     default_type: SemanticType
     source: str
+    system_length: int
     on_pairs: Callable[[Pairs], Pairs] | None
     _collecting: bool
 
@@ -102,6 +109,7 @@ class TypedTemplateMixin:
             encoded = (tokenizer.encode(text, add_special_tokens=False) for text in texts)
 
         messages_ids = []
+        self.system_length = 0
         for elements in messages_elements:
             token_ids: list[int] = []
             for element in elements:
@@ -116,6 +124,8 @@ class TypedTemplateMixin:
                     token_ids += type_token_ids(ids, element.semantic_type, source=self.source)
                 else:
                     token_ids += ids
+                if getattr(element, "is_system", False):
+                    self.system_length = len(token_ids)
             messages_ids.append(token_ids)
 
         return messages_ids
@@ -131,11 +141,12 @@ def typed_template(template: Template, default_type: SemanticType) -> Template:
     typed = object.__new__(_typed_class(type(template)))
     typed.__dict__.update(template.__dict__)
     for name in _FORMATTERS:
-        setattr(typed, name, _TypedFormatter(getattr(template, name)))
+        setattr(typed, name, _TypedFormatter(getattr(template, name), name == "format_system"))
 
     typed.default_system = TypedText(template.default_system, SemanticType.GLOBAL)
     typed.default_type = default_type
     typed.source = ""
+    typed.system_length = 0
     typed.on_pairs = None
     typed._collecting = False
     return typed
