@@ -20,7 +20,7 @@ PAGE_LIMIT = 200 * 2**20  # bytes of samples and pictures: browsers still open s
 _CUT_TEXT = 20_000  # characters shown of what truncation took from a message
 _REASON_CODES = {reason: chr(ord("a") + number) for number, reason in enumerate(Reason)}
 _TRAINED = "."
-_SCRIPTS = ("attention", "sample", "conversation", "visibility", "charts", "overview", "main")
+_SCRIPTS = ("charts", "attention", "sample", "conversation", "visibility", "overview", "main")
 
 
 class PageWriter:
@@ -51,14 +51,15 @@ class PageWriter:
         self.decode = decode
         self.notes = list(notes)
         self.size = 0
-        self._samples: list[str] = []
+        self._samples: list[tuple[int, str]] = []
         self._images = ImageStore()
 
     def add(self, sample: InspectedSample) -> None:
         """Add a sample."""
         shown = len(self._images.uris)
-        self._samples.append(_as_script(self._sample_data(sample)))
-        self.size += len(self._samples[-1]) + sum(map(len, self._images.uris[shown:]))
+        data = _as_script(self._sample_data(sample))
+        self._samples.append((sample.index, data))
+        self.size += len(data) + sum(map(len, self._images.uris[shown:]))
 
     def write(self, file: TextIO, overview: Iterable[RowSummary], accounts: dict[str, dict[str, Any]]) -> None:
         """Write the page.
@@ -71,25 +72,23 @@ class PageWriter:
         environment = Environment(
             loader=PackageLoader("hsa_factory.inspection", "html"), autoescape=True, undefined=StrictUndefined
         )
-        sources = {name: _source(environment, f"{name}.js") for name in _SCRIPTS}
-        template = environment.get_template("page.html")
-        stream = template.stream(
+        page = environment.get_template("page.html").stream(
             title=self.title,
+            notes=self.notes,
+            types=[member.name for member in SemanticType],
             nonce=secrets.token_urlsafe(16),
             style=_source(environment, "style.css"),
-            scripts=sources.values(),
+            scripts=[_source(environment, f"{name}.js") for name in _SCRIPTS],
             settings=_as_script(self._settings()),
             overview=_as_script(_overview_data(overview, accounts)),
             images=_as_script(self._images.uris),
             samples=self._samples,
         )
-        stream.dump(file)
+        page.dump(file)
 
     def _settings(self) -> dict[str, Any]:
         config = self.config
         return {
-            "title": self.title,
-            "notes": self.notes,
             "types": [member.name for member in SemanticType],
             "reasons": {code: str(reason) for reason, code in _REASON_CODES.items()},
             "rules": None
@@ -111,7 +110,9 @@ class PageWriter:
             "lengths": [_utf16_length(text) for _, text in cells],
             "sizes": [[number, size] for number, (size, _) in enumerate(cells) if size != 1],
             "marker": self.marker_id,
-            "parts": [[part.dataset, part.index, part.start, part.stop, part.cut, part.marker_cut] for part in sample.parts],
+            "parts": [
+                [part.dataset, part.index, part.start, part.stop, part.cut, part.marker_cut] for part in sample.parts
+            ],
             "turns": [self._turn_data(turn) for turn in sample.turns],
         }
 

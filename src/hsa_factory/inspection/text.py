@@ -39,7 +39,9 @@ def print_sample(
         marker_id: Id of the feedback marker; None: nothing is marked.
     """
     total = max(len(sample.input_ids), 1)
-    header = f"sample {sample.index}, {sample.dataset}: {len(sample.input_ids):,} tokens ({_listed(sample.counts())}), "
+    header = (
+        f"sample {sample.index}, {sample.dataset}: {len(sample.input_ids):,} tokens ({_listed(sample.counts())}), "
+    )
     console.print(f"{header}{sample.trained:,} trained ({sample.trained / total:.1%})", style="bold", soft_wrap=True)
 
     place = 0
@@ -58,7 +60,11 @@ def print_sample(
 
 def _turn_line(sample: InspectedSample, turn: Turn) -> str:
     number = "" if turn.message is None else f" {turn.message}"
-    of = f" of {sample.parts[turn.part].dataset} sample {sample.parts[turn.part].index}" if len(sample.parts) > 1 else ""
+    of = (
+        f" of {sample.parts[turn.part].dataset} sample {sample.parts[turn.part].index}"
+        if len(sample.parts) > 1
+        else ""
+    )
     trained = count_trained(sample.labels[turn.start : turn.stop])
     line = f"── message{number}{of}, {turn.role}: {turn.stop - turn.start:,} tokens "
     line += f"({_listed(sample.counts(turn.start, turn.stop))}), {trained:,} trained"
