@@ -22,7 +22,8 @@ def group_tokens(
     Returns:
         (number of tokens, text) of each cell. The text of a run is that of one token of it.
     """
-    cells, place, stops = [], 0, iter([*sorted(set(breaks)), len(token_ids)])
+    cells, place = [], 0
+    stops = iter([*sorted(place for place in set(breaks) if place < len(token_ids)), len(token_ids)])
     stop = next(stops)
     while place < len(token_ids):
         while stop <= place:

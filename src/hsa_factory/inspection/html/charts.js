@@ -62,7 +62,7 @@ function typeBar(types) {
  * @param {function(number): string} label Of a bar's limits.
  * @param {function(number[], string)} onPick Called with the numbers of the rows in a bar and its label.
  */
-function histogram(title, values, limits, label, onPick) {
+function histogram(title, values, limits, label, onPick, style = "") {
   const bins = 24;
   const [low, high] = limits;
   const width = (high - low) / bins || 1;
@@ -82,5 +82,5 @@ function histogram(title, values, limits, label, onPick) {
     bars.append(bar);
   });
   const axis = element("div", "axis", element("span", "", label(low)), element("span", "", label((low + high) / 2)), element("span", "", label(high)));
-  return element("figure", "card chart", element("figcaption", "", title), bars, axis);
+  return element("figure", `card chart ${style}`, element("figcaption", "", title), bars, axis);
 }

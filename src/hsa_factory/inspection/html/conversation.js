@@ -176,7 +176,9 @@ class Conversation {
   }
 
   onHover(event) {
-    if (this.pinned || event.target.cell === undefined) return;
+    if (event.target.cell === undefined) return;
+    event.target.title = event.target.title || this.sample.describe(event.target.cell);
+    if (this.pinned) return;
     cancelAnimationFrame(this.frame);
     this.frame = requestAnimationFrame(() => this.look(event.target.cell, false));
   }

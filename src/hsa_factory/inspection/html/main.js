@@ -74,6 +74,8 @@ const HSA = (() => {
     const counts = sample.countRange(0, sample.length);
     const cut = sample.parts.reduce((sum, part) => sum + part[4], 0);
     const words = [`${number(counts.total)} tokens`, `${percent(counts.trained / Math.max(counts.total, 1))} trained`];
+    const [part] = sample.parts;
+    if (sample.parts.length === 1 && part[1] !== sample.index) words.unshift(`sample ${part[1]} of its data set`);
     if (cut) words.push(`${number(cut)} cut away`);
     if (sample.parts.some((part) => part[5])) words.push("the feedback marker was cut away");
     get("sample-title").replaceChildren(element("b", "", `${sample.dataset} #${sample.index}`), ` ${words.join(" · ")}`, typeBar(counts.types));

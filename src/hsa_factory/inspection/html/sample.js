@@ -87,6 +87,12 @@ class Sample {
     return this.settings.reasons[this.reasons[token]] || null;
   }
 
+  /** What a pointer that rests on a cell is told. */
+  describe(cell) {
+    const token = this.lastToken(cell);
+    return `${this.settings.types[this.types[token]]}, ${this.isTrained(token) ? "trained" : `not trained: ${this.reason(token)}`}`;
+  }
+
   isTrained(token) {
     return this.reasons[token] === ".";
   }

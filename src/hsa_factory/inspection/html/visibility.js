@@ -14,6 +14,7 @@ class TokenPanel {
     this.seen.replaceChildren();
     this.strip.hidden = cell === null;
     if (cell === null) {
+      this.live.textContent = "";
       this.facts.append(element("p", "hint", "Point at a token to see through its eyes; click, or use the arrow keys, to stay with it."));
       return;
     }
@@ -39,7 +40,7 @@ class TokenPanel {
       this.seen.append(element("tr", "", element("th", "", element("span", `chip c${kind}`, name)), element("td", "", number(seen[kind])), element("td", "", number(unseen[kind]))));
     });
     this.drawStrip(sample, token);
-    if (pinned) this.live.textContent = `${visible(sample.cellText(cell))}, ${type}, ${sample.isTrained(token) ? "trained" : `not trained: ${sample.reason(token)}`}, sees ${total} of ${token + 1}`;
+    if (pinned) this.live.textContent = `${visible(sample.cellText(cell))}, ${sample.describe(cell)}, sees ${total} of ${token + 1}`;
   }
 
   drawStrip(sample, query) {
