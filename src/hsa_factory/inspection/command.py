@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    start, stop = parse_range(options.samples or _SAMPLES[options.format])
+    start, stop = parse_range(_SAMPLES[options.format] if options.samples is None else options.samples)
     if options.format == "html" and not options.output and not options.check:
         raise ValueError("--format html needs --output PAGE.")
     if options.max_dropped is not None and not options.check:
