@@ -242,7 +242,7 @@ class TestBadInput:
         "line 2: not JSON: Expecting value at character 14",
         "line 3: messages: expected a list of messages, got 3",
         "line 4: turn 0: role = 'robot' is not allowed: one of 'user', 'assistant'",
-        "line 5: turn 0: 'content' is missing; it has 'role'",
+        "line 5: turn 0: 'content' (content_tag) is missing; it has 'role'",
         "line 6: expected an object, got []",
         "line 8: not UTF-8: invalid start byte at byte 14",
     ]

@@ -146,9 +146,11 @@ def _read_message(message: Any, number: int | str, layout: Layout) -> Turn:
     where = f"turn {number}"
     if not isinstance(message, Mapping):
         raise ValueError(f"{where}: expected a message, got {message!r:.80}.")
-    for tag in (layout.role_tag, layout.content_tag):
+    for name, tag in (("role_tag", layout.role_tag), ("content_tag", layout.content_tag)):
+        if tag is None:
+            raise ValueError(f"the data set's tags have no {name}: a `tags` block must name all of them.")
         if tag not in message:
-            raise ValueError(f"{where}: {tag!r} is missing; it has {', '.join(map(repr, message))}.")
+            raise ValueError(f"{where}: {tag!r} ({name}) is missing; it has {', '.join(map(repr, message))}.")
 
     role = layout.roles.get(message[layout.role_tag], message[layout.role_tag])
     tools = None

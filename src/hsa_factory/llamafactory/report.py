@@ -134,10 +134,12 @@ class DataReport:
         return [name for name, count in matches.items() if count == 0]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values: ``datasets``, and ``eval_datasets`` and ``note`` where there are any."""
+        """Return plain values: ``datasets``, and ``eval_datasets``, ``unmatched_rules``, ``note`` if there are any."""
         values: dict[str, Any] = {"datasets": {name: account.to_dict() for name, account in self.train.items()}}
         if self.eval:
             values["eval_datasets"] = {name: account.to_dict() for name, account in self.eval.items()}
+        if unmatched := self.unmatched_rules():
+            values["unmatched_rules"] = unmatched
         if self.note:
             values["note"] = self.note
         return values
