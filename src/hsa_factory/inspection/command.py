@@ -3,10 +3,10 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.progress import track
@@ -116,7 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    start, stop = parse_range(_SAMPLES[options.format] if options.samples is None else options.samples)
+    wanted = _SAMPLES[options.format] if options.samples is None else options.samples
+    start, stop = parse_range(wanted)
     if options.format == "html" and not options.output and not options.check:
         raise ValueError("--format html needs --output PAGE.")
     if options.max_dropped is not None and not options.check:
@@ -127,12 +128,15 @@ def _run(options: argparse.Namespace) -> int:
         return _check(_load(options, training_file), options.max_dropped)
     with open_output(options.output) as out:
         prepared = _load(options, training_file)
-        view = {"text": _write_text, "json": _write_json, "html": _write_page}[options.format]
-        shown = view(out, prepared, start, stop, training_file, options)
+        samples = _samples(prepared, start, stop, show_progress=options.output is not None)
+        if options.format == "text":
+            shown = _write_text(out, prepared, samples)
+        elif options.format == "json":
+            shown = _write_json(out, samples)
+        else:
+            shown = _write_page(out, prepared, samples, Path(options.file).name, training_file)
         if not shown and not prepared.is_empty:
-            raise ValueError(
-                f"--samples {options.samples or _SAMPLES[options.format]}: there is no such sample in the prepared data."
-            )
+            raise ValueError(f"--samples {wanted}: there is no such sample in the prepared data.")
     return _check(prepared, options.max_dropped) if options.check else 0
 
 
@@ -143,33 +147,29 @@ def _load(options: argparse.Namespace, training_file: TrainingFile) -> "Prepared
         return load_samples(training_file, options.split, allow_empty=options.check)
 
 
-def _write_text(
-    out: TextIO,
-    prepared: "PreparedData",
-    start: int,
-    stop: int | None,
-    training_file: TrainingFile,
-    options: argparse.Namespace,
-) -> int:
+def _samples(prepared: "PreparedData", start: int, stop: int | None, show_progress: bool) -> Iterable[InspectedSample]:
+    samples = prepared.samples(start, stop)
+    if not show_progress:
+        return samples
+    total = None
+    if hasattr(prepared.rows, "__len__"):
+        total = max(min(len(prepared.rows), stop or len(prepared.rows)) - start, 0)
+    return track(samples, "samples", total=total, console=Console(stderr=True), transient=True)
+
+
+def _write_text(out: TextIO, prepared: "PreparedData", samples: Iterable[InspectedSample]) -> int:
     console = Console(file=out, highlight=False)
     print_legend(console, prepared.marker)
     shown = 0
-    for sample in _samples(prepared, start, stop, options):
+    for sample in samples:
         print_sample(console, sample, prepared.decode, prepared.marker_id)
         shown += 1
     return shown
 
 
-def _write_json(
-    out: TextIO,
-    prepared: "PreparedData",
-    start: int,
-    stop: int | None,
-    training_file: TrainingFile,
-    options: argparse.Namespace,
-) -> int:
+def _write_json(out: TextIO, samples: Iterable[InspectedSample]) -> int:
     shown = 0
-    for sample in _samples(prepared, start, stop, options):
+    for sample in samples:
         print(json.dumps(sample.to_dict(), ensure_ascii=False), file=out)
         shown += 1
     return shown
@@ -178,48 +178,35 @@ def _write_json(
 def _write_page(
     out: TextIO,
     prepared: "PreparedData",
-    start: int,
-    stop: int | None,
+    samples: Iterable[InspectedSample],
+    title: str,
     training_file: TrainingFile,
-    options: argparse.Namespace,
 ) -> int:
     notes = [prepared.note] if prepared.note else []
-    if training_file.is_plain:
-        notes.append(
-            "The training file has no hsa block: types and attention are shown as `hsa: true` would make them."
-        )
     config = prepared.hsa_config if training_file.hsa or training_file.is_plain else None
-    if config is None:
+    if training_file.is_plain:
+        notes.append("The training file has no hsa block: shown is what `hsa: true` would make of it.")
+    elif config is None:
         notes.append("The training file has no hsa block: every token sees all before it.")
-    page = PageWriter(Path(options.file).name, config, prepared.marker_id, prepared.decode, notes)
+    page = PageWriter(title, config, prepared.marker_id, prepared.decode, notes)
     shown = 0
-    for sample in _samples(prepared, start, stop, options):
+    for sample in samples:
         page.add(sample)
         shown += 1
         if page.size > PAGE_LIMIT:
             page.notes.append(f"The page is full: it ends with sample {sample.index}. Narrow --samples to see others.")
             print(f"hsa-factory inspect: {page.notes[-1]}", file=sys.stderr)
             break
-    accounts = {name: account.to_dict() for name, account in prepared.accounts.items()}
-    page.write(out, prepared.overview(), accounts)
+    page.write(out, prepared.overview(), _accounts(prepared))
     return shown
 
 
-def _samples(
-    prepared: "PreparedData", start: int, stop: int | None, options: argparse.Namespace
-) -> Iterator[InspectedSample]:
-    """Yield the samples, with a progress bar if they are written to a file."""
-    samples = prepared.samples(start, stop)
-    if not options.output:
-        return samples
-    total = None
-    if hasattr(prepared.rows, "__len__"):
-        total = max(min(len(prepared.rows), stop or len(prepared.rows)) - start, 0)
-    return track(samples, "samples", total=total, console=Console(stderr=True), transient=True)
+def _accounts(prepared: "PreparedData") -> dict[str, dict[str, Any]]:
+    return {name: account.to_dict() for name, account in prepared.accounts.items()}
 
 
 def _check(prepared: "PreparedData", max_dropped: float | None) -> int:
-    accounts = {name: account.to_dict() for name, account in prepared.accounts.items()}
+    accounts = _accounts(prepared)
     findings = check_accounts(accounts, max_dropped)
     for finding in findings:
         print(finding)

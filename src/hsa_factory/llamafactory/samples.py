@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -61,6 +61,7 @@ class PreparedData:
     is_empty: bool
     _processor: TypedProcessorMixin
     _aligned: dict[str, Any]
+    _texts: dict[int, str] = field(default_factory=dict)
 
     @property
     def marker(self) -> str | None:
@@ -70,6 +71,15 @@ class PreparedData:
     def decode(self, token_ids: Any) -> str:
         """Turn ids into text, special tokens included."""
         return self.tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def _token_text(self, token_id: int) -> str:
+        """Turn one id into text. A piece that starts a word has its space, though decoding it alone drops it."""
+        if token_id not in self._texts:
+            text = self.decode([token_id])
+            piece = self.tokenizer.convert_ids_to_tokens(token_id)
+            starts_word = isinstance(piece, str) and piece.startswith("▁") and not text.startswith((" ", "▁"))
+            self._texts[token_id] = f" {text}" if starts_word else text
+        return self._texts[token_id]
 
     def overview(self) -> Iterator[RowSummary]:
         """Yield a summary of every row."""
@@ -122,7 +132,7 @@ class PreparedData:
             input_ids=ids,
             semantic_ids=row[SEMANTIC_COLUMN],
             labels=labels,
-            tokens=[self.decode([token]) for token in ids],
+            tokens=list(map(self._token_text, ids)),
             reasons=reasons,
             documents=mask,
             parts=parts,
@@ -169,9 +179,10 @@ def load_samples(training_file: TrainingFile, split: str = "train", allow_empty:
                 module = workflow.get_dataset(
                     template, model_args, data_args, training_args, stage="sft", **tokenizer_module
                 )
-            except NothingToTrain:
+            except NothingToTrain as error:
                 if not allow_empty:
-                    raise
+                    what = str(error).partition(":")[0]
+                    raise ValueError(f"{what}: see the table above; --check lists the samples.") from None
                 module, is_empty = {f"{split}_dataset": []}, True
             processor = TypedSupervisedProcessor(
                 template,
