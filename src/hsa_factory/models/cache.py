@@ -12,8 +12,12 @@ from transformers.utils import ModelOutput
 from ..attention import AttentionPlan
 from ..attention.rules import EffectiveRules
 from ..config import HSAConfig
+from ..semantics import SemanticType
 from .key_table import Keys, KeyTable
 from .tagger import Tagger
+
+
+_NO_HSA = "An HSACache needs a model with HSA: call enable_hsa(model) first."
 
 
 @dataclass
@@ -71,7 +75,7 @@ class HSACacheLayer(CacheLayerMixin):
             ValueError: If no forward with HSA is under way.
         """
         if self.table.new_keys is None:
-            raise ValueError("An HSACache needs a model with HSA: call enable_hsa(model) first.")
+            raise ValueError(_NO_HSA)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
 
@@ -202,6 +206,18 @@ class HSACache(Cache):
         """Return the length of the sequence after the next forward, and 0. (HSA needs no mask.)"""
         return self._seen + query_length, 0
 
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add a layer's new keys and values and return all that it holds.
+
+        Raises:
+            ValueError: If the model has no HSA.
+        """
+        if not self.layers:
+            raise ValueError(_NO_HSA)
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
     def report(self) -> CacheReport:
         """Return `seen_tokens`, `kept_tokens` and `bytes`."""
         kept = [int(table.keys.is_real.sum(1).max()) for table in self.tables.values() if len(table)]
@@ -243,17 +259,23 @@ class HSACache(Cache):
         for index, key in keys.items():
             self.layers[index] = HSACacheLayer(self.tables[key], self.room)
 
-    def expect(self, semantic_ids: torch.Tensor | None, tagger: Tagger) -> None:
+    def expect(self, semantic_ids: torch.Tensor, tagger: Tagger) -> None:
         """Say which types the next tokens have.
 
         Args:
-            semantic_ids: (B, n) of the first n tokens of the sequence, those seen included.
+            semantic_ids: (B, n) of the first n tokens of the sequence, those seen included; where they differ from what
+                they were seen with, they change (`retype`).
             tagger: For the tokens after them.
 
         Raises:
-            ValueError: If they are not those of the tokens seen.
+            ValueError: If rows are missing, or a token seen cannot change its type any more.
         """
-        self._check_seen(semantic_ids)
+        if self._history and semantic_ids.shape[0] != self._history[0].positions.shape[0]:
+            raise ValueError(
+                f"This HSACache holds {self._history[0].positions.shape[0]} rows, but the input has "
+                f"{semantic_ids.shape[0]}."
+            )
+        self._retype_seen(semantic_ids)
         self._prompt_types, self.tagger, self._held = semantic_ids.long(), tagger, []
         self._tagged_from = semantic_ids.shape[1]
 
@@ -330,48 +352,37 @@ class HSACache(Cache):
             ValueError: If a key is gone that could be seen with the new type.
         """
         history = self._all_keys()
-        places = history.positions[row, start:stop][history.is_real[row, start:stop]]
-        history.semantic_ids[row, start:stop] = int(semantic_type)
-        if not len(places):
-            return
-        for table in self.tables.values():
-            keys = table.keys
-            chosen = keys.is_real[row] & (keys.positions[row] >= places[0]) & (keys.positions[row] <= places[-1])
-            window = table.rules.windows[semantic_type]
-            if int(chosen.sum()) < len(places) and (window is None or self._reaches(history, row, places, window)):
-                raise ValueError(
-                    f"The type of tokens {start} to {stop} cannot become {semantic_type} any more: their keys are gone."
-                )
-            keys.semantic_ids[row, chosen] = int(semantic_type)
+        semantic_ids = history.semantic_ids.clone()
+        semantic_ids[row, start:stop] = int(semantic_type)
+        positions = history.positions[row, start:stop][history.is_real[row, start:stop]]
+        if len(positions):
+            for table in self.tables.values():
+                if not table.retype(row, positions, int(semantic_type), history.positions[row, -1] + 1):
+                    raise ValueError(
+                        f"Tokens {start} to {stop} of row {row} cannot become {SemanticType(semantic_type).name} any "
+                        "more: their keys are gone."
+                    )
+        self._history = [history._replace(semantic_ids=semantic_ids)]
 
-    @staticmethod
-    def _reaches(history: Keys, row: int, places: torch.Tensor, window: int) -> bool:
-        return bool(history.positions[row, -1] + 1 - places[-1] <= window)
-
-    def _check_seen(self, semantic_ids: torch.Tensor) -> None:
+    def _retype_seen(self, semantic_ids: torch.Tensor) -> None:
+        """Take over what all types, (B, seen + …), say of the tokens seen."""
         if not self._seen:
             return
-        if semantic_ids.shape[1] < self._seen:
-            raise ValueError(
-                f"semantic_ids covers {semantic_ids.shape[1]} tokens, but the cache has seen {self._seen}."
-            )
         seen = self._all_keys()
-        repeats = max(1, semantic_ids.shape[0] // seen.semantic_ids.shape[0])
-        wrong = seen.semantic_ids.repeat_interleave(repeats, 0) != semantic_ids[:, : self._seen]
-        wrong &= seen.is_real.repeat_interleave(repeats, 0)
-        if bool(wrong.any()):
-            row, place = wrong.nonzero()[0].tolist()
-            raise ValueError(
-                f"semantic_ids gives token {place} of row {row} the type {int(semantic_ids[row, place])}, but the cache "
-                f"has read it as {int(seen.semantic_ids[row // repeats, place])}: cache.semantic_ids holds the types of "
-                "the tokens seen."
-            )
+        differs = (seen.semantic_ids != semantic_ids[:, : self._seen]) & seen.is_real
+        for row in differs.any(dim=1).nonzero().flatten().tolist():
+            wanted = torch.where(differs[row], semantic_ids[row, : self._seen], -1)
+            values, lengths = wanted.unique_consecutive(return_counts=True)
+            stops = lengths.cumsum(0).tolist()
+            for value, length, stop in zip(values.tolist(), lengths.tolist(), stops):
+                if value >= 0:
+                    self.retype(row, stop - length, stop, value)
 
     def _new_types(self, tokens: torch.Tensor, semantic_ids: torch.Tensor | None) -> torch.Tensor:
         rows, number = tokens.shape[:2]
         if semantic_ids is not None:
             if semantic_ids.shape == (rows, self._seen + number):
-                self._check_seen(semantic_ids)
+                self._retype_seen(semantic_ids)
             elif semantic_ids.shape != (rows, number):
                 seen = f", {self._seen} of them cached" if self._seen else ""
                 raise ValueError(

@@ -1,6 +1,7 @@
 """`model.generate(input_ids, semantic_ids=…)`: transformers' own generation with an `HSACache` and typed tokens."""
 
 import functools
+import inspect
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from ..config import HSAConfig
 from ..semantics import SemanticType
 from .cache import HSACache
-from .tagger import ConstantTagger, Tagger
+from .rule_tagger import make_tagger
 
 
 if TYPE_CHECKING:
@@ -103,13 +104,15 @@ def _generate(
     _check_prompt(model, input_ids, option)
     cache = _prepare_cache(cache, hook.config)
     semantic_ids = _prepare_types(semantic_ids, input_ids, cache, hook.config)
-    cache.expect(semantic_ids, tagger or make_tagger(hook.config))
+    cache.expect(semantic_ids, tagger or make_tagger(hook.config, kwargs.get("tokenizer")))
     entry = model.base_model
     if cache.get_seq_length() and cache.rope_deltas is not None:
         entry.rope_deltas = cache.rope_deltas
     kwargs |= {"past_key_values": cache, "use_cache": True}
     if not hook.is_hybrid and not hasattr(entry, "rope_deltas"):
-        _prefill(model, input_ids, cache, kwargs.get("attention_mask"), option("pad_token_id"))
+        if kwargs.get("attention_mask") is None and not cache.get_seq_length():
+            kwargs["attention_mask"] = _padding(input_ids, option("pad_token_id"), option("eos_token_id"))
+        _prefill(model, input_ids, cache, kwargs.get("attention_mask"))
     return former(input_ids, *args, **kwargs)
 
 
@@ -117,19 +120,10 @@ def is_plain(config: HSAConfig) -> bool:
     """Whether untyped prompts and what is generated from them are seen as without HSA."""
     if config.labels is not None:
         return False
-    kinds = {SemanticType.parse(config.default_type), generated_type(config)}
+    generated = config.default_type if config.generated_type is None else config.generated_type
+    kinds = {SemanticType.parse(config.default_type), SemanticType.parse(generated)}
     hides = any(query_type in kinds and key_type in kinds for query_type, key_type in config.hide)
     return not hides and all(config.decays[kind] == 0 and config.windows[kind] is None for kind in kinds)
-
-
-def generated_type(config: HSAConfig) -> SemanticType:
-    """Return the type of generated tokens that no rule types."""
-    return SemanticType.parse(config.default_type if config.generated_type is None else config.generated_type)
-
-
-def make_tagger(config: HSAConfig) -> Tagger:
-    """Return what types generated tokens."""
-    return ConstantTagger(generated_type(config))
 
 
 def _option(kwargs: dict[str, Any], *configs_and_name: Any) -> Any:
@@ -196,24 +190,24 @@ def _prepare_types(
     return semantic_ids.to(input_ids.device)
 
 
+def _padding(input_ids: torch.Tensor, pad_token_id: int | None, eos_token_id: int | list[int] | None) -> torch.Tensor:
+    """Guess the attention mask as transformers does: the padding token is padding unless it also ends texts."""
+    ends = [eos_token_id] if isinstance(eos_token_id, int) else eos_token_id or []
+    if pad_token_id is None or pad_token_id in ends:
+        return torch.ones_like(input_ids)
+    return (input_ids != pad_token_id).long()
+
+
 @torch.no_grad()
 def _prefill(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    cache: HSACache,
-    attention_mask: torch.Tensor | None,
-    pad_token_id: int | None,
+    model: PreTrainedModel, input_ids: torch.Tensor, cache: HSACache, attention_mask: torch.Tensor | None
 ) -> None:
     """Read a long prompt in chunks, all but the last, so that memory grows with what is kept only."""
     length, start = input_ids.shape[1], cache.get_seq_length()
-    if length - start <= PREFILL_CHUNK:
+    if length - start <= PREFILL_CHUNK or (attention_mask is not None and attention_mask.shape != input_ids.shape):
         return
     if attention_mask is None:
-        if pad_token_id is not None and bool((input_ids == pad_token_id).any()):
-            return  # transformers may take these for padding
         attention_mask = torch.ones_like(input_ids)
-    elif attention_mask.shape != input_ids.shape:
-        return
 
     positions = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
     last_logits = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}

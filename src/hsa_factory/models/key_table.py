@@ -126,3 +126,27 @@ class KeyTable:
         """Apply a function to what is known of all keys held."""
         if self.keys is not None:
             self.keys = self.keys.map(change)
+
+    def retype(self, row: int, positions: torch.Tensor, semantic_type: int, next_position: torch.Tensor) -> bool:
+        """Change the type of a row's keys.
+
+        Args:
+            row: Of the batch.
+            positions: (n,), the keys' positions, consecutive.
+            semantic_type: The new type.
+            next_position: The position of the row's next token.
+
+        Returns:
+            Whether it could be done: False if keys are gone that could be seen with the new type.
+        """
+        held, types, is_real = (tensor[row] for tensor in self.keys)
+        chosen = is_real & (held >= positions[0]) & (held <= positions[-1])
+        gone = positions[~torch.isin(positions, held[chosen])]
+        lost = Keys(gone, torch.full_like(gone, semantic_type), torch.ones_like(gone, dtype=torch.bool))
+        if bool(find_visible(lost.map(lambda tensor: tensor[None]), next_position.view(1), self.rules).any()):
+            return False
+        semantic_ids = self.keys.semantic_ids.clone()
+        semantic_ids[row, chosen] = semantic_type
+        self.keys = self.keys._replace(semantic_ids=semantic_ids)
+        self._waiting += len(positions)
+        return True
