@@ -52,7 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("llamafactory", "omegaconf", "rich", "yaml", "matplotlib"):
+        if (error.name or "").partition(".")[0] not in (
+            "llamafactory",
+            "omegaconf",
+            "rich",
+            "yaml",
+            "matplotlib",
+            "pyarrow",
+        ):
             raise
         return _fail(
             f"{error.name} is not installed. Install what the commands need: pip install 'hsa-factory[llamafactory]'"
