@@ -116,7 +116,8 @@ def test_json_is_what_the_collator_hands_over(run, tiny_tokenizer):
     assert len(samples) == 3
     for index, (sample, row) in enumerate(zip(samples, module["train_dataset"])):
         batch = collate([dict(row)])
-        assert list(sample) == ["index", "dataset", "input_ids", "semantic_ids", "labels", "tokens"]
+        names = ["index", "dataset", "input_ids", "semantic_ids", "labels", "tokens"]
+        assert list(sample) == [*names, "reasons", "messages", "samples", "turns"]
         assert (sample["index"], sample["dataset"]) == (index, "tasks")
         for name in ("input_ids", "semantic_ids", "labels"):
             assert sample[name] == batch[name][0].tolist()
@@ -240,7 +241,13 @@ def test_tokenized_data_is_shown(run, tmp_path):
         loaded = workflow.load_tokenizer(parsed[0])
         template = get_template_and_fix_tokenizer(loaded["tokenizer"], parsed[1])
         workflow.get_dataset(template, *parsed[:3], stage="sft", **loaded)
-    assert rows(run, tokenized_path=tokenized, dataset="nothing of that name") == rows(run)
+    plain, shown = rows(run), rows(run, tokenized_path=tokenized, dataset="nothing of that name")
+    for row, other in zip(plain, shown, strict=True):
+        names = ("index", "dataset", "input_ids", "semantic_ids", "labels", "tokens")
+        assert [other[name] for name in names] == [row[name] for name in names]
+        assert other["turns"] == [] and set(other["messages"]) == {None}
+        known = {"before marker": "feedback or weight"}  # which of them is not recorded
+        assert other["reasons"] == [known.get(reason, reason) for reason in row["reasons"]]
 
 
 # -- text ------------------------------------------------------------------------------------------------------

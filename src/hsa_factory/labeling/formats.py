@@ -83,12 +83,14 @@ class Turn:
         where: What an error calls it.
         source: The mapping of the sample that holds it; None: a column of the sample does.
         media: (place in the text, kind, file) of the parts that name a file.
+        number: Its place among the messages of the sample; -1: it is none of them.
     """
 
     message: Message
     where: str
     source: dict[str, Any] | None = None
     media: tuple[tuple[int, str, Any], ...] = ()
+    number: int = -1
 
 
 def read_turns(sample: Mapping[str, Any], layout: Layout) -> list[Turn]:
@@ -164,7 +166,8 @@ def _read_message(message: Any, number: int | str, layout: Layout) -> Turn:
             spans = read_spans(message.get(SPANS_KEY), len(content.text)) + spans
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{where}: {error}") from None
-    return Turn(Message(role, content.text, semantic_type, spans, tools), where, message, content.media)
+    place = number if isinstance(number, int) else -1
+    return Turn(Message(role, content.text, semantic_type, spans, tools), where, message, content.media, place)
 
 
 def _read_alpaca(sample: Mapping[str, Any], layout: Layout) -> list[Turn]:
