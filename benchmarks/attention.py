@@ -1,36 +1,49 @@
-"""HSA attention against causal attention without HSA: forward and backward, side by side in one run.
+"""HSA attention against causal attention without HSA: time, memory and the limit, side by side in one run.
 
-    python benchmarks/attention.py      # table on screen, benchmarks/results/attention.csv
+    python benchmarks/attention.py                      # table on screen, benchmarks/results/attention.csv
+    python benchmarks/attention.py --lengths 1024 4096  # a quick look
 
-Every measurement of a backend is divided by one of `scaled_dot_product_attention(is_causal=True)` made right before
-it; the median of these ratios is reported, so that a machine whose speed drifts does little harm. The limit is the
-number of causal pairs over the number of visible pairs.
+A limit is the number of causal pairs over the number of visible pairs: what skipping every invisible pair would bring.
+In each round `scaled_dot_product_attention(is_causal=True)` without HSA is measured right before the methods, and the
+median over the rounds of the ratio to it is reported, so that a machine whose speed drifts does little harm. Methods:
+
+- blockwise: this project's backend for everything but CUDA
+- flex: this project's backend for CUDA (on CPU torch compiles its forward pass only; with --flex, it takes a while)
+- dense: the whole bias through `scaled_dot_product_attention`, made once and shared by all layers
+- forks: the whole bias made anew in each layer, and eager attention
 """
 
 import argparse
+import ctypes
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import report
 import torch
 import torch.nn.functional as F
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from hsa_factory import HSAConfig
 from hsa_factory.attention import AttentionPlan, run_attention
+from hsa_factory.attention.flex import flex_hsa_attention
 
 
 TURN = 100  # tokens of a turn of a trajectory
+LONGEST = {"dense": 8192, "forks": 4096, "flex": 16384}  # tokens; longer rows would take gigabytes or minutes
+CONFIG = HSAConfig()
+Attend = Callable[[], torch.Tensor]
 
 
 def make_types(length: int, share: float, scattered: bool, seed: int = 0) -> torch.Tensor:
     """Return (1, L) types of which a share is GLOBAL or LANDMARK, token by token or in whole turns."""
     generator = torch.Generator().manual_seed(seed)
     number = length if scattered else -(-length // TURN)
-    memory = torch.rand(number, generator=generator) < share
-    memory[0] = True
+    memory = torch.zeros(number, dtype=torch.bool)
+    memory[torch.randperm(number, generator=generator)[: round(share * number)]] = True
     kinds = torch.where(memory, 1, 2)
     kinds[0] = 0
     return kinds[None] if scattered else kinds.repeat_interleave(TURN)[None, :length]
@@ -45,77 +58,178 @@ def visible_pairs(types: torch.Tensor, window: int) -> int:
     return seen + int(torch.clamp(length - noise, max=window + 1).sum())
 
 
-def seconds(attend: Callable[[], torch.Tensor], inputs: tuple[torch.Tensor, ...]) -> float:
-    """Time one forward and backward pass."""
+def forks_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
+    """Attend as the patched forks do: the whole bias built in this layer, then eager attention."""
+    length = key.shape[2]
+    distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
+    kinds = types[:, None, :]
+    bias = torch.zeros(1, length, length)
+    bias = torch.where(kinds == 1, -CONFIG.landmark_decay * distance, bias)
+    bias = torch.where(kinds == 2, -CONFIG.noise_decay * distance, bias)
+    bias = bias.masked_fill((kinds == 2) & (distance > CONFIG.noise_window), float("-inf"))
+    bias = bias.masked_fill(distance < 0, float("-inf"))
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    return (query @ key.transpose(2, 3) * query.shape[-1] ** -0.5 + bias[:, None]).softmax(dim=-1) @ value
+
+
+def measure(attend: Attend, inputs: tuple[torch.Tensor, ...], upstream: torch.Tensor | None) -> tuple[float, float]:
+    """Return the seconds of a forward pass, and of a forward and backward pass (NaN without `upstream`)."""
     start = time.perf_counter()
+    if upstream is None:
+        with torch.no_grad():
+            attend()
+        return time.perf_counter() - start, float("nan")
     output = attend()
-    torch.autograd.grad(output, inputs, torch.ones_like(output))
-    return time.perf_counter() - start
+    forward = time.perf_counter() - start
+    torch.autograd.grad(output, inputs, upstream)
+    return forward, time.perf_counter() - start
+
+
+def extra_mib(attend: Attend, inputs: tuple[torch.Tensor, ...], upstream: torch.Tensor) -> float:
+    """Return the peak memory of a forward and backward pass beyond q, k, v, the output and their gradients (Linux)."""
+    ctypes.CDLL(None).malloc_trim(0)  # else freed memory would be taken again unseen
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    except OSError:
+        return float("nan")
+    before = _status_mib("VmRSS")
+    measure(attend, inputs, upstream)
+    results = sum(tensor.numel() * tensor.element_size() for tensor in (upstream, *inputs)) / 2**20
+    return max(_status_mib("VmHWM") - before - results, 0.0)
+
+
+def _status_mib(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+
+
+def methods(inputs: tuple[torch.Tensor, ...], types: torch.Tensor, with_flex: bool) -> dict[str, tuple[Attend, bool]]:
+    """Return the methods for a row: the call, and whether it has a backward pass."""
+    plan, length = AttentionPlan(types, CONFIG), types.shape[1]
+    calls = {
+        "blockwise": (lambda: run_attention(*inputs, plan, "blockwise")[0], True),
+        "dense": (lambda: run_attention(*inputs, plan, "dense")[0], True),
+        "forks": (lambda: forks_attention(*inputs, types), True),
+    }
+    if with_flex:
+        leaves = tuple(tensor.detach() for tensor in inputs)
+        calls["flex"] = (lambda: flex_hsa_attention(*leaves, plan), False)
+    return {name: call for name, call in calls.items() if length <= LONGEST.get(name, length)}
+
+
+def measure_length(
+    length: int, cases: list[tuple[float, bool]], options: argparse.Namespace, advance: Callable
+) -> list:
+    """Measure all methods and cases of one length."""
+    generator = torch.Generator().manual_seed(0)
+    heads = (options.heads, options.kv_heads, options.kv_heads)
+    query, key, value = (
+        torch.randn(1, number, length, options.head_size, generator=generator).requires_grad_() for number in heads
+    )
+    inputs, upstream = (query, key, value), torch.randn(query.shape, generator=generator)
+    calls: dict[tuple, tuple[Attend, bool]] = {}
+    plan_seconds, memory = {}, {}
+    for share, scattered in cases:
+        types = make_types(length, share, scattered)
+        start = time.perf_counter()
+        layout = AttentionPlan(types, CONFIG).layout()
+        plan_seconds[share, scattered] = time.perf_counter() - start
+        del layout
+        is_worst = scattered and share == min(share for share, _ in cases)
+        for name, call in methods(inputs, types, options.flex).items():
+            if name == "blockwise" or is_worst:  # the others do not care where the memory lies
+                calls[name, share, scattered] = call
+
+    causal: Attend = lambda: F.scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=True)
+    times: dict[tuple, list[tuple[float, ...]]] = {case: [] for case in calls}
+    rounds = max(1, min(options.rounds, 2 * 32768 // length))
+    memory["causal"] = extra_mib(causal, inputs, upstream)  # also warms up
+    for case, (attend, has_backward) in calls.items():
+        memory[case] = extra_mib(attend, inputs, upstream) if has_backward else measure(attend, inputs, None)[1]
+    for _ in range(rounds):
+        base = measure(causal, inputs, upstream)
+        for case, (attend, has_backward) in calls.items():
+            own = measure(attend, inputs, upstream if has_backward else None)
+            times[case].append((*own, *(a / b for a, b in zip(base, own)), base[1]))
+            advance(1 / rounds / len(calls))
+
+    records = []
+    for (name, share, scattered), rows in times.items():
+        forward, total, forward_speed_up, speed_up, base = (statistics.median(column) for column in zip(*rows))
+        limit = length * (length + 1) / 2 / visible_pairs(make_types(length, share, scattered), CONFIG.noise_window)
+        records.append(
+            {
+                "tokens": length,
+                "memory_share": share,
+                "layout": "scattered" if scattered else "turns",
+                "method": name,
+                "forward_seconds": round(forward, 5),
+                "seconds": round(total, 5),
+                "causal_seconds": round(base, 5),
+                "forward_speed_up": round(forward_speed_up, 2),
+                "speed_up": round(speed_up, 2),
+                "limit": round(limit, 2),
+                "extra_mib": round(memory[name, share, scattered], 1),
+                "causal_extra_mib": round(memory["causal"], 1),
+                "plan_seconds": round(plan_seconds[share, scattered], 5),
+                "heads": options.heads,
+                "kv_heads": options.kv_heads,
+                "head_size": options.head_size,
+                "rounds": rounds,
+                "threads": options.threads,
+                "machine": report.machine(),
+            }
+        )
+    return records
 
 
 def main() -> None:
     """Run all measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384])
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.05, 0.2], help="of GLOBAL and LANDMARK tokens")
-    parser.add_argument("--backends", nargs="+", default=["dense", "blockwise"])
-    parser.add_argument("--rounds", type=int, default=3)
+    lengths = [1024, 2048, 4096, 8192, 16384, 32768, 65536]
+    parser.add_argument("--lengths", type=int, nargs="+", default=lengths)
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.02, 0.05, 0.1, 0.2, 0.5])
+    parser.add_argument("--layouts", nargs="+", default=["turns", "scattered"], choices=["turns", "scattered"])
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--kv-heads", type=int, default=2)
+    parser.add_argument("--head-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3, help="fewer at 64k tokens (%(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--flex", action="store_true", help="compiled flex attention too, forward only")
+    parser.add_argument("--append", action="store_true", help="keep what the file holds of other lengths")
+    parser.add_argument("--output", default="attention.csv", help="name in benchmarks/results (%(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    cases = [(share, layout == "scattered") for layout in options.layouts for share in options.shares]
 
-    config = HSAConfig()
-    table = Table(title=f"Forward + backward, batch 1, 8 heads of 64, 2 key/value heads, float32, {report.machine()}")
-    for heading in ("tokens", "memory", "layout", "backend", "ms", "speed-up over causal", "limit", "plan, ms"):
+    kept = report.read(options.output) if options.append else []
+    records: list[dict] = [row for row in kept if int(row["tokens"]) not in options.lengths]
+    with Progress() as progress:
+        task = progress.add_task("measuring", total=sum(options.lengths))
+        for length in options.lengths:
+            records += measure_length(length, cases, options, lambda part: progress.advance(task, part * length))  # noqa: B023
+            report.write(options.output, records)
+    measured = sum(record["tokens"] in options.lengths for record in records)
+
+    title = f"batch 1, {options.heads} heads of {options.head_size}, {options.kv_heads} key/value heads, float32"
+    table = Table(title=f"{title}, {report.machine()}")
+    columns = ("tokens", "memory", "layout", "method", "ms", "speed-up", "forward", "limit", "extra MiB", "plan, ms")
+    for heading in columns:
         table.add_column(heading, justify="right")
-    records = []
-    for length in options.lengths:
-        query = torch.randn(1, 8, length, 64, requires_grad=True)
-        key, value = (torch.randn(1, 2, length, 64, requires_grad=True) for _ in range(2))
-        inputs = (query, key, value)
-        causal = lambda: F.scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=True)  # noqa: B023
-        seconds(causal, inputs)
-        for share in options.shares:
-            for scattered in (False, True):
-                types = make_types(length, share, scattered)
-                start = time.perf_counter()
-                plan = AttentionPlan(types, config)
-                plan.document_layout()
-                plan_seconds = time.perf_counter() - start
-                limit = length * (length + 1) / 2 / visible_pairs(types, config.noise_window)
-                for backend in options.backends:
-                    if backend == "dense" and length > 8192:  # the bias alone would take gigabytes
-                        continue
-                    attend = lambda: run_attention(*inputs, plan, backend=backend)[0]  # noqa: B023
-                    seconds(attend, inputs)
-                    pairs = [(seconds(causal, inputs), seconds(attend, inputs)) for _ in range(options.rounds)]
-                    speed_up = statistics.median(base / own for base, own in pairs)
-                    record = {
-                        "tokens": length,
-                        "memory_share": share,
-                        "layout": "scattered" if scattered else "turns",
-                        "backend": backend,
-                        "seconds": round(statistics.median(own for _, own in pairs), 4),
-                        "causal_seconds": round(statistics.median(base for base, _ in pairs), 4),
-                        "speed_up": round(speed_up, 2),
-                        "limit": round(limit, 2),
-                        "plan_seconds": round(plan_seconds, 5),
-                        "threads": options.threads,
-                        "machine": report.machine(),
-                    }
-                    records.append(record)
-                    table.add_row(
-                        f"{length:,}",
-                        f"{share:.0%}",
-                        record["layout"],
-                        backend,
-                        f"{record['seconds'] * 1000:.0f}",
-                        f"{speed_up:.2f}",
-                        f"{limit:.1f}",
-                        f"{plan_seconds * 1000:.1f}",
-                    )
-
-    report.write("attention.csv", records)
+    for record in records[len(records) - measured :]:
+        table.add_row(
+            f"{record['tokens']:,}",
+            f"{record['memory_share']:.0%}",
+            record["layout"],
+            record["method"],
+            f"{record['seconds'] * 1000:.0f}",
+            f"{record['speed_up']:.2f}",
+            f"{record['forward_speed_up']:.2f}",
+            f"{record['limit']:.1f}",
+            f"{record['extra_mib']:.0f}",
+            f"{record['plan_seconds'] * 1000:.1f}",
+        )
     Console(width=120).print(table)
 
 

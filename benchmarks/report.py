@@ -30,6 +30,14 @@ TEXTS = {
         "step": "One LLaMA-Factory SFT step of the tiny Qwen3, batch of 1, one CPU thread ({machine}; "
         "`python benchmarks/sft_step.py`):",
         "head": ("tokens", "variant", "ms a step", "time / plain", "forks' way / this", "memory of the step, MiB"),
+        "attention": "Attention, forward and backward, float32, batch of 1, {heads} heads of {head_size}, {kv_heads} key/value "
+        "heads ({machine}; `python benchmarks/attention.py`): how many times faster than causal "
+        "`scaled_dot_product_attention` without HSA, by the share of GLOBAL and LANDMARK tokens; in brackets the limit, "
+        "causal pairs over visible pairs. Tokens of a type scattered one by one, the worst case of a layout:",
+        "attention_head": ("tokens", "causal, ms", "extra memory, MiB (causal)"),
+        "model": "A training step of a Qwen3 of 2 layers, hidden size {hidden}, HSA on over HSA off "
+        "(`python benchmarks/model_step.py`):",
+        "model_head": ("tokens", "HSA off, ms", "HSA on, ms", "on / off"),
         "data": "Preparing {samples} samples ({tokens} tokens) with types takes **{ratio:.2f}×** the processor time of "
         "plain LLaMA-Factory (`python benchmarks/preprocessing.py`).",
     },
@@ -38,6 +46,12 @@ TEXTS = {
         "step": "微型 Qwen3 的一个 LLaMA-Factory SFT 训练步，批大小 1，单 CPU 线程（{machine}；"
         "`python benchmarks/sft_step.py`）：",
         "head": ("token 数", "方式", "每步毫秒", "耗时 / 原版", "旧分支 / 本行", "训练步内存，MiB"),
+        "attention": "注意力前向 + 反向，float32，批大小 1，{heads} 个 {head_size} 维头，{kv_heads} 个 key/value 头（{machine}；"
+        "`python benchmarks/attention.py`）：相对不用 HSA 的因果 `scaled_dot_product_attention` 快多少倍，按 GLOBAL 与 "
+        "LANDMARK token 的占比；括号内是理论上限，即因果对数 / 可见对数。各类型的 token 逐个打散，是最不利的排布：",
+        "attention_head": ("token 数", "因果注意力，毫秒", "额外内存，MiB（因果）"),
+        "model": "2 层 Qwen3（hidden size {hidden}）的一个训练步，开启 HSA 与关闭 HSA 之比（`python benchmarks/model_step.py`）：",
+        "model_head": ("token 数", "关闭，毫秒", "开启，毫秒", "开 / 关"),
         "data": "带语义类型预处理 {samples} 条样本（{tokens} 个 token）的处理器时间是原版 LLaMA-Factory 的 "
         "**{ratio:.2f} 倍**（`python benchmarks/preprocessing.py`）。",
     },
@@ -74,12 +88,99 @@ def tables(texts: dict) -> str:
             f"{float(row['peak_mib']):.0f}",
         )
         lines.append("| " + " | ".join(values) + " |")
+    lines += [
+        "",
+        "![](docs/images/sft_step.png)",
+        "",
+        *attention_table(texts),
+        "",
+        "![](docs/images/attention.png)",
+        "",
+    ]
+    lines += [*model_table(texts), ""]
     ratio = float(data["typed_over_plain"])
-    lines += ["", "![](docs/images/sft_step.png)", ""]
     lines.append(
         texts["data"].format(samples=f"{int(data['samples']):,}", tokens=f"{int(data['tokens']):,}", ratio=ratio)
     )
     return "\n".join(lines)
+
+
+def attention_table(texts: dict) -> list[str]:
+    """Return the Markdown lines of the speed-ups of blockwise attention by length and share."""
+    rows = [row for row in read("attention.csv") if row["method"] == "blockwise" and row["layout"] == "scattered"]
+    shares = sorted({row["memory_share"] for row in rows}, key=float)
+    length_name, causal, memory = texts["attention_head"]
+    heads = (length_name, causal, *(f"{float(share):.0%}" for share in shares), memory)
+    lines = [texts["attention"].format(**rows[0]), "", "| " + " | ".join(heads) + " |", "|" + "--:|" * len(heads)]
+    for length in sorted({int(row["tokens"]) for row in rows}):
+        own = {row["memory_share"]: row for row in rows if int(row["tokens"]) == length}
+        first, usual = next(iter(own.values())), own.get("0.05", next(iter(own.values())))
+        cells = [f"{length:,}", f"{float(first['causal_seconds']) * 1000:,.0f}"]
+        for share in shares:
+            row = own.get(share)
+            cells.append(f"{float(row['speed_up']):.1f}× ({float(row['limit']):.1f})" if row else "")
+        cells.append(f"{float(usual['extra_mib']):.0f} ({float(usual['causal_extra_mib']):.0f})")
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def model_table(texts: dict) -> list[str]:
+    """Return the Markdown lines of the training steps of a small model."""
+    rows = read("model_step.csv")
+    heads = texts["model_head"]
+    lines = [
+        texts["model"].format(hidden=rows[0]["hidden_size"]),
+        "",
+        "| " + " | ".join(heads) + " |",
+        "|--:" * 4 + "|",
+    ]
+    for row in rows:
+        off, on = (f"{float(row[name]) * 1000:,.0f}" for name in ("off_seconds", "on_seconds"))
+        lines.append(f"| {int(row['tokens']):,} | {off} | {on} | {float(row['on_over_off']):.2f} |")
+    return lines
+
+
+def plot_attention() -> None:
+    """Plot speed-up and extra memory of attention by length."""
+    rows = read("attention.csv")
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    for axis, layout in zip(axes, ("scattered", "turns")):
+        own = [row for row in rows if row["method"] == "blockwise" and row["layout"] == layout]
+        for number, share in enumerate(sorted({row["memory_share"] for row in own}, key=float)):
+            points = [row for row in own if row["memory_share"] == share]
+            lengths, colour = [int(row["tokens"]) for row in points], plt.cm.viridis(number / 5)
+            axis.plot(
+                lengths, [float(row["speed_up"]) for row in points], "o-", color=colour, label=f"{float(share):.0%}"
+            )
+            axis.plot(lengths, [float(row["limit"]) for row in points], ":", color=colour)
+        axis.axhline(1, color="#777777", linewidth=1)
+        axis.set(title=f"GLOBAL, LANDMARK: {layout}", ylabel="times faster than causal attention")
+    handles, labels = axes[0].get_legend_handles_labels()
+    title = "share of GLOBAL and LANDMARK tokens (dotted: the limit)"
+    figure.legend(handles, labels, frameon=False, title=title, ncols=5, loc="outside lower left")
+    names = {
+        "causal": "causal, no HSA",
+        "blockwise": "HSA blockwise",
+        "dense": "HSA dense",
+        "forks": "HSA, forks' way",
+    }
+    for (name, label), colour in zip(names.items(), ("#777777", "#1b9aaa", "#edae49", "#d1495b")):
+        method, column = ("blockwise", "causal_extra_mib") if name == "causal" else (name, "extra_mib")
+        own = [row for row in rows if row["method"] == method and row["layout"] == "scattered"]
+        own = [row for row in own if row["memory_share"] == "0.05"] or own
+        points = {int(row["tokens"]): max(float(row[column]), 1) for row in own}
+        axes[2].plot(points.keys(), points.values(), "o-", color=colour, label=label)
+    axes[2].set(title="forward + backward", ylabel="MiB beyond q, k, v, out, gradients")
+    axes[2].legend(frameon=False)
+    ticks = sorted({int(row["tokens"]) for row in rows})
+    for axis in axes:
+        labels = [f"{tick // 1024}k" for tick in ticks]
+        axis.set(xscale="log", yscale="log", xlabel="tokens", xticks=ticks, xticklabels=labels)
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    for axis in axes[:2]:
+        axis.set(yticks=[1, 2, 5, 10, 20, 40], yticklabels=[1, 2, 5, 10, 20, 40])
+    figure.savefig(ROOT / "docs" / "images" / "attention.png", dpi=110)
 
 
 def plot() -> None:
@@ -114,6 +215,7 @@ def machine() -> str:
 def main() -> None:
     """Write everything."""
     plot()
+    plot_attention()
     for name, texts in TEXTS.items():
         path = ROOT / name
         before, _, rest = path.read_text(encoding="utf-8").partition(START)

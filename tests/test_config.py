@@ -22,7 +22,7 @@ EVERYTHING_SET = {
     "layers": [3, 1, 1],
     "default_type": "noise",
     "generated_type": 1,
-    "labels": {"rules": ["a", "ü"]},
+    "labels": [{"name": "ü", "type": "LANDMARK", "tag": ["think"], "verbs": ["a"]}],
 }
 
 
@@ -209,7 +209,7 @@ class TestFiles:
         assert HSAConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
     def test_saving_again_replaces(self, tmp_path):
-        HSAConfig(noise_window=1, labels="x" * 1000).save_pretrained(tmp_path)
+        HSAConfig(noise_window=1, labels=[{"type": 0, "name": "x" * 1000}]).save_pretrained(tmp_path)
         HSAConfig(noise_window=2).save_pretrained(tmp_path)
         assert HSAConfig.from_pretrained(tmp_path) == HSAConfig(noise_window=2)
 
@@ -253,7 +253,7 @@ class TestAttentionRules:
             {"backend": "reference"},
             {"default_type": "NOISE"},
             {"generated_type": 1},
-            {"labels": "rules"},
+            {"labels": "react"},
             {"hide": []},
         ],
     )

@@ -13,6 +13,7 @@ Hierarchical Semantic Attention and feedback training for LLaMA-Factory.
 
 commands of its own:
   train FILE.yaml [key=value …]   train; the file may have the blocks `hsa` and `feedback`
+  label IN --rules R --out OUT    give the messages of a data set types by rules
   inspect FILE.yaml …             show what a model gets to see and is trained on: terminal, JSON, HTML; --check
   quickstart                      train tiny models offline, from nothing to a loss curve
 
@@ -81,6 +82,10 @@ def _run(arguments: list[str]) -> int:
         from .inspection.command import main as inspect_main
 
         return inspect_main(arguments)
+    if command == "label":
+        from .labeling.command import main as label_main
+
+        return label_main(arguments)
     if command == "quickstart":
         from .quickstart.run import main as quickstart_main
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from .labeling.rules import normalize_labels
 from .semantics import SemanticType
 
 
@@ -67,7 +68,8 @@ class HSAConfig(_Config):
         layers: Indices of the layers that use HSA; None: all softmax attention layers.
         default_type: Type of a message that has none.
         generated_type: Type of generated tokens; None: `default_type`.
-        labels: Rules that label untyped data: a preset's name or a mapping.
+        labels: Rules for messages that have no type of their own: a preset's name, a list of rules, or the path of a
+            YAML file, which is replaced by the rules in it.
 
     Raises:
         ValueError: If a value is not allowed; the message names the field, the value and what is allowed.
@@ -84,7 +86,7 @@ class HSAConfig(_Config):
     layers: tuple[int, ...] | None = None
     default_type: str | int = "GLOBAL_CONDITION"
     generated_type: str | int | None = None
-    labels: Any = None
+    labels: str | Sequence[dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         for name in ("landmark_decay", "noise_decay", "global_decay"):
@@ -102,6 +104,11 @@ class HSAConfig(_Config):
 
         if self.backend not in BACKENDS:
             self._fail("backend", f"one of {', '.join(BACKENDS)}")
+
+        try:
+            object.__setattr__(self, "labels", normalize_labels(self.labels))
+        except ValueError as error:
+            raise ValueError(f"HSAConfig.labels: {error}") from None
 
         object.__setattr__(self, "hide", self._parse_hide())
         object.__setattr__(self, "layers", self._parse_layers())

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsa_factory import HSAConfig
-from hsa_factory.attention import AttentionPlan, documents, hsa_attention, run_attention
-from hsa_factory.attention.api import AVAILABLE_BACKENDS
+from hsa_factory.attention import AttentionPlan, hsa_attention, layout, run_attention
+from hsa_factory.attention.api import available_backends
 
 
-BACKENDS = [backend for backend in AVAILABLE_BACKENDS if backend not in ("auto", "reference")]
+BACKENDS = [backend for backend in available_backends() if backend not in ("auto", "reference")]
 ALL = [*BACKENDS, "reference"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZE = 16
@@ -110,6 +110,10 @@ class TestEqualsReference:
     @pytest.mark.parametrize("kind", KINDS)
     def test_long(self, backend, kind):
         compare(backend, draw(1, (2, 1), 700), some_types(kind, 1, 700))
+
+    @pytest.mark.parametrize("kind", ["alternating", "trajectory"])
+    def test_very_long(self, backend, kind):
+        compare(backend, draw(1, (2, 1), 4096), some_types(kind, 1, 4096))
 
     @pytest.mark.parametrize(
         "config",
@@ -385,8 +389,8 @@ def test_blockwise_with_blocks_as_small_as_they_get_and_nothing_kept(config, mon
     tensors, types = draw(1, (4, 2), 400), some_types("trajectory", 1, 400)
     expected = run("blockwise", tensors, types, config)
     check(expected, run("reference", tensors, types, config))
-    monkeypatch.setattr(documents, "_BLOCK_BYTES", 0)
-    monkeypatch.setattr(documents, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(layout, "_BLOCK_BYTES", 0)
+    monkeypatch.setattr(layout, "_KEPT_BYTES", 0)
     check(run("blockwise", tensors, types, config), expected)
 
 

@@ -3,14 +3,13 @@
 import copy
 import pickle
 import unicodedata
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hsa_factory import SemanticType
-from hsa_factory.labeling.typed_text import TypedText, token_types, type_rendered_text
+from hsa_factory.labeling.typed_text import TypedText, carry_types, token_types, type_rendered_text, without
 
 
 GLOBAL, LANDMARK, NOISE = SemanticType
@@ -44,6 +43,13 @@ def by_character(text):
     return [semantic_type for length, semantic_type in text.spans for _ in range(length)]
 
 
+def tokenize(tokenizer, text):
+    """Return the ids of a text and their types."""
+    batch = tokenizer([str(text)], add_special_tokens=False)
+    ids = batch["input_ids"][0]
+    return ids, list(token_types(text, batch.encodings[0].offsets, len(ids)))
+
+
 def characters(row):
     return [semantic_type for piece, semantic_type in row for _ in piece]
 
@@ -55,7 +61,7 @@ class TestText:
         assert text == "".join(piece for piece, _ in first + second)
         assert by_character(text) == characters(first + second)
         assert text.semantic_type == second[-1][1]
-        assert text.is_uniform == (len(set(characters(first + second))) <= 1)
+        assert text.is_uniform == (set(characters(first + second)) <= {second[-1][1]})
 
     def test_plain_text_takes_the_type_it_is_added_to(self):
         text = TypedText("ab", GLOBAL) + TypedText("c", NOISE) + "de"
@@ -86,31 +92,109 @@ class TestText:
             assert other == text and other.spans == text.spans
 
 
+@st.composite
+def slices(draw):
+    text = join(draw(spans))
+    return text, slice(*(draw(st.none() | st.integers(-len(text) - 2, len(text) + 2)) for _ in "ab"))
+
+
+class TestChanging:
+    @given(slices())
+    def test_slicing(self, case):
+        text, part = case
+        assert isinstance(text[part], TypedText) and text[part] == str(text)[part]
+        assert by_character(text[part]) == by_character(text)[part]
+        assert text[part].semantic_type == text.semantic_type
+
+    @given(
+        spans,
+        st.sampled_from(["a", "The", "think", "<", "zz"]),
+        st.sampled_from(["", "x", "a<im>a"]),
+        st.integers(-1, 3),
+    )
+    def test_replacing(self, row, old, new, count):
+        """As on the plain text; character by character in a row of (character, type) pairs."""
+        text = join(row)
+        changed = text.replace(old, new, count)
+        assert isinstance(changed, TypedText) and changed == str(text).replace(old, new, count)
+        plain, kinds, expected, place = str(text), by_character(text), [], 0
+        while place < len(plain):
+            if count and plain.startswith(old, place):
+                expected += [kinds[place]] * len(new)
+                place, count = place + len(old), count - 1
+            else:
+                expected.append(kinds[place])
+                place += 1
+        assert by_character(changed) == expected
+
+    def test_leaving_parts_out(self):
+        text = TypedText("ab", GLOBAL) + TypedText("cd", NOISE) + TypedText("ef", LANDMARK)
+        kept = without(text, [(1, 3), (5, 6)])
+        assert kept == "ade" and by_character(kept) == [0, 2, 1]
+        assert by_character(without(text, [])) == by_character(text)
+
+    @given(
+        st.lists(
+            st.tuples(st.sampled_from(["", "a", " b", "冰"]), st.sampled_from(SemanticType)), min_size=1, max_size=5
+        )
+    )
+    def test_types_are_carried_over_expanded_placeholders(self, row):
+        """Each placeholder becomes something that no text between them can be mistaken for."""
+        text, changed, expected, media_kind = None, "", [], SemanticType((row[0][1] + 1) % 3)
+        for number, (piece, kind) in enumerate(row):
+            part = TypedText(piece, kind)
+            changed, expected = changed + piece, expected + [kind] * len(piece)
+            if number < len(row) - 1:
+                part = part + TypedText("<image>", media_kind)
+                changed, expected = changed + "[##]", expected + [media_kind] * 4
+            text = part if text is None else text + part
+        carried = carry_types(text, changed, ["<image>", "<video>"])
+        assert carried == changed and by_character(carried) == expected
+
+    def test_text_that_is_not_found_again_takes_the_type_that_remembers_most(self):
+        text = TypedText("see", NOISE) + TypedText(" take", LANDMARK)
+        assert by_character(carry_types(text, "something else", ["<image>"])) == [1] * 14
+
+    def test_typed_text_is_left_as_it_is(self):
+        text = TypedText("a", NOISE)
+        assert carry_types(TypedText("<image>", GLOBAL), text, ["<image>"]) is text
+
+
 class TestRendering:
     def test_the_content_keeps_its_spans_and_the_rest_is_the_messages(self):
         content = TypedText("see", NOISE) + TypedText(" take", LANDMARK)
-        rendered = type_rendered_text("<user>see take<end>", content)
+        rendered = type_rendered_text("<user>see take<end>", content, 6)
         assert rendered == "<user>see take<end>"
         assert by_character(rendered) == [1] * 6 + [2] * 3 + [1] * 10
 
+    def test_content_that_stands_in_the_prefix_too(self):
+        content = TypedText("us", NOISE) + TypedText("er", LANDMARK)
+        assert by_character(type_rendered_text("<user>user<end>", content, 6)) == [1] * 6 + [2] * 2 + [1] * 7
+
     def test_uniform_content(self):
-        rendered = type_rendered_text("<user>see<end>", TypedText("see", NOISE))
+        rendered = type_rendered_text("<user>see<end>", TypedText("see", NOISE), 6)
         assert by_character(rendered) == [2] * 14
+
+    def test_what_does_not_hold_the_content_has_the_type_of_the_message(self):
+        content = TypedText("see", NOISE) + TypedText(" take", LANDMARK)
+        assert by_character(type_rendered_text("see take", content, None)) == [1] * 8
 
     def test_content_that_was_rewritten_has_the_type_of_its_message(self):
         content = TypedText('{"name": ', NOISE) + TypedText('"go"}', LANDMARK)
-        assert by_character(type_rendered_text("<call>go()", content)) == [1] * 10
+        assert by_character(type_rendered_text("<call>go()", content, 6)) == [1] * 10
+
+    def test_a_thought_before_a_rewritten_call_keeps_its_type(self):
+        content = TypedText("<think>so</think>", NOISE) + TypedText('{"name": "go"}', LANDMARK)
+        rendered = type_rendered_text("<think>so</think>[go]", content, 0)
+        assert by_character(rendered) == [2] * 17 + [1] * 4
 
     @given(spans, st.sampled_from(["", "<|user|>", "「"]), st.sampled_from(["", "<|end|>", "」\n"]))
     def test_property(self, row, before, after):
         content = join(row)
         kind = content.semantic_type
-        rendered = type_rendered_text(before + content + after, content)
+        rendered = type_rendered_text(before + str(content) + after, content, len(before))
         assert rendered == before + str(content) + after
-        if content.is_uniform:
-            assert set(by_character(rendered)) <= {kind}
-        else:
-            assert by_character(rendered) == [kind] * len(before) + characters(row) + [kind] * len(after)
+        assert by_character(rendered) == [kind] * len(before) + characters(row) + [kind] * len(after)
 
 
 class TestTokens:
@@ -121,59 +205,44 @@ class TestTokens:
         if unicodedata.normalize("NFC", text) != text:
             return
 
-        ids = tiny_tokenizer(str(text), add_special_tokens=False)["input_ids"]
+        ids, kinds = tokenize(tiny_tokenizer, text)
         bytewise = [kind for character, kind in zip(text, characters(row)) for _ in character.encode()]
         expected, start = [], 0
         for token in tiny_tokenizer.convert_ids_to_tokens(ids):  # byte level: one character a byte
             expected.append(min(bytewise[start : start + len(token)]))
             start += len(token)
         assert start == len(bytewise)
-        assert token_types(text, ids, tiny_tokenizer) == expected
+        assert kinds == expected
 
     def test_a_token_over_two_spans(self, tiny_tokenizer):
-        ids = tiny_tokenizer(" robot", add_special_tokens=False)["input_ids"]
-        assert len(ids) == 1
         for first in SemanticType:
             for second in SemanticType:
                 text = TypedText(" ro", first) + TypedText("bot", second)
-                assert token_types(text, ids, tiny_tokenizer) == [min(first, second)]
+                assert tokenize(tiny_tokenizer, text)[1] == [min(first, second)]
                 space = TypedText(" ", first) + TypedText("robot", second)
-                assert token_types(space, ids, tiny_tokenizer) == [min(first, second)]
+                assert tokenize(tiny_tokenizer, space)[1] == [min(first, second)]
 
     def test_the_ids_are_those_of_the_plain_text(self, tiny_tokenizer):
         text = TypedText("The ro", GLOBAL) + TypedText("bot opens", NOISE)
         assert tiny_tokenizer(text)["input_ids"] == tiny_tokenizer("The robot opens")["input_ids"]
 
     @pytest.mark.parametrize("semantic_type", list(SemanticType))
-    def test_uniform_text_needs_no_tokenizer(self, semantic_type):
-        assert token_types(TypedText("abc", semantic_type), [1, 2], None) == [semantic_type] * 2
-        assert (
-            token_types(TypedText("abc", semantic_type) + TypedText("", GLOBAL), [1, 2], None) == [semantic_type] * 2
-        )
+    def test_uniform_text_needs_no_offsets(self, semantic_type):
+        assert list(token_types(TypedText("abc", semantic_type), None, 2)) == [semantic_type] * 2
+        longer = TypedText("abc", semantic_type) + TypedText("", GLOBAL)
+        assert list(token_types(longer, None, 2)) == [semantic_type] * 2
 
     @pytest.mark.parametrize(
         "text", [TypedText("", NOISE), TypedText("", NOISE) + "", TypedText("", 0) + TypedText("", 2)]
     )
     def test_empty_text(self, text, tiny_tokenizer):
-        assert token_types(text, [], tiny_tokenizer) == []
+        assert tokenize(tiny_tokenizer, text) == ([], [])
 
-    def test_a_slow_tokenizer_gives_the_type_that_remembers_most(self):
+    def test_without_offsets_the_type_that_remembers_most(self):
         text = TypedText("a", NOISE) + TypedText("b", LANDMARK)
-        assert token_types(text, [1, 2, 3], SimpleNamespace(is_fast=False)) == [1, 1, 1]
-
-    def test_ids_of_another_tokenization_give_the_type_that_remembers_most(self, tiny_tokenizer):
-        text = TypedText("a", NOISE) + TypedText("b", LANDMARK)
-        assert token_types(text, [1, 2, 3], tiny_tokenizer) == [1, 1, 1]
+        assert list(token_types(text, None, 3)) == [1, 1, 1]
 
     def test_a_token_without_characters_takes_the_type_of_the_place_it_stands_at(self):
         """As SentencePiece makes them for the space it puts before a word."""
-
-        class Tokenizer:
-            is_fast = True
-
-            def __call__(self, text, **options):
-                assert options == {"add_special_tokens": False, "return_offsets_mapping": True}
-                return {"input_ids": [5, 6, 7, 8], "offset_mapping": [(0, 1), (1, 1), (1, 2), (2, 2)]}
-
         text = TypedText("a", NOISE) + TypedText("b", LANDMARK)
-        assert token_types(text, [5, 6, 7, 8], Tokenizer()) == [2, 1, 1, 1]
+        assert list(token_types(text, [(0, 1), (1, 1), (1, 2), (2, 2)], 4)) == [2, 1, 1, 1]

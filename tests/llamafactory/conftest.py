@@ -55,6 +55,10 @@ class Prepared:
     def text(self, token_ids: Any) -> str:
         return self.tokenizer.decode(token_ids, skip_special_tokens=False)
 
+    def counts_of(self, name: str) -> dict[str, Any]:
+        """The account of one training data set."""
+        return self.report["datasets"][name]
+
     @property
     def counts(self) -> dict[str, Any]:
         """The account of the only training data set."""

@@ -95,10 +95,11 @@ class Oracle:
         """Return a batch as the converters make it."""
         columns = {name: [] for name in ("_prompt", "_response", "_system", "_tools", "_images", "_videos", "_audios")}
         columns |= {name: [] for name in ("_hsa_index", "_hsa_dataset", "_hsa_system_type", "_hsa_typed_messages")}
+        columns |= {name: [] for name in ("_hsa_system_spans", "_hsa_rules")}
         for index in range(len(samples)) if numbers is None else numbers:
             messages, system, system_type, tools = samples[index]
             values = (messages[:-1], messages[-1:], system, tools, None, None, None)
-            values += (index, "data", int(system_type), len(messages))
+            values += (index, "data", int(system_type), len(messages), "", "")
             for column, value in zip(columns.values(), values):
                 column.append(value)
         return columns

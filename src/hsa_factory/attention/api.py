@@ -3,6 +3,7 @@
 import logging
 
 import torch
+from torch.utils._triton import has_triton
 
 from ..config import BACKENDS, HSAConfig
 from .blockwise import blockwise_attention
@@ -13,22 +14,27 @@ from .reference import reference_attention
 
 logger = logging.getLogger(__name__)
 
-AVAILABLE_BACKENDS = ("auto", "reference", "dense", "blockwise")
-_BLOCKWISE_FROM = {"cuda": 8192, "other": 1024}
+_BLOCKWISE_FROM = 1024  # tokens: measured on CPU, forward and backward (benchmarks/attention.py)
+_FLEX_FROM = 2048  # tokens: an estimate
 _logged_choices: set[str] = set()
 
 
+def available_backends() -> tuple[str, ...]:
+    """Return the names of the backends that run on this machine."""
+    return BACKENDS if torch.cuda.is_available() else tuple(name for name in BACKENDS if name != "flex")
+
+
 def check_backend(backend: str) -> None:
-    """Refuse a backend that is unknown or not part of this version.
+    """Refuse a backend that is unknown or does not run on this machine.
 
     Raises:
         ValueError: With the backends that are available.
     """
-    available = ", ".join(AVAILABLE_BACKENDS)
+    available = available_backends()
     if backend not in BACKENDS:
-        raise ValueError(f"Unknown HSA backend {backend!r}. Available: {available}.")
-    if backend not in AVAILABLE_BACKENDS:
-        raise ValueError(f"The HSA backend {backend!r} is not part of this version. Available: {available}.")
+        raise ValueError(f"Unknown HSA backend {backend!r}. Available: {', '.join(available)}.")
+    if backend not in available:
+        raise ValueError(f"The HSA backend {backend!r} needs CUDA. Available here: {', '.join(available)}.")
 
 
 def hsa_attention(
@@ -106,7 +112,8 @@ def run_attention(
         ValueError: If the backend is unknown, not available, or cannot honour an argument.
     """
     backend = plan.config.backend if backend == "auto" else backend
-    check_backend(backend)
+    if backend != "auto":
+        check_backend(backend)
     needs_reference = [
         name
         for name, wanted in (
@@ -117,9 +124,9 @@ def run_attention(
         if wanted
     ]
     if backend == "auto":
-        backend, reason = _choose(plan, needs_reference, dropout)
+        backend, reason = _choose(query, plan, needs_reference, dropout)
         _log_choice(f"HSA attention uses the {backend} backend ({reason}).")
-    if backend == "blockwise" and dropout:
+    if backend in ("blockwise", "flex") and dropout:
         needs_reference.append("attention dropout")
     if backend != "reference" and needs_reference:
         raise ValueError(
@@ -130,6 +137,13 @@ def run_attention(
         return blockwise_attention(query, key, value, plan, scale, sliding_window, neutral), None
     if backend == "dense":
         return dense_attention(query, key, value, plan, scale, sliding_window, dropout, neutral), None
+    if backend == "flex":
+        reason = _flex_obstacle(query)
+        if reason:
+            raise ValueError(f"The HSA backend 'flex' needs {reason}: use 'auto' or 'blockwise'.")
+        from .flex import flex_hsa_attention  # here: it imports torch's compiler
+
+        return flex_hsa_attention(query, key, value, plan, scale, sliding_window, neutral), None
 
     output, weights = reference_attention(
         query, key, value, plan, scale, sliding_window, softcap, sinks, dropout, neutral
@@ -137,20 +151,34 @@ def run_attention(
     return output, weights if output_attentions else None
 
 
-def _choose(plan: AttentionPlan, needs_reference: list[str], dropout: float) -> tuple[str, str]:
-    """Return the backend for a plan and the reason.
-
-    The lengths are measured on CPU, forward and backward (benchmarks/attention.py); on CUDA they are an estimate.
-    """
+def _choose(query: torch.Tensor, plan: AttentionPlan, needs_reference: list[str], dropout: float) -> tuple[str, str]:
+    """Return the backend for a plan and the reason."""
     if needs_reference:
         return "reference", f"for {', '.join(needs_reference)}"
     if dropout:
         return "dense", "for attention dropout"
-
-    shortest = _BLOCKWISE_FROM["cuda" if plan.device.type == "cuda" else "other"]
+    fast, shortest = "blockwise", _BLOCKWISE_FROM
+    if plan.device.type == "cuda":
+        if _flex_obstacle(query) is None:
+            fast, shortest = "flex", _FLEX_FROM
+        else:
+            shortest = 4 * _FLEX_FROM
     if plan.query_length < shortest:
         return "dense", f"rows shorter than {shortest} tokens"
-    return "blockwise", f"rows of {shortest} tokens and more"
+    if plan.is_causal():
+        return "dense", "nothing is hidden or fades: plain causal attention"
+    return fast, f"rows of {shortest} tokens and more"
+
+
+def _flex_obstacle(query: torch.Tensor) -> str | None:
+    """Return what flex attention lacks for these tensors; None: nothing."""
+    if query.device.type != "cuda":
+        return f"tensors on CUDA, got {query.device.type}"
+    if query.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"float32, bfloat16 or float16, got {query.dtype}"
+    if query.shape[-1] < 16:
+        return f"heads of 16 and more, got {query.shape[-1]}"
+    return None if has_triton() else "Triton"
 
 
 def _check_heads(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:

@@ -1,24 +1,27 @@
 """Sparse HSA attention in portable torch, forward and backward: exact, O(visible keys) time, O(L) memory.
 
-A query sees few keys of two kinds. *Far* keys have no window (or a wide one): GLOBAL and LANDMARK. They are gathered
-once, in order, so that those before a block of queries are one contiguous prefix. *Near* keys have a narrow window:
-NOISE. For a block of queries they lie in one strip of the original keys. Both are put side by side and go through one
-matrix product and one softmax, so nothing has to be merged, and the backward pass computes the probabilities anew from
-q and k instead of keeping them (as in FlashAttention, arXiv 2205.14135).
+A query sees few keys of two kinds. *Near* keys have a narrow window (NOISE): they lie in a strip of the original keys
+that ends at the query. *Far* keys have no window, or a wide one (GLOBAL and LANDMARK): they are gathered once, in
+order, so that those before a block of queries are one contiguous prefix. Queries are taken in chunks. A chunk's near
+part is one batched product over small tiles, each with its own strip; its far part is a few large products. One
+running maximum and sum joins the two, and the backward pass computes the probabilities anew from q, k and the rows'
+log-sum-exp instead of keeping them (as in FlashAttention, arXiv 2205.14135).
 
-The bias of far keys, −decay·(i − j), has rank two and rides along as two more head dimensions (as in FlashBias,
-arXiv 2505.12044), with positions counted from the block so that float32 is exact enough. The strip is small and gets
-its bias added.
+What would otherwise be passes over the logits rides along as head dimensions: the far keys' bias, −decay·(i − j), has
+rank two (as in FlashBias, arXiv 2505.12044) with positions counted from the chunk so that float32 is exact enough; in
+the backward pass −lse turns logits into log-probabilities and −δ centres the gradient of the probabilities.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from .documents import MAX_ROWS, Block, Document, DocumentLayout
+from .layout import LOG2_E, Chunk, Layout
 from .plan import AttentionPlan
+from .tiles import Pass, Workspace
+
+
+_OVERFLOW = 2.0**60
 
 
 def blockwise_attention(
@@ -49,211 +52,173 @@ def blockwise_attention(
     Time O(L·(M/2 + W)) for M far keys and a near window of W; memory O(L) beyond the result and the gradients.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    layout = plan.document_layout(sliding_window, neutral)
-    return _run(query, key, value, layout, scale)
+    return _run(query, key, value, plan.layout(sliding_window, neutral), scale)
 
 
 @torch.compiler.disable
-def _run(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: DocumentLayout, scale: float
-) -> torch.Tensor:
+def _run(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scale: float) -> torch.Tensor:
     return _BlockwiseAttention.apply(query, key, value, layout, scale)
 
 
 class _BlockwiseAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: DocumentLayout, scale: float
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scale: float
     ) -> torch.Tensor:
-        ctx.save_for_backward(query, key, value)
-        ctx.layout, ctx.scale = layout, scale
-        output = query.new_zeros(*query.shape[:-1], value.shape[-1])
+        work = Workspace(query)
+        new = torch.empty if layout.is_complete else torch.zeros  # rows at padding are not written
+        output = new(*query.shape[:-1], value.shape[-1], dtype=query.dtype, device=query.device)
+        log_sum_exp = torch.empty(query.shape[:-1], dtype=work.dtype, device=query.device)
         with torch.autocast(query.device.type, enabled=False):
-            work = _Workspace(query)
-            for document in layout.documents:
-                part = _Part(document, query, key, value, layout.query_offset, scale, work)
-                result = part.empty_like_queries(value.shape[-1])
-                for block, probabilities in part.blocks():
-                    rows = torch.bmm(probabilities, part.values(block))
-                    place = result.narrow(1, block.query_rows.start, block.rows)
-                    place.copy_(rows.view(query.shape[1], block.rows, -1))
-                part.store(output, result)
+            for sequence in layout.sequences:
+                row = sequence.row
+                part = _Forward(sequence, query[row], key[row], value[row], scale, work)
+                part.run(output[row], log_sum_exp[row])
+        ctx.save_for_backward(query, key, value, output, log_sum_exp)
+        ctx.layout, ctx.scale = layout, scale
         return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value = ctx.saved_tensors
-        grads = [torch.zeros_like(tensor) for tensor in (query, key, value)]
+        query, key, value, output, log_sum_exp = ctx.saved_tensors
+        work = Workspace(query)
+        grad_query = torch.empty_like(query) if ctx.layout.is_complete else torch.zeros_like(query)
+        grad_key, grad_value = (torch.zeros_like(tensor, dtype=work.dtype) for tensor in (key, value))
         with torch.autocast(query.device.type, enabled=False):
-            work = _Workspace(query)
-            for document in ctx.layout.documents:
-                part = _Part(document, query, key, value, ctx.layout.query_offset, ctx.scale, work)
-                part.backward(grad_output, *grads)
-        return (*grads, None, None)
+            for sequence in ctx.layout.sequences:
+                row = sequence.row
+                part = _Backward(sequence, query[row], key[row], value[row], ctx.scale, work)
+                part.run(
+                    output[row], log_sum_exp[row], grad_output[row], grad_query[row], grad_key[row], grad_value[row]
+                )
+        grad_key.div_(LOG2_E)  # the queries were scaled for a softmax of base 2
+        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None
 
 
-class _Workspace:
-    """Buffers that all blocks of a pass share, so that the big intermediates stay in the processor's cache."""
+class _Forward(Pass):
+    def run(self, output: torch.Tensor, log_sum_exp: torch.Tensor) -> None:
+        """Write a sequence's rows of (H, Q, E) and (H, Q)."""
+        sequence, work, head_size, value_size = self.sequence, self.work, self.head_size, self.value_size
+        for chunk in sequence.chunks(self.heads):
+            query = self.load_queries(chunk)
+            logits = self.near_logits(query, chunk)
+            maximum = logits.amax(-1, keepdim=True)
+            logits.sub_(maximum).exp2_()
+            result = work.get("result", self.kv_heads, query.shape[1], value_size + 1)
+            torch.bmm(logits, self.strips("near_value", self.value, chunk), out=self.tiles(result, chunk))
+            maximum = maximum.view(self.kv_heads, -1, 1)
+            torch.neg(maximum, out=query[..., head_size : head_size + 1])
 
-    def __init__(self, like: torch.Tensor) -> None:
-        self.dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        self.device = like.device
-        self.buffers: dict[str, torch.Tensor] = {}
+            for rows, far, bias in self.far_panels(chunk):
+                probabilities = self.far_logits(query[:, rows], far, bias).exp2_()
+                block = work.get("block_result", self.kv_heads, probabilities.shape[1], value_size + 1)
+                torch.bmm(probabilities, self.far_value[:, far], out=block)
+                if float(block[..., -1].amax()) > _OVERFLOW:
+                    self._far_above_near(query[:, rows], far, bias, result[:, rows], maximum[:, rows], block)
+                result[:, rows].add_(block)
 
-    def get(self, name: str, *shape: int) -> torch.Tensor:
-        """Return an uninitialised contiguous tensor; it is valid until the same name is asked for again."""
-        size = 1
-        for length in shape:
-            size *= length
-        buffer = self.buffers.get(name)
-        if buffer is None or buffer.numel() < size:
-            buffer = self.buffers[name] = torch.empty(size, dtype=self.dtype, device=self.device)
-        return buffer[:size].view(shape)
+            total = result[..., -1:]
+            self.store(result[..., :-1].div_(total), chunk, output)
+            self.store(maximum.add_(total.log2()), chunk, log_sum_exp[..., None])
 
-
-@dataclass
-class _Part:
-    """One document of one row, with its far keys and values gathered."""
-
-    document: Document
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-    query_offset: int
-    scale: float
-    work: _Workspace
-
-    def __post_init__(self) -> None:
-        document, work = self.document, self.work
-        self.heads, self.head_size = self.query.shape[1], self.query.shape[3]
-        self.kv_heads, self.value_size = self.key.shape[1], self.value.shape[3]
-        self.groups = self.heads // self.kv_heads
-        self.q = document.take_queries(self.query[document.row], self.query_offset)
-        self.k = document.take(self.key[document.row])
-        self.v = document.take(self.value[document.row])
-
-        # Column buffers: [strip of near keys | far keys]; the strip is overwritten block by block.
-        self.bias_size = 2 if document.far_has_decay else 0
-        size, columns = self.head_size + self.bias_size, document.strip + document.far_index.numel()
-        self.key_columns = work.get("keys", self.kv_heads, columns, size)
-        self.value_columns = work.get("values", self.kv_heads, columns, self.value_size)
-        self.query_rows = work.get("queries", self.heads * MAX_ROWS * size)
-        self.query_views: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        far = slice(document.strip, columns)
-        self.key_columns[:, far, : self.head_size] = self.k.index_select(1, document.far_index)
-        self.value_columns[:, far] = self.v.index_select(1, document.far_index)
-        if self.bias_size:
-            self.far_decay = document.far_decay.to(work.dtype)
-            self.far_position = document.far_index.to(work.dtype)
-            self.key_columns[:, : document.strip, self.head_size :] = 0
-            self.key_columns[:, far, self.head_size] = -self.far_decay
-            self.row_numbers = torch.arange(MAX_ROWS, dtype=work.dtype, device=work.device)
-
-    def blocks(self) -> Iterator[tuple[Block, torch.Tensor]]:
-        """Yield each block of queries and its probabilities (Hkv, G·rows, columns)."""
-        for block in self.document.blocks(self.groups * self.kv_heads):
-            yield block, self.probabilities(block)
-
-    def probabilities(self, block: Block) -> torch.Tensor:
-        """Compute the softmax of a block's biased logits over its columns."""
-        self.keys = keys = self._columns(self.key_columns, self.k, block)
-        near, far = block.near_columns, block.columns - block.near_columns
-        if self.bias_size and far:
-            relative = self.far_position.narrow(0, block.far_start, far) - block.start
-            relative.mul_(self.far_decay.narrow(0, block.far_start, far))
-            keys.select(2, self.head_size + 1).narrow(1, near, far).copy_(relative)
-
-        logits = self.work.get("logits", self.kv_heads, self.groups * block.rows, block.columns)
-        torch.bmm(self.queries(block), keys.transpose(1, 2), out=logits)
-        by_head = logits.view(self.heads, block.rows, block.columns)
-        if block.near_bias is not None:
-            by_head.narrow(2, 0, near).add_(block.near_bias)
-        if block.far_bias is not None:
-            number = block.far_bias.shape[1]
-            by_head.narrow(2, block.columns - number, number).add_(block.far_bias)
-
-        probabilities = self.work.get("probabilities", *logits.shape)
-        return torch.ops.aten._softmax.out(logits, -1, False, out=probabilities)
-
-    def queries(self, block: Block) -> torch.Tensor:
-        """Return a block's scaled queries (Hkv, G·rows, D + bias dimensions)."""
-        rows, size = block.rows, self.head_size + self.bias_size
-        if rows not in self.query_views:  # the bias dimensions are the same in every block: written once
-            whole = self.query_rows[: self.heads * rows * size].view(self.heads, rows, size)
-            self.query_views = {rows: (whole[..., : self.head_size], whole.view(self.kv_heads, -1, size))}
-            if self.bias_size:
-                whole[..., self.head_size] = self.row_numbers[:rows]
-                whole[..., self.head_size + 1] = 1
-        heads, queries = self.query_views[rows]
-        torch.mul(self.q.narrow(1, block.query_rows.start, rows), self.scale, out=heads)
-        return queries
-
-    def values(self, block: Block) -> torch.Tensor:
-        """Return a block's values (Hkv, columns, E)."""
-        return self._columns(self.value_columns, self.v, block)
-
-    def _columns(self, columns: torch.Tensor, source: torch.Tensor, block: Block) -> torch.Tensor:
-        """Put a block's strip in front of its far columns."""
-        strip, near, far = self.document.strip, block.near_columns, block.far_stop - block.far_start
-        if block.far_start == 0:  # the usual case: the strip's place is right before the first far key
-            view = columns.narrow(1, strip - near, near + far)
-        else:
-            view = torch.cat([columns.narrow(1, 0, near), columns.narrow(1, strip + block.far_start, far)], dim=1)
-        if near:
-            place = view.narrow(1, 0, near).narrow(2, 0, source.shape[-1])
-            place.copy_(source.narrow(1, block.near_rows.start, near))
-        return view
-
-    def backward(
-        self, grad_output: torch.Tensor, grad_query: torch.Tensor, grad_key: torch.Tensor, grad_value: torch.Tensor
+    def _far_above_near(
+        self,
+        query: torch.Tensor,
+        far: slice,
+        bias: torch.Tensor | None,
+        result: torch.Tensor,
+        maximum: torch.Tensor,
+        block: torch.Tensor,
     ) -> None:
-        """Add this document's gradients."""
-        document, work = self.document, self.work
-        grad_out = document.take_queries(grad_output[document.row], self.query_offset)
-        grad_q = self.empty_like_queries(self.head_size)
-        grad_k = torch.zeros_like(self.k, dtype=work.dtype)
-        grad_v = torch.zeros_like(self.v, dtype=work.dtype)
-        far_shape = (self.kv_heads, self.head_size, document.far_index.numel())  # transposed: the faster product
-        far_k = torch.zeros(far_shape, dtype=work.dtype, device=work.device)
-        far_v = far_k.new_zeros(self.kv_heads, self.value_size, far_shape[2])
-        for block, probabilities in self.blocks():
-            rows = work.get("grad_rows", self.heads, block.rows, self.value_size)
-            rows.copy_(grad_out.narrow(1, block.query_rows.start, block.rows))
-            rows = rows.view(self.kv_heads, self.groups * block.rows, self.value_size)
-            columns_v = work.get("grad_values", self.kv_heads, self.value_size, block.columns)
-            torch.bmm(rows.transpose(1, 2), probabilities, out=columns_v)
-            grad_p = work.get("grad_probabilities", *probabilities.shape)
-            torch.bmm(rows, self.values(block).transpose(1, 2), out=grad_p)
-            grad_s = work.get("logits", *probabilities.shape)  # the logits are not needed any more
-            torch.ops.aten._softmax_backward_data.out(grad_p, probabilities, -1, work.dtype, grad_input=grad_s)
+        """Do a block again whose far logits are so far above the near ones that their exponentials overflow."""
+        query[..., self.head_size] = 0
+        logits = self.far_logits(query, far, bias)
+        new = torch.maximum(logits.amax(-1, keepdim=True), maximum)
+        torch.bmm(logits.sub_(new).exp2_(), self.far_value[:, far], out=block)
+        result.mul_((maximum - new).exp2_())
+        maximum.copy_(new)
 
-            queries = self.query_views[block.rows][1].narrow(2, 0, self.head_size)
-            block_q = work.get("grad_queries", self.kv_heads, self.groups * block.rows, self.head_size)
-            torch.bmm(grad_s, self.keys.narrow(2, 0, self.head_size), out=block_q)
-            place = grad_q.narrow(1, block.query_rows.start, block.rows)
-            torch.mul(block_q.view(self.heads, block.rows, -1), self.scale, out=place)
-            columns_k = work.get("grad_keys", self.kv_heads, self.head_size, block.columns)
-            torch.bmm(queries.transpose(1, 2), grad_s, out=columns_k)
 
-            near, far = block.near_columns, block.columns - block.near_columns
-            for columns, grad, far_grad in ((columns_k, grad_k, far_k), (columns_v, grad_v, far_v)):
-                if near:
-                    strip = grad.narrow(1, block.near_rows.start, near)
-                    strip.add_(columns.narrow(2, 0, near).transpose(1, 2))
-                if far:
-                    far_grad.narrow(2, block.far_start, far).add_(columns.narrow(2, near, far))
+class _Backward(Pass):
+    def run(
+        self,
+        output: torch.Tensor,
+        log_sum_exp: torch.Tensor,
+        grad_output: torch.Tensor,
+        grad_query: torch.Tensor,
+        grad_key: torch.Tensor,
+        grad_value: torch.Tensor,
+    ) -> None:
+        """Add a sequence's gradients to (H, Q, D), (Hkv, L, D) and (Hkv, L, E)."""
+        sequence, work, head_size, value_size = self.sequence, self.work, self.head_size, self.value_size
+        # transposed: the faster product
+        far_grad_key = torch.zeros(self.kv_heads, head_size, self.far_number, dtype=work.dtype, device=work.device)
+        far_grad_value = far_grad_key.new_zeros(self.kv_heads, value_size, self.far_number)
+        for chunk in sequence.chunks(self.heads):
+            query = self.load_queries(chunk)
+            minus_lse = sequence.take_queries(log_sum_exp, chunk.start, chunk.stop).neg()[..., None]
+            self.load(minus_lse, query[..., head_size:], chunk)
 
-        grad_k.index_add_(1, document.far_index, far_k.transpose(1, 2))
-        grad_v.index_add_(1, document.far_index, far_v.transpose(1, 2))
-        document.put_queries(grad_query[document.row], grad_q, self.query_offset)
-        document.add(grad_key[document.row], grad_k)
-        document.add(grad_value[document.row], grad_v)
+            grad_rows = sequence.take_queries(grad_output, chunk.start, chunk.stop)
+            grad = work.get("grad", self.kv_heads, query.shape[1], value_size + 1)
+            self.load(grad_rows, grad, chunk)
+            product = grad_rows.to(work.dtype) * sequence.take_queries(output, chunk.start, chunk.stop)
+            self.load(product.sum(-1, keepdim=True).neg_(), grad[..., value_size:], chunk)
 
-    def empty_like_queries(self, size: int) -> torch.Tensor:
-        """Return a result for this document's queries (H, queries, size)."""
-        return torch.empty(self.heads, self.q.shape[1], size, dtype=self.work.dtype, device=self.work.device)
+            result = work.get("result", self.kv_heads, query.shape[1], head_size)
+            self._near(chunk, query, grad, result, grad_key, grad_value)
+            for rows, far, bias in self.far_panels(chunk):
+                queries, grads = query[:, rows], grad[:, rows]
+                probabilities = self.far_logits(queries, far, bias).exp2_()
+                columns = work.get("columns", self.kv_heads, value_size, probabilities.shape[2])
+                torch.bmm(grads[..., :value_size].transpose(1, 2), probabilities, out=columns)
+                far_grad_value[..., far].add_(columns)
+                grad_logits = work.get("far_grad_logits", *probabilities.shape)
+                torch.bmm(grads, self.far_value[:, far].transpose(1, 2), out=grad_logits)
+                grad_logits.mul_(probabilities)
+                block = work.get("block_result", self.kv_heads, queries.shape[1], head_size)
+                torch.bmm(grad_logits, self.far_key[:, far, :head_size], out=block)
+                result[:, rows].add_(block)
+                columns = work.get("columns", self.kv_heads, head_size, probabilities.shape[2])
+                torch.bmm(queries[..., :head_size].transpose(1, 2), grad_logits, out=columns)
+                far_grad_key[..., far].add_(columns)
+            self.store(result.mul_(self.scale), chunk, grad_query)
 
-    def store(self, output: torch.Tensor, result: torch.Tensor) -> None:
-        """Write a result to its places."""
-        self.document.put_queries(output[self.document.row], result, self.query_offset)
+        grad_key.index_add_(1, self.far_places, far_grad_key.transpose(1, 2))
+        grad_value.index_add_(1, self.far_places, far_grad_value.transpose(1, 2))
+
+    def _near(
+        self,
+        chunk: Chunk,
+        query: torch.Tensor,
+        grad: torch.Tensor,
+        result: torch.Tensor,
+        grad_key: torch.Tensor,
+        grad_value: torch.Tensor,
+    ) -> None:
+        head_size, grads = self.head_size, self.tiles(grad, chunk)
+        probabilities = self.near_logits(query, chunk).exp2_()
+        self._add_strips(torch.bmm(probabilities.transpose(1, 2), grads[..., :-1]), chunk, grad_value)
+        values = self.strips("near_value", self.value, chunk)
+        grad_logits = self.work.get("near_grad_logits", *probabilities.shape)
+        torch.bmm(grads, values.transpose(1, 2), out=grad_logits)
+        grad_logits.mul_(probabilities)
+        keys = self.work.get("near_key", values.shape[0], values.shape[1], head_size + 1)
+        torch.bmm(grad_logits, keys[..., :head_size], out=self.tiles(result, chunk))
+        queries = self.tiles(query, chunk)[..., :head_size]
+        self._add_strips(torch.bmm(grad_logits.transpose(1, 2), queries), chunk, grad_key)
+
+    def _add_strips(self, strips: torch.Tensor, chunk: Chunk, target: torch.Tensor) -> None:
+        """Add the overlapping strips (Hkv · tiles, strip columns, size) of a chunk to (Hkv, L, size)."""
+        sequence, size = self.sequence, strips.shape[2]
+        tile, window, length = sequence.tile, sequence.window, chunk.tiles * sequence.tile
+        strips = strips.view(self.kv_heads, chunk.tiles, sequence.strip, size)
+        joined = self.work.get("joined", self.kv_heads, sequence.strip + length, size).zero_()
+        for first in range(0, sequence.strip, tile):
+            columns = strips[:, :, first : first + tile]
+            place = joined[:, first : first + length].view(self.kv_heads, chunk.tiles, tile, size)
+            place[:, :, : columns.shape[2]].add_(columns)
+        start = chunk.start - window
+        stop = min(chunk.stop, sequence.length)
+        sequence.add(target, joined[:, max(-start, 0) : stop - start], max(start, 0), stop)

@@ -40,9 +40,20 @@ def dense_attention(
         bias_dtype = torch.float32
 
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
+    on_cpu = query.device.type == "cpu"
+    if groups > 1 and not on_cpu:  # CUDA's fused kernels take no mask together with grouped heads
         key = key.repeat_interleave(groups, dim=1)
         value = value.repeat_interleave(groups, dim=1)
 
-    bias = plan.dense_bias(bias_dtype, sliding_window, neutral)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scale)
+    is_causal = plan.is_causal(sliding_window, neutral)
+    bias = None if is_causal else plan.dense_bias(bias_dtype, sliding_window, neutral)
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=bias,
+        dropout_p=dropout,
+        is_causal=is_causal,
+        scale=scale,
+        enable_gqa=groups > 1 and on_cpu,
+    )

@@ -1,12 +1,19 @@
 """The attention plan: everything about a row's types, documents and padding that every layer shares."""
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from ..config import HSAConfig
-from .documents import DocumentLayout, EffectiveRules
+from .layout import Layout
+from .rules import EffectiveRules
 
 
-_ROWS_PER_BLOCK = 256  # query rows per step while the dense bias is filled: bounds the temporaries
+if TYPE_CHECKING:
+    from .flex import FlexMask
+
+
+_CELLS = 2**18  # of the dense bias filled at a time, a row of the batch: the temporaries stay in the cache
 
 
 class AttentionPlan:
@@ -61,8 +68,11 @@ class AttentionPlan:
         self.is_padding = is_padding if bool(is_padding.any()) else None
         self.positions = _positions_in_documents(self.document_ids)
         self.calls: set[int] = set()
+        self._packed: bool | None = None
         self._bias: dict[tuple, torch.Tensor] = {}
-        self._layouts: dict[tuple, DocumentLayout] = {}
+        self._causal: dict[tuple, bool] = {}
+        self._flex_masks: dict[tuple, FlexMask] = {}
+        self._layouts: dict[tuple, Layout] = {}
 
     @property
     def device(self) -> torch.device:
@@ -71,10 +81,10 @@ class AttentionPlan:
 
     def has_packed_rows(self) -> bool:
         """Whether a row holds more than one document."""
-        if self.document_ids.numel() == 0:
-            return False
-        highest = self.document_ids.max(dim=1, keepdim=True).values
-        return bool(((self.document_ids != highest) & (self.document_ids != 0)).any())
+        if self._packed is None:
+            highest = self.document_ids.amax(dim=1, keepdim=True) if self.document_ids.numel() else self.document_ids
+            self._packed = bool(((self.document_ids != highest) & (self.document_ids != 0)).any())
+        return self._packed
 
     def check(self, query: torch.Tensor, key: torch.Tensor) -> None:
         """Refuse tensors the plan was not built for.
@@ -110,16 +120,18 @@ class AttentionPlan:
         """
         key = (dtype, sliding_window, neutral)
         if key not in self._bias:
+            rules = EffectiveRules.of(self.config, sliding_window, neutral)
             bias = torch.empty(self.batch_size, 1, self.query_length, self.key_length, dtype=dtype, device=self.device)
-            for start in range(0, self.query_length, _ROWS_PER_BLOCK):
-                stop = min(start + _ROWS_PER_BLOCK, self.query_length)
-                bias[:, 0, start:stop] = self._bias_rows(start, stop, sliding_window, neutral)
+            step = max(1, _CELLS // max(self.key_length, 1))
+            for start in range(0, self.query_length, step):
+                stop = min(start + step, self.query_length)
+                bias[:, 0, start:stop] = self._bias_rows(start, stop, rules)
             self._bias[key] = bias
 
         return self._bias[key]
 
-    def document_layout(self, sliding_window: int | None = None, neutral: bool = False) -> DocumentLayout:
-        """Return the plan document by document, made on the first call and kept for the other layers.
+    def layout(self, sliding_window: int | None = None, neutral: bool = False) -> Layout:
+        """Return the plan cut into blocks, made on the first call and kept for the other layers.
 
         Args:
             sliding_window: The model's own: a query sees keys with d < sliding_window only. None: no such limit.
@@ -128,35 +140,65 @@ class AttentionPlan:
         key = (sliding_window, neutral)
         if key not in self._layouts:
             rules = EffectiveRules.of(self.config, sliding_window, neutral)
-            self._layouts[key] = DocumentLayout(self.document_ids, self.semantic_ids, self.query_length, rules)
+            self._layouts[key] = Layout(self.document_ids, self.semantic_ids, self.query_length, rules)
 
         return self._layouts[key]
 
-    def _bias_rows(self, start: int, stop: int, sliding_window: int | None, neutral: bool) -> torch.Tensor:
+    def flex_mask(self, sliding_window: int | None = None, neutral: bool = False) -> "FlexMask":
+        """Return the plan as flex attention takes it, made on the first call and kept for the other layers.
+
+        Args:
+            sliding_window: The model's own: a query sees keys with d < sliding_window only. None: no such limit.
+            neutral: Leave HSA's own rules out.
+        """
+        from .flex import FlexMask  # here: it imports torch's compiler
+
+        key = (sliding_window, neutral)
+        if key not in self._flex_masks:
+            self._flex_masks[key] = FlexMask(self, EffectiveRules.of(self.config, sliding_window, neutral))
+
+        return self._flex_masks[key]
+
+    def is_causal(self, sliding_window: int | None = None, neutral: bool = False) -> bool:
+        """Whether the rules come to plain causal attention: one document a row, no padding, no bias, no window."""
+        key = (sliding_window, neutral)
+        if key not in self._causal:
+            rules = EffectiveRules.of(self.config, sliding_window, neutral)
+            free = [
+                decay == 0 and (window is None or window >= self.key_length - 1)
+                for decay, window in zip(rules.decays, rules.windows)
+            ]
+            free = torch.tensor(free, device=self.device)
+            self._causal[key] = (
+                self.query_length == self.key_length
+                and self.is_padding is None
+                and not rules.hide
+                and bool(free[self.semantic_ids].all())
+                and not self.has_packed_rows()
+            )
+        return self._causal[key]
+
+    def _bias_rows(self, start: int, stop: int, rules: EffectiveRules) -> torch.Tensor:
+        """Return (B, rows, L) float32 for queries `start` to `stop`."""
         offset = self.key_length - self.query_length
         rows = slice(offset + start, offset + stop)
-        distance = self.positions[:, rows, None] - self.positions[:, None, :]
-        same_document = self.document_ids[:, rows, None] == self.document_ids[:, None, :]
-        visible = same_document & (distance >= 0) & (self.document_ids != 0)[:, None, :]
-        if sliding_window is not None:
-            visible &= distance < sliding_window
+        types, positions = self.semantic_ids, self.positions.float()  # exact up to 2²⁴
+        windows = [float("inf") if window is None else window for window in rules.windows]
+        last_seen = positions + torch.tensor(windows, device=self.device)[types]  # by a query at this position
+        last_seen = last_seen.masked_fill(self.document_ids == 0, -1)
+        queries, keys = positions[:, rows, None], positions[:, None, :]
 
-        bias = torch.zeros(distance.shape, dtype=torch.float32, device=self.device)
-        if not neutral:
-            decay = torch.tensor(self.config.decays, device=self.device)[self.semantic_ids]
-            bias -= decay[:, None, :] * distance
-            unlimited = self.key_length
-            windows = [unlimited if window is None else min(window, unlimited) for window in self.config.windows]
-            window = torch.tensor(windows, device=self.device)[self.semantic_ids]
-            visible &= distance <= window[:, None, :]
-            for query_type, key_type in self.config.hide:
-                hidden_query = self.semantic_ids[:, rows, None] == query_type
-                visible &= ~(hidden_query & (self.semantic_ids == key_type)[:, None, :])
+        bias = keys - queries
+        hidden = (bias > 0).logical_or_(queries > last_seen[:, None, :])
+        bias.mul_(torch.tensor(rules.decays, device=self.device)[types][:, None, :])
+        if self.is_padding is not None or self.has_packed_rows():
+            hidden |= self.document_ids[:, rows, None] != self.document_ids[:, None, :]
+        for query_type, key_type in rules.hide:
+            hidden |= (types[:, rows, None] == query_type) & (types == key_type)[:, None, :]
 
-        index = torch.arange(start, stop, device=self.device)
-        itself = (index + offset)[:, None] == torch.arange(self.key_length, device=self.device)
-        bias.masked_fill_(~visible, float("-inf"))
-        return bias.masked_fill_(itself, 0.0)
+        bias.masked_fill_(hidden, float("-inf"))
+        bias[:, :, rows].diagonal(dim1=1, dim2=2).fill_(0.0)  # a token sees itself
+        return bias
 
 
 def _check_ids(name: str, ids: torch.Tensor, like: torch.Tensor | None) -> None:

@@ -1,21 +1,52 @@
-"""LLaMA-Factory's dataset converters, plus each message's semantic type."""
+"""LLaMA-Factory's dataset converters, plus each message's semantic type and those of its parts."""
 
+import json
 import os
-from typing import Any
+import re
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from llamafactory.data.converter import DatasetConverter
 
 from .. import __version__
+from ..labeling.formats import Layout, Turn, read_turns, type_turns
+from ..labeling.matching import Typing, runs
+from ..labeling.rules import MEDIA, RuleSet
 from ..semantics import SemanticType
 from .template import TURN_KEY, TYPE_KEY, WEIGHT_KEY
 
 
 INDEX_COLUMN = "_hsa_index"  # the sample's number in its data set, before and after conversion
 SOURCE_COLUMN = "_hsa_dataset"
-_PARSED: dict[str, SemanticType] = {}  # names seen so far
 SYSTEM_TYPE_COLUMN = "_hsa_system_type"
+SYSTEM_SPANS_COLUMN = "_hsa_system_spans"
 TYPED_COLUMN = "_hsa_typed_messages"
-Turn = tuple[int | str, dict[str, Any]]  # a message of the data and its number (or the column that it stands in)
+RULES_COLUMN = "_hsa_rules"
+SPANS_KEY = "spans"  # of a converted message
+REPLY_JOINT = "\n</tool_response>\n<tool_response>\n"  # what LLaMA-Factory puts between the replies of parallel calls
+_PLACEHOLDER = re.compile(f"<({'|'.join(MEDIA)})>")
+
+
+class _AlignedTurn(NamedTuple):
+    """Types of a converted message.
+
+    Attributes:
+        semantic_type: The message's; None: it has none.
+        spans: (length, type) of all parts of its text; none if there is one type only.
+        is_given: Whether the data gave a type.
+        weight: 0 keeps the message out of the loss.
+        number: Its place among the messages of the data; -1: it has none.
+    """
+
+    semantic_type: int | None
+    spans: tuple[tuple[int, int], ...]
+    is_given: bool = False
+    weight: int = 1
+    number: int = -1
+
+
+UNTYPED_TURN = _AlignedTurn(None, ())
 
 
 class TypedConverterMixin:
@@ -24,30 +55,53 @@ class TypedConverterMixin:
     Set by the integration on the data set's attributes: `semantic_tag`, `hsa_name`.
     """
 
+    default_type: int
+    rules: RuleSet | None
+
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
         where = f"dataset {self._name!r}, sample {example.get(INDEX_COLUMN, '?')}"
+        layout = Layout.from_attributes(self.dataset_attr)
+        matches = Counter(dict.fromkeys(self.rules.names, 0)) if self.rules is not None else None
         try:
-            output = super().__call__(example)
+            turns = read_turns(example, layout)
+            typings = type_turns(turns, layout, self.rules, matches)
+        except ValueError as error:
+            raise ValueError(f"{where}, {error}") from None
+        try:
+            output = super().__call__(_with_joined_parts(example, turns, layout))
         except Exception as error:
             raise ValueError(f"{where}: the sample does not have the expected format ({error!r}).") from error
 
+        first = int(bool(turns) and turns[0].message.role == "system")
+        try:
+            (system,) = _align(turns[:first], typings[:first], layout, int(SemanticType.GLOBAL)) or [UNTYPED_TURN]
+            aligned = _align(turns[first:], typings[first:], layout, self.default_type)
+            if system.weight == 0 and self.data_args.train_on_prompt:
+                raise ValueError(
+                    f"{turns[0].where}: the system message shares its turn with the first user message, so its weight 0 "
+                    "cannot be honoured with train_on_prompt. Remove one of them."
+                )
+        except ValueError as error:
+            raise ValueError(f"{where}, {error}") from None
         messages = output["_prompt"] + output["_response"]
-        system, turns = self._turns(example)
-        system_type = self._parse_system(system, where)
-        types = [_joined([self._parse_type(source, where, turn) for turn, source in sources]) for sources in turns]
-        if len(turns) != len(messages):  # alpaca, or a sample that LLaMA-Factory found broken
-            turns = [[(turn, {})] for turn in range(len(messages))]
-            types = [None] * len(messages)
+        if len(aligned) != len(messages):  # a sample that LLaMA-Factory found broken
+            aligned = [UNTYPED_TURN] * len(messages)
+        for place, (message, turn) in enumerate(zip(messages, aligned)):
+            message[WEIGHT_KEY] = turn.weight
+            message[TURN_KEY] = place if layout.formatting == "alpaca" else turn.number
+            message[TYPE_KEY] = self.default_type if turn.semantic_type is None else turn.semantic_type
+            message[SPANS_KEY] = encode_spans(turn.spans)
 
-        for message, semantic_type, sources in zip(messages, types, turns):
-            message[TYPE_KEY] = self.default_type if semantic_type is None else int(semantic_type)
-            message[WEIGHT_KEY] = min(_parse_weight(source, where, turn) for turn, source in sources)
-            message[TURN_KEY] = sources[0][0] if isinstance(sources[0][0], int) else -1
-
-        output[SYSTEM_TYPE_COLUMN] = int(SemanticType.GLOBAL if system_type is None else system_type)
-        output[TYPED_COLUMN] = sum(semantic_type is not None for semantic_type in types)
+        output[SYSTEM_TYPE_COLUMN] = int(SemanticType.GLOBAL if system.semantic_type is None else system.semantic_type)
+        rest = len(output["_system"] or "") - sum(length for length, _ in system.spans)
+        spans = (*system.spans, (rest, output[SYSTEM_TYPE_COLUMN])) if system.spans and rest > 0 else system.spans
+        output[SYSTEM_SPANS_COLUMN] = encode_spans(spans)
+        output[TYPED_COLUMN] = sum(turn.is_given for turn in aligned)
+        ruled = sum(not turn.is_given and (turn.semantic_type is not None or bool(turn.spans)) for turn in aligned)
+        output[RULES_COLUMN] = json.dumps([ruled, matches]) if matches is not None else ""
         output[SOURCE_COLUMN] = self._name
         output[INDEX_COLUMN] = int(example.get(INDEX_COLUMN, -1))
+        self._place_media(output, example, turns)
         self._check_media(output, where)
         return output
 
@@ -55,51 +109,29 @@ class TypedConverterMixin:
     def _name(self) -> str:
         return getattr(self.dataset_attr, "hsa_name", self.dataset_attr.dataset_name)
 
-    def _turns(self, example: dict[str, Any]) -> tuple[dict[str, Any] | None, list[list[Turn]]]:
-        """Return the data's system message, and for each message that LLaMA-Factory makes those it is made of."""
-        attr = self.dataset_attr
-        if attr.formatting == "alpaca":
-            return None, []
+    def _place_media(self, output: dict[str, Any], example: dict[str, Any], turns: list[Turn]) -> None:
+        """Put the files that parts name among those of the sample's columns, in the order of their placeholders."""
+        if not any(turn.media for turn in turns):
+            return
 
-        messages = list(enumerate(example[attr.messages]))
-        system = None
-        if attr.system_tag and messages and messages[0][1][attr.role_tag] == attr.system_tag:
-            system = messages.pop(0)[1]
-
-        turns: list[list[Turn]] = []
-        replies: list[Turn] = []
-        for turn, message in messages:
-            if attr.formatting == "openai" and message[attr.role_tag] == attr.observation_tag:
-                replies.append((turn, message))  # LLaMA-Factory joins the replies of parallel calls
+        columns = {}
+        for kind in MEDIA:
+            column = getattr(self.dataset_attr, f"{kind}s")
+            given = (example.get(column) if column else None) or []
+            columns[kind] = deque(given if isinstance(given, list) else [given])
+        placed: dict[str, list[Any]] = {kind: [] for kind in MEDIA}
+        for turn in turns:
+            if turn.message.role == "system":
                 continue
-            if replies:
-                turns.append(replies)
-                replies = []
-            turns.append([(turn, message)])
-
-        if getattr(attr, "ranking", False):
-            for column in (attr.chosen, attr.rejected):
-                reply = example[column]
-                turns.append([(column, reply if isinstance(reply, dict) else {})])
-
-        return system, turns
-
-    def _parse_system(self, system: dict[str, Any] | None, where: str) -> SemanticType | None:
-        if system is None:
-            return None
-        if _parse_weight(system, where, 0) == 0 and self.data_args.train_on_prompt:
-            raise ValueError(
-                f"{where}, turn 0: the system message shares its turn with the first user message, so its weight 0 "
-                "cannot be honoured with train_on_prompt. Remove one of them."
-            )
-        return self._parse_type(system, where, 0)
-
-    def _parse_type(self, message: dict[str, Any], where: str, turn: int | str) -> SemanticType | None:
-        tag = getattr(self.dataset_attr, "semantic_tag", None)
-        try:
-            return _parse(message.get(tag)) if tag else None
-        except ValueError as error:
-            raise ValueError(f"{where}, turn {turn}: {error}") from None
+            named = {place: file for place, _, file in turn.media}
+            for match in _PLACEHOLDER.finditer(turn.message.text):
+                kind = match.group(1)
+                if match.start() in named:
+                    placed[kind].append(named[match.start()])
+                elif columns[kind]:
+                    placed[kind].append(columns[kind].popleft())
+        for kind, files in placed.items():
+            output[f"_{kind}s"] = self._find_medias([*files, *columns[kind]])
 
     def _check_media(self, output: dict[str, Any], where: str) -> None:
         """Refuse a file that is not there now, before hours of training end at it."""
@@ -116,46 +148,94 @@ class TypedConverterMixin:
                         )
 
 
-def typed_converter(converter_class: type[DatasetConverter], default_type: SemanticType) -> type[DatasetConverter]:
+def typed_converter(
+    converter_class: type[DatasetConverter], default_type: SemanticType, rules: RuleSet | None = None
+) -> type[DatasetConverter]:
     """Return a converter class that also gives every message a type.
 
     Args:
         converter_class: A registered converter.
         default_type: Type of a message without one.
+        rules: Rules for messages without a type of their own; None: there are none.
     """
     name = f"Typed{converter_class.__name__}"
-    attributes = {"__module__": __name__, "default_type": int(default_type), "version": __version__}
+    attributes = {
+        "__module__": __name__,
+        "default_type": int(default_type),
+        "rules": rules,
+        "version": __version__,  # part of the cache's key, as all of these
+    }
     return type(name, (TypedConverterMixin, converter_class), attributes)
 
 
-def _parse(value: Any) -> SemanticType | None:
-    if value is None or value == "":
-        return None
-    known = _PARSED.get(value) if isinstance(value, str) else None
-    if known is None:
-        known = SemanticType.parse(value)
-        if isinstance(value, str):
-            _PARSED[value] = known
-    return known
+def encode_spans(spans: Sequence[tuple[int, int]]) -> str:
+    """Write (length, type) pairs as a text: the same column type for every data set, whatever is in it."""
+    return " ".join(f"{length}:{semantic_type}" for length, semantic_type in spans)
 
 
-def _parse_weight(message: dict[str, Any], where: str, turn: int | str) -> int:
+def decode_spans(text: str) -> list[tuple[int, int]]:
+    """Read back what `encode_spans` wrote."""
+    pairs = (pair.split(":") for pair in text.split())
+    return [(int(length), int(semantic_type)) for length, semantic_type in pairs]
+
+
+def _with_joined_parts(example: dict[str, Any], turns: list[Turn], layout: Layout) -> dict[str, Any]:
+    """Return a sample with texts where content is a list of parts."""
+    tag = layout.content_tag
+    texts = {id(turn.source): turn.message.text for turn in turns if turn.source is not None}
+
+    def joined(message: Any) -> Any:
+        return {**message, tag: texts[id(message)]} if isinstance(message.get(tag), list) else message
+
+    if not any(turn.source is not None and isinstance(turn.source.get(tag), list) for turn in turns):
+        return example
+    changed = {layout.messages: [joined(message) for message in example[layout.messages]]}
+    if layout.ranking:
+        changed |= {column: joined(example[column]) for column in (layout.chosen, layout.rejected)}
+    return {**example, **changed}
+
+
+def _align(turns: Sequence[Turn], typings: Sequence[Typing], layout: Layout, default: int) -> list[_AlignedTurn]:
+    """Bring types to the messages that LLaMA-Factory makes: it joins the replies of parallel calls in openai's format."""
+    aligned, replies = [], []
+    for turn, typing in zip(turns, typings):
+        if layout.formatting == "openai" and turn.message.role == "observation":
+            replies.append((turn, typing))
+            continue
+        if replies:
+            aligned.append(_join(replies, default))
+            replies = []
+        aligned.append(_join([(turn, typing)], default))
+    return aligned
+
+
+def _join(turns: Sequence[tuple[Turn, Typing]], default: int) -> _AlignedTurn:
+    """Join the types of turns that become one message; what is between them has the type that remembers most."""
+    is_given = any(turn.message.semantic_type is not None or turn.message.spans for turn, _ in turns)
+    bases = [typing.semantic_type for _, typing in turns if typing.semantic_type is not None]
+    base = min(bases, default=None)
+    spans: list[tuple[int, int]] = []
+    if any(typing.spans for _, typing in turns):
+        rest = default if base is None else base
+        for number, (turn, typing) in enumerate(turns):
+            if number:
+                spans.append((len(REPLY_JOINT), rest))
+            spans += [(length, int(kind)) for length, kind in runs(typing, len(turn.message.text), rest)]
+    weight = min(_parse_weight(turn) for turn, _ in turns)
+    return _AlignedTurn(base, tuple(spans), is_given, weight, turns[0][0].number)
+
+
+def _parse_weight(turn: Turn) -> int:
     """Read a message's weight: 0 masks it, 1 or none trains it.
 
     Raises:
         ValueError: If it is anything else.
     """
-    value = message.get("weight")
+    value = (turn.source or {}).get("weight")
     if value is None:
         return 1
     if value in (0, 1) and not isinstance(value, bool):
         return int(value)
     raise ValueError(
-        f"{where}, turn {turn}: weight {value!r} is not allowed: 0 keeps the message out of the loss, 1 or no weight "
-        "trains it."
+        f"{turn.where}: weight {value!r} is not allowed: 0 keeps the message out of the loss, 1 or no weight trains it."
     )
-
-
-def _joined(types: list[SemanticType | None]) -> SemanticType | None:
-    """Return the type of replies that are joined to one message: the one that remembers most."""
-    return min((semantic_type for semantic_type in types if semantic_type is not None), default=None)

@@ -23,11 +23,14 @@ from llamafactory.extras.misc import has_tokenized_data
 
 from ..attention.api import check_backend
 from ..config import FeedbackConfig, HSAConfig
+from ..labeling.formats import Layout
+from ..labeling.rules import RuleSet
 from ..models import enable_hsa
 from ..semantics import SemanticType
 from .collator import HSADataCollator
 from .converter import INDEX_COLUMN, typed_converter
 from .marker import ensure_marker, fit_embeddings, initialize_row
+from .mixed_content import load_dataset
 from .options import check_options, check_stage, resolve_config
 from .processor import (
     ACCOUNT_COLUMN,
@@ -69,11 +72,10 @@ class Integration:
         self.hsa_config = hsa if isinstance(hsa, HSAConfig) else (HSAConfig() if hsa else None)
         if self.hsa_config is not None:
             check_backend(self.hsa_config.backend)
-            if self.hsa_config.labels is not None:
-                raise ValueError("hsa.labels: rules that label data are not part of this version; remove the key.")
         self.feedback_config = feedback
         self.report = DataReport()
         self.added_token: int | None = None
+        self._layout = Layout()  # of the data set being loaded
         self.aligned: dict[str, Any] = {}
         self._is_resolved = False  # whether hsa_config has been settled with the checkpoints'
 
@@ -91,6 +93,8 @@ class Integration:
         seams = [
             Seam(llamafactory.data.parser.DatasetAttr, "join", self.join),
             Seam(loader, "get_dataset_list", self.get_dataset_list),
+            Seam(loader, "_load_single_dataset", self.load_single_dataset),
+            Seam(loader, "load_dataset", self.load_dataset),
             Seam(loader, "align_dataset", self.align_dataset),
             Seam(loader, "_get_dataset_processor", self.get_dataset_processor),
             Seam(loader, "_get_preprocessed_dataset", self.get_preprocessed_dataset),
@@ -135,6 +139,15 @@ class Integration:
             attribute.hsa_name = name
         return attributes
 
+    def load_single_dataset(self, original: Any, attributes: Any, *args: Any) -> Any:
+        """Remember which data set is being loaded."""
+        self._layout = Layout.from_attributes(attributes)
+        return original(attributes, *args)
+
+    def load_dataset(self, original: Any, **kwargs: Any) -> Any:
+        """Read contents that are lists of parts beside others that are texts, too."""
+        return load_dataset(original, self._layout, **kwargs)
+
     def align_dataset(self, original: Any, dataset: Any, *args: Any) -> Any:
         """Number the samples, so that messages can name them, and convert them with typed converters."""
         if isinstance(dataset, Dataset):
@@ -144,9 +157,13 @@ class Integration:
 
         registry = llamafactory.data.converter.DATASET_CONVERTERS
         default_type = SemanticType.parse(self.typing_config.default_type)
+        labels = self.typing_config.labels
+        rules = RuleSet.parse(labels) if labels is not None else None
         stock = dict(registry)
         try:
-            registry.update({name: typed_converter(converter, default_type) for name, converter in stock.items()})
+            registry.update(
+                {name: typed_converter(converter, default_type, rules) for name, converter in stock.items()}
+            )
             aligned = original(dataset, *args)
             self.aligned[getattr(args[0], "hsa_name", args[0].dataset_name)] = aligned
             return aligned

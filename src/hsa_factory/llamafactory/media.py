@@ -5,12 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from llamafactory.data.processor.processor_utils import infer_seqlen
-from llamafactory.extras.constants import AUDIO_PLACEHOLDER, IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 
-from .template import Pairs
+from .template import PLACEHOLDERS, Pairs
 
 
-PLACEHOLDERS = (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, AUDIO_PLACEHOLDER)
 Counts = tuple[int, int, int]  # images, videos, audios
 
 

@@ -29,11 +29,20 @@ from ..labeling.token_ids import (
 )
 from ..labeling.typed_text import TypedText
 from ..semantics import SemanticType
-from .converter import INDEX_COLUMN, SOURCE_COLUMN, SYSTEM_TYPE_COLUMN, TYPED_COLUMN
+from .converter import (
+    INDEX_COLUMN,
+    RULES_COLUMN,
+    SOURCE_COLUMN,
+    SPANS_KEY,
+    SYSTEM_SPANS_COLUMN,
+    SYSTEM_TYPE_COLUMN,
+    TYPED_COLUMN,
+    decode_spans,
+)
 from .masking import DECIDING, MaskedPairs, mask_pairs
 from .media import count_media, media_token_ids, plan_cut
 from .report import DatasetAccount, serialize_accounts
-from .template import Pairs, typed_template
+from .template import TEXT_KEY, TYPE_KEY, Pairs, typed_template
 
 
 SEMANTIC_COLUMN = "semantic_ids"
@@ -112,6 +121,8 @@ class TypedProcessorMixin:
             account.samples += 1
             account.messages += len(columns["_prompt"][i]) + len(columns["_response"][i])
             account.typed_messages += columns[TYPED_COLUMN][i]
+            if RULES_COLUMN in columns:
+                account.add_rules(columns[RULES_COLUMN][i])
             try:
                 input_ids, labels = self._encode_sample(columns, i, account)
                 self._encoded.append(([tag_id(input_ids[0], self._sample.facts), *input_ids[1:]], labels))
@@ -137,7 +148,7 @@ class TypedProcessorMixin:
             SampleDropped: With the reason.
             ValueError: If it cannot be encoded, or a policy says ``error``; names the data set and the sample.
         """
-        prompt, response = columns["_prompt"][i], columns["_response"][i]
+        prompt, response = map(_with_typed_content, (columns["_prompt"][i], columns["_response"][i]))
         if len(prompt) % 2 != 1 or len(response) != 1:
             raise SampleDropped(INVALID)
 
@@ -147,7 +158,7 @@ class TypedProcessorMixin:
         self._sample = sample = _Sample(prompt + response)
         system = columns["_system"][i]
         if system:
-            system = TypedText(system, columns[SYSTEM_TYPE_COLUMN][i])
+            system = TypedText(system, columns[SYSTEM_TYPE_COLUMN][i], decode_spans(columns[SYSTEM_SPANS_COLUMN][i]))
         self.template.source = source
         try:
             if any(media) and not self._media_stand_in_front(media):
@@ -312,6 +323,17 @@ class TypedSupervisedProcessor(TypedProcessorMixin, SupervisedDatasetProcessor):
 @dataclass
 class TypedPackedProcessor(TypedProcessorMixin, PackedSupervisedDatasetProcessor):
     """Rows packed to `cutoff_len`."""
+
+
+def _with_typed_content(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give the messages that have parts of several types a content that knows them, and a copy for comparison."""
+    typed = []
+    for message in messages:
+        if message.get(SPANS_KEY):
+            content = TypedText(message["content"], message[TYPE_KEY], decode_spans(message[SPANS_KEY]))
+            message = {**message, "content": content, TEXT_KEY: content}
+        typed.append(message)
+    return typed
 
 
 def _samples_of(ids: list[Any]) -> str:

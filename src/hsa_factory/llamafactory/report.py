@@ -30,6 +30,8 @@ class DatasetAccount:
         marker_cut_samples: Numbers of the first of them.
         messages: Messages of the samples read.
         typed_messages: Messages that came with a type of their own.
+        ruled_messages: Other messages that a rule of `hsa.labels` typed.
+        rules: How often each rule decided, by name: messages and parts of messages.
         tokens: Tokens kept, by semantic type.
         trained_tokens: Tokens kept that the loss counts.
     """
@@ -45,6 +47,8 @@ class DatasetAccount:
     marker_cut_samples: list[int] = field(default_factory=list)
     messages: int = 0
     typed_messages: int = 0
+    ruled_messages: int = 0
+    rules: Counter = field(default_factory=Counter)
     tokens: Counter = field(default_factory=Counter)
     trained_tokens: int = 0
 
@@ -54,6 +58,13 @@ class DatasetAccount:
         listed = self.dropped_samples.setdefault(reason, [])
         if len(listed) < _MAX_LISTED:
             listed.append(index)
+
+    def add_rules(self, serialized: str) -> None:
+        """Add what the rules did to one sample, as the converters write it."""
+        if serialized:
+            ruled, matches = json.loads(serialized)
+            self.ruled_messages += ruled
+            self.rules.update(matches)
 
     def cut_marker(self, index: int) -> None:
         """Count a sample that has lost a feedback marker."""
@@ -75,14 +86,15 @@ class DatasetAccount:
                     listed = self.dropped_samples.setdefault(reason, [])
                     listed += indices[: _MAX_LISTED - len(listed)]
             elif isinstance(value, dict):
-                getattr(self, item.name).update(value)
+                if value:
+                    getattr(self, item.name).update(value)
             else:
                 setattr(self, item.name, getattr(self, item.name) + value)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, with the totals that readers want."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        values["dropped"] = dict(self.dropped)
+        values["dropped"], values["rules"] = dict(self.dropped), dict(self.rules)
         values["tokens"] = {name: self.tokens.get(name, 0) for name in ("GLOBAL", "LANDMARK", "NOISE")}
         total = sum(self.tokens.values())
         values["total_tokens"] = total
@@ -114,11 +126,20 @@ class DataReport:
         """Return the names of the data sets in which nothing is left."""
         return [name for name, account in {**self.eval, **self.train}.items() if account.kept == 0]
 
+    def unmatched_rules(self) -> list[str]:
+        """Return the names of the rules that decided nothing in any data set."""
+        matches: Counter = Counter()
+        for account in (*self.train.values(), *self.eval.values()):
+            matches.update(account.rules)
+        return [name for name, count in matches.items() if count == 0]
+
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values: ``datasets``, and ``eval_datasets`` and ``note`` where there are any."""
+        """Return plain values: ``datasets``, and ``eval_datasets``, ``unmatched_rules``, ``note`` if there are any."""
         values: dict[str, Any] = {"datasets": {name: account.to_dict() for name, account in self.train.items()}}
         if self.eval:
             values["eval_datasets"] = {name: account.to_dict() for name, account in self.eval.items()}
+        if unmatched := self.unmatched_rules():
+            values["unmatched_rules"] = unmatched
         if self.note:
             values["note"] = self.note
         return values
@@ -159,9 +180,11 @@ class DataReport:
                 listed = ", ".join(map(str, account["dropped_samples"].get(reason, [])))
                 more = ", …" if count > len(account["dropped_samples"].get(reason, [])) else ""
                 console.print(f"  {name}: {count} dropped, {reason} (samples {listed}{more})", highlight=False)
-            if account["messages"] and not account["typed_messages"]:
+            if account["messages"] and not account["typed_messages"] and not account["ruled_messages"]:
                 console.print(
-                    f"  {name}: no message has a type of its own, all take the default type", highlight=False
+                    f"  {name}: no message has a type of its own{' or by a rule' if account['rules'] else ''}, all take "
+                    "the default type",
+                    highlight=False,
                 )
             if account["marker_cut"]:
                 listed = ", ".join(map(str, account["marker_cut_samples"]))
@@ -176,6 +199,10 @@ class DataReport:
                     "or other media",
                     highlight=False,
                 )
+        unmatched = self.unmatched_rules()
+        if unmatched:
+            listed = ", ".join(map(repr, unmatched))
+            console.print(f"  warning: these rules of hsa.labels never matched: {listed}", highlight=False)
         if self.note:
             console.print(f"  {self.note}", highlight=False)
 

@@ -1,18 +1,25 @@
 """LLaMA-Factory's chat templates with typed token ids: same ids, each carrying the type of its message."""
 
+import re
 from collections.abc import Callable
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from llamafactory.data.formatter import SLOTS, Formatter
 from llamafactory.data.template import Template
+from llamafactory.extras.constants import AUDIO_PLACEHOLDER, IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 
 from ..labeling.token_ids import fill_types, type_token_ids
-from ..labeling.typed_text import TypedText, token_types, type_rendered_text
+from ..labeling.typed_text import TypedText, carry_types, token_types, type_rendered_text, without
 from ..semantics import SemanticType
 
 
 Pairs = list[tuple[list[int], list[int]]]
+PLACEHOLDERS = (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, AUDIO_PLACEHOLDER)
 TYPE_KEY = "semantic_type"  # of a message, beside "role" and "content"
+TEXT_KEY = "typed_content"  # the content with its spans, where a message has parts of several types
+_CONTENT_SLOT = "{{content}}"
 WEIGHT_KEY = "weight"  # 0: not trained
 TURN_KEY = "turn"  # its place among the messages of the data; -1: it has none
 _FORMATTERS = ("format_user", "format_assistant", "format_system", "format_function", "format_observation")
@@ -48,10 +55,26 @@ class _TypedFormatter:
         if not isinstance(content, TypedText):
             return elements
 
-        typed = [_typed_element(element, content) for element in elements]
+        slots = self.formatter.slots
+        starts = [self._content_start(slot, kwargs) for slot in slots] if len(slots) == len(elements) else None
+        typed = [
+            _typed_element(element, content, starts[index] if starts else None)
+            for index, element in enumerate(elements)
+        ]
         for element in typed:
             element.is_system = self.is_system
         return typed
+
+    @staticmethod
+    def _content_start(slot: Any, values: dict[str, Any]) -> int | None:
+        """Return where a slot puts the content; None if it does not."""
+        if not isinstance(slot, str) or _CONTENT_SLOT not in slot:
+            return None
+        before = slot[: slot.index(_CONTENT_SLOT)]
+        for name, value in values.items():
+            if name != "content" and isinstance(value, str):
+                before = before.replace("{{" + name + "}}", value, 1)
+        return len(before)
 
 
 class TypedTemplateMixin:
@@ -72,17 +95,28 @@ class TypedTemplateMixin:
     on_pairs: Callable[[Pairs], Pairs] | None
     _collecting: bool
 
-    def encode_multiturn(self, *args: Any, **kwargs: Any) -> Pairs:
+    def encode_multiturn(self, tokenizer: Any, messages: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Pairs:
+        messages = [_with_spans(message) if TEXT_KEY in message else message for message in messages]
         pairs = [
             (fill_types(prompt_ids), fill_types(response_ids))
-            for prompt_ids, response_ids in super().encode_multiturn(*args, **kwargs)
+            for prompt_ids, response_ids in super().encode_multiturn(tokenizer, messages, *args, **kwargs)
         ]
         return self.on_pairs(pairs) if self.on_pairs is not None else pairs
+
+    def remove_thought(self, content: str) -> str:
+        kept = super().remove_thought(content)
+        if not isinstance(content, TypedText):
+            return kept
+
+        thought = re.compile(f"{re.escape(self.thought_words[0])}.*?{re.escape(self.thought_words[1])}", re.DOTALL)
+        typed = without(content, [match.span() for match in thought.finditer(content)])
+        typed = typed[len(typed) - len(typed.lstrip("\n")) :]
+        return typed if typed == kept else TypedText(kept, content.semantic_type)
 
     def _encode(self, tokenizer: Any, messages: list[dict[str, Any]], system: str | None, tools: str | None) -> list:
         typed_messages = []
         for message in messages:
-            if isinstance(message["content"], str):
+            if isinstance(message["content"], str) and not isinstance(message["content"], TypedText):
                 semantic_type = message.get(TYPE_KEY)
                 semantic_type = self.default_type if semantic_type is None else semantic_type
                 message = {**message, "content": TypedText(message["content"], semantic_type)}
@@ -104,22 +138,25 @@ class TypedTemplateMixin:
         """Turn the elements of all messages into typed ids, with one call of the tokenizer for all texts."""
         texts = [str(element) for elements in messages_elements for element in elements if _is_text(element)]
         if texts and getattr(tokenizer, "is_fast", False):
-            encoded = iter(tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"])
+            batch = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
+            encoded = iter(zip(batch["input_ids"], batch.encodings))
         else:
-            encoded = (tokenizer.encode(text, add_special_tokens=False) for text in texts)
+            encoded = ((tokenizer.encode(text, add_special_tokens=False), None) for text in texts)
 
         messages_ids = []
         self.system_length = 0
         for elements in messages_elements:
             token_ids: list[int] = []
             for element in elements:
+                encoding = None
                 if _is_text(element):
-                    ids = next(encoded)
+                    ids, encoding = next(encoded)
                 else:
                     ids = super()._convert_elements_to_ids(tokenizer, [element])
                 if isinstance(element, TypedText) and not element.is_uniform:
-                    for token_id, semantic_type in zip(ids, token_types(element, ids, tokenizer)):
-                        token_ids += type_token_ids([token_id], semantic_type, source=self.source)
+                    types = token_types(element, encoding.offsets if encoding is not None else None, len(ids))
+                    for semantic_type, run in groupby(zip(ids, types), key=itemgetter(1)):
+                        token_ids += type_token_ids([pair[0] for pair in run], semantic_type, source=self.source)
                 elif isinstance(element, (TypedText, _TypedSet, _TypedDict)):
                     token_ids += type_token_ids(ids, element.semantic_type, source=self.source)
                 else:
@@ -165,9 +202,14 @@ def _is_text(element: Any) -> bool:
     return isinstance(element, str) and len(element) != 0
 
 
-def _typed_element(element: Any, content: TypedText) -> Any:
+def _with_spans(message: dict[str, Any]) -> dict[str, Any]:
+    """Put a message's spans on its content, whose media LLaMA-Factory has replaced by their tokens meanwhile."""
+    return {**message, "content": carry_types(message[TEXT_KEY], message["content"], PLACEHOLDERS)}
+
+
+def _typed_element(element: Any, content: TypedText, start: int | None) -> Any:
     if isinstance(element, str):
-        return type_rendered_text(element, content)
+        return type_rendered_text(element, content, start)
 
     typed = _TypedSet(element) if isinstance(element, set) else _TypedDict(element)
     typed.semantic_type = content.semantic_type

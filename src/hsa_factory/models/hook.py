@@ -1,5 +1,6 @@
 """The two forward hooks that turn `semantic_ids` into one plan per forward and check that it arrived."""
 
+import functools
 import inspect
 import logging
 from typing import Any
@@ -108,7 +109,7 @@ class HSAHook:
         semantic_ids: torch.Tensor,
         document_ids: torch.Tensor | None,
     ) -> AttentionPlan:
-        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        given = _signature(type(module).forward).bind_partial(module, *args, **kwargs).arguments
         tokens = given.get("input_ids")
         tokens = given.get("inputs_embeds") if tokens is None else tokens
         if tokens is None:
@@ -143,6 +144,9 @@ class HSAHook:
                 "do without HSA. Turn `neat_packing` off for this model."
             )
         return plan
+
+
+_signature = functools.lru_cache(maxsize=64)(inspect.signature)  # slow enough to be seen in a short step
 
 
 def _documents_from_positions(position_ids: torch.Tensor | None, batch_size: int) -> torch.Tensor | None:

@@ -1,0 +1,253 @@
+"""Sparse HSA attention on CUDA: one fused kernel by `torch.nn.attention.flex_attention`.
+
+Scattered memory tokens leave every causal block of keys alive, so the keys (and only they) are reordered: those without
+a narrow window first, then the others, each in order. A block of queries then sees two runs of key blocks, and which
+ones follows from the first and last place of each block: O((L/128)²) instead of evaluating N×N pairs.
+
+Everything that changes from batch to batch is captured as a tensor, so that one compiled kernel serves all of them.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from .layout import NEAR_LIMIT
+from .plan import AttentionPlan
+from .reference import zero_padding
+from .rules import EffectiveRules
+
+
+BLOCK = 128  # rows and columns of a block of the mask
+_NOWHERE = 2**30  # place of a key that no query may see
+
+
+def flex_hsa_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    plan: AttentionPlan,
+    scale: float | None = None,
+    sliding_window: int | None = None,
+    neutral: bool = False,
+    compiled: bool = True,
+) -> torch.Tensor:
+    """Compute HSA attention with a compiled flex kernel.
+
+    Legend: B batch, H query heads, Hkv key/value heads, Q query length, L key length, D head size, E value head size.
+
+    Args:
+        query: (B, H, Q, D), float32, bfloat16 or float16; logits, bias and softmax are float32.
+        key: (B, Hkv, L, D).
+        value: (B, Hkv, L, E).
+        plan: Built for these lengths.
+        scale: Factor of q·k; None: 1/√D.
+        sliding_window: The model's own: keys with d ≥ sliding_window are invisible. None: no such limit.
+        neutral: Leave HSA's own rules out: plain causal attention within documents.
+        compiled: False runs the same functions without a kernel, in O(Q·L) memory and forward only on CPU: for tests.
+
+    Returns:
+        (B, H, Q, E) in the dtype of `query`, zeros at padding.
+
+    Raises:
+        RuntimeError: If torch cannot compile the kernel (any more), instead of running it uncompiled.
+    """
+    query, key, value = zero_padding(query, key, value, plan)
+    mask = plan.flex_mask(sliding_window, neutral)
+    if mask.order is not None:
+        key, value = (_Reorder.apply(tensor, mask.order, mask.inverse) for tensor in (key, value))
+
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    arguments = (query, key, value, mask.block_mask, mask.slope, mask.query_position, mask.key_position, scale)
+    if not compiled:
+        return _attend(*arguments)
+    try:
+        return _compiled_attend(query.device.type)(*arguments)
+    except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+        raise RuntimeError(
+            "The flex backend would have to be compiled once more than torch allows, and uncompiled it would build "
+            "N×N logits. Raise torch._dynamo.config.recompile_limit, or take another backend (`hsa: {backend: "
+            "blockwise}`)."
+        ) from error
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    block_mask: BlockMask,
+    slope: torch.Tensor,
+    query_position: torch.Tensor,
+    key_position: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    def score_mod(
+        score: torch.Tensor, b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor
+    ) -> torch.Tensor:
+        return score - slope[b, k] * (query_position[b, q] - key_position[b, k])
+
+    grouped = query.shape[1] != key.shape[1]
+    return flex_attention(
+        query, key, value, score_mod=score_mod, block_mask=block_mask, scale=scale, enable_gqa=grouped
+    )
+
+
+@cache
+def _compiled_attend(device_type: str) -> Callable[..., torch.Tensor]:
+    # fullgraph: torch raises at its recompile limit instead of running N×N attention uncompiled
+    # dynamic: all lengths share a kernel; torch's code for CPU does not compile that way (used by benchmarks only)
+    return torch.compile(_attend, fullgraph=True, dynamic=device_type != "cpu")
+
+
+class _Reorder(torch.autograd.Function):
+    """Reorder keys or values; the gradient is reordered back, without the atomics of a scatter."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(inverse)
+        return tensor.take_along_dim(order[:, None, :, None], dim=2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return grad.take_along_dim(inverse[:, None, :, None], dim=2), None, None
+
+
+class FlexMask:
+    """A plan in the form that flex attention takes.
+
+    Args:
+        plan: The plan.
+        rules: The rules of the layer.
+
+    Attributes:
+        order: (B, L), the key that stands at each place of the reordered keys. None: they stay in order.
+        inverse: (B, L), where each key has gone. None: nowhere.
+        query_position: (B, Q) int32, places in the documents.
+        key_position: (B, L) int32, reordered.
+        slope: (B, L) float32, decay of each reordered key.
+        block_mask: Which blocks of 128 queries and 128 reordered keys are computed, and which need no mask.
+    """
+
+    def __init__(self, plan: AttentionPlan, rules: EffectiveRules) -> None:
+        device, types, documents = plan.device, plan.semantic_ids, plan.document_ids
+        rows = slice(plan.key_length - plan.query_length, None)
+        is_near = [window is not None and window <= NEAR_LIMIT for window in rules.windows]
+        self.order = self.inverse = None
+        if any(is_near) and not all(is_near):
+            self.order = torch.argsort(torch.tensor(is_near, device=device)[types].byte(), dim=1, stable=True)
+            places = torch.arange(plan.key_length, device=device).expand_as(self.order)
+            self.inverse = torch.empty_like(self.order).scatter_(1, self.order, places)
+
+        unlimited = [_NOWHERE if window is None else min(window, _NOWHERE) for window in rules.windows]
+        reach = torch.tensor(unlimited, device=device)[types]
+        self.query_position = plan.positions[:, rows].int()
+        self.key_position = self._reorder(plan.positions).int()
+        self.slope = self._reorder(torch.tensor(rules.decays, dtype=torch.float32, device=device)[types])
+        self.mask_mod = _mask_mod(
+            self.query_position,
+            documents[:, rows].masked_fill(documents[:, rows] == 0, -1),  # padding is no one's document
+            types[:, rows],
+            self.key_position,
+            self._reorder(documents),
+            self._reorder(types),
+            self._reorder(reach).int(),
+            _hidden_pairs(rules, device),
+        )
+        first_seen, last_seen, is_whole = _seen_between(plan, reach)
+        self.block_mask = self._block_mask(plan, first_seen, last_seen, is_whole & (not rules.hide))
+
+    def _reorder(self, values: torch.Tensor) -> torch.Tensor:
+        return values if self.order is None else values.gather(1, self.order)
+
+    def _block_mask(
+        self, plan: AttentionPlan, first_seen: torch.Tensor, last_seen: torch.Tensor, may_be_full: torch.Tensor
+    ) -> BlockMask:
+        """Find the blocks that hold a visible pair, and those that hold only such."""
+        first_seen = _by_block(self._reorder(first_seen), fill=_NOWHERE)
+        last_seen = _by_block(self._reorder(last_seen), fill=-1)
+        start = torch.arange(0, plan.query_length, BLOCK, device=plan.device) + plan.key_length - plan.query_length
+        stop = torch.clamp(start + BLOCK - 1, max=plan.key_length - 1)
+        start, stop = start[None, :, None], stop[None, :, None]
+
+        visible = (first_seen.amin(2)[:, None] <= stop) & (last_seen.amax(2)[:, None] >= start)
+        full = (first_seen.amax(2)[:, None] <= start) & (last_seen.amin(2)[:, None] >= stop)
+        full &= may_be_full[:, None, None]
+        return BlockMask.from_kv_blocks(
+            *_ordered(visible & ~full),
+            *_ordered(full),
+            BLOCK_SIZE=BLOCK,
+            mask_mod=self.mask_mod,
+            seq_lengths=(plan.query_length, plan.key_length),
+        )
+
+
+def _mask_mod(
+    query_position: torch.Tensor,
+    query_document: torch.Tensor,
+    query_type: torch.Tensor,
+    key_position: torch.Tensor,
+    key_document: torch.Tensor,
+    key_type: torch.Tensor,
+    key_reach: torch.Tensor,
+    hidden_pairs: torch.Tensor | None,
+) -> Callable[..., torch.Tensor]:
+    def mask_mod(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        distance = query_position[b, q] - key_position[b, k]
+        visible = (query_document[b, q] == key_document[b, k]) & (distance >= 0)
+        return visible & (distance <= key_reach[b, k])
+
+    def mask_mod_with_hidden_pairs(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        itself = query_position[b, q] == key_position[b, k]
+        return mask_mod(b, h, q, k) & (itself | ~hidden_pairs[query_type[b, q], key_type[b, k]])
+
+    return mask_mod if hidden_pairs is None else mask_mod_with_hidden_pairs
+
+
+def _hidden_pairs(rules: EffectiveRules, device: torch.device) -> torch.Tensor | None:
+    if not rules.hide:
+        return None
+    hidden = torch.zeros(3, 3, dtype=torch.bool)
+    for pair in rules.hide:
+        hidden[pair] = True
+    return hidden.to(device)
+
+
+def _seen_between(plan: AttentionPlan, reach: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Bound the queries that see a key.
+
+    Args:
+        plan: The plan.
+        reach: (B, L), largest distance at which a key is seen.
+
+    Returns:
+        (B, L) the first and the last place in the row, exact where the row's documents are contiguous; and (B,)
+        whether they are.
+    """
+    documents, length = plan.document_ids, plan.key_length
+    places = torch.arange(length, device=plan.device).expand_as(documents)
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    is_contiguous = ~(begins & (documents != 0) & (plan.positions != 0)).any(dim=1)
+
+    next_begin = torch.full_like(places, length)
+    next_begin[:, :-1] = torch.where(begins, places, length)[:, 1:].flip(1).cummin(dim=1).values.flip(1)
+    last = torch.minimum(next_begin - 1, places + reach)
+    last = torch.where(is_contiguous[:, None], last, length - 1)
+    padding = documents == 0
+    return places.masked_fill(padding, _NOWHERE), last.masked_fill(padding, -1), is_contiguous
+
+
+def _by_block(values: torch.Tensor, fill: int) -> torch.Tensor:
+    """Cut (B, L) into (B, blocks, 128)."""
+    missing = -values.shape[1] % BLOCK
+    return torch.nn.functional.pad(values, (0, missing), value=fill).unflatten(1, (-1, BLOCK))
+
+
+def _ordered(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn (B, query blocks, key blocks) bool into the numbers and indices of a BlockMask, for all heads."""
+    number = blocks.sum(dim=2, dtype=torch.int32)
+    index = torch.argsort(blocks.byte(), dim=2, descending=True, stable=True).int()
+    return number[:, None].contiguous(), index[:, None].contiguous()

@@ -1,0 +1,129 @@
+"""Labelled samples as Arrow tables: the columns of a Parquet file, with types added."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .formats import SAMPLE_TYPES_KEY, Layout
+from .parts import SPANS_KEY, TYPE_KEY
+
+
+_SPANS = pa.list_(pa.struct({"start": pa.int64(), "end": pa.int64(), TYPE_KEY: pa.string()}))
+_SAMPLE_TYPES = pa.list_(pa.struct({"role": pa.string(), TYPE_KEY: pa.string(), SPANS_KEY: _SPANS}))
+_BATCH = 1000
+
+
+def labelled_table(
+    batch: pa.RecordBatch, kept: Sequence[int], samples: Sequence[dict[str, Any]], layout: Layout
+) -> Any:
+    """Return the rows that are kept, all columns as they were but those that types were added to.
+
+    Args:
+        batch: The rows read.
+        kept: Numbers of the rows that are kept.
+        samples: These rows, labelled.
+        layout: The data's.
+    """
+    table = pa.Table.from_batches([batch]).take(pa.array(kept, pa.int64()))
+    columns = [layout.messages] if layout.formatting != "alpaca" else []
+    columns += [layout.chosen, layout.rejected] if layout.ranking and layout.formatting != "alpaca" else []
+    for column in columns:
+        kind = _with_types(table.schema.field(column).type, layout.semantic_tag)
+        values = pa.array([sample[column] for sample in samples], kind)
+        table = table.set_column(table.schema.get_field_index(column), pa.field(column, kind), values)
+    if layout.formatting == "alpaca" or layout.system:
+        values = pa.array([sample[SAMPLE_TYPES_KEY] for sample in samples], _SAMPLE_TYPES)
+        if SAMPLE_TYPES_KEY in table.column_names:
+            table = table.drop_columns(SAMPLE_TYPES_KEY)
+        table = table.append_column(SAMPLE_TYPES_KEY, values)
+    return table.replace_schema_metadata(None)  # it may describe columns that are no more as they were
+
+
+def _with_types(kind: pa.DataType, tag: str) -> pa.DataType:
+    """Return the type of messages with the keys of types added."""
+    if not pa.types.is_struct(kind):
+        return pa.list_(_with_types(kind.value_type, tag))
+    fields = {field.name: field.type for field in kind}
+    if fields.get(tag) in (None, pa.null()):
+        fields[tag] = pa.string()
+    return pa.struct({**fields, SPANS_KEY: _SPANS})
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write one table."""
+    pq.write_table(table, path)
+
+
+def join_tables(paths: Sequence[Path], target: Path) -> None:
+    """Join Parquet files of the same columns, one after the other."""
+    schema = pa.unify_schemas([pq.read_schema(path) for path in paths], promote_options="permissive")
+    with pq.ParquetWriter(target, schema) as writer:
+        for path in paths:
+            writer.write_table(pq.read_table(path).cast(schema))
+
+
+def write_rows(rows: Callable[[], Iterator[dict[str, Any]]], target: Path) -> None:
+    """Write samples as Parquet. They are gone through twice: once to learn the columns, once to write.
+
+    Args:
+        rows: Called twice; yields the samples.
+        target: The file.
+
+    Raises:
+        ValueError: If a column holds different kinds of values; the message says which.
+    """
+    schemas: list[pa.Schema] = []
+    for batch in _batches(rows()):
+        schema = _infer(batch)
+        if schema not in schemas:
+            schemas = [_unify([*schemas, schema])]
+    (schema,) = schemas or [pa.schema([])]
+    with pq.ParquetWriter(target, schema) as writer:
+        for batch in _batches(rows()):
+            writer.write_table(pa.Table.from_pylist(batch, schema))
+
+
+def _infer(batch: list[dict[str, Any]]) -> pa.Schema:
+    names = dict.fromkeys(name for row in batch for name in row)
+    fields = []
+    for name in names:
+        try:
+            fields.append((name, pa.array([row.get(name) for row in batch]).type))
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise _unfit(f"{name}: {error}") from None
+    return pa.schema(fields)
+
+
+def _unify(schemas: list[pa.Schema]) -> pa.Schema:
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise _unfit(str(error)) from None
+
+
+def _unfit(problem: str) -> ValueError:
+    return ValueError(
+        f"these samples cannot be the columns of one table ({problem}); write JSON or JSON lines instead."
+    )
+
+
+def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    batch = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == _BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def read_lines(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Yield the samples of files of JSON lines."""
+    for path in paths:
+        with open(path, "rb") as file:
+            yield from map(json.loads, file)

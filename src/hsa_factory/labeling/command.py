@@ -1,0 +1,224 @@
+"""`hsa-factory label`: write types into data."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from .detect import detect_entry, tagged_entry
+from .formats import Layout
+from .job import BadSample, Job, parse_sample, run_job
+from .records import Chunk, read_chunks
+from .rules import RuleSet, preset_names
+from .summary import print_summary
+
+
+SUFFIXES = (".json", ".jsonl", ".parquet")
+_EPILOG = f"""\
+Presets: {", ".join(preset_names())}. `hsa-factory label --rules PRESET --print-rules` prints one, to be changed.
+
+If it is stopped, what is done stays in OUT.partial; the same command goes on from there. OUT itself is written at the
+end, whole.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="hsa-factory label",
+        description="Give the messages of a data set semantic types by rules, and write the data with them.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "input", nargs="?", metavar="IN", help="JSON, JSON lines, Parquet, dataset_info.json, or - for standard input"
+    )
+    parser.add_argument("--rules", required=True, metavar="R", help="a preset's name, or a YAML file of rules")
+    parser.add_argument("--out", metavar="OUT", help=f"the labelled data: {', '.join(SUFFIXES)}")
+    parser.add_argument("--dataset", metavar="NAME", help="which data set, if IN is a dataset_info.json")
+    parser.add_argument("--tokenizer", metavar="PATH", help="count tokens with this tokenizer.json, not characters")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (all cores)")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave out what cannot be read, and count it, instead of stopping"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
+    parser.add_argument(
+        "--register", action="store_true", help="add the result to the dataset_info.json beside OUT, ready to train on"
+    )
+    parser.add_argument("--print-rules", action="store_true", help="print the rules as YAML, and do nothing else")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: Arguments; None: those of the process.
+
+    Returns:
+        The exit code: 0, 1 if a sample cannot be labelled, 2 if an argument or the data is not usable, 130 if stopped.
+    """
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    try:
+        rules = RuleSet.parse(options.rules)
+        if options.print_rules:
+            print(_as_yaml(rules), end="")
+            return 0
+        if options.input is None or options.out is None:
+            parser.error("IN and --out are needed")
+        _run(options, rules)
+    except BrokenProcessPool:
+        return _fail("a worker process was killed (out of memory?). Run the same command again to go on.", 1)
+    except BrokenPipeError:  # `| head` has seen enough; the result is written
+        sys.stdout = open(os.devnull, "w")
+        return 0
+    except KeyboardInterrupt:
+        return _fail("stopped. Run the same command again to go on.", 130)
+    except BadSample as error:
+        return _fail(f"{str(error).rstrip('.')}. Correct it, or leave such samples out with --skip-bad.", 1)
+    except (ValueError, OSError) as error:
+        return _fail(str(error), 2)
+    return 0
+
+
+def _run(options: argparse.Namespace, rules: RuleSet) -> None:
+    out = Path(options.out)
+    if out.suffix not in SUFFIXES:
+        raise ValueError(f"--out {options.out!r}: the name must end with {', '.join(SUFFIXES)}.")
+    if out.exists() and not options.overwrite:
+        raise ValueError(f"--out {options.out!r} exists. Use --overwrite to replace it.")
+    workers = len(os.sched_getaffinity(0)) if options.workers is None else options.workers
+    if workers < 1:
+        raise ValueError(f"--workers {workers}: expected a whole number ≥ 1.")
+    if options.tokenizer is not None:
+        from .tokens import load_tokenizer
+
+        load_tokenizer(options.tokenizer)  # before any work is done
+    info = out.with_name("dataset_info.json")
+    if options.register and not options.overwrite and out.stem in _read_info(info):
+        raise ValueError(f"--register: {info} has a data set {out.stem!r}. Use --overwrite to replace it.")
+
+    inputs, entry = _find_data(options.input, options.dataset)
+    chunks = read_chunks(inputs)
+    if entry is None:
+        first = next(chunks, None)
+        if first is None:
+            raise ValueError(f"{options.input}: there is no sample in it.")
+        entry = detect_entry(_samples(first))
+        chunks = chain([first], chunks)
+    entry = tagged_entry(entry)
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+    job = Job(inputs, Layout.from_entry(entry), rules, out, options.tokenizer, options.skip_bad)
+    console = Console(stderr=True)
+    total = None if "-" in inputs else sum(os.path.getsize(path) for path in inputs)
+    resumed = 0
+    with Progress(
+        TextColumn("labelling"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task("", total=total)
+
+        def on_chunk(bytes_read: int, was_there: bool) -> None:
+            nonlocal resumed
+            resumed += was_there
+            progress.update(task, completed=bytes_read)
+
+        summary = run_job(job, workers, on_chunk, chunks)
+
+    report = Console(width=None if sys.stdout.isatty() else 120)
+    if resumed:
+        report.print(f"{resumed:,} chunks of samples were there from an earlier run", highlight=False)
+    print_summary(report, summary, rules, "tokens of text" if options.tokenizer else "characters")
+    _print_entry(report, info, out, entry, options.register)
+
+
+def _find_data(source: str, name: str | None) -> tuple[tuple[str, ...], dict[str, Any] | None]:
+    """Return the files to read, and their entry of ``dataset_info.json`` if they are given by it."""
+    if source == "-":
+        return (source,), None
+    path = Path(source)
+    if path.is_dir() and (path / "dataset_info.json").is_file():
+        path /= "dataset_info.json"
+    if path.name != "dataset_info.json" and name is None:
+        if not path.is_file():
+            raise FileNotFoundError(f"{source}: there is no such file.")
+        return (str(path),), None
+
+    info = _read_info(path)
+    if name not in info:
+        raise ValueError(f"--dataset {name!r}: {path} has no such data set; it has {', '.join(map(repr, info))}.")
+    entry = info[name]
+    if "file_name" not in entry:
+        raise ValueError(f"--dataset {name!r}: its data are not in a file (file_name); only files can be labelled.")
+    data = path.parent / entry["file_name"]
+    files = sorted(filter(Path.is_file, data.iterdir())) if data.is_dir() else [data]
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: there is no such file ({path} names it).")
+    return tuple(map(str, files)), {key: value for key, value in entry.items() if key != "file_name"}
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        info = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(info, dict):
+        raise ValueError(f"{path}: expected a mapping of data sets.")
+    return info
+
+
+def _samples(chunk: Chunk) -> Iterator[dict[str, Any]]:
+    """Yield the samples of a chunk that can be read, to look at."""
+    rows = chunk.samples if isinstance(chunk.samples, list) else chunk.samples.to_pylist()
+    for row in islice(rows, 1000):
+        try:
+            sample = parse_sample(row)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(sample, dict):
+            yield sample
+
+
+def _print_entry(console: Console, info: Path, out: Path, entry: dict[str, Any], register: bool) -> None:
+    """Say how the result is trained on, or write it into ``dataset_info.json``."""
+    described = {"file_name": out.name, **entry}
+    if not register:
+        console.print(f"written to {out}; add to {info} (or use --register):", highlight=False, soft_wrap=True)
+        text = json.dumps({out.stem: described}, ensure_ascii=False, indent=2)
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        return
+
+    partial = info.with_name(f".{info.name}.{os.getpid()}")
+    everything = {**_read_info(info), out.stem: described}
+    partial.write_text(json.dumps(everything, ensure_ascii=False, indent=2) + "\n", "utf-8")
+    os.replace(partial, info)
+    console.print(f"written to {out}, which is data set {out.stem!r} of {info} now", highlight=False, soft_wrap=True)
+
+
+def _as_yaml(rules: RuleSet) -> str:
+    import yaml
+
+    texts = (yaml.safe_dump([rule], sort_keys=False, allow_unicode=True, width=110) for rule in rules.to_list())
+    return "\n".join(texts)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"hsa-factory label: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,221 @@
+"""The three data formats of LLaMA-Factory, read as conversations; LLaMA-Factory itself is not needed."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..semantics import SemanticType
+from .matching import Message, PatternTimeout, Typing, label_messages
+from .parts import SPANS_KEY, TYPE_KEY, Content, join_parts, read_spans
+from .rules import RuleSet
+
+
+FORMATS = ("alpaca", "sharegpt", "openai")
+SAMPLE_TYPES_KEY = "semantic_types"  # of a sample: types of the texts that are no messages of their own
+_COLUMNS = ("prompt", "query", "response", "history", "messages", "system", "tools", "chosen", "rejected")
+_TAGS = ("role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which columns and keys of a data set hold what, as in an entry of ``dataset_info.json``."""
+
+    formatting: str = "alpaca"
+    ranking: bool = False
+    prompt: str | None = "instruction"
+    query: str | None = "input"
+    response: str | None = "output"
+    history: str | None = None
+    messages: str | None = "conversations"
+    system: str | None = None
+    tools: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    role_tag: str | None = "from"
+    content_tag: str | None = "value"
+    user_tag: str | None = "human"
+    assistant_tag: str | None = "gpt"
+    observation_tag: str | None = "observation"
+    function_tag: str | None = "function_call"
+    system_tag: str | None = "system"
+    semantic_tag: str | None = None
+
+    @classmethod
+    def from_entry(cls, entry: Mapping[str, Any]) -> "Layout":
+        """Read an entry of ``dataset_info.json`` as LLaMA-Factory does: a `columns` or `tags` block replaces all defaults."""
+        values = {name: entry[name] for name in ("formatting", "ranking") if name in entry}
+        if "columns" in entry:
+            values |= {name: entry["columns"].get(name) for name in _COLUMNS}
+        tags = dict(entry.get("tags") or {})
+        values["semantic_tag"] = tags.pop("semantic_tag", None)
+        if tags:
+            values |= {name: tags.get(name) for name in _TAGS}
+        if values.get("formatting", "alpaca") not in FORMATS:
+            raise ValueError(f"formatting = {values['formatting']!r} is not allowed: one of {', '.join(FORMATS)}.")
+        return cls(**values)
+
+    @classmethod
+    def from_attributes(cls, attributes: Any) -> "Layout":
+        """Take over LLaMA-Factory's `DatasetAttr`."""
+        return cls(**{field.name: getattr(attributes, field.name, None) for field in fields(cls)})
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """The role that each value of `role_tag` means."""
+        named = {
+            self.user_tag: "user",
+            self.assistant_tag: "assistant",
+            self.observation_tag: "observation",
+            self.function_tag: "function",
+            self.system_tag: "system",
+        }
+        return {value: role for value, role in named.items() if value is not None}
+
+
+@dataclass
+class Turn:
+    """One message of a conversation, and where it comes from.
+
+    Attributes:
+        message: As rules see it.
+        where: What an error calls it.
+        source: The mapping of the sample that holds it; None: a column of the sample does.
+        media: (place in the text, kind, file) of the parts that name a file.
+        number: Its place among the messages of the sample; -1: it is none of them.
+    """
+
+    message: Message
+    where: str
+    source: dict[str, Any] | None = None
+    media: tuple[tuple[int, str, Any], ...] = ()
+    number: int = -1
+
+
+def read_turns(sample: Mapping[str, Any], layout: Layout) -> list[Turn]:
+    """Return a sample's messages in order: the system message or column, if any, then the others.
+
+    With `ranking`, the chosen and the rejected reply stand at the end. A role that the layout does not name stays as it
+    is in the data.
+
+    Raises:
+        ValueError: If the sample does not have the format, or a type in it is not valid; the message names the turn.
+    """
+    return _read_alpaca(sample, layout) if layout.formatting == "alpaca" else _read_messages(sample, layout)
+
+
+def type_turns(
+    turns: Sequence[Turn], layout: Layout, rules: RuleSet | None, matches: Counter | None = None
+) -> list[Typing]:
+    """Type the turns of a sample, as `label_messages` does.
+
+    The chosen and the rejected reply of a ranking are each typed as the last message of a conversation.
+
+    Raises:
+        PatternTimeout: Naming the turn.
+    """
+    messages = [turn.message for turn in turns]
+    try:
+        if layout.ranking and len(messages) > 2:
+            rejected = label_messages([*messages[:-2], messages[-1]], rules)[-1]
+            return [*label_messages(messages[:-1], rules, matches), rejected]
+        return label_messages(messages, rules, matches)
+    except PatternTimeout as timeout:
+        raise PatternTimeout(f"{turns[timeout.index].where}: {timeout}") from None
+
+
+def _read_messages(sample: Mapping[str, Any], layout: Layout) -> list[Turn]:
+    messages = sample.get(layout.messages)
+    if not isinstance(messages, list):
+        raise ValueError(f"{layout.messages}: expected a list of messages, got {messages!r:.80}.")
+
+    turns = [_read_message(message, number, layout) for number, message in enumerate(messages)]
+    has_system = bool(turns) and turns[0].message.role == "system"
+    if not has_system and layout.system and sample.get(layout.system):
+        turns = [Turn(Message("system", sample[layout.system]), layout.system), *turns]
+        _add_sample_types(turns[:1], sample, layout)
+    if layout.ranking:
+        for column in (layout.chosen, layout.rejected):
+            if isinstance(sample.get(column), Mapping):
+                turns.append(_read_message(sample[column], column, layout))
+    return turns
+
+
+def _read_message(message: Any, number: int | str, layout: Layout) -> Turn:
+    where = f"turn {number}"
+    if not isinstance(message, Mapping):
+        raise ValueError(f"{where}: expected a message, got {message!r:.80}.")
+    for name, tag in (("role_tag", layout.role_tag), ("content_tag", layout.content_tag)):
+        if tag is None:
+            raise ValueError(f"the data set's tags have no {name}: a `tags` block must name all of them.")
+        if tag not in message:
+            raise ValueError(f"{where}: {tag!r} ({name}) is missing; it has {', '.join(map(repr, message))}.")
+
+    role = layout.roles.get(message[layout.role_tag], message[layout.role_tag])
+    tools = None
+    try:
+        content = join_parts(message[layout.content_tag], layout.semantic_tag or TYPE_KEY)
+        if layout.formatting == "openai" and role in ("assistant", "function") and message.get("tool_calls"):
+            calls = [call["function"] for call in message["tool_calls"]]
+            role, tools = "function", tuple(str(call.get("name")) for call in calls)
+            content = Content(json.dumps(calls, ensure_ascii=False))  # what LLaMA-Factory makes of it
+        semantic_type, spans = None, content.spans
+        if layout.semantic_tag is not None:
+            semantic_type = _read_type(message.get(layout.semantic_tag))
+            spans = read_spans(message.get(SPANS_KEY), len(content.text)) + spans
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{where}: {error}") from None
+    place = number if isinstance(number, int) else -1
+    return Turn(Message(role, content.text, semantic_type, spans, tools), where, message, content.media, place)
+
+
+def _read_alpaca(sample: Mapping[str, Any], layout: Layout) -> list[Turn]:
+    texts: list[tuple[str, Any]] = []
+    if layout.system and sample.get(layout.system):
+        texts.append(("system", sample[layout.system]))
+    for pair in (sample.get(layout.history) or []) if layout.history else []:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise ValueError(f"{layout.history}: expected pairs of texts, got {pair!r:.80}.")
+        texts += [("user", pair[0]), ("assistant", pair[1])]
+    query = [sample[column] for column in (layout.prompt, layout.query) if column and sample.get(column)]
+    if not all(isinstance(text, str) for text in query):
+        raise ValueError(f"{layout.prompt}, {layout.query}: expected texts, got {query!r:.80}.")
+    texts.append(("user", "\n".join(query)))
+    replies = (layout.chosen, layout.rejected) if layout.ranking else (layout.response,)
+    texts += [("assistant", sample[column]) for column in replies if column and isinstance(sample.get(column), str)]
+
+    if not all(isinstance(text, str) for _, text in texts):
+        raise ValueError(f"expected texts, got {[text for _, text in texts if not isinstance(text, str)][0]!r:.80}.")
+    turns = [Turn(Message(role, text), f"text {number} ({role})") for number, (role, text) in enumerate(texts)]
+    _add_sample_types(turns, sample, layout)
+    return turns
+
+
+def _add_sample_types(turns: list[Turn], sample: Mapping[str, Any], layout: Layout) -> None:
+    """Give the texts that are no messages the types that stand beside them, one entry for each text."""
+    given = sample.get(SAMPLE_TYPES_KEY) if layout.semantic_tag is not None else None
+    if given is None:
+        return
+    if not isinstance(given, list) or [entry.get("role") for entry in given] != [turn.message.role for turn in turns]:
+        raise ValueError(
+            f"{SAMPLE_TYPES_KEY}: expected one entry for each of {', '.join(turn.message.role for turn in turns)}, got "
+            f"{given!r:.80}."
+        )
+    for entry, turn in zip(given, turns):
+        turn.message.semantic_type = _read_type(entry.get(TYPE_KEY))
+        turn.message.spans = read_spans(entry.get(SPANS_KEY), len(turn.message.text))
+
+
+_PARSED: dict[str, int] = {}  # names seen so far
+
+
+def _read_type(value: Any) -> int | None:
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        return int(SemanticType.parse(value))
+    known = _PARSED.get(value)
+    if known is None:
+        known = _PARSED[value] = int(SemanticType.parse(value))
+    return known

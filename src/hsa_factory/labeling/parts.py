@@ -1,0 +1,163 @@
+"""Message content given as a list of parts: texts with types of their own, images, videos and audio clips."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..semantics import SemanticType
+from .matching import Span
+from .rules import MEDIA
+
+
+TYPE_KEY = "semantic_type"
+SPANS_KEY = "semantic_spans"
+_PATH_KEYS = ("url", "path")
+
+
+@dataclass(frozen=True)
+class Content:
+    """Content as one text.
+
+    Attributes:
+        text: What LLaMA-Factory gets; media stand in it as ``<image>``, ``<video>`` or ``<audio>``.
+        spans: Parts that have a type of their own.
+        media: (kind, file) of the parts that name a file, by the place of their placeholder in the text.
+    """
+
+    text: str
+    spans: tuple[Span, ...] = ()
+    media: tuple[tuple[int, str, Any], ...] = ()
+
+
+def join_parts(content: Any, type_key: str = TYPE_KEY) -> Content:
+    """Join content to one text, parts without anything between them.
+
+    Args:
+        content: A text, or a list of parts. A part is a text, ``{"text": …}`` or ``{"type": "text", "text": …}``, or a
+            medium: ``{"type": "image"}`` with its file under ``image``, ``image_url``, ``url`` or ``path``, or without
+            one if it is listed in the sample's column (`video` and `audio` likewise). Any may have a type.
+        type_key: Key of a part's type.
+
+    Raises:
+        ValueError: If a part is none of these, or its type is unknown; the message numbers the part from 0.
+    """
+    if content is None:
+        return Content("")
+    if isinstance(content, str):
+        return Content(content)
+    if not isinstance(content, list):
+        raise ValueError(f"content: expected a text or a list of parts, got {_shorten(content)}.")
+
+    pieces, spans, media, position = [], [], [], 0
+    for number, part in enumerate(content):
+        try:
+            text, kind, file = _read_part(part)
+            own = part.get(type_key) if isinstance(part, Mapping) else None
+            if own not in (None, ""):
+                spans.append((position, position + len(text), int(SemanticType.parse(own))))
+        except ValueError as error:
+            raise ValueError(f"part {number}: {error}") from None
+        if file is not None:
+            media.append((position, kind, file))
+        pieces.append(text)
+        position += len(text)
+    return Content("".join(pieces), tuple(span for span in spans if span[0] < span[1]), tuple(media))
+
+
+def uniform_parts(content: Any, type_key: str | None = None) -> list[dict[str, Any]] | None:
+    """Return content as a list of parts that all have the same keys, so that a table can hold it.
+
+    Args:
+        content: A text, or a list of parts as `join_parts` reads them.
+        type_key: Key of a part's type; None: `TYPE_KEY`.
+
+    Raises:
+        ValueError: As `join_parts`.
+    """
+    if content is None:
+        return None
+    type_key = type_key or TYPE_KEY
+    parts = []
+    for number, part in enumerate(content if isinstance(content, list) else [content]):
+        try:
+            text, kind, file = _read_part(part)
+            own = part.get(type_key) if isinstance(part, Mapping) else None
+            own = None if own in (None, "") else SemanticType.parse(own).name
+        except ValueError as error:
+            raise ValueError(f"part {number}: {error}") from None
+        parts.append({"type": kind, "text": text if kind == "text" else None, "path": file, type_key: own})
+    return parts
+
+
+def _read_part(part: Any) -> tuple[str, str, Any]:
+    """Return a part's text, its kind (`text` or a medium's) and its file."""
+    if isinstance(part, str):
+        return part, "text", None
+    if not isinstance(part, Mapping):
+        raise ValueError(f"expected a text or a mapping, got {_shorten(part)}.")
+
+    kind = part.get("type")
+    if kind is None:
+        given = [name for name in ("text", *MEDIA) if part.get(name) is not None]
+        kind = given[0] if len(given) == 1 else None
+    kind = {"image_url": "image", "video_url": "video", "audio_url": "audio", "input_audio": "audio"}.get(kind, kind)
+    if kind == "text" and isinstance(part.get("text"), str):
+        return part["text"], "text", None
+    if kind in MEDIA:
+        keys = (kind, f"{kind}_url", f"input_{kind}", *_PATH_KEYS)
+        values = [part[key] for key in keys if part.get(key) is not None]
+        file = values[0] if values else None
+        if isinstance(file, Mapping):  # OpenAI's {"image_url": {"url": …}}
+            file = next((file[key] for key in _PATH_KEYS if file.get(key)), None)
+        return f"<{kind}>", kind, file
+    raise ValueError(f"expected a `text`, or a `type` of {', '.join(MEDIA)}, got {_shorten(part)}.")
+
+
+def read_spans(value: Any, length: int) -> tuple[Span, ...]:
+    """Read `semantic_spans` of a message: a list of ``{"start": …, "end": …, "semantic_type": …}``.
+
+    Args:
+        value: What stands in the data; None: nothing.
+        length: Characters of the message's text; `start` (included) and `end` (excluded) count them from 0.
+
+    Raises:
+        ValueError: If a span is not valid, does not lie in the text or overlaps the one before it.
+    """
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise ValueError(f"{SPANS_KEY}: expected a list, got {_shorten(value)}.")
+
+    spans, position = [], 0
+    for number, span in enumerate(value):
+        where = f"{SPANS_KEY} {number}"
+        if not isinstance(span, Mapping):
+            raise ValueError(f"{where}: expected start, end and {TYPE_KEY}, got {_shorten(span)}.")
+        start, end = span.get("start"), span.get("end")
+        if not all(isinstance(place, int) and not isinstance(place, bool) for place in (start, end)):
+            raise ValueError(f"{where}: start = {start!r}, end = {end!r}: expected whole numbers.")
+        if not position <= start <= end <= length:
+            raise ValueError(
+                f"{where}: start = {start}, end = {end}: expected {position} ≤ start ≤ end ≤ {length} (spans are in "
+                "order, do not overlap, and lie in the text)."
+            )
+        try:
+            semantic_type = int(SemanticType.parse(span.get(TYPE_KEY)))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        if start < end:
+            spans.append((start, end, semantic_type))
+        position = end
+    return tuple(spans)
+
+
+def write_spans(spans: tuple[Span, ...]) -> list[dict[str, Any]]:
+    """Return spans as `read_spans` reads them."""
+    return [
+        {"start": start, "end": end, TYPE_KEY: SemanticType(semantic_type).name} for start, end, semantic_type in spans
+    ]
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,208 @@
+"""Samples from files of any size, read in chunks: JSON lists, JSON lines, Parquet and standard input."""
+
+import codecs
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+CHUNK_SAMPLES = 1000
+CHUNK_BYTES = 8 << 20
+_BLOCK_BYTES = 1 << 20
+_LARGEST_SAMPLE = 512 << 20
+_SPACE = " \t\r\n"
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some samples, not parsed yet.
+
+    Attributes:
+        index: Its place in the input.
+        samples: Bytes of JSON, one item a sample; or one Arrow record batch.
+        places: Where each sample stands, for messages; of a record batch, only where the first does.
+        unit: What `places` count.
+        bytes_read: Bytes of the input read so far.
+    """
+
+    index: int
+    samples: Any
+    places: Sequence[int]
+    unit: str
+    bytes_read: int
+
+    def without_samples(self) -> "Chunk":
+        """Return the same without what takes memory."""
+        return replace(self, samples=None, places=())
+
+    def where(self, number: int) -> str:
+        """Say where a sample of the chunk stands."""
+        place = self.places[number] if len(self.places) > 1 else self.places[0] + number
+        return f"{self.unit} {place}"
+
+
+def read_chunks(paths: Sequence[str]) -> Iterator[Chunk]:
+    """Read files one after another, or standard input (``-``).
+
+    Memory: a chunk, and one sample, however long the file is.
+
+    Raises:
+        ValueError: If a file is not what its name or its beginning says; the message names file, line or byte.
+        FileNotFoundError: If there is no such file.
+    """
+    index = before = 0
+    for path in paths:
+        name = "standard input" if path == "-" else path
+        several = f"{name}, " if len(paths) > 1 else ""
+        parts = _read_parquet(path) if path.endswith(".parquet") else _read_json(path, name)
+        for samples, places, unit, bytes_read in parts:
+            yield Chunk(index, samples, places, several + unit, before + bytes_read)
+            index += 1
+        if path != "-":
+            before += Path(path).stat().st_size
+
+
+def _read_parquet(path: str) -> Iterator[tuple[Any, list[int], str, int]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            row, total, size = 0, max(file.metadata.num_rows, 1), Path(path).stat().st_size
+            for batch in file.iter_batches(CHUNK_SAMPLES):
+                first, row = row, row + batch.num_rows
+                yield batch, [first], "row", size * row // total
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: not a Parquet file: {error}") from None
+
+
+def _read_json(path: str, name: str) -> Iterator[tuple[list[bytes], list[int], str, int]]:
+    file = sys.stdin.buffer if path == "-" else open(path, "rb")
+    try:
+        start = file.read(_BLOCK_BYTES)
+        if start.startswith(_UTF16):
+            raise ValueError(f"{name}: is UTF-16; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8).")
+        start = start.removeprefix(codecs.BOM_UTF8)
+        first = start.lstrip()[:1]
+        if first == b"[":
+            reader, unit = _ListReader(file, start, name), "sample"
+        elif first == b"{":
+            reader, unit = _LineReader(file, start, name), "line"
+        elif not first:
+            return
+        else:
+            raise ValueError(f"{name}: neither a JSON list nor JSON lines: it begins with {start[:20]!r}.")
+
+        samples, places, size = [], [], 0
+        for place, sample in reader.samples():
+            samples.append(sample)
+            places.append(place)
+            size += len(sample)
+            if len(samples) == CHUNK_SAMPLES or size >= CHUNK_BYTES:
+                yield samples, places, unit, reader.bytes_read
+                samples, places, size = [], [], 0
+        if samples:
+            yield samples, places, unit, reader.bytes_read
+    finally:
+        if path != "-":
+            file.close()
+
+
+class _LineReader:
+    """One JSON object a line; empty lines are passed over."""
+
+    def __init__(self, file: BinaryIO, start: bytes, name: str) -> None:
+        self.file, self.start, self.name = file, start, name
+        self.bytes_read = 0
+
+    def samples(self) -> Iterator[tuple[int, bytes]]:
+        number = 0
+        for line in self._lines():
+            number += 1
+            self.bytes_read += len(line)
+            if line.strip():
+                yield number, line
+            if len(line) > _LARGEST_SAMPLE:
+                raise ValueError(f"{self.name}, line {number}: longer than {_LARGEST_SAMPLE >> 20} MiB.")
+
+    def _lines(self) -> Iterator[bytes]:
+        *lines, rest = self.start.split(b"\n")
+        yield from (line + b"\n" for line in lines)
+        rest += self.file.readline()
+        if rest:
+            yield rest
+        yield from self.file
+
+
+class _ListReader:
+    """The elements of one JSON list, found by decoding them; bytes that are no UTF-8 are kept for the one they are in."""
+
+    def __init__(self, file: BinaryIO, start: bytes, name: str) -> None:
+        self.file, self.name = file, name
+        # Each byte that is no UTF-8 becomes a lone surrogate, and that byte again when the sample is encoded.
+        self.decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self.text = self.decoder.decode(start).lstrip(_SPACE)[1:]
+        self.position = 0
+        self.bytes_read = len(start)
+        self.at_end = False
+
+    def samples(self) -> Iterator[tuple[int, bytes]]:
+        decode, number = json.JSONDecoder().raw_decode, 0
+        if self._next() == "]":
+            self.position += 1
+            self._finish()
+            return
+        while True:
+            self._next()
+            try:
+                _, end = decode(self.text, self.position)
+            except json.JSONDecodeError as error:
+                if self._is_cut(error):
+                    self._read(grow=True)
+                    continue
+                raise self._error(number, f"{error.msg}; {self.text[error.pos : error.pos + 40]!r}") from None
+            except RecursionError:
+                raise self._error(number, "nested too deeply") from None
+            yield number, self.text[self.position : end].encode("utf-8", "surrogateescape")
+            self.position, number = end, number + 1
+            separator = self._next()
+            self.position += 1
+            if separator == "]":
+                self._finish()
+                return
+            if separator != ",":
+                raise self._error(number - 1, f"expected , or ] after it, got {separator!r}")
+
+    def _next(self) -> str:
+        """Go to the next character that is no space, and return it; empty at the end."""
+        while True:
+            while self.position < len(self.text) and self.text[self.position] in _SPACE:
+                self.position += 1
+            if self.position < len(self.text) or self.at_end:
+                return self.text[self.position : self.position + 1]
+            self._read()
+
+    def _read(self, grow: bool = False) -> None:
+        """Read on; what has been yielded is forgotten."""
+        rest = self.text[self.position :]
+        if len(rest) > _LARGEST_SAMPLE:
+            raise ValueError(f"{self.name}: a sample longer than {_LARGEST_SAMPLE >> 20} MiB.")
+        block = self.file.read(max(_BLOCK_BYTES, len(rest) if grow else 0))
+        self.at_end = not block
+        self.bytes_read += len(block)
+        self.text, self.position = rest + self.decoder.decode(block, final=self.at_end), 0
+
+    def _is_cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether an error may come from the end of what has been read."""
+        return not self.at_end and (error.msg.startswith("Unterminated string") or error.pos > len(self.text) - 12)
+
+    def _error(self, number: int, problem: str) -> ValueError:
+        return ValueError(f"{self.name}, sample {number}: the JSON list is broken: {problem}.")
+
+    def _finish(self) -> None:
+        if self._next():
+            raise ValueError(f"{self.name}: there is something after the end of the JSON list.")

@@ -1,0 +1,120 @@
+"""What labelling did, in numbers that add up over chunks."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..semantics import SemanticType
+from .matching import Message, Typing
+from .rules import RuleSet
+
+
+_LISTED = 20
+KINDS = (*SemanticType.__members__, "default")
+
+
+@dataclass
+class Summary:
+    """Counts of one chunk, or of all.
+
+    Attributes:
+        samples: Samples written.
+        given: Messages that came with types of their own.
+        ruled: Other messages that rules typed.
+        untyped: Messages that nothing types.
+        matches: How often each rule decided, by name.
+        amounts: Characters or tokens by type's name; ``default`` for those that nothing types.
+        skipped: Samples left out.
+        problems: The first of them: where, and why.
+    """
+
+    samples: int = 0
+    given: int = 0
+    ruled: int = 0
+    untyped: int = 0
+    matches: Counter = field(default_factory=Counter)
+    amounts: Counter = field(default_factory=Counter)
+    skipped: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def messages(self) -> int:
+        """All messages."""
+        return self.given + self.ruled + self.untyped
+
+    def add_message(self, message: Message, typing: Typing) -> None:
+        """Count one message."""
+        if message.semantic_type is not None or message.spans:
+            self.given += 1
+        elif typing.semantic_type is not None or typing.spans:
+            self.ruled += 1
+        else:
+            self.untyped += 1
+
+    def skip(self, problem: str) -> None:
+        """Count a sample that is left out."""
+        self.skipped += 1
+        if len(self.problems) < _LISTED:
+            self.problems.append(problem)
+
+    def add(self, other: "Summary") -> None:
+        """Add the counts of a chunk."""
+        for name in ("samples", "given", "ruled", "untyped", "skipped"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.matches.update(other.matches)
+        self.amounts.update(other.amounts)
+        self.problems += other.problems[: _LISTED - len(self.problems)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {**vars(self), "matches": dict(self.matches), "amounts": dict(self.amounts)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Summary":
+        """Read back what `to_dict` returned."""
+        counters = {name: Counter(values[name]) for name in ("matches", "amounts")}
+        return cls(**{**values, **counters})
+
+
+def print_summary(console: Console, summary: Summary, rules: RuleSet, unit: str) -> None:
+    """Print what was done, the rules with their counts, and what needs a second look.
+
+    Args:
+        console: Where to.
+        summary: The counts.
+        rules: In the order they are listed.
+        unit: What `amounts` count.
+    """
+    total = sum(summary.amounts.values())
+    console.print(
+        f"{summary.samples:,} samples, {summary.messages:,} messages: {summary.ruled:,} typed by rules, "
+        f"{summary.given:,} with types of their own, {summary.untyped:,} without a type",
+        highlight=False,
+    )
+    shares = [
+        f"{kind} {summary.amounts[kind]:,} ({summary.amounts[kind] / total:.1%})"
+        for kind in KINDS
+        if summary.amounts[kind]
+    ]
+    console.print(f"{total:,} {unit}: {', '.join(shares) or 'none'}", highlight=False)
+
+    table = Table(title="rules", title_justify="left")
+    table.add_column("rule", overflow="fold")
+    table.add_column("type")
+    table.add_column("decided", justify="right")
+    for rule in rules:
+        count = summary.matches[rule.name]
+        table.add_row(rule.name, rule.type.name, f"{count:,}", style=None if count else "yellow")
+    console.print(table)
+    unmatched = [rule.name for rule in rules if not summary.matches[rule.name]]
+    if unmatched:
+        console.print(f"warning: these rules never matched: {', '.join(map(repr, unmatched))}", highlight=False)
+    if summary.skipped:
+        console.print(f"warning: {summary.skipped:,} samples were left out:", highlight=False)
+        for problem in summary.problems:
+            console.print(f"  {problem}", highlight=False, markup=False)
+        if summary.skipped > len(summary.problems):
+            console.print("  …", highlight=False)

@@ -1,0 +1,127 @@
+"""The cut into chunks, tiles and blocks covers every visible pair once."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hsa_factory import HSAConfig
+from hsa_factory.attention import AttentionPlan, layout, run_attention
+
+
+def types_of(length, seed=0, batch=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.multinomial(torch.tensor([0.1, 0.2, 0.7]), batch * length, True, generator=generator).view(batch, -1)
+
+
+def counted(plan, sliding_window=None):
+    """Return (B, Q, L): how often each pair is counted, and its bias, both as the layout has them."""
+    times = torch.zeros(plan.batch_size, plan.query_length, plan.key_length)
+    bias = torch.full_like(times, float("-inf"))
+    offset = plan.key_length - plan.query_length
+    for sequence in plan.layout(sliding_window).sequences:
+        places = torch.arange(plan.key_length)[sequence.places]
+        for chunk in sequence.chunks(heads=4):
+            rows = range(chunk.start, chunk.stop)
+            near = chunk.near_bias[:, 0].flatten(0, 1) / layout.LOG2_E
+            far = {}
+            for block in chunk.blocks:
+                for tile in range(block.tiles.start, block.tiles.stop):
+                    for row in range(sequence.tile):
+                        columns = torch.zeros(block.far_stop - block.far_start)
+                        if block.bias is not None:
+                            last = block.bias[tile - block.tiles.start, 0, row] / layout.LOG2_E
+                            columns[len(columns) - len(last) :] = last
+                        far[tile * sequence.tile + row] = (block, columns)
+            for number, row in enumerate(rows):
+                query = (sequence.row, int(places[row]) - offset)
+                first = chunk.start + number // sequence.tile * sequence.tile - sequence.window
+                for column, value in enumerate(near[number].tolist()):
+                    if value > float("-inf"):
+                        times[query][places[first + column]] += 1
+                        bias[query][places[first + column]] = value
+                block, columns = far.get(number, (None, ()))
+                for column, value in enumerate(columns):
+                    if value > float("-inf"):
+                        at = int(sequence.far_index[block.far_start + column])
+                        times[query][places[at]] += 1
+                        bias[query][places[at]] = value - sequence.far_decay[block.far_start + column] * (row - at)
+    return times, bias
+
+
+class TestEveryPairOnce:
+    @settings(max_examples=40, deadline=None)
+    @given(st.data())
+    def test_pairs_and_biases(self, data):
+        length = data.draw(st.integers(1, 90))
+        window = st.one_of(st.none(), st.integers(0, 100))
+        config = HSAConfig(
+            noise_window=data.draw(window),
+            landmark_window=data.draw(window),
+            landmark_decay=data.draw(st.sampled_from([0.0, 0.001, 0.4])),
+            hide=data.draw(st.sampled_from([(), [("GLOBAL", "NOISE")], [(1, 1), (2, 0)]])),
+        )
+        mask = torch.arange(length) // data.draw(st.integers(1, 60)) + 1
+        if data.draw(st.booleans()):
+            mask = torch.arange(length) % 2 + 1
+        mask = mask.masked_fill(torch.arange(length) < data.draw(st.integers(0, length)), 0)
+        queries = data.draw(st.integers(1, length))
+        plan = AttentionPlan(types_of(length, length), config, mask[None], query_length=queries)
+        window = data.draw(st.sampled_from([None, 1, 20]))
+
+        times, bias = counted(plan, window)
+        expected = plan.dense_bias(torch.float32, window)[:, 0]
+        expected = expected.masked_fill((mask[length - queries :] == 0)[None, :, None], float("-inf"))
+        assert torch.equal(times, (expected > float("-inf")).float())
+        torch.testing.assert_close(bias, expected, rtol=1e-5, atol=1e-5)
+
+
+class TestShape:
+    def test_packed_rows_are_one_sequence_and_interleaved_ones_one_a_document(self):
+        types = types_of(60)
+        packed = AttentionPlan(types, HSAConfig(), torch.arange(60)[None] // 7 + 1)
+        assert len(packed.layout().sequences) == 1
+        interleaved = AttentionPlan(types, HSAConfig(), torch.arange(60)[None] % 3 + 1)
+        assert len(interleaved.layout().sequences) == 3
+
+    def test_padding_is_left_out(self):
+        mask = torch.tensor([[0] * 20 + [1] * 40, [0] * 60])
+        (sequence,) = AttentionPlan(types_of(60, batch=2), HSAConfig(), mask).layout().sequences
+        assert sequence.length == 40 and sequence.places == slice(20, 60)
+
+    def test_far_keys_that_all_rows_see_need_no_bias(self):
+        (sequence,) = AttentionPlan(types_of(3000), HSAConfig()).layout().sequences
+        blocks = [block for chunk in sequence.chunks(8) for block in chunk.blocks]
+        assert len(blocks) > 8
+        assert all(block.bias is None or block.bias.shape[-1] < layout.MAX_BLOCK_ROWS for block in blocks)
+
+    def test_biases_are_kept_for_the_other_layers_until_they_are_too_large(self, monkeypatch):
+        (sequence,) = AttentionPlan(types_of(300), HSAConfig()).layout().sequences
+        assert sequence.chunks(8) is sequence.chunks(8)
+        monkeypatch.setattr(layout, "_KEPT_BYTES", 0)
+        (sequence,) = AttentionPlan(types_of(300), HSAConfig()).layout().sequences
+        assert sequence.chunks(8) is not sequence.chunks(8)
+
+
+class TestFarAboveNear:
+    """Logits of far keys so far above those of near ones that exponentials over the near maximum overflow."""
+
+    @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-3), (torch.float64, 1e-6)])
+    def test_outputs_and_gradients(self, dtype, tolerance):
+        generator = torch.Generator().manual_seed(0)
+        types = torch.full((1, 400), 2)
+        types[0, [3, 40, 41, 300]] = 1
+        query, key, value = (torch.randn(1, 2, 400, 16, generator=generator, dtype=dtype) for _ in range(3))
+        query += 3
+        key[:, :, [3, 40, 300]] = 40  # q·k about 500
+        key[:, :, 41] = -40
+        plan = AttentionPlan(types, HSAConfig())
+        results = []
+        for backend in ("blockwise", "reference"):
+            leaves = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
+            output, _ = run_attention(*leaves, plan, backend)
+            output.pow(2).sum().backward()
+            results.append([output, *(leaf.grad for leaf in leaves)])
+        for actual, expected in zip(*results):
+            assert actual.isfinite().all()
+            torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
