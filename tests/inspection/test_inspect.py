@@ -472,7 +472,7 @@ def check(run, capsys, *arguments, **more):
 def test_check_passes(run, capsys):
     code, captured = check(run, capsys)
     assert code == 0
-    assert captured.out == "checked 3 samples: every one of them is trained, no feedback marker was cut away\n"
+    assert captured.out == "checked 3 samples: nothing to complain of\n"
 
 
 def test_check_lists_what_is_wrong(run, capsys):
@@ -509,8 +509,12 @@ def test_check_may_also_write(run, capsys):
     assert code == 1 and len(page_data(page.read_text("utf-8"))["samples"]) == 2
 
 
-def test_rules_that_never_matched():
+def test_rules_that_never_matched(run, capsys):
     assert check_rules({"thought": 3, "pickup": 0}) == ["rule 'pickup' never matched"]
+    code, captured = check(run, capsys, "hsa.labels=react")
+    assert code == 1
+    lines = captured.out.splitlines()
+    assert lines and all(re.fullmatch(r"rule '.*' never matched", line) for line in lines)
 
 
 # -- the output ------------------------------------------------------------------------------------------------

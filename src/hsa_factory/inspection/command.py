@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ..training_file import TrainingFile, read_training_file
-from .check import check_accounts
+from .check import check_accounts, check_rules
 from .output import open_output
 from .page import PAGE_LIMIT, PageWriter
 from .sample import InspectedSample
@@ -65,8 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="exit with 1 and a list if samples have nothing to train, or truncation took a feedback marker; samples are "
-        "shown only with --output",
+        help="exit with 1 and a list if samples have nothing to train, truncation took a feedback marker, or a rule of "
+        "hsa.labels never matched; samples are shown only with --output",
     )
     parser.add_argument(
         "--max-dropped",
@@ -207,14 +208,17 @@ def _accounts(prepared: "PreparedData") -> dict[str, dict[str, Any]]:
 
 def _check(prepared: "PreparedData", max_dropped: float | None) -> int:
     accounts = _accounts(prepared)
-    findings = check_accounts(accounts, max_dropped)
+    rules: Counter = Counter()
+    for account in accounts.values():
+        rules.update(account["rules"])
+    findings = check_accounts(accounts, max_dropped) + check_rules(rules)
     for finding in findings:
         print(finding)
     if prepared.note:
         print(prepared.note)
     if not findings:
         samples = sum(account["samples"] for account in accounts.values())
-        print(f"checked {samples:,} samples: every one of them is trained, no feedback marker was cut away")
+        print(f"checked {samples:,} samples: nothing to complain of")
     return 1 if findings else 0
 
 

@@ -167,12 +167,12 @@ class Conversation {
     this.events.onQuery(cell, this.pinned);
   }
 
-  reveal(cell) {
+  reveal(cell, block = "nearest") {
     const chunk = this.chunks.find((one) => one.start <= cell && cell < one.stop);
     if (!chunk) return;
     chunk.node.scrollIntoView({ block: "nearest" });
     this.fill(chunk);
-    chunk.spans[cell - chunk.start].scrollIntoView({ block: "nearest" });
+    chunk.spans[cell - chunk.start].scrollIntoView({ block });
   }
 
   onHover(event) {

@@ -25,7 +25,7 @@ const HSA = (() => {
   const heat = new HeatMap(document, (token) => {
     const cell = sample.cellOf[token];
     conversation.look(cell, true);
-    conversation.reveal(cell);
+    conversation.reveal(cell, "center");
   });
   const conversation = new Conversation(get("conversation"), HSA.images, { onQuery });
   const overview = new Overview(get("overview-view"), HSA.overview, new Map(HSA.indices.map((index, place) => [index, place])));
@@ -66,7 +66,7 @@ const HSA = (() => {
     const token = Number(target.get("token"));
     if (target.has("token") && token < sample.length) {
       conversation.look(sample.cellOf[token], true);
-      conversation.reveal(sample.cellOf[token]);
+      conversation.reveal(sample.cellOf[token], "center");
     }
   }
 
