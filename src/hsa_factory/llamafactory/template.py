@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 from itertools import groupby
-from operator import itemgetter
 from typing import Any
 
 from llamafactory.data.formatter import SLOTS, Formatter
@@ -165,8 +164,11 @@ class TypedTemplateMixin:
                     ids = super()._convert_elements_to_ids(tokenizer, [element])
                 if isinstance(element, TypedText) and not element.is_uniform:
                     types = token_types(element, encoding.offsets if encoding is not None else None, len(ids))
-                    for semantic_type, run in groupby(zip(ids, types), key=itemgetter(1)):
-                        token_ids += type_token_ids([pair[0] for pair in run], semantic_type, source=self.source)
+                    position = 0
+                    for semantic_type, run in groupby(types):
+                        end = position + sum(1 for _ in run)
+                        token_ids += type_token_ids(ids[position:end], semantic_type, source=self.source)
+                        position = end
                 elif isinstance(element, (TypedText, _TypedSet, _TypedDict)):
                     token_ids += type_token_ids(ids, element.semantic_type, source=self.source)
                 else:
