@@ -202,6 +202,38 @@ def plot() -> None:
     figure.savefig(ROOT / "docs" / "images" / "sft_step.png", dpi=110)
 
 
+def plot_decoding() -> None:
+    """Plot tokens a second and the cache's memory by length of the context."""
+    rows = [row for row in read("decode.csv") if row["measured"] == "decoding"]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    figure, axes = plt.subplots(len(models), 2, figsize=(9, 3.2 * len(models)), layout="constrained", squeeze=False)
+    lengths = sorted({int(row["tokens"]) for row in rows})
+    shares = sorted({row["memory_share"] for row in rows}, key=float)
+    lines = [("plain", shares[0], "transformers, no HSA", "#777777", "o-")]
+    lines += [("no eviction", shares[0], "HSA, nothing dropped", "#d1495b", "o-")]
+    lines += [
+        ("hsa", share, f"HSA, {float(share):.0%} GLOBAL, LANDMARK", plt.cm.viridis(number / 4), "o-")
+        for number, share in enumerate(shares)
+    ]
+    for model, pair in zip(models, axes):
+        for axis, column, factor, label in (
+            (pair[0], "tokens_per_second", 1, "tokens a second"),
+            (pair[1], "cache_bytes", 2**-20, "MiB of keys and values"),
+        ):
+            for variant, share, name, colour, style in lines:
+                own = [row for row in rows if (row["model"], row["variant"]) == (model, variant)]
+                own = sorted((row for row in own if row["memory_share"] == share), key=lambda row: int(row["tokens"]))
+                points = {int(row["tokens"]): float(row[column]) * factor for row in own}
+                axis.plot(points.keys(), points.values(), style, color=colour, label=name)
+            ticks = [f"{length // 1024}k" for length in lengths]
+            axis.set(xscale="log", yscale="log", xlabel="tokens seen", ylabel=label, xticks=lengths, xticklabels=ticks)
+            axis.set_title(f"Qwen3, {model}")
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
+    axes[0][0].legend(frameon=False, fontsize=8)
+    figure.savefig(ROOT / "docs" / "images" / "decode.png", dpi=110)
+
+
 def machine() -> str:
     """Name this machine's processor in a few words."""
     model = platform.processor() or platform.machine()
@@ -215,6 +247,7 @@ def machine() -> str:
 def main() -> None:
     """Write everything."""
     plot()
+    plot_decoding()
     plot_attention()
     for name, texts in TEXTS.items():
         path = ROOT / name

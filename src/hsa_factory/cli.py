@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "matplotlib",
             "jinja2",
             "PIL",
+            "pyarrow",
         ):
             raise
         return _fail(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -343,6 +344,22 @@ class TestSummary:
         from hsa_factory.labeling.rules import RuleSet
 
         assert RuleSet.parse(str(path)) == RuleSet.parse("embodied-reasoner")
+
+    def test_the_documented_example(self, tmp_path, capsys):
+        examples = Path(__file__).parents[2] / "examples" / "labelling"
+        out = tmp_path / "labelled.jsonl"
+        assert len(label(examples / "raw.jsonl", "embodied-reasoner", out)) == 12
+        assert "12 samples, 160 messages: 160 typed by rules" in capsys.readouterr().out
+        assert label(examples / "dataset_info.json", examples / "rules.yaml", out, "--dataset", "raw", "--overwrite")
+        printed = capsys.readouterr().out
+        assert "these rules never matched: 'feedback'" in printed
+
+    def test_names_are_shown_as_they_are(self, tmp_path, capsys):
+        path = tmp_path / "rules.yaml"
+        path.write_text("- {name: '[red]a[/red] [/]', type: NOISE}\n- {name: '[b]', type: NOISE}", "utf-8")
+        label(write(tmp_path / "in.json", [{"messages": TALK}]), path, tmp_path / "out.json")
+        printed = capsys.readouterr().out
+        assert "[red]a[/red] [/]" in printed and "never matched: '[b]'" in printed
 
 
 class TestStopping:

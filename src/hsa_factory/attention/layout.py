@@ -71,13 +71,15 @@ class Sequence:
         documents: The number of each token's document, (n,).
         first_query: Place from which on the row's tokens are queries too.
         rules: The rules that hold, windows narrowed to the model's own.
+        positions: (n,), the tokens' places in their one document, if tokens between them are missing. None: none is.
 
     Attributes:
         length: n.
+        positions: (n,), what distances are counted by, from 0 for the first token.
         first: Place in the sequence of its first query.
         window: Largest distance of a near key.
         tile: Rows of a tile.
-        far_index: Places in the sequence of the far keys, ascending, (F,) int64.
+        far_index: Places in the sequence of the far keys, ascending, (F,) int64; `far_positions`: their positions.
         far_decay: (F,) float64; 0 where it is too steep for head dimensions and part of the blocks' `bias`.
         far_has_decay: Whether any is not 0.
     """
@@ -90,15 +92,21 @@ class Sequence:
         documents: torch.Tensor,
         first_query: int,
         rules: EffectiveRules,
+        positions: torch.Tensor | None = None,
     ) -> None:
         self.row, self.length, self.device = row, len(index), types.device
         first, last = int(index[0]), int(index[-1])
         self.places: slice | torch.Tensor = slice(first, last + 1) if last - first + 1 == self.length else index
         self.first = int((index < first_query).sum())
         self.first_query = first_query
+        self._has_gaps = positions is not None
+        self.positions = (
+            torch.arange(self.length, device=self.device) if positions is None else positions - positions[0]
+        )
+        span = int(self.positions[-1]) + 1
 
         present = torch.bincount(types, minlength=3).cpu() > 0
-        windows = [self.length if window is None else min(window, self.length) for window in rules.windows]
+        windows = [span if window is None else min(window, span) for window in rules.windows]
         near = [kind for kind in range(3) if present[kind] and windows[kind] <= min(NEAR_LIMIT, self.length - 1)]
         far = [kind for kind in range(3) if present[kind] and kind not in near]
         self.window = max((windows[kind] for kind in near), default=0)
@@ -113,9 +121,13 @@ class Sequence:
         self._near_decay = torch.nn.functional.pad(self.decay, margin)
         self._types = torch.nn.functional.pad(types, margin)
         self._documents = torch.nn.functional.pad(documents, margin)
+        if self._has_gaps:
+            self._positions = torch.nn.functional.pad(self.positions, margin)
+            self._positions[-MAX_ROWS:] = span
 
         self.far_index = is_far.nonzero().flatten()
         self.far_reach = reach[self.far_index]
+        self.far_positions = self.positions[self.far_index]
         decay = torch.tensor(rules.decays, dtype=torch.float64, device=self.device)[types[self.far_index]]
         self.far_decay = decay.masked_fill(decay > _STEEP, 0)
         self._steep_decay = (decay - self.far_decay).float()
@@ -124,7 +136,7 @@ class Sequence:
         self.hide = [pair for pair in rules.hide if present[pair[0]] and present[pair[1]]]
         self._far_needs_bias = (
             bool(self.hide)
-            or any(windows[kind] < self.length for kind in far)
+            or any(windows[kind] < span for kind in far)
             or any(rules.decays[kind] > _STEEP for kind in far)
         )
 
@@ -182,15 +194,18 @@ class Sequence:
             for values in (self._near_reach, self._near_decay, self._types, self._documents)
         )
         rows = torch.arange(self.tile, device=self.device)[:, None]
-        distance = rows + self.window - torch.arange(self.strip, device=self.device)
-        hidden = (distance < 0) | (distance > reach)
+        distance = places = rows + self.window - torch.arange(self.strip, device=self.device)
         own = slice(self.window, None)
+        if self._has_gaps:
+            positions = self._positions[span].unfold(0, self.strip, self.tile)[:, None]
+            distance = positions[..., own].transpose(1, 2) - positions
+        hidden = (places < 0) | (distance > reach)
         if self.has_documents:
             hidden |= documents != documents[..., own].transpose(1, 2)
         for query_type, key_type in self.hide:
             hidden |= (types[..., own].transpose(1, 2) == query_type) & (types == key_type)
         bias = (decay * (-LOG2_E * distance)).masked_fill_(hidden, float("-inf"))
-        return bias.masked_fill_(distance == 0, 0.0)[:, None]
+        return bias.masked_fill_(places == 0, 0.0)[:, None]
 
     def _block(self, chunk_start: int, first: int, last: int, heads: int) -> Block | None:
         start, stop = chunk_start + first * self.tile, min(chunk_start + last * self.tile, self.length)
@@ -212,10 +227,12 @@ class Sequence:
     def _far_bias(self, start: int, tiles: int, far: slice) -> torch.Tensor:
         queries = torch.arange(start, start + tiles * self.tile, device=self.device)[:, None]
         keys = self.far_index[far]
-        distance = queries - keys
-        hidden = (distance <= 0) | (distance > self.far_reach[far])
+        distance = places = queries - keys
         own = slice(self.window + start, self.window + start + tiles * self.tile)
         at_keys = keys + self.window
+        if self._has_gaps:
+            distance = self._positions[own, None] - self._positions[at_keys]
+        hidden = (places <= 0) | (distance > self.far_reach[far])
         if self.has_documents:
             hidden |= self._documents[own, None] != self._documents[at_keys]
         for query_type, key_type in self.hide:
@@ -255,10 +272,16 @@ class Layout:
         semantic_ids: (B, L).
         query_length: Q.
         rules: The rules that hold.
+        positions: (B, L), if keys of the rows' one document are missing. None: none is.
     """
 
     def __init__(
-        self, document_ids: torch.Tensor, semantic_ids: torch.Tensor, query_length: int, rules: EffectiveRules
+        self,
+        document_ids: torch.Tensor,
+        semantic_ids: torch.Tensor,
+        query_length: int,
+        rules: EffectiveRules,
+        positions: torch.Tensor | None = None,
     ) -> None:
         first_query = document_ids.shape[1] - query_length
         self.is_complete = bool((document_ids[:, first_query:] != 0).all())
@@ -266,8 +289,9 @@ class Layout:
         for row, ids in enumerate(document_ids):
             for index in _contiguous_documents(ids):
                 if len(index) and int(index[-1]) >= first_query:
+                    place = None if positions is None else positions[row, index]
                     self.sequences.append(
-                        Sequence(row, index, semantic_ids[row, index], ids[index], first_query, rules)
+                        Sequence(row, index, semantic_ids[row, index], ids[index], first_query, rules, place)
                     )
 
 

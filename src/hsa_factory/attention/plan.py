@@ -31,12 +31,15 @@ class AttentionPlan:
         document_ids: (B, L) integers that number the documents of a packed row; takes the place of the numbers in
             `attention_mask`, whose zeros still mark padding. None: taken from `attention_mask`.
         query_length: Q; None: L.
+        positions: (B, L) integers, each key's place in its document, going up within it: for keys with gaps between
+            them, as a cache leaves them. None: counted.
 
     Attributes:
         semantic_ids: (B, L) int64.
         document_ids: (B, L) int64; 0 is padding, so that only equal numbers above 0 see each other.
         positions: (B, L) int64, the token's place in its own document, padding not counted.
         is_padding: (B, L) bool, or None if there is none.
+        has_gaps: Whether keys between those of the plan may be missing.
         calls: Numbers of the layers that have used the plan.
 
     Raises:
@@ -50,6 +53,7 @@ class AttentionPlan:
         attention_mask: torch.Tensor | None = None,
         document_ids: torch.Tensor | None = None,
         query_length: int | None = None,
+        positions: torch.Tensor | None = None,
     ) -> None:
         _check_ids("semantic_ids", semantic_ids, None)
         if semantic_ids.numel() and not bool(((semantic_ids >= 0) & (semantic_ids <= 2)).all()):
@@ -66,9 +70,16 @@ class AttentionPlan:
         self.document_ids = _documents(semantic_ids, attention_mask, document_ids)
         is_padding = self.document_ids == 0
         self.is_padding = is_padding if bool(is_padding.any()) else None
-        self.positions = _positions_in_documents(self.document_ids)
-        self.calls: set[int] = set()
         self._packed: bool | None = None
+        self.has_gaps = positions is not None
+        if positions is None:
+            positions = _positions_in_documents(self.document_ids)
+        else:
+            _check_ids("positions", positions, semantic_ids)
+            if self.has_packed_rows():
+                raise ValueError("positions go with rows of one document, not with packed rows.")
+        self.positions = positions.long()
+        self.calls: set[int] = set()
         self._bias: dict[tuple, torch.Tensor] = {}
         self._causal: dict[tuple, bool] = {}
         self._flex_masks: dict[tuple, FlexMask] = {}
@@ -140,7 +151,8 @@ class AttentionPlan:
         key = (sliding_window, neutral)
         if key not in self._layouts:
             rules = EffectiveRules.of(self.config, sliding_window, neutral)
-            self._layouts[key] = Layout(self.document_ids, self.semantic_ids, self.query_length, rules)
+            positions = self.positions if self.has_gaps else None
+            self._layouts[key] = Layout(self.document_ids, self.semantic_ids, self.query_length, rules, positions)
 
         return self._layouts[key]
 
@@ -171,6 +183,7 @@ class AttentionPlan:
             free = torch.tensor(free, device=self.device)
             self._causal[key] = (
                 self.query_length == self.key_length
+                and not self.has_gaps
                 and self.is_padding is None
                 and not rules.hide
                 and bool(free[self.semantic_ids].all())

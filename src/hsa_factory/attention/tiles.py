@@ -72,11 +72,13 @@ class Pass:
         query[..., : self.head_size].mul_(self.scale * LOG2_E)
         query[..., self.head_size] = 0
         if self.bias_size:
-            numbers = torch.arange(rows, dtype=query.dtype, device=query.device)
+            first = sequence.positions[chunk.start]
+            numbers = query.new_zeros(rows)
+            numbers[: chunk.stop - chunk.start] = sequence.positions[chunk.start : chunk.stop] - first
             columns = self.by_tile(query, chunk)
             columns[..., -2] = numbers.view(chunk.tiles, sequence.tile)
             columns[..., -1] = 1
-            self.far_key[..., -1] = (sequence.far_index - chunk.start) * (LOG2_E * sequence.far_decay)
+            self.far_key[..., -1] = (sequence.far_positions - first) * (LOG2_E * sequence.far_decay)
         return query
 
     def tiles(self, rows: torch.Tensor, chunk: Chunk) -> torch.Tensor:

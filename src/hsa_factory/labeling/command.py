@@ -96,7 +96,7 @@ def _run(options: argparse.Namespace, rules: RuleSet) -> None:
         raise ValueError(f"--out {options.out!r}: the name must end with {', '.join(SUFFIXES)}.")
     if out.exists() and not options.overwrite:
         raise ValueError(f"--out {options.out!r} exists. Use --overwrite to replace it.")
-    workers = len(os.sched_getaffinity(0)) if options.workers is None else options.workers
+    workers = _cores() if options.workers is None else options.workers
     if workers < 1:
         raise ValueError(f"--workers {workers}: expected a whole number ≥ 1.")
     if options.tokenizer is not None:
@@ -144,6 +144,10 @@ def _run(options: argparse.Namespace, rules: RuleSet) -> None:
         report.print(f"{resumed:,} chunks of samples were there from an earlier run", highlight=False)
     print_summary(report, summary, rules, "tokens of text" if options.tokenizer else "characters")
     _print_entry(report, info, out, entry, options.register)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _find_data(source: str, name: str | None) -> tuple[tuple[str, ...], dict[str, Any] | None]:

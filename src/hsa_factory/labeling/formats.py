@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from ..semantics import SemanticType
@@ -61,7 +62,7 @@ class Layout:
         """Take over LLaMA-Factory's `DatasetAttr`."""
         return cls(**{field.name: getattr(attributes, field.name, None) for field in fields(cls)})
 
-    @property
+    @cached_property
     def roles(self) -> dict[str, str]:
         """The role that each value of `role_tag` means."""
         named = {
@@ -155,7 +156,8 @@ def _read_message(message: Any, number: int | str, layout: Layout) -> Turn:
     role = layout.roles.get(message[layout.role_tag], message[layout.role_tag])
     tools = None
     try:
-        content = join_parts(message[layout.content_tag], layout.semantic_tag or TYPE_KEY)
+        given = message[layout.content_tag]
+        content = Content(given) if isinstance(given, str) else join_parts(given, layout.semantic_tag or TYPE_KEY)
         if layout.formatting == "openai" and role in ("assistant", "function") and message.get("tool_calls"):
             calls = [call["function"] for call in message["tool_calls"]]
             role, tools = "function", tuple(str(call.get("name")) for call in calls)

@@ -61,14 +61,15 @@ class HSADataCollator(SFTDataCollatorWith4DAttentionMask):
     def _mask_labels(self, features: list[dict[str, Any]]) -> None:
         is_masked = False
         for feature in features:
-            if "labels" in feature:
-                if len(feature["labels"]) != len(feature["input_ids"]):  # references of predict_with_generate
-                    return
-                is_masked |= self.feedback_config is not None or LOSS_MASK_COLUMN in feature
+            is_recorded = LOSS_MASK_COLUMN in feature
+            # labels of another length are references of predict_with_generate
+            if "labels" in feature and (is_recorded or len(feature["labels"]) == len(feature["input_ids"])):
+                is_masked |= is_recorded or self.feedback_config is not None
                 feature["labels"] = trained_labels(feature, self.feedback_config, self.marker_id)
             feature.pop(LOSS_MASK_COLUMN, None)
 
-        if is_masked and all(label == IGNORE_INDEX for feature in features for label in feature.get("labels", [])):
+        labels = [label for feature in features for label in feature.get("labels", [])]
+        if is_masked and labels and all(label == IGNORE_INDEX for label in labels):
             raise ValueError(
                 "No token of this batch is left to train: feedback or the messages' weights mask all of it. Its loss "
                 "would be NaN. Prepare the data through the integration, which drops such samples."

@@ -5,6 +5,7 @@ import os
 import re
 from collections import Counter, deque
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from llamafactory.data.converter import DatasetConverter
@@ -12,7 +13,8 @@ from llamafactory.data.converter import DatasetConverter
 from .. import __version__
 from ..labeling.formats import Layout, Turn, read_turns, type_turns
 from ..labeling.matching import Typing, runs
-from ..labeling.rules import MEDIA, RuleSet
+from ..labeling.rule import MEDIA
+from ..labeling.rules import RuleSet
 from ..semantics import SemanticType
 from .template import TURN_KEY, TYPE_KEY, WEIGHT_KEY
 
@@ -60,7 +62,7 @@ class TypedConverterMixin:
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
         where = f"dataset {self._name!r}, sample {example.get(INDEX_COLUMN, '?')}"
-        layout = Layout.from_attributes(self.dataset_attr)
+        layout = self._layout
         matches = Counter(dict.fromkeys(self.rules.names, 0)) if self.rules is not None else None
         try:
             turns = read_turns(example, layout)
@@ -104,6 +106,10 @@ class TypedConverterMixin:
         self._place_media(output, example, turns)
         self._check_media(output, where)
         return output
+
+    @cached_property
+    def _layout(self) -> Layout:
+        return Layout.from_attributes(self.dataset_attr)
 
     @property
     def _name(self) -> str:
@@ -211,6 +217,10 @@ def _align(turns: Sequence[Turn], typings: Sequence[Typing], layout: Layout, def
 
 def _join(turns: Sequence[tuple[Turn, Typing]], default: int) -> _AlignedTurn:
     """Join the types of turns that become one message; what is between them has the type that remembers most."""
+    if len(turns) == 1 and not turns[0][1].spans:  # by far the most frequent case
+        ((turn, typing),) = turns
+        given = turn.message.semantic_type is not None or bool(turn.message.spans)
+        return _AlignedTurn(typing.semantic_type, (), given)
     is_given = any(turn.message.semantic_type is not None or turn.message.spans for turn, _ in turns)
     bases = [typing.semantic_type for _, typing in turns if typing.semantic_type is not None]
     base = min(bases, default=None)

@@ -72,7 +72,7 @@ class SampleDropped(Exception):
 
 
 @dataclass
-class _Sample:
+class Sample:
     """The sample at work.
 
     Attributes:
@@ -109,7 +109,7 @@ class TypedProcessorMixin:
         if self.feedback_config is not None:
             self.marker_id = self.tokenizer.convert_tokens_to_ids(self.feedback_config.token)
         self.on_whole = None  # called with the whole sample, masked, before it is cut; returns what to go on with
-        self._sample = _Sample([])
+        self._sample = Sample([])
         self._encoded: deque = deque()
 
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -148,22 +148,17 @@ class TypedProcessorMixin:
             SampleDropped: With the reason.
             ValueError: If it cannot be encoded, or a policy says ``error``; names the data set and the sample.
         """
-        prompt, response = map(_with_typed_content, (columns["_prompt"][i], columns["_response"][i]))
+        prompt, response, system, tools, *media = self._typed_columns(columns, i)
         if len(prompt) % 2 != 1 or len(response) != 1:
             raise SampleDropped(INVALID)
 
-        source = columns[SOURCE_COLUMN][i]
+        source = self.template.source
         where = f"dataset {source!r}, sample {columns[INDEX_COLUMN][i]}"
-        media = [list(columns[name][i] or []) for name in MEDIA_COLUMNS]
-        self._sample = sample = _Sample(prompt + response)
-        system = columns["_system"][i]
-        if system:
-            system = TypedText(system, columns[SYSTEM_TYPE_COLUMN][i], decode_spans(columns[SYSTEM_SPANS_COLUMN][i]))
-        self.template.source = source
+        self._sample = sample = Sample(prompt + response)
         try:
             if any(media) and not self._media_stand_in_front(media):
                 sample.media = count_media(prompt + response)
-            input_ids, labels = self._encode_uncached(prompt, response, system, columns["_tools"][i], *media)
+            input_ids, labels = self._encode_uncached(prompt, response, system, tools, *media)
         except SampleDropped:
             raise
         except Exception as error:
@@ -200,6 +195,21 @@ class TypedProcessorMixin:
         sample.facts = {"dataset": source, "index": columns[INDEX_COLUMN][i]}
         sample.facts |= {"cut": cut_away, "marker_cut": marker_is_cut}
         return input_ids, labels
+
+    def _typed_columns(self, columns: dict[str, list[Any]], i: int) -> list[Any]:
+        """Return what LLaMA-Factory encodes of a sample, its texts typed: from the prompt's messages to the audios."""
+        prompt, response = map(_with_typed_content, (columns["_prompt"][i], columns["_response"][i]))
+        system = columns["_system"][i]
+        if system:
+            system = TypedText(system, columns[SYSTEM_TYPE_COLUMN][i], decode_spans(columns[SYSTEM_SPANS_COLUMN][i]))
+        self.template.source = columns[SOURCE_COLUMN][i]
+        return [
+            prompt,
+            response,
+            system,
+            columns["_tools"][i],
+            *(list(columns[name][i] or []) for name in MEDIA_COLUMNS),
+        ]
 
     def _encode_uncached(self, *args: Any) -> tuple[list[int], list[int]]:
         return super()._encode_data_example(*args)
@@ -274,7 +284,7 @@ class TypedProcessorMixin:
         rows[SEMANTIC_COLUMN] = [semantic_ids_of(ids) for ids in typed_rows]
         rows[ROW_SOURCE_COLUMN] = [", ".join(sources_of(ids)) for ids in typed_rows]
         rows[ROW_SAMPLES_COLUMN] = [_samples_of(ids) for ids in typed_rows]
-        rows[LOSS_MASK_COLUMN] = [loss_mask_of(ids) for ids in typed_rows]
+        rows[LOSS_MASK_COLUMN] = self._loss_masks(typed_rows, rows["labels"])
 
         account_row = self._account_row()
         for name in account_row.keys() | rows.keys():
@@ -285,6 +295,9 @@ class TypedProcessorMixin:
                 arrays = [np.asarray(values, dtype) for values in rows[name]]
                 rows[name] = arrays if self.as_arrays else [values.tolist() for values in arrays]
         return dict(rows)
+
+    def _loss_masks(self, typed_rows: list[list[int]], labels: list[np.ndarray]) -> list[np.ndarray]:
+        return [loss_mask_of(ids) for ids in typed_rows]
 
     def _account_row(self) -> dict[str, Any]:
         """Return a row that stands for no sample: one padding token, so that column types can be inferred from it."""

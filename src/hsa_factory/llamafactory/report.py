@@ -202,7 +202,9 @@ class DataReport:
         unmatched = self.unmatched_rules()
         if unmatched:
             listed = ", ".join(map(repr, unmatched))
-            console.print(f"  warning: these rules of hsa.labels never matched: {listed}", highlight=False)
+            console.print(
+                f"  warning: these rules of hsa.labels never matched: {listed}", highlight=False, markup=False
+            )
         if self.note:
             console.print(f"  {self.note}", highlight=False)
 

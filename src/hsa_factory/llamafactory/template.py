@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 from itertools import groupby
-from operator import itemgetter
 from typing import Any
 
 from llamafactory.data.formatter import SLOTS, Formatter
@@ -16,7 +15,7 @@ from ..semantics import SemanticType
 
 
 Pairs = list[tuple[list[int], list[int]]]
-PLACEHOLDERS = (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, AUDIO_PLACEHOLDER)
+PLACEHOLDERS = (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, AUDIO_PLACEHOLDER)  # in the order of LLaMA-Factory's arguments
 TYPE_KEY = "semantic_type"  # of a message, beside "role" and "content"
 TEXT_KEY = "typed_content"  # the content with its spans, where a message has parts of several types
 _CONTENT_SLOT = "{{content}}"
@@ -87,19 +86,29 @@ class TypedTemplateMixin:
             before it; 0 where it is no text of its own.
         on_pairs: Called with the (prompt ids, response ids) of a whole sample before LLaMA-Factory cuts it; returns
             the pairs to go on with.
+        on_prompt: Called with the prompt ids of a conversation that the model is to continue.
     """
 
     default_type: SemanticType
     source: str
     system_length: int
     on_pairs: Callable[[Pairs], Pairs] | None
+    on_prompt: Callable[[list[int]], Any] | None
     _collecting: bool
 
+    def encode_oneturn(
+        self, tokenizer: Any, messages: list[dict[str, Any]], *args: Any, **kwargs: Any
+    ) -> tuple[list[int], list[int]]:
+        prompt_ids, response_ids = super().encode_oneturn(tokenizer, _with_spans(messages), *args, **kwargs)
+        prompt_ids = fill_types(prompt_ids)
+        if self.on_prompt is not None:
+            self.on_prompt(prompt_ids)
+        return prompt_ids, response_ids
+
     def encode_multiturn(self, tokenizer: Any, messages: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Pairs:
-        messages = [_with_spans(message) if TEXT_KEY in message else message for message in messages]
         pairs = [
             (fill_types(prompt_ids), fill_types(response_ids))
-            for prompt_ids, response_ids in super().encode_multiturn(tokenizer, messages, *args, **kwargs)
+            for prompt_ids, response_ids in super().encode_multiturn(tokenizer, _with_spans(messages), *args, **kwargs)
         ]
         return self.on_pairs(pairs) if self.on_pairs is not None else pairs
 
@@ -155,8 +164,11 @@ class TypedTemplateMixin:
                     ids = super()._convert_elements_to_ids(tokenizer, [element])
                 if isinstance(element, TypedText) and not element.is_uniform:
                     types = token_types(element, encoding.offsets if encoding is not None else None, len(ids))
-                    for semantic_type, run in groupby(zip(ids, types), key=itemgetter(1)):
-                        token_ids += type_token_ids([pair[0] for pair in run], semantic_type, source=self.source)
+                    position = 0
+                    for semantic_type, run in groupby(types):
+                        end = position + sum(1 for _ in run)
+                        token_ids += type_token_ids(ids[position:end], semantic_type, source=self.source)
+                        position = end
                 elif isinstance(element, (TypedText, _TypedSet, _TypedDict)):
                     token_ids += type_token_ids(ids, element.semantic_type, source=self.source)
                 else:
@@ -184,7 +196,7 @@ def typed_template(template: Template, default_type: SemanticType) -> Template:
     typed.default_type = default_type
     typed.source = ""
     typed.system_length = 0
-    typed.on_pairs = None
+    typed.on_pairs = typed.on_prompt = None
     typed._collecting = False
     return typed
 
@@ -202,9 +214,14 @@ def _is_text(element: Any) -> bool:
     return isinstance(element, str) and len(element) != 0
 
 
-def _with_spans(message: dict[str, Any]) -> dict[str, Any]:
-    """Put a message's spans on its content, whose media LLaMA-Factory has replaced by their tokens meanwhile."""
-    return {**message, "content": carry_types(message[TEXT_KEY], message["content"], PLACEHOLDERS)}
+def _with_spans(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Put the messages' spans on their contents, whose media LLaMA-Factory has replaced by their tokens meanwhile."""
+    return [
+        {**message, "content": carry_types(message[TEXT_KEY], message["content"], PLACEHOLDERS)}
+        if TEXT_KEY in message
+        else message
+        for message in messages
+    ]
 
 
 def _typed_element(element: Any, content: TypedText, start: int | None) -> Any:

@@ -9,9 +9,10 @@ from torch import nn
 
 from ..attention.api import check_backend
 from ..config import CONFIG_NAME, HSAConfig
+from .generation import install_generate, remove_generate
 from .hook import HSAHook
 from .interface import IMPLEMENTATION, register_interface
-from .support import TextModel, find_text_model, unwrap, wrapping
+from .support import TextModel, find_text_model, sliding_windows, unwrap, wrapping
 
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,8 @@ def enable_hsa(model: nn.Module, config: HSAConfig | None = None) -> nn.Module:
     """Switch HSA on for a transformers model, PEFT-wrapped or not. Only the text model's attention changes.
 
     From then on `model(input_ids=…, attention_mask=…, semantic_ids=…)` attends with HSA; in training a forward
-    without `semantic_ids` is an error, in inference it is plain attention. `save_pretrained` also writes
+    without `semantic_ids` is an error, in inference it is plain attention.
+    `model.generate(input_ids, semantic_ids=…)` generates with an `HSACache`. `save_pretrained` also writes
     ``hsa_config.json``. Enabling again replaces the configuration.
 
     Args:
@@ -51,7 +53,8 @@ def enable_hsa(model: nn.Module, config: HSAConfig | None = None) -> nn.Module:
         if former == IMPLEMENTATION:  # built from the configuration of a model that has HSA
             former = parts.text.get_correct_attn_implementation(None)
         is_hybrid = len(parts.attention_layers) < parts.num_layers
-        hook = HSAHook(config, former, type(parts.base).__name__, set(parts.attention_layers), is_hybrid)
+        windows = sliding_windows(parts.text.config, parts.attention_layers)
+        hook = HSAHook(config, former, type(parts.base).__name__, windows, is_hybrid)
         parts.text.set_attn_implementation(IMPLEMENTATION)
         if parts.text.config._attn_implementation != IMPLEMENTATION:
             raise ValueError(f"{hook.model_name} does not let its attention implementation be set.")
@@ -62,6 +65,7 @@ def enable_hsa(model: nn.Module, config: HSAConfig | None = None) -> nn.Module:
         )
         for attention in parts.attention_layers.values():
             attention.hsa_hook = hook
+        install_generate(parts.base, hook)
 
     hook.config = config
     for saved in wrapping(model):
@@ -94,6 +98,7 @@ def disable_hsa(model: nn.Module) -> nn.Module:
     parts.text.set_attn_implementation(hook.former_implementation)
     for module in (parts.entry, *parts.attention_layers.values()):
         module.__dict__.pop("hsa_hook", None)
+    remove_generate(parts.base)
     for saved in wrapping(model):
         if _saves_config(saved):
             del saved.save_pretrained

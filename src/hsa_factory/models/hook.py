@@ -1,6 +1,5 @@
 """The two forward hooks that turn `semantic_ids` into one plan per forward and check that it arrived."""
 
-import functools
 import inspect
 import logging
 from typing import Any
@@ -10,6 +9,7 @@ from torch import nn
 
 from ..attention import AttentionPlan
 from ..config import HSAConfig
+from .cache import HSACache
 from .interface import PLAN_KEYWORD, active_forwards
 
 
@@ -23,9 +23,11 @@ class HSAHook:
         config: The rules.
         former_implementation: Name of the attention implementation before `enable_hsa`.
         model_name: For messages.
-        layer_indices: The layers whose attention HSA must reach.
+        windows: The model's own sliding window (or None) of each layer whose attention HSA must reach.
         is_hybrid: Whether the model has layers without softmax attention.
         plan: The plan of the forward pass under way; None between passes and without `semantic_ids`.
+        layer_plans: With an `HSACache`, the plan of each layer: they may hold different keys.
+        cache: That cache.
         mask_windows: Sliding windows for which the model asked a mask in this pass.
         layer_windows: Sliding windows with which its attention was called.
     """
@@ -35,15 +37,17 @@ class HSAHook:
         config: HSAConfig,
         former_implementation: str,
         model_name: str,
-        layer_indices: set[int],
+        windows: dict[int, int | None],
         is_hybrid: bool = False,
     ) -> None:
         self.config = config
         self.former_implementation = former_implementation
         self.model_name = model_name
-        self.layer_indices = layer_indices
+        self.windows = windows
         self.is_hybrid, self.warned = is_hybrid, False
         self.plan: AttentionPlan | None = None
+        self.layer_plans: dict[int, AttentionPlan] | None = None
+        self.cache: HSACache | None = None
         self.mask_windows: set[int | None] = set()
         self.layer_windows: set[int | None] = set()
 
@@ -57,16 +61,21 @@ class HSAHook:
         """
         semantic_ids = kwargs.pop("semantic_ids", None)
         document_ids = kwargs.pop("document_ids", None)
-        self.plan = None
-        if semantic_ids is None:
-            if module.training and torch.is_grad_enabled():
-                raise ValueError(
-                    f"{self.model_name} has HSA enabled, but this training forward got no `semantic_ids`. Most often "
-                    "the Trainer dropped the column: set `remove_unused_columns: false` and use a collator that pads "
-                    "semantic_ids. (Inference without semantic_ids is plain attention.)"
-                )
-        else:
-            self.plan = self._build_plan(module, args, kwargs, semantic_ids, document_ids)
+        self._forget()
+        cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, HSACache)), None)
+        if cache is not None or semantic_ids is not None:
+            given = _signature(type(module)).bind_partial(module, *args, **kwargs).arguments
+            if cache is not None:
+                self._plan_cached(module, cache, given, semantic_ids, document_ids)
+            else:
+                self.plan = self._build_plan(given, semantic_ids, document_ids)
+        elif module.training and torch.is_grad_enabled():
+            raise ValueError(
+                f"{self.model_name} has HSA enabled, but this training forward got no `semantic_ids`. Most often "
+                "the Trainer dropped the column: set `remove_unused_columns: false` and use a collator that pads "
+                "semantic_ids. (Inference without semantic_ids is plain attention.)"
+            )
+        if self.plan is not None:
             kwargs[PLAN_KEYWORD] = self.plan
 
         self.mask_windows.clear()
@@ -84,11 +93,15 @@ class HSAHook:
         """
         if self in active_forwards.hooks:
             active_forwards.hooks.remove(self)
-        plan, self.plan = self.plan, None
+        plan, cache = self.plan, self.cache
+        self._forget()
+        if cache is not None:
+            cache.commit() if output is not None else cache.abort()
+            cache.rope_deltas = getattr(module, "rope_deltas", None)
         if plan is None or output is None:  # output is None when the forward raised
             return
 
-        missing = sorted(self.layer_indices - plan.calls)
+        missing = sorted(set(self.windows) - plan.calls)
         if missing:
             raise ValueError(
                 f"{self.model_name} does not hand keywords on to its attention: HSA's plan did not reach layers "
@@ -101,19 +114,45 @@ class HSAHook:
                 "cannot honour it."
             )
 
-    def _build_plan(
+    def _forget(self) -> None:
+        self.plan = self.layer_plans = self.cache = None
+
+    def _plan_cached(
         self,
         module: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        semantic_ids: torch.Tensor,
+        cache: HSACache,
+        given: dict[str, Any],
+        semantic_ids: torch.Tensor | None,
         document_ids: torch.Tensor | None,
-    ) -> AttentionPlan:
-        given = _signature(type(module).forward).bind_partial(module, *args, **kwargs).arguments
+    ) -> None:
+        """Let an `HSACache` plan the pass: it knows the positions and types of the keys it holds."""
+        tokens, attention_mask = self._tokens(given), given.get("attention_mask")
+        if document_ids is not None:
+            raise ValueError("A packed row (document_ids) cannot be cached: run its documents on their own.")
+        cache.bind(module.config.get_text_config(decoder=True), self.windows, self.config)
+        if self.is_hybrid and cache.get_seq_length() and tokens.shape[1] > 1:
+            raise ValueError(
+                f"{self.model_name} has layers without softmax attention, which go on from a cache by one token at a "
+                f"time only; got {tokens.shape[1]}."
+            )
+        if cache.get_seq_length() and cache.rope_deltas is not None:
+            module.rope_deltas = cache.rope_deltas  # another conversation may have left its own
+        self.layer_plans = cache.begin(tokens, semantic_ids, attention_mask, self.config)
+        self.plan, self.cache = next(iter(self.layer_plans.values())), cache
+
+    def _tokens(self, given: dict[str, Any]) -> torch.Tensor:
         tokens = given.get("input_ids")
         tokens = given.get("inputs_embeds") if tokens is None else tokens
         if tokens is None:
             raise ValueError(f"{self.model_name}: pass input_ids or inputs_embeds along with semantic_ids.")
+        if isinstance(given.get("attention_mask"), dict):
+            raise ValueError(f"{self.model_name}: HSA needs the 2-D attention_mask, got prepared masks.")
+        return tokens
+
+    def _build_plan(
+        self, given: dict[str, Any], semantic_ids: torch.Tensor, document_ids: torch.Tensor | None
+    ) -> AttentionPlan:
+        tokens = self._tokens(given)
         if not isinstance(semantic_ids, torch.Tensor):
             raise ValueError(f"semantic_ids must be a tensor, got {type(semantic_ids).__name__}.")
 
@@ -131,8 +170,6 @@ class HSAHook:
             raise ValueError(f"semantic_ids are on {semantic_ids.device}, the input is on {tokens.device}.")
 
         attention_mask = given.get("attention_mask")
-        if isinstance(attention_mask, dict):
-            raise ValueError(f"{self.model_name}: HSA needs the 2-D attention_mask, got prepared masks.")
         if attention_mask is None and document_ids is None and past_length == 0:
             document_ids = _documents_from_positions(given.get("position_ids"), tokens.shape[0])
 
@@ -146,7 +183,14 @@ class HSAHook:
         return plan
 
 
-_signature = functools.lru_cache(maxsize=64)(inspect.signature)  # slow enough to be seen in a short step
+_signatures: dict[type, inspect.Signature] = {}
+
+
+def _signature(model_class: type) -> inspect.Signature:
+    """Return a forward's signature; to make one is slow enough to be seen in a short step."""
+    if model_class not in _signatures:
+        _signatures[model_class] = inspect.signature(model_class.forward)
+    return _signatures[model_class]
 
 
 def _documents_from_positions(position_ids: torch.Tensor | None, batch_size: int) -> torch.Tensor | None:

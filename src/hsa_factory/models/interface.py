@@ -122,10 +122,17 @@ def hsa_attention_forward(
         if kwargs.get(name) is not None:
             raise ValueError(f"{hook.model_name} gives its attention {name!r}, which HSA cannot honour.")
 
-    plan.check(query, key)
     plan.calls.add(module.layer_idx)
     sliding_window = kwargs.get("sliding_window")
     hook.layer_windows.add(sliding_window)
+    if hook.layer_plans is not None:  # with an HSACache
+        plan = hook.layer_plans[module.layer_idx]
+        if sliding_window != hook.windows[module.layer_idx]:
+            raise ValueError(
+                f"{hook.model_name} calls layer {module.layer_idx} with a sliding window of {sliding_window}, but its "
+                f"configuration says {hook.windows[module.layer_idx]}: an HSACache cannot be used with it."
+            )
+    plan.check(query, key)
     output, weights = run_attention(
         query,
         key,

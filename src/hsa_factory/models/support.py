@@ -1,11 +1,12 @@
 """What of a transformers model HSA can reach: its text model, its softmax attention layers, or why it cannot."""
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,13 @@ def find_text_model(model: nn.Module) -> TextModel:
 
     num_layers = getattr(text_config, "num_hidden_layers", len(layers))
     return TextModel(base, entry, text, layers, num_layers)
+
+
+def sliding_windows(text_config: PreTrainedConfig, layers: Iterable[int]) -> dict[int, int | None]:
+    """Return the sliding window that a model's configuration gives each softmax attention layer; None: it has none."""
+    window = getattr(text_config, "sliding_window", None)
+    types = getattr(text_config, "layer_types", None)
+    return {index: window if types is None or types[index] == "sliding_attention" else None for index in layers}
 
 
 def _owner(base: PreTrainedModel, attention: nn.Module) -> PreTrainedModel:

@@ -1,0 +1,529 @@
+"""A key/value cache that lets go of keys which HSA can never see again: exact, and as small as what is visible."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from transformers.utils import ModelOutput
+
+from ..attention import AttentionPlan
+from ..attention.rules import EffectiveRules
+from ..config import HSAConfig
+from ..semantics import SemanticType
+from .key_table import Keys, KeyTable
+from .tagger import Tagger
+
+
+_NO_HSA = "An HSACache needs a model with HSA: call enable_hsa(model) first."
+
+
+@dataclass
+class CacheReport(ModelOutput):
+    """What a cache holds.
+
+    Attributes:
+        seen_tokens: Tokens that the model has read, padding included.
+        kept_tokens: Keys that are still held, in the longest row and the layer that holds most.
+        bytes: Memory of all keys and values, spare room included.
+    """
+
+    seen_tokens: int | None = None
+    kept_tokens: int | None = None
+    bytes: int | None = None
+
+
+class HSACacheLayer(CacheLayerMixin):
+    """Keys and values of one layer, in a buffer with room for the next tokens.
+
+    Args:
+        table: What is known of the keys, shared with the other layers that have the same rules.
+        room: How many tokens more a new buffer has room for.
+    """
+
+    is_sliding = False
+
+    def __init__(self, table: KeyTable, room: int) -> None:
+        super().__init__()
+        self.table = table
+        self.room = room
+        self._buffers: list[torch.Tensor] = []  # keys, values
+        self._length = 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Take dtype and device from the first keys."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add new keys and return them with all that this forward may see; then let go of what later ones cannot.
+
+        Args:
+            key_states: (B, Hkv, Q, D).
+            value_states: (B, Hkv, Q, E).
+            *args: Not used.
+            **kwargs: Not used.
+
+        Returns:
+            (B, Hkv, K + Q, D) and (B, Hkv, K + Q, E).
+
+        Raises:
+            ValueError: If no forward with HSA is under way.
+        """
+        if self.table.new_keys is None:
+            raise ValueError(_NO_HSA)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+
+        new_length = self._length + key_states.shape[2]
+        result = [self._append(index, states, new_length) for index, states in enumerate((key_states, value_states))]
+        self._length, kept = new_length, result
+        if self.table.keep is not None:
+            kept = [self._select(states, self.table.keep) for states in result]
+            self._buffers = kept
+            self._length = self.table.keep.shape[1]
+            kept = [buffer[:, :, : self._length] for buffer in kept]
+        self.keys, self.values = kept
+        return result[0], result[1]
+
+    def _append(self, index: int, states: torch.Tensor, new_length: int) -> torch.Tensor:
+        old = self._buffers[index] if self._buffers and len(self._buffers) > index else None
+        if old is None and self.table.keep is not None:
+            return states  # selected from right away
+        if old is not None and states.requires_grad and torch.is_grad_enabled():
+            self._buffers[index] = torch.cat([old[:, :, : self._length], states], dim=2)
+            return self._buffers[index]
+
+        writable = old is not None and (torch.is_inference_mode_enabled() or not old.is_inference())
+        if not writable or old.shape[2] < new_length:
+            buffer = states.new_empty(*states.shape[:2], new_length + self.room, states.shape[3])
+            if old is not None:
+                buffer[:, :, : self._length] = old[:, :, : self._length]
+            self._buffers[index : index + 1] = [buffer]
+        self._buffers[index][:, :, self._length : new_length] = states
+        return self._buffers[index][:, :, :new_length]
+
+    def _select(self, states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Copy the keys at some places, (B, K′), into a new buffer."""
+        number = places.shape[1]
+        buffer = states.new_empty(*states.shape[:2], number + self.room, states.shape[3])
+        index = places[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
+        buffer[:, :, :number] = states.gather(2, index)
+        return buffer
+
+    def get_seq_length(self) -> int:
+        """Return the number of keys held."""
+        return self._length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return the number of keys that the next forward sees, and 0."""
+        return self._length + query_length, 0
+
+    def get_max_cache_shape(self) -> int:
+        """Return -1: there is no limit."""
+        return -1
+
+    def crop(self, number: int) -> None:
+        """Drop the last `number` keys."""
+        self._length -= number
+        self._refresh()
+
+    def change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Reorder, repeat or select rows."""
+        self._buffers = [change(buffer) for buffer in self._buffers]
+        self._refresh()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._buffers, self._length = [], 0
+        self.keys = self.values = None
+
+    def nbytes(self) -> int:
+        """Return the memory of keys and values, spare room included."""
+        return sum(buffer.untyped_storage().nbytes() for buffer in self._buffers)
+
+    def _refresh(self) -> None:
+        if self._buffers:
+            self.keys, self.values = (buffer[:, :, : self._length] for buffer in self._buffers)
+
+
+class HSACache(Cache):
+    """A transformers cache for models with HSA, from which keys that no later token can see are dropped.
+
+    What is kept is never changed, so logits and text are those of a cache that keeps everything. `get_seq_length` is
+    the number of tokens seen, not kept. Keys go in chunks, each layer by its own rules: HSA's and the model's own
+    sliding window; layers outside ``HSAConfig.layers`` keep what the model itself may see.
+
+    `model.generate` makes one, or takes one as ``past_key_values`` to go on where it ended; so does a model's forward,
+    whose `semantic_ids` then cover either the new tokens or all of them.
+
+    Args:
+        config: The rules; they must be the model's.
+        tagger: Types tokens that come without `semantic_ids` (generated ones); None: there must be none.
+        evict: False: keep everything, to compare with.
+        max_waiting: How many invisible keys of a row may wait for the next chunk.
+    """
+
+    def __init__(
+        self, config: HSAConfig, tagger: Tagger | None = None, evict: bool = True, max_waiting: int = 256
+    ) -> None:
+        if not isinstance(config, HSAConfig):
+            raise TypeError(f"HSACache needs an HSAConfig, got {type(config).__name__}.")
+        if isinstance(max_waiting, bool) or not isinstance(max_waiting, int) or max_waiting < 1:
+            raise ValueError(f"HSACache: max_waiting = {max_waiting!r} is not allowed: a whole number ≥ 1.")
+        super().__init__(layers=[])
+        self.config = config
+        self.tagger = tagger
+        self.max_waiting = max_waiting if evict else None
+        self.room = max_waiting
+        self.tables: dict[tuple[int | None, bool], KeyTable] = {}
+        self.layer_keys: dict[int, tuple[int | None, bool]] = {}
+        self.rope_deltas: torch.Tensor | None = None  # of M-RoPE models
+        self._forget()
+
+    def _forget(self) -> None:
+        self._seen = 0
+        self._history: list[Keys] = []  # of all tokens seen, in pieces
+        self._prompt_types: torch.Tensor | None = None
+        self._tagged_from = 0
+        self._held: list[int] = []
+        self._new: Keys | None = None
+
+    @property
+    def semantic_ids(self) -> torch.Tensor | None:
+        """Types of all tokens seen, (B, seen) int64; None before the first."""
+        return self._all_keys().semantic_ids if self._history else None
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return how many tokens were seen, padding included; positions go on from there."""
+        return self._seen
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Return the length of the sequence after the next forward, and 0. (HSA needs no mask.)"""
+        return self._seen + query_length, 0
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add a layer's new keys and values and return all that it holds.
+
+        Raises:
+            ValueError: If the model has no HSA.
+        """
+        if not self.layers:
+            raise ValueError(_NO_HSA)
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def report(self) -> CacheReport:
+        """Return `seen_tokens`, `kept_tokens` and `bytes`."""
+        kept = [int(table.keys.is_real.sum(1).max()) for table in self.tables.values() if len(table)]
+        size = sum(layer.nbytes() for layer in self.layers if isinstance(layer, HSACacheLayer))
+        return CacheReport(seen_tokens=self._seen, kept_tokens=max(kept, default=0), bytes=size)
+
+    # -- one forward ------------------------------------------------------------------------------------------
+
+    def bind(self, text_config: PreTrainedConfig, windows: dict[int, int | None], config: HSAConfig) -> None:
+        """Make the layers for a model, or check that they are.
+
+        Args:
+            text_config: Of the text model.
+            windows: The sliding window of each softmax attention layer.
+            config: The model's rules.
+
+        Raises:
+            ValueError: If the cache was made for other rules or another model.
+        """
+        if config.attention_rules() != self.config.attention_rules():
+            raise ValueError(
+                f"This HSACache was made for {self.config.attention_rules()}, but the model attends with "
+                f"{config.attention_rules()}: make a new one with HSACache(model's HSAConfig)."
+            )
+        keys = {
+            index: (window, config.layers is not None and index not in config.layers)
+            for index, window in windows.items()
+        }
+        if self.layers:
+            if keys != self.layer_keys:
+                raise ValueError("This HSACache belongs to another model.")
+            return
+
+        self.layer_keys = keys
+        self.tables = {
+            key: KeyTable(EffectiveRules.of(config, *key), self.max_waiting) for key in dict.fromkeys(keys.values())
+        }
+        self.layers = DynamicCache(config=text_config).layers  # linear attention has layers of its own
+        for index, key in keys.items():
+            self.layers[index] = HSACacheLayer(self.tables[key], self.room)
+
+    def expect(self, semantic_ids: torch.Tensor, tagger: Tagger) -> None:
+        """Say which types the next tokens have.
+
+        Args:
+            semantic_ids: (B, n) of the first n tokens of the sequence, those seen included; where they differ from what
+                they were seen with, they change (`retype`).
+            tagger: For the tokens after them.
+
+        Raises:
+            ValueError: If rows are missing, or a token seen cannot change its type any more.
+        """
+        if self._history and semantic_ids.shape[0] != self._history[0].positions.shape[0]:
+            raise ValueError(
+                f"This HSACache holds {self._history[0].positions.shape[0]} rows, but the input has "
+                f"{semantic_ids.shape[0]}."
+            )
+        self._retype_seen(semantic_ids)
+        self._prompt_types, self.tagger, self._held = semantic_ids.long(), tagger, []
+        self._tagged_from = semantic_ids.shape[1]
+
+    def begin(
+        self,
+        tokens: torch.Tensor,
+        semantic_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        config: HSAConfig,
+    ) -> dict[int, AttentionPlan]:
+        """Take a forward's new tokens in and plan its attention; `commit` or `abort` ends it.
+
+        Args:
+            tokens: (B, Q) input_ids or (B, Q, hidden) embeddings.
+            semantic_ids: (B, Q) or, those seen included, (B, seen + Q); None: as was said with `expect`.
+            attention_mask: (B, seen + Q), 0 is padding; None: all real.
+            config: The model's.
+
+        Returns:
+            The plan of each softmax attention layer.
+
+        Raises:
+            ValueError: If something does not fit, or types are missing.
+        """
+        rows, number = tokens.shape[:2]
+        self._fit_rows(rows)
+        self._check_layers()
+        types = self._new_types(tokens, semantic_ids)
+        is_real = self._new_padding(types, attention_mask)
+        last = self._history[-1].positions[:, -1:] if self._history else -1
+        self._new = Keys(last + is_real.long().cumsum(1), types, is_real)
+
+        next_positions = self._new.positions[:, -1] + 1
+        held_from, released = self._settle()
+        plans = {}
+        for key, table in self.tables.items():
+            table.begin(self._new, next_positions, held_from, released)
+            keys = table.new_keys
+            plans[key] = AttentionPlan(
+                keys.semantic_ids,
+                config,
+                keys.is_real,
+                query_length=number,
+                positions=keys.positions if self._seen else None,
+            )
+        return {index: plans[key] for index, key in self.layer_keys.items()}
+
+    def commit(self) -> None:
+        """End a forward."""
+        for table in self.tables.values():
+            table.commit()
+        self._history.append(self._new)
+        self._seen += self._new.positions.shape[1]
+        self._new = None
+
+    def abort(self) -> None:
+        """End a forward that failed."""
+        for table in self.tables.values():
+            table.abort()
+        self._new = None
+
+    # -- types ------------------------------------------------------------------------------------------------
+
+    def retype(self, row: int, start: int, stop: int, semantic_type: int) -> None:
+        """Change the type of tokens that have been seen; their keys stay as they are.
+
+        Args:
+            row: Of the batch.
+            start: Place of the first token, as in `input_ids`.
+            stop: After the last one.
+            semantic_type: The new type.
+
+        Raises:
+            ValueError: If a key is gone that could be seen with the new type.
+        """
+        history = self._all_keys()
+        semantic_ids = history.semantic_ids.clone()
+        semantic_ids[row, start:stop] = int(semantic_type)
+        positions = history.positions[row, start:stop][history.is_real[row, start:stop]]
+        if len(positions):
+            for table in self.tables.values():
+                if not table.retype(row, positions, int(semantic_type), history.positions[row, -1] + 1):
+                    raise ValueError(
+                        f"Tokens {start} to {stop} of row {row} cannot become {SemanticType(semantic_type).name} any "
+                        "more: their keys are gone."
+                    )
+        self._history = [history._replace(semantic_ids=semantic_ids)]
+
+    def _retype_seen(self, semantic_ids: torch.Tensor) -> None:
+        """Take over what all types, (B, seen + …), say of the tokens seen."""
+        if not self._seen:
+            return
+        seen = self._all_keys()
+        differs = (seen.semantic_ids != semantic_ids[:, : self._seen]) & seen.is_real
+        for row in differs.any(dim=1).nonzero().flatten().tolist():
+            wanted = torch.where(differs[row], semantic_ids[row, : self._seen], -1)
+            values, lengths = wanted.unique_consecutive(return_counts=True)
+            stops = lengths.cumsum(0).tolist()
+            for value, length, stop in zip(values.tolist(), lengths.tolist(), stops):
+                if value >= 0:
+                    self.retype(row, stop - length, stop, value)
+
+    def _new_types(self, tokens: torch.Tensor, semantic_ids: torch.Tensor | None) -> torch.Tensor:
+        rows, number = tokens.shape[:2]
+        if semantic_ids is not None:
+            if semantic_ids.shape == (rows, self._seen + number):
+                self._retype_seen(semantic_ids)
+            elif semantic_ids.shape != (rows, number):
+                seen = f", {self._seen} of them cached" if self._seen else ""
+                raise ValueError(
+                    f"semantic_ids has shape {tuple(semantic_ids.shape)}, but the input has (batch, length) = "
+                    f"{(rows, self._seen + number)}{seen}."
+                )
+            return semantic_ids[:, -number:].long()
+
+        given = self._prompt_types
+        types = given[:, self._seen : self._seen + number] if given is not None else tokens.new_empty(rows, 0).long()
+        if types.shape[0] != rows:
+            types = types.repeat_interleave(rows // types.shape[0], 0)
+        if types.shape[1] < number:
+            if self.tagger is None:
+                raise ValueError("semantic_ids are missing: a model that goes on from an HSACache needs them.")
+            if tokens.dim() != 2:
+                raise ValueError("Generated tokens must be input_ids to be typed, got embeddings.")
+            types = torch.cat([types, self.tagger.tag(tokens[:, types.shape[1] :]).to(types)], dim=1)
+        return types
+
+    def _settle(self) -> tuple[torch.Tensor | None, int]:
+        """Take over what the tagger knows by now.
+
+        Returns:
+            From which position on keys must stay, (B,) or None, and how many of a row no longer need to.
+        """
+        if self.tagger is None:
+            return None, 0
+
+        for row, start, stop, semantic_type in self.tagger.settled():
+            start, stop = self._tagged_from + start, min(self._tagged_from + stop, self._seen)
+            if start < stop:
+                self.retype(row, start, stop, semantic_type)
+        unsettled = self.tagger.unsettled()
+        if unsettled is None:
+            return None, 0
+        released = max((new - old for new, old in zip(unsettled, self._held)), default=0)
+        self._held = unsettled
+        positions = self._new.positions
+        ahead = self._tagged_from - self._seen - positions.shape[1] + 1  # from the last token
+        return positions[:, -1] + torch.tensor(unsettled, device=positions.device) + ahead, max(released, 0)
+
+    # -- rows and lengths -------------------------------------------------------------------------------------
+
+    def _all_keys(self) -> Keys:
+        if len(self._history) > 1:
+            self._history = [Keys(*(torch.cat(pieces, dim=1) for pieces in zip(*self._history)))]
+        return self._history[0]
+
+    def _new_padding(self, types: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        if attention_mask is None:
+            return torch.ones_like(types, dtype=torch.bool)
+        expected = (types.shape[0], self._seen + types.shape[1])
+        if tuple(attention_mask.shape) != expected:
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}, but it must cover (batch, length) = {expected}"
+                f", {self._seen} cached tokens included."
+            )
+        new = attention_mask[:, self._seen :]
+        if self._seen == 0 and bool((new > 1).any()):
+            raise ValueError("A packed row (attention_mask above 1) cannot be cached: run its documents on their own.")
+        return new != 0
+
+    def _fit_rows(self, rows: int) -> None:
+        if not self._history:
+            return
+        held = self._history[0].positions.shape[0]
+        if rows % held:
+            raise ValueError(f"This HSACache holds {held} rows, but the input has {rows}.")
+        if rows != held:
+            self.batch_repeat_interleave(rows // held)
+
+    def _check_layers(self) -> None:
+        for layer in self.layers:
+            if isinstance(layer, HSACacheLayer) and layer.get_seq_length() != len(layer.table):
+                raise ValueError("A forward with this HSACache failed half-way, so it cannot be used any more.")
+
+    def _change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        for table in self.tables.values():
+            table.change(change)
+        if self._history:
+            self._history = [self._all_keys().map(change)]
+        for layer in self.layers:
+            if isinstance(layer, HSACacheLayer):
+                layer.change(change)
+        if self.rope_deltas is not None:
+            self.rope_deltas = change(self.rope_deltas)
+        if self.tagger is not None:
+            self.tagger.change(change)
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Let each row go on from another one, as beam search does. `beam_idx`: (B,)."""
+        self._change(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
+        for layer in self._other_layers():
+            layer.reorder_cache(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row."""
+        if self._other_layers() and self._history:
+            rows = torch.arange(self._history[0].positions.shape[0]).repeat_interleave(repeats)
+            return self.reorder_cache(rows)
+        self._change(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep some rows."""
+        if indices.dtype == torch.bool:
+            indices = indices.nonzero().flatten()
+        self.reorder_cache(indices)
+
+    def _other_layers(self) -> list[Any]:
+        return [layer for layer in self.layers if not isinstance(layer, HSACacheLayer)]
+
+    def crop(self, max_length: int) -> None:
+        """Forget the last tokens.
+
+        Args:
+            max_length: How many to remember; negative: how many to forget.
+
+        Raises:
+            ValueError: If keys have been dropped: those that the remembered tokens would need may be among them.
+        """
+        number = -max_length if max_length < 0 else self._seen - max_length
+        if number <= 0:
+            return
+        if self._other_layers():
+            raise ValueError("A cache of linear attention cannot be cropped: its state has no way back.")
+        if any(len(table) < self._seen for table in self.tables.values()):
+            raise ValueError(
+                "This HSACache cannot be cropped: keys that the remaining tokens would see are gone. Assisted and "
+                "speculative decoding need HSACache(config, evict=False)."
+            )
+        for table in self.tables.values():
+            table.change(lambda tensor: tensor[:, :-number])
+        for layer in self.layers:
+            layer.crop(number)
+        self._history = [self._all_keys().map(lambda tensor: tensor[:, :-number])]
+        self._seen -= number
+
+    def reset(self) -> None:
+        """Forget everything."""
+        for table in self.tables.values():
+            table.__init__(table.rules, table.max_waiting)
+        super().reset()
+        self._forget()

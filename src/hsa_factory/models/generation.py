@@ -1,0 +1,224 @@
+"""`model.generate(input_ids, semantic_ids=…)`: transformers' own generation with an `HSACache` and typed tokens."""
+
+import functools
+import inspect
+import types
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationMixin, PreTrainedModel
+
+from ..config import HSAConfig
+from ..semantics import SemanticType
+from .cache import HSACache
+from .rule_tagger import make_tagger
+
+
+if TYPE_CHECKING:
+    from .hook import HSAHook
+
+
+PREFILL_CHUNK = 4096  # tokens of a long prompt that go through the model together
+
+_REFUSED = {
+    "assistant_model": "assisted decoding takes tokens back, but dropped keys are gone",
+    "prompt_lookup_num_tokens": "prompt lookup takes tokens back, but dropped keys are gone",
+    "assistant_early_exit": "assisted decoding takes tokens back, but dropped keys are gone",
+    "inputs_embeds": "types belong to input_ids",
+    "position_ids": "HSA counts the positions itself",
+    "cache_implementation": "HSA brings its own cache; pass past_key_values=HSACache(config) to set it up",
+    "prefill_chunk_size": "HSA takes long prompts in chunks by itself",
+    "custom_generate": "only transformers' greedy search, sampling and beam search are supported",
+    "penalty_alpha": "only greedy search, sampling and beam search are supported",
+    "dola_layers": "only greedy search, sampling and beam search are supported",
+    "negative_prompt_ids": "classifier-free guidance runs a second prompt that has no types",
+}
+
+
+def install_generate(model: PreTrainedModel, hook: "HSAHook") -> None:
+    """Let a model's `generate` take `semantic_ids`; nothing happens if it has no `generate`."""
+    if not isinstance(model, GenerationMixin) or is_installed(model):
+        return
+    former = model.generate
+
+    @functools.wraps(former.__func__)
+    def generate(self: PreTrainedModel, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        return _generate(self, former, hook, inputs, args, kwargs)
+
+    generate.hsa_former = model.__dict__.get("generate")
+    model.generate = types.MethodType(generate, model)
+
+
+def remove_generate(model: PreTrainedModel) -> None:
+    """Put the former `generate` back."""
+    if is_installed(model):
+        former = model.generate.__func__.hsa_former
+        del model.generate
+        if former is not None:
+            model.generate = former
+
+
+def is_installed(model: PreTrainedModel) -> bool:
+    """Whether `install_generate` was called."""
+    return hasattr(getattr(model.__dict__.get("generate"), "__func__", None), "hsa_former")
+
+
+def _generate(
+    model: PreTrainedModel,
+    former: Any,
+    hook: "HSAHook",
+    inputs: torch.Tensor | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Generate as transformers does, attending with HSA.
+
+    Takes what transformers' `generate` takes, and:
+
+    Args:
+        model: With HSA on.
+        former: The stock method.
+        hook: HSA's state.
+        inputs: As `input_ids` in `kwargs`.
+        args: Passed on.
+        kwargs: `semantic_ids`: (B, L), the types of `input_ids`; None: all are of the default type. `tagger`: types the
+            tokens as they are generated; None: as the configuration says. The rest is passed on.
+
+    Raises:
+        ValueError: If something does not fit, or is asked for that HSA cannot honour.
+    """
+    semantic_ids, tagger = kwargs.pop("semantic_ids", None), kwargs.pop("tagger", None)
+    cache = kwargs.get("past_key_values")
+    if semantic_ids is None and tagger is None and not isinstance(cache, HSACache) and is_plain(hook.config):
+        return former(inputs, *args, **kwargs)
+
+    generation_config = args[0] if args else kwargs.get("generation_config")
+    option = functools.partial(_option, kwargs, generation_config, model.generation_config)
+    for name, reason in _REFUSED.items():
+        if option(name) is not None:
+            raise ValueError(f"generate() with HSA cannot honour {name}: {reason}.")
+    if kwargs.get("use_cache") is False:
+        raise ValueError("generate() with HSA needs its cache: leave use_cache=False out.")
+
+    input_ids = kwargs.pop("input_ids", inputs)
+    _check_prompt(model, input_ids, option)
+    cache = _prepare_cache(cache, hook.config)
+    semantic_ids = _prepare_types(semantic_ids, input_ids, cache, hook.config)
+    cache.expect(semantic_ids, tagger or make_tagger(hook.config, kwargs.get("tokenizer")))
+    entry = model.base_model
+    if cache.get_seq_length() and cache.rope_deltas is not None:
+        entry.rope_deltas = cache.rope_deltas
+    kwargs |= {"past_key_values": cache, "use_cache": True}
+    if not hook.is_hybrid and not hasattr(entry, "rope_deltas"):
+        if kwargs.get("attention_mask") is None and not cache.get_seq_length():
+            kwargs["attention_mask"] = _padding(input_ids, option("pad_token_id"), option("eos_token_id"))
+        _prefill(model, input_ids, cache, kwargs.get("attention_mask"))
+    return former(input_ids, *args, **kwargs)
+
+
+def is_plain(config: HSAConfig) -> bool:
+    """Whether untyped prompts and what is generated from them are seen as without HSA."""
+    if config.labels is not None:
+        return False
+    generated = config.default_type if config.generated_type is None else config.generated_type
+    kinds = {SemanticType.parse(config.default_type), SemanticType.parse(generated)}
+    hides = any(query_type in kinds and key_type in kinds for query_type, key_type in config.hide)
+    return not hides and all(config.decays[kind] == 0 and config.windows[kind] is None for kind in kinds)
+
+
+def _option(kwargs: dict[str, Any], *configs_and_name: Any) -> Any:
+    *configs, name = configs_and_name
+    for holder in (kwargs, *(vars(config) for config in configs if config is not None)):
+        if holder.get(name) is not None:
+            return holder[name]
+    return None
+
+
+def _check_prompt(model: PreTrainedModel, input_ids: Any, option: Any) -> None:
+    if not isinstance(input_ids, torch.Tensor) or input_ids.dim() != 2:
+        shape = tuple(input_ids.shape) if isinstance(input_ids, torch.Tensor) else type(input_ids).__name__
+        raise ValueError(f"generate() with HSA needs input_ids of shape (batch, length), got {shape}.")
+    if not input_ids.numel():
+        raise ValueError(f"generate() with HSA got an empty prompt: input_ids has shape {tuple(input_ids.shape)}.")
+
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    length, new = input_ids.shape[1], option("max_new_tokens")
+    total = length + new if new is not None else max(length, option("max_length") or 0)
+    if limit is not None and total > limit:
+        raise ValueError(
+            f"The prompt has {length} tokens and up to {total - length} more are asked for, but {type(model).__name__} "
+            f"has {limit} positions: shorten the prompt or lower max_new_tokens."
+        )
+
+
+def _prepare_cache(cache: Any, config: HSAConfig) -> HSACache:
+    if cache is None:
+        return HSACache(config)
+    if not isinstance(cache, HSACache):
+        raise ValueError(
+            f"generate() with HSA needs an HSACache, got {type(cache).__name__}: leave past_key_values out, or pass "
+            "hsa_factory.models.HSACache(config)."
+        )
+    return cache
+
+
+def _prepare_types(
+    semantic_ids: torch.Tensor | None, input_ids: torch.Tensor, cache: HSACache, config: HSAConfig
+) -> torch.Tensor:
+    """Return the types of all tokens up to the prompt's end, (B, seen + new)."""
+    seen = cache.get_seq_length()
+    if semantic_ids is None:
+        if seen:
+            raise ValueError(
+                "semantic_ids are missing: going on from an HSACache needs the types of the new tokens (and "
+                "cache.semantic_ids holds those of the tokens seen)."
+            )
+        return torch.full_like(input_ids, int(SemanticType.parse(config.default_type)))
+    if not isinstance(semantic_ids, torch.Tensor):
+        raise ValueError(f"semantic_ids must be a tensor, got {type(semantic_ids).__name__}.")
+    if semantic_ids.shape != input_ids.shape:
+        raise ValueError(
+            f"semantic_ids has shape {tuple(semantic_ids.shape)}, but input_ids has {tuple(input_ids.shape)}."
+        )
+    if semantic_ids.is_floating_point() or not bool(((semantic_ids >= 0) & (semantic_ids <= 2)).all()):
+        raise ValueError("semantic_ids must hold whole numbers from 0 (GLOBAL) to 2 (NOISE).")
+    if seen >= input_ids.shape[1]:
+        raise ValueError(
+            f"input_ids has {input_ids.shape[1]} tokens, but the cache has seen {seen}: pass the whole conversation, "
+            "with at least one new token at its end."
+        )
+    return semantic_ids.to(input_ids.device)
+
+
+def _padding(input_ids: torch.Tensor, pad_token_id: int | None, eos_token_id: int | list[int] | None) -> torch.Tensor:
+    """Guess the attention mask as transformers does: the padding token is padding unless it also ends texts."""
+    ends = [eos_token_id] if isinstance(eos_token_id, int) else eos_token_id or []
+    if pad_token_id is None or pad_token_id in ends:
+        return torch.ones_like(input_ids)
+    return (input_ids != pad_token_id).long()
+
+
+@torch.no_grad()
+def _prefill(
+    model: PreTrainedModel, input_ids: torch.Tensor, cache: HSACache, attention_mask: torch.Tensor | None
+) -> None:
+    """Read a long prompt in chunks, all but the last, so that memory grows with what is kept only."""
+    length, start = input_ids.shape[1], cache.get_seq_length()
+    if length - start <= PREFILL_CHUNK or (attention_mask is not None and attention_mask.shape != input_ids.shape):
+        return
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+
+    positions = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
+    last_logits = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    while length - start > PREFILL_CHUNK:
+        chunk = slice(start, start + PREFILL_CHUNK)
+        model(
+            input_ids=input_ids[:, chunk],
+            attention_mask=attention_mask[:, : chunk.stop],
+            position_ids=positions[:, chunk],
+            past_key_values=cache,
+            use_cache=True,
+            **last_logits,
+        )
+        start = chunk.stop

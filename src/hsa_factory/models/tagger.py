@@ -1,0 +1,64 @@
+"""Which type a generated token has: the protocol, and the simplest answer."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+
+
+class Settled(NamedTuple):
+    """Tokens whose type has become known only after them.
+
+    Attributes:
+        row: Of the batch.
+        start: The first, counted from the first token that the tagger was shown.
+        stop: After the last.
+        semantic_type: What they are.
+    """
+
+    row: int
+    start: int
+    stop: int
+    semantic_type: int
+
+
+class Tagger(Protocol):
+    """Types the tokens that a model generates, as they come."""
+
+    def tag(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Take in the next tokens, (B, Q), and return their types for now, (B, Q)."""
+
+    def settled(self) -> list[Settled]:
+        """Return the tokens whose type has changed since the last call."""
+
+    def unsettled(self) -> list[int] | None:
+        """Return, for each row, the first token whose type may change yet, counted as in `Settled`; None: there is none."""
+
+    def change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Reorder, repeat or select rows, by a function on a tensor (B, …)."""
+
+
+class ConstantTagger:
+    """Gives every token the same type.
+
+    Args:
+        semantic_type: That type.
+    """
+
+    def __init__(self, semantic_type: int) -> None:
+        self.semantic_type = int(semantic_type)
+
+    def tag(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Return the type for each of (B, Q) tokens."""
+        return torch.full_like(token_ids, self.semantic_type)
+
+    def settled(self) -> list[Settled]:
+        """Return nothing."""
+        return []
+
+    def unsettled(self) -> list[int] | None:
+        """Return None."""
+        return None
+
+    def change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Do nothing: all rows are alike."""
