@@ -152,10 +152,17 @@ def _samples(prepared: "PreparedData", start: int, stop: int | None, show_progre
     samples = prepared.samples(start, stop)
     if not show_progress:
         return samples
-    total = None
-    if hasattr(prepared.rows, "__len__"):
-        total = max(min(len(prepared.rows), stop or len(prepared.rows)) - start, 0)
-    return track(samples, "samples", total=total, console=Console(stderr=True), transient=True)
+    number = _number_of_rows(prepared)
+    return _tracked(samples, "samples", None if number is None else max(min(number, stop or number) - start, 0))
+
+
+def _number_of_rows(prepared: "PreparedData") -> int | None:
+    """Return how many rows there are; None for a stream."""
+    return len(prepared.rows) if hasattr(prepared.rows, "__len__") else None
+
+
+def _tracked(values: Iterable[Any], what: str, total: int | None) -> Iterable[Any]:
+    return track(values, what, total=total, console=Console(stderr=True), transient=True)
 
 
 def _write_text(out: TextIO, prepared: "PreparedData", samples: Iterable[InspectedSample]) -> int:
@@ -198,7 +205,8 @@ def _write_page(
             page.notes.append(f"The page is full: it ends with sample {sample.index}. Narrow --samples to see others.")
             print(f"hsa-factory inspect: {page.notes[-1]}", file=sys.stderr)
             break
-    page.write(out, prepared.overview(), _accounts(prepared))
+    overview = _tracked(prepared.overview(), "overview", _number_of_rows(prepared))
+    page.write(out, overview, _accounts(prepared))
     return shown
 
 

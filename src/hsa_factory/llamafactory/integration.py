@@ -57,7 +57,7 @@ if is_fastapi_available():
 logger = logging.get_logger(__name__)
 
 SUPPORTED_VERSIONS = ("0.9.5",)
-_STREAM_PREVIEW = 1000  # rows of a stream that are looked at before training
+STREAM_PREVIEW = 1000  # rows of a stream that are looked at before training
 
 _active: "Integration | None" = None
 
@@ -226,8 +226,8 @@ class Integration:
 
     def _preview_stream(self, stream: Any, is_eval: bool) -> Any:
         """Count the start of a stream; its rows pass on without the accounts."""
-        self.report.note = f"Streaming: these counts cover at most the first {_STREAM_PREVIEW:,} rows of each stream."
-        for row in stream.take(_STREAM_PREVIEW):
+        self.report.note = f"Streaming: these counts cover at most the first {STREAM_PREVIEW:,} rows of each stream."
+        for row in stream.take(STREAM_PREVIEW):
             if row.get(ACCOUNT_COLUMN) is not None:
                 self.report.add(row[ACCOUNT_COLUMN], is_eval)
         return stream.filter(_is_sample).map(_without_account, remove_columns=[ACCOUNT_COLUMN])

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 import llamafactory.train.sft.workflow as workflow
+import numpy as np
 from datasets import Dataset
 from llamafactory.data import get_template_and_fix_tokenizer
 from llamafactory.extras.misc import has_tokenized_data
@@ -15,13 +16,14 @@ from llamafactory.hparams import get_train_args
 
 from ..config import FeedbackConfig, HSAConfig
 from ..feedback import IGNORE_INDEX, Reason
-from ..inspection.sample import InspectedSample, Part, RowSummary, count_trained, count_types
+from ..inspection.sample import InspectedSample, Part, RowSummary
 from ..training_file import TrainingFile
 from .collator import trained_labels
 from .converter import INDEX_COLUMN
-from .integration import NothingToTrain, integrate
+from .integration import STREAM_PREVIEW, NothingToTrain, integrate
 from .options import check_stage, resolve_config
 from .processor import (
+    LOSS_MASK_COLUMN,
     ROW_SAMPLES_COLUMN,
     ROW_SOURCE_COLUMN,
     SEMANTIC_COLUMN,
@@ -82,18 +84,26 @@ class PreparedData:
         return self._texts[token_id]
 
     def overview(self) -> Iterator[RowSummary]:
-        """Yield a summary of every row."""
-        for index, row in enumerate(self.rows):
-            labels = trained_labels(row, self.feedback_config, self.marker_id)
+        """Yield a summary of every row; of a stream, of the first rows only."""
+        rows = self.rows
+        if isinstance(rows, Dataset):
+            rows = _array_rows(rows)
+        elif not isinstance(rows, list):
+            rows = islice(rows, STREAM_PREVIEW)
+        for index, row in enumerate(rows):
+            labels = np.asarray(row["labels"])
+            if LOSS_MASK_COLUMN in row:
+                labels = np.where(np.asarray(row[LOSS_MASK_COLUMN]) == 0, IGNORE_INDEX, labels)
+            elif self.feedback_config is not None:
+                labels = np.asarray(trained_labels(row, self.feedback_config, self.marker_id))
             parts = _parts(row)
-            cut = [part["cut"] for part in parts]
             yield RowSummary(
                 index=index,
                 dataset=row.get(ROW_SOURCE_COLUMN, ""),
                 length=len(labels),
-                types=tuple(count_types(row[SEMANTIC_COLUMN]).values()),
-                trained=count_trained(labels),
-                cut=sum(cut),
+                types=tuple(np.bincount(row[SEMANTIC_COLUMN], minlength=3).tolist()),
+                trained=int((labels != IGNORE_INDEX).sum()),
+                cut=sum(part["cut"] for part in parts),
                 marker_cut=any(part["marker_cut"] for part in parts),
             )
 
@@ -214,6 +224,19 @@ def load_samples(training_file: TrainingFile, split: str = "train", allow_empty:
         _processor=processor,
         _aligned=integration.aligned,
     )
+
+
+def _array_rows(rows: Dataset) -> Iterator[dict[str, Any]]:
+    """Yield what an overview needs of every row, as arrays: many times faster than lists."""
+    wanted = {"input_ids", "labels", SEMANTIC_COLUMN, LOSS_MASK_COLUMN, ROW_SOURCE_COLUMN, ROW_SAMPLES_COLUMN}
+    names = [name for name in rows.column_names if name in wanted]
+    for table in rows.with_format("arrow", columns=names).iter(batch_size=256):
+        for i in range(table.num_rows):
+            values = {name: table[name][i] for name in names}
+            yield {
+                name: value.values.to_numpy() if hasattr(value, "values") else value.as_py()
+                for name, value in values.items()
+            }
 
 
 def _parts(row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -129,6 +129,7 @@ class Conversation {
     span.base = `t t${sample.types[token]}${sample.isTrained(token) ? "" : " u"}`;
     if (sample.isRun(cell)) span.base += " run";
     if (text.trim() === "" && text.includes("\n")) span.base += " line";
+    if (/^<\S*>$/.test(text)) span.base += " tag"; // in a line from right to left, too
     if (sample.ids[token] === sample.marker) span.base += " marker";
     span.className = span.base;
     span.cell = cell;
