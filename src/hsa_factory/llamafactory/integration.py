@@ -57,9 +57,13 @@ if is_fastapi_available():
 logger = logging.get_logger(__name__)
 
 SUPPORTED_VERSIONS = ("0.9.5",)
-_STREAM_PREVIEW = 1000  # rows of a stream that are looked at before training
+STREAM_PREVIEW = 1000  # rows of a stream that are looked at before training
 
 _active: "Integration | None" = None
+
+
+class NothingToTrain(ValueError):
+    """A data set has no sample left; the integration's report says why."""
 
 
 class Integration:
@@ -72,6 +76,7 @@ class Integration:
         feedback_config: None: labels stay as they are.
         report: Counts per data set.
         added_token: Id of the marker if it was added to the tokenizer in this run.
+        aligned: The converted samples of each data set, by name.
     """
 
     def __init__(self, hsa: HSAConfig | bool | str | None, feedback: FeedbackConfig | None) -> None:
@@ -83,6 +88,7 @@ class Integration:
         self.report = DataReport()
         self.added_token: int | None = None
         self._layout = Layout()  # of the data set being loaded
+        self.aligned: dict[str, Any] = {}
         self._is_resolved = False  # whether hsa_config has been settled with the checkpoints'
 
     @property
@@ -173,7 +179,9 @@ class Integration:
             registry.update(
                 {name: typed_converter(converter, default_type, rules) for name, converter in stock.items()}
             )
-            return original(dataset, *args)
+            aligned = original(dataset, *args)
+            self.aligned[getattr(args[0], "hsa_name", args[0].dataset_name)] = aligned
+            return aligned
         finally:
             registry.clear()
             registry.update(stock)
@@ -218,8 +226,8 @@ class Integration:
 
     def _preview_stream(self, stream: Any, is_eval: bool) -> Any:
         """Count the start of a stream; its rows pass on without the accounts."""
-        self.report.note = f"Streaming: these counts cover at most the first {_STREAM_PREVIEW:,} rows of each stream."
-        for row in stream.take(_STREAM_PREVIEW):
+        self.report.note = f"Streaming: these counts cover at most the first {STREAM_PREVIEW:,} rows of each stream."
+        for row in stream.take(STREAM_PREVIEW):
             if row.get(ACCOUNT_COLUMN) is not None:
                 self.report.add(row[ACCOUNT_COLUMN], is_eval)
         return stream.filter(_is_sample).map(_without_account, remove_columns=[ACCOUNT_COLUMN])
@@ -250,7 +258,7 @@ class Integration:
             self.report.print()
         untrainable = self.report.untrainable()
         if untrainable:
-            raise ValueError(
+            raise NothingToTrain(
                 f"Nothing is left to train in {', '.join(map(repr, untrainable))}: see the table above (also in "
                 f"{Path(training_args.output_dir) / REPORT_NAME})."
             )
@@ -269,10 +277,15 @@ class Integration:
                         )
 
         path = Path(tokenized_path) / REPORT_NAME
+        if self.feedback_config is not None and not path.is_file():
+            raise ValueError(
+                f"tokenized_path {tokenized_path!r} has no {REPORT_NAME}, which says what feedback it was made with. "
+                "Remove it to tokenize again."
+            )
         if path.is_file():
             values = DataReport.load_values(path)
             made_with, wanted = values.get("feedback"), self._settings()["feedback"]
-            if made_with != wanted:
+            if (FeedbackConfig.from_dict(made_with) if made_with else None) != self.feedback_config:
                 raise ValueError(
                     f"tokenized_path {tokenized_path!r} was made with feedback {made_with}, this run asks for {wanted}. "
                     "Remove it to tokenize again."

@@ -12,6 +12,7 @@ from .processor import (
     INVALID,
     MEDIA_TOO_LONG,
     TOO_LONG,
+    Sample,
     SampleDropped,
     TypedProcessorMixin,
 )
@@ -54,9 +55,12 @@ class TypedPredictionProcessor(TypedProcessorMixin, UnsupervisedDatasetProcessor
             raise SampleDropped(MEDIA_TOO_LONG)
 
         input_ids = fill_types(input_ids)
+        cut_away = len(self._prompt) - len(input_ids)
         account.kept += 1
         account.tokens.update(count_types(input_ids))
-        account.text_truncated += len(input_ids) < len(self._prompt)
+        account.text_truncated += cut_away > 0
+        facts = {"dataset": self.template.source, "index": columns[INDEX_COLUMN][i]}
+        self._sample = Sample([], facts=facts | {"cut": cut_away, "marker_cut": False})
         return input_ids, labels
 
     def _count_media_tokens(self, token_ids: list[int]) -> int:
