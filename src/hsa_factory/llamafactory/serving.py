@@ -153,7 +153,7 @@ class Serving:
                     if not control.is_abandoned:
                         target(**gen_kwargs)
             except BaseException as error:
-                logger.error(f"Generation failed: {error!r}")
+                logger.error(f"Generation failed: {error!r}", exc_info=True)
                 control.error = error
             finally:
                 gen_kwargs["streamer"].on_finalized_text("", stream_end=True)
