@@ -225,39 +225,94 @@ class TestTurns:
             model.generate(output, semantic_ids=kinds, past_key_values=cache, max_new_tokens=20, **GREEDY)
 
 
-@pytest.mark.parametrize("model_type", VISION)
-def test_images(model_type):
-    """M-RoPE positions of generated tokens follow the true length, not the number of keys held."""
-    model = build(model_type)
+def conversation(model, turns, rows=1):
+    """Turns of 20 tokens of text and an image each, and what a processor makes of them."""
     config, vision = model.config, model.config.vision_config
-    side = 4 * vision.spatial_merge_size
-    grid = torch.tensor([[1, side, side]] * 2)
-    number = side * side // vision.spatial_merge_size**2
+    torch.manual_seed(turns)
+    grids, ids = [], []
+    for row in range(rows):
+        parts = []
+        for turn in range(turns):
+            sides = [2 * vision.spatial_merge_size, (turn + 2) * vision.spatial_merge_size]
+            number = sides[0] * sides[1] // vision.spatial_merge_size**2
+            grids.append([1, *sides])
+            image = [config.vision_start_token_id, *[config.image_token_id] * number, config.vision_end_token_id]
+            parts += [*tokens(1, 20, 10 * row + turn)[0].tolist(), *image, 5]
+        ids.append(parts)
+    ids, grids = torch.tensor(ids), torch.tensor(grids)
     channels = 3 * vision.temporal_patch_size * vision.patch_size**2
-    image = [config.vision_start_token_id, *[config.image_token_id] * number, config.vision_end_token_id]
-    text = tokens(1, 40)[0].tolist()
-    ids = torch.tensor([[*text[:10], *image, *text[10:20], *image, *text[20:]]])
-    torch.manual_seed(0)
-    inputs = {
-        "pixel_values": torch.randn(2 * side * side, channels),
-        "image_grid_thw": grid,
-        "mm_token_type_ids": (ids == config.image_token_id).long(),
-    }
-    kinds = types(1, ids.shape[1])
-    caches = HSACache(CONFIG, max_waiting=8), HSACache(CONFIG, evict=False)
-    texts = [
-        model.generate(ids, semantic_ids=kinds, past_key_values=cache, max_new_tokens=40, **inputs, **GREEDY)
-        for cache in caches
+    pixels = [
+        torch.randn(size, channels, generator=torch.Generator().manual_seed(size)) for size in grids.prod(-1).tolist()
     ]
-    assert torch.equal(*texts)
-    assert caches[0].report().kept_tokens < 0.7 * caches[1].report().kept_tokens
-    inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, 40))
-    all_kinds = torch.nn.functional.pad(kinds, (0, 40), value=2)
-    with torch.no_grad():
-        logits = model(input_ids=texts[0], semantic_ids=all_kinds, use_cache=False, **inputs).logits
-    logits = logits[:, ids.shape[1] - 1 : -1]
-    chosen = logits.gather(-1, texts[0][:, ids.shape[1] :, None])[..., 0]
-    assert (logits.amax(-1) - chosen).max() < 1e-4
+    return ids, {"pixel_values": torch.cat(pixels), "image_grid_thw": grids}
+
+
+@pytest.mark.parametrize("model_type", VISION)
+class TestImages:
+    """M-RoPE positions follow the true length and the images, whatever is held and whatever was read before."""
+
+    @staticmethod
+    def media(model, ids, inputs):
+        return {**inputs, "mm_token_type_ids": (ids == model.config.image_token_id).long()}
+
+    def check(self, model, output, kinds, inputs, start):
+        kinds = torch.nn.functional.pad(kinds, (0, output.shape[1] - kinds.shape[1]), value=2)
+        with torch.no_grad():
+            logits = model(
+                input_ids=output, semantic_ids=kinds, use_cache=False, **self.media(model, output, inputs)
+            ).logits
+        logits = logits[:, start - 1 : -1]
+        chosen = logits.gather(-1, output[:, start:, None])[..., 0]
+        assert (logits.amax(-1) - chosen).max() < 1e-4
+
+    def test_one_turn(self, model_type):
+        model = build(model_type)
+        ids, inputs = conversation(model, 2)
+        kinds, texts = types(1, ids.shape[1]), []
+        caches = HSACache(CONFIG, max_waiting=8), HSACache(CONFIG, evict=False)
+        for cache in caches:
+            media = self.media(model, ids, inputs)
+            options = {"semantic_ids": kinds, "past_key_values": cache, "max_new_tokens": 40, **media, **GREEDY}
+            texts.append(model.generate(ids, **options))
+        assert torch.equal(*texts)
+        assert caches[0].report().kept_tokens < 0.7 * caches[1].report().kept_tokens
+        self.check(model, texts[0], kinds, inputs, ids.shape[1])
+
+    @pytest.mark.parametrize("rows", [1, 2])
+    def test_every_turn_brings_an_image(self, model_type, rows):
+        model, cache, encoded = build(model_type), HSACache(CONFIG, max_waiting=8), []
+        model.model.visual.register_forward_pre_hook(lambda _, args: encoded.append(len(args[0])))
+        whole, _ = conversation(model, 3, rows)
+        ids = kinds = None
+        for turn in range(1, 4):
+            length = conversation(model, turn, 1)[0].shape[1]
+            before = conversation(model, turn - 1, 1)[0].shape[1] if turn > 1 else 0
+            inputs = conversation(model, turn, rows)[1]
+            new, new_kinds = whole[:, before:length], types(rows, length - before, turn)
+            ids = new if ids is None else torch.cat([ids, new], 1)
+            kinds = new_kinds if kinds is None else torch.cat([kinds, new_kinds], 1)
+            start = ids.shape[1]
+            options = {"semantic_ids": kinds, "past_key_values": cache, "max_new_tokens": 15, **GREEDY}
+            ids = model.generate(ids, **options, **self.media(model, ids, inputs))
+            kinds = torch.nn.functional.pad(kinds, (0, 15), value=2)
+            other, others_inputs = conversation(model, 1)  # another conversation in between
+            options = {"semantic_ids": types(1, other.shape[1]), "max_new_tokens": 2, **GREEDY}
+            model.generate(other, **options, **self.media(model, other, others_inputs))
+            if turn > 1:
+                assert encoded[-2] == rows * int(inputs["image_grid_thw"][-1].prod())
+            self.check(model, ids, kinds, inputs, start)
+            encoded.pop()
+
+    def test_images_of_the_new_turn_alone_are_not_enough(self, model_type):
+        model, cache = build(model_type), HSACache(CONFIG)
+        ids, inputs = conversation(model, 1)
+        options = {"past_key_values": cache, "max_new_tokens": 5, **GREEDY}
+        model.generate(ids, semantic_ids=torch.zeros_like(ids), **options, **self.media(model, ids, inputs))
+        ids, _ = conversation(model, 2)
+        with pytest.raises(
+            ValueError, match="image_grid_thw describes 4 tokens, but input_ids has 10: pass the images"
+        ):
+            model.generate(ids, semantic_ids=torch.zeros_like(ids), **options, **self.media(model, ids, inputs))
 
 
 class TestSwitching:
