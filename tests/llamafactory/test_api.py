@@ -26,7 +26,7 @@ from hsa_factory.llamafactory import integrate  # noqa: E402
 
 HSA = HSAConfig(noise_window=3, noise_decay=0.4, default_type="NOISE", generated_type="LANDMARK")
 OPTIONS = {"template": "qwen3_nothink", "infer_dtype": "float32"}
-ENDLESS = {"max_tokens": 20_000, "temperature": 1.9, "do_sample": True}  # minutes, if nobody stops it
+ENDLESS = {"max_tokens": 30_000, "temperature": 0}  # a minute and more, if nobody stops it
 NEW = 12
 
 
@@ -258,6 +258,11 @@ def test_more_tokens_than_the_model_has_positions(server, lf):
 
 
 # -- clients that leave ----------------------------------------------------------------------------------------
+
+
+def test_what_they_leave_would_go_on(server, lf):
+    response = server.post(talk(lf, "user"), max_tokens=500)
+    assert response.json()["choices"][0]["finish_reason"] == "length"
 
 
 @pytest.mark.parametrize("pieces", [0, 3])

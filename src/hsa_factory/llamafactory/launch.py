@@ -1,5 +1,6 @@
 """Running LLaMA-Factory's commands with the integration, in this process or through torchrun."""
 
+import logging
 import os
 import sys
 import tempfile
@@ -55,7 +56,7 @@ def pass_on(command: str, arguments: Sequence[str]) -> None:
     """
     hsa = SAVED if command in _MODEL_COMMANDS else None
     if not arguments or not is_training_file(arguments[0]):
-        with _integration(hsa, None), _argv(command, *arguments):
+        with _integration(hsa, None), _argv(command, *arguments), _undisturbed(command):
             launcher.launch()
         return
 
@@ -65,7 +66,7 @@ def pass_on(command: str, arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         plain = Path(directory) / "arguments.yaml"
         plain.write_text(yaml.safe_dump(training_file.args, allow_unicode=True), encoding="utf-8")
-        with _integration(hsa, training_file.feedback), _argv(command, str(plain)):
+        with _integration(hsa, training_file.feedback), _argv(command, str(plain)), _undisturbed(command):
             launcher.launch()
 
 
@@ -81,6 +82,19 @@ def _check_environment(training_file: TrainingFile) -> None:
             raise ValueError(f"{variable} is set: HSA and Feedback work with LLaMA-Factory's standard trainer only.")
     if use_ray() or training_file.args.get("use_ray"):
         raise ValueError("Ray is not supported with HSA and Feedback; use torchrun (FORCE_TORCHRUN=1).")
+
+
+@contextmanager
+def _undisturbed(command: str) -> Any:
+    """Keep the line that says which backend was chosen out of the first answer in a terminal."""
+    attention = logging.getLogger("hsa_factory.attention")
+    former = attention.level
+    if command == "chat":
+        attention.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        attention.setLevel(former)
 
 
 @contextmanager
