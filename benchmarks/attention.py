@@ -197,24 +197,27 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="fewer at 64k tokens (%(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--flex", action="store_true", help="compiled flex attention too, forward only")
+    parser.add_argument("--append", action="store_true", help="keep what the file holds of other lengths")
     parser.add_argument("--output", default="attention.csv", help="name in benchmarks/results (%(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     cases = [(share, layout == "scattered") for layout in options.layouts for share in options.shares]
 
-    records = []
+    kept = report.read(options.output) if options.append else []
+    records: list[dict] = [row for row in kept if int(row["tokens"]) not in options.lengths]
     with Progress() as progress:
         task = progress.add_task("measuring", total=sum(options.lengths))
         for length in options.lengths:
             records += measure_length(length, cases, options, lambda part: progress.advance(task, part * length))  # noqa: B023
             report.write(options.output, records)
+    measured = sum(record["tokens"] in options.lengths for record in records)
 
     title = f"batch 1, {options.heads} heads of {options.head_size}, {options.kv_heads} key/value heads, float32"
     table = Table(title=f"{title}, {report.machine()}")
     columns = ("tokens", "memory", "layout", "method", "ms", "speed-up", "forward", "limit", "extra MiB", "plan, ms")
     for heading in columns:
         table.add_column(heading, justify="right")
-    for record in records:
+    for record in records[len(records) - measured :]:
         table.add_row(
             f"{record['tokens']:,}",
             f"{record['memory_share']:.0%}",

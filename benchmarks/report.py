@@ -155,7 +155,9 @@ def plot_attention() -> None:
             axis.plot(lengths, [float(row["limit"]) for row in points], ":", color=colour)
         axis.axhline(1, color="#777777", linewidth=1)
         axis.set(title=f"GLOBAL, LANDMARK: {layout}", ylabel="times faster than causal attention")
-    axes[0].legend(frameon=False, title="share (dotted: limit)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    title = "share of GLOBAL and LANDMARK tokens (dotted: the limit)"
+    figure.legend(handles, labels, frameon=False, title=title, ncols=5, loc="outside lower left")
     names = {
         "causal": "causal, no HSA",
         "blockwise": "HSA blockwise",

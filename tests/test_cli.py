@@ -208,15 +208,17 @@ def test_other_commands_are_passed_on_without_the_blocks(file, launched, command
     assert sys.argv == argv
 
 
-def test_a_plain_file_is_passed_on_as_plain(file, launched):
-    assert cli.main(["export", file(model_name_or_path="m")]) == 0
-    assert launched[0][1:] == ({"model_name_or_path": "m"}, False)
+@pytest.mark.parametrize("blocks, installed", [({}, True), ({"hsa": True}, True), ({"hsa": False}, False)])
+def test_without_a_block_the_checkpoint_decides(file, launched, blocks, installed):
+    """So the integration must be there to look at it; `hsa: false` is plain LLaMA-Factory."""
+    assert cli.main(["export", file(model_name_or_path="m", **blocks)]) == 0
+    assert launched[0][1:] == ({"model_name_or_path": "m"}, installed)
 
 
-@pytest.mark.parametrize("command", ["version", "env", "webui"])
+@pytest.mark.parametrize("command", ["version", "env", "chat", "webui"])
 def test_commands_without_a_file(launched, command):
     assert cli.main([command, "--flag"]) == 0
-    assert launched == [([command, "--flag"], None, False)]
+    assert launched == [([command, "--flag"], None, command in ("chat", "webui"))]
 
 
 def test_llamafactory_answers(capsys):

@@ -47,6 +47,8 @@ class TestValues:
             "occurrence": "first",
             "missing": "train",
             "empty": "drop",
+            "scope": None,
+            "train": "after",
         }
 
     @pytest.mark.parametrize("config", [HSAConfig(), FeedbackConfig()])
@@ -125,7 +127,9 @@ REFUSED = [
         (FeedbackConfig, "token", value, "a non-empty text without spaces")
         for value in ("", " ", "a b", "a\n", 3, None)
     ),
-    *((FeedbackConfig, "occurrence", value, "first, last") for value in ("First", "all", 0, None, [])),
+    *((FeedbackConfig, "scope", value, "user, observation, assistant") for value in ("", "gpt", 1, ["user"])),
+    *((FeedbackConfig, "train", value, "after, recovery") for value in ("", None, "before", True)),
+    *((FeedbackConfig, "occurrence", value, "first, last, every") for value in ("First", "all", 0, None, [])),
     *((FeedbackConfig, "missing", value, "train, drop, error") for value in ("keep", True, None)),
     *((FeedbackConfig, "empty", value, "drop, error") for value in ("train", False, None)),
 ]
@@ -276,3 +280,16 @@ class TestAttentionRules:
         neutral = {"backend", "default_type", "generated_type", "labels"}
         decisive = {f"{kind}_{what}" for kind in ("global", "landmark", "noise") for what in ("decay", "window")}
         assert {field.name for field in dataclasses.fields(HSAConfig)} == neutral | decisive | {"hide", "layers"}
+
+
+class TestFeedbackRulesThatExcludeEachOther:
+    def test_recovery_knows_no_last_marker(self):
+        with pytest.raises(ValueError, match="FeedbackConfig.occurrence = 'last' is not allowed.*every marker counts"):
+            FeedbackConfig(train="recovery", occurrence="last")
+        assert FeedbackConfig(train="recovery", occurrence="every").train == "recovery"
+
+    @pytest.mark.parametrize("scope", ["assistant", "function", "system"])
+    def test_recovery_needs_a_role_that_answers(self, scope):
+        with pytest.raises(ValueError, match=f"FeedbackConfig.scope = '{scope}' is not allowed.*user or observation"):
+            FeedbackConfig(train="recovery", scope=scope)
+        assert FeedbackConfig(scope=scope).scope == scope

@@ -42,6 +42,7 @@ class TestBlocks:
         assert type(file.hsa) is type(hsa)
         assert file.args == {"stage": "sft", "lr": 1e-5}
         assert file.is_plain is (hsa is None and feedback is None)
+        assert file.hsa_off is (text == "hsa: false")
 
     @pytest.mark.parametrize(
         ("text", "message"),

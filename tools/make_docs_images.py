@@ -1,13 +1,14 @@
 """Draw the pictures of the documentation from the quickstart's data.
 
-    python tools/make_docs_images.py            # writes docs/images/bias.png and docs/images/inspect.svg
+    python tools/make_docs_images.py            # writes docs/images/{bias.png,inspect.svg,inspect_page.png}
 
-Everything is seeded and made offline, so that the pictures only change when the code or the data does.
+The last needs a Chromium. Everything is seeded and made offline, so that the pictures only change when the code or the data does.
 """
 
 import contextlib
 import io
 import re
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -19,11 +20,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from PIL import Image
+from playwright.sync_api import sync_playwright
 from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 
 from hsa_factory import HSAConfig, SemanticType
 from hsa_factory.attention import AttentionPlan
+from hsa_factory.inspection.page import PageWriter
 from hsa_factory.inspection.sample import InspectedSample
 from hsa_factory.inspection.text import print_legend, print_sample
 from hsa_factory.llamafactory.samples import PreparedData, load_samples
@@ -128,15 +132,40 @@ def draw_inspect(data: PreparedData, sample: InspectedSample, path: Path) -> Non
     path.write_text("\n".join(line.rstrip() for line in svg.splitlines()) + "\n", encoding="utf-8")
 
 
+def draw_page(data: PreparedData, samples: list[InspectedSample], path: Path) -> None:
+    """Photograph the HTML page at a token of the reply that follows the feedback."""
+    page = PageWriter("train.yaml", data.hsa_config, data.marker_id, data.decode)
+    for one in samples:
+        page.add(one)
+    html = path.with_suffix(".html")
+    with open(html, "w", encoding="utf-8") as file:
+        page.write(file, data.overview(), {name: account.to_dict() for name, account in data.accounts.items()})
+
+    sample = samples[SAMPLE]
+    marker = sample.input_ids.index(data.marker_id)
+    reply = next(turn for turn in sample.turns if turn.start > marker and turn.role == "assistant")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        view = browser.new_page(viewport={"width": 1280, "height": 900})
+        view.goto(f"{html.as_uri()}#sample={sample.index}&token={reply.stop - 8}")
+        view.wait_for_selector(".t.query")
+        view.screenshot(path=path)
+        browser.close()
+    html.unlink()
+    Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
 def main() -> int:
-    """Write both pictures."""
+    """Write the pictures."""
     torch.manual_seed(0)
     IMAGES_DIR.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as directory:
         data = prepare_data(Path(directory))
-        sample = next(data.samples(SAMPLE, SAMPLE + 1))
+        samples = list(data.samples(0, None))
+        sample = samples[SAMPLE]
         draw_bias(sample, IMAGES_DIR / "bias.png")
         draw_inspect(data, sample, IMAGES_DIR / "inspect.svg")
+        draw_page(data, samples, IMAGES_DIR / "inspect_page.png")
     for path in sorted(IMAGES_DIR.iterdir()):
         print(f"{path.name}: {path.stat().st_size / 1024:.0f} KiB")
     return 0

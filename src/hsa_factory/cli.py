@@ -14,7 +14,7 @@ Hierarchical Semantic Attention and feedback training for LLaMA-Factory.
 commands of its own:
   train FILE.yaml [key=value …]   train; the file may have the blocks `hsa` and `feedback`
   label IN --rules R --out OUT    give the messages of a data set types by rules
-  inspect FILE.yaml …             show what a model gets to see: tokens, types, what is trained
+  inspect FILE.yaml …             show what a model gets to see and is trained on: terminal, JSON, HTML; --check
   quickstart                      train tiny models offline, from nothing to a loss curve
 
 passed on to LLaMA-Factory:
@@ -52,7 +52,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("llamafactory", "omegaconf", "rich", "yaml", "matplotlib"):
+        if (error.name or "").partition(".")[0] not in (
+            "llamafactory",
+            "omegaconf",
+            "rich",
+            "yaml",
+            "matplotlib",
+            "jinja2",
+            "PIL",
+            "pyarrow",
+        ):
             raise
         return _fail(
             f"{error.name} is not installed. Install what the commands need: pip install 'hsa-factory[llamafactory]'"

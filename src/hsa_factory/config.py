@@ -15,6 +15,7 @@ from .semantics import SemanticType
 
 CONFIG_NAME = "hsa_config.json"
 BACKENDS = ("auto", "reference", "dense", "blockwise", "flex")
+ROLES = ("user", "observation", "assistant", "function", "system")  # of messages, as LLaMA-Factory names them
 
 
 class _Config:
@@ -195,30 +196,48 @@ class HSAConfig(_Config):
 
 @dataclass(frozen=True)
 class FeedbackConfig(_Config):
-    """Which labels are trained around the feedback marker: only the tokens after it.
+    """Which labels are trained around the feedback marker.
 
     Args:
         token: The marker, one special token of the tokenizer (added when missing).
-        occurrence: Which marker counts when a sample has several: ``first`` or ``last``.
+        occurrence: Which marker counts when a sample has several: ``first``, ``last``, or ``every``: after the first,
+            but no assistant turn that the next message answers with another marker.
         missing: What happens to a sample without the marker: ``train`` all of it, ``drop`` it, or ``error``.
         empty: What happens to a sample in which nothing is left to train: ``drop`` or ``error``.
+        scope: Role of the messages in which a marker counts: ``user``, ``observation``, ``assistant``, ``function`` or
+            ``system``; None: any.
+        train: ``after``: what stands after the marker. ``recovery``: every assistant turn but those whose next
+            message brings a marker.
 
     Raises:
-        ValueError: If a value is not allowed.
+        ValueError: If a value is not allowed, or two exclude each other.
     """
 
     token: str = "<|feedback|>"
     occurrence: str = "first"
     missing: str = "train"
     empty: str = "drop"
+    scope: str | None = None
+    train: str = "after"
 
     def __post_init__(self) -> None:
         if not isinstance(self.token, str) or not self.token or any(char.isspace() for char in self.token):
             self._fail("token", "a non-empty text without spaces")
         for name, allowed in (
-            ("occurrence", ("first", "last")),
+            ("occurrence", ("first", "last", "every")),
             ("missing", ("train", "drop", "error")),
             ("empty", ("drop", "error")),
+            ("train", ("after", "recovery")),
         ):
             if getattr(self, name) not in allowed:
                 self._fail(name, f"one of {', '.join(allowed)}")
+
+        if self.scope is not None and self.scope not in ROLES:
+            self._fail("scope", f"one of {', '.join(ROLES)}, or none for any role")
+        if self.train == "recovery":
+            if self.occurrence == "last":
+                self._fail("occurrence", "with train: recovery every marker counts; leave occurrence out")
+            if self.scope not in (None, "user", "observation"):
+                self._fail(
+                    "scope", "with train: recovery it must be user or observation, the roles that answer an assistant"
+                )

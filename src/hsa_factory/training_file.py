@@ -23,11 +23,13 @@ class TrainingFile:
         args: LLaMA-Factory's own arguments.
         hsa: The rules; True for ``hsa: true``; None if the block is missing or off.
         feedback: None if the block is missing or off.
+        hsa_off: Whether the file says ``hsa: false``: then a checkpoint's own rules are not used either.
     """
 
     args: dict[str, Any]
     hsa: HSAConfig | bool | None
     feedback: FeedbackConfig | None
+    hsa_off: bool = False
 
     @property
     def is_plain(self) -> bool:
@@ -75,7 +77,8 @@ def read_training_file(path: str | Path, overrides: Sequence[str] = ()) -> Train
         raise ValueError(f"{path}: expected a mapping of options.")
 
     hsa, feedback = args.pop("hsa", None), args.pop("feedback", None)
-    return TrainingFile(args, _read_block("hsa", hsa, HSAConfig), _read_block("feedback", feedback, FeedbackConfig))
+    blocks = _read_block("hsa", hsa, HSAConfig), _read_block("feedback", feedback, FeedbackConfig)
+    return TrainingFile(args, *blocks, hsa_off=hsa is False)
 
 
 def _read_block(name: str, block: Any, config_class: type) -> Any:

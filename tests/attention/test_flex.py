@@ -98,6 +98,15 @@ class TestFunctionsEqualTheReference:
         compare(plan, draw(2, 4, 2, 260, 9), sliding_window=40)
         compare(plan, draw(2, 4, 2, 260, 9), neutral=True, scale=0.3)
 
+    @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+    def test_missing_keys(self, config):
+        kept = torch.rand(400, generator=torch.Generator().manual_seed(0)) < 0.6
+        kept[[0, 399]] = True
+        positions = kept.nonzero().flatten()[None]
+        plan = AttentionPlan(random_types(1, 400)[:, kept], config, query_length=100, positions=positions)
+        compare(plan, draw(1, 4, 2, positions.shape[1], 100))
+        check_blocks(plan)
+
     def test_poisoned_padding(self):
         mask = torch.tensor([[0] * 30 + [1] * 150, [1] * 100 + [0] * 80])
         plan = AttentionPlan(random_types(2, 180), HSAConfig(), mask)

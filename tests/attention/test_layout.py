@@ -23,14 +23,14 @@ def counted(plan, sliding_window=None):
         places = torch.arange(plan.key_length)[sequence.places]
         for chunk in sequence.chunks(heads=4):
             rows = range(chunk.start, chunk.stop)
-            near = chunk.near_bias[:, 0].flatten(0, 1) / layout._LOG2_E
+            near = chunk.near_bias[:, 0].flatten(0, 1) / layout.LOG2_E
             far = {}
             for block in chunk.blocks:
                 for tile in range(block.tiles.start, block.tiles.stop):
                     for row in range(sequence.tile):
                         columns = torch.zeros(block.far_stop - block.far_start)
                         if block.bias is not None:
-                            last = block.bias[tile - block.tiles.start, 0, row] / layout._LOG2_E
+                            last = block.bias[tile - block.tiles.start, 0, row] / layout.LOG2_E
                             columns[len(columns) - len(last) :] = last
                         far[tile * sequence.tile + row] = (block, columns)
             for number, row in enumerate(rows):
@@ -124,4 +124,4 @@ class TestFarAboveNear:
             results.append([output, *(leaf.grad for leaf in leaves)])
         for actual, expected in zip(*results):
             assert actual.isfinite().all()
-            torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
+            torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())

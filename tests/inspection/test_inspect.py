@@ -11,6 +11,7 @@ import yaml
 from rich.console import Console
 
 from hsa_factory import FeedbackConfig, HSAConfig, tiny
+from hsa_factory.inspection.check import check_rules
 from hsa_factory.inspection.command import main, parse_range
 
 
@@ -116,7 +117,8 @@ def test_json_is_what_the_collator_hands_over(run, tiny_tokenizer):
     assert len(samples) == 3
     for index, (sample, row) in enumerate(zip(samples, module["train_dataset"])):
         batch = collate([dict(row)])
-        assert list(sample) == ["index", "dataset", "input_ids", "semantic_ids", "labels", "tokens"]
+        names = ["index", "dataset", "input_ids", "semantic_ids", "labels", "tokens"]
+        assert list(sample) == [*names, "reasons", "messages", "samples", "turns"]
         assert (sample["index"], sample["dataset"]) == (index, "tasks")
         for name in ("input_ids", "semantic_ids", "labels"):
             assert sample[name] == batch[name][0].tolist()
@@ -240,7 +242,338 @@ def test_tokenized_data_is_shown(run, tmp_path):
         loaded = workflow.load_tokenizer(parsed[0])
         template = get_template_and_fix_tokenizer(loaded["tokenizer"], parsed[1])
         workflow.get_dataset(template, *parsed[:3], stage="sft", **loaded)
-    assert rows(run, tokenized_path=tokenized, dataset="nothing of that name") == rows(run)
+    plain, shown = rows(run), rows(run, tokenized_path=tokenized, dataset="nothing of that name")
+    for row, other in zip(plain, shown, strict=True):
+        names = ("index", "dataset", "input_ids", "semantic_ids", "labels", "tokens")
+        assert [other[name] for name in names] == [row[name] for name in names]
+        assert other["turns"] == [] and set(other["messages"]) == {None}
+        known = {"before marker": "feedback or weight"}  # which of them is not recorded
+        assert other["reasons"] == [known.get(reason, reason) for reason in row["reasons"]]
+
+
+# -- reasons, messages, truncation -----------------------------------------------------------------------------
+
+
+def write_samples(run, samples, **columns):
+    """Write another data set, `own`; a message is (role, text) or (role, text, weight)."""
+    data = []
+    for number, sample in enumerate(samples):
+        messages = [{"role": role, "content": text} for role, text, *_ in sample]
+        for message, (_, _, *weight) in zip(messages, sample):
+            if weight:
+                message["weight"] = weight[0]
+        data.append({"messages": messages, **{name: values[number] for name, values in columns.items()}})
+    (run.directory / "own.json").write_text(json.dumps(data, ensure_ascii=False), "utf-8")
+    info = json.loads((run.directory / "dataset_info.json").read_text("utf-8"))
+    names = {"messages": "messages", **{name: name for name in columns}}
+    info["own"] = {"file_name": "own.json", "formatting": "sharegpt", "columns": names, "tags": TAGS}
+    (run.directory / "dataset_info.json").write_text(json.dumps(info), "utf-8")
+
+
+def spans(row, values):
+    """Return (value, text) of consecutive tokens with the same value."""
+    runs = []
+    for token, value in zip(row["tokens"], values):
+        if runs and runs[-1][0] == value:
+            runs[-1][1] += token
+        else:
+            runs.append([value, token])
+    return [tuple(run) for run in runs]
+
+
+END, REPLY = "<|im_end|>\n", "<|im_start|>assistant\n"
+FAILURE = [
+    ("system", "You are a robot."),
+    ("user", "Open it."),
+    ("assistant", "I go."),
+    ("user", f"{M}No."),
+    ("assistant", "I open it."),
+    ("user", "Good."),
+    ("assistant", "Done.", 0),
+]
+
+
+def user(text):
+    return f"<|im_start|>user\n{text}{END}{REPLY}"
+
+
+def test_every_untrained_token_has_its_reason_and_message(run):
+    write_samples(run, [FAILURE])
+    (row,) = rows(run, dataset="own")
+    head = f"<|im_start|>system\nYou are a robot.{END}"
+    assert spans(row, row["reasons"]) == [
+        ("role", head + user("Open it.")),
+        ("before marker", "I go." + END),
+        ("role", user(f"{M}No.")),
+        (None, "I open it." + END),
+        ("role", user("Good.")),
+        ("weight", "Done." + END),
+    ]
+    texts = [head, user("Open it."), "I go." + END, user(f"{M}No."), "I open it." + END, user("Good."), "Done." + END]
+    assert spans(row, row["messages"]) == list(enumerate(texts))
+    assert [reason is None for reason in row["reasons"]] == [label != -100 for label in row["labels"]]
+    assert row["samples"] == [
+        {
+            "dataset": "own",
+            "index": 0,
+            "start": 0,
+            "stop": len(row["tokens"]),
+            "truncated": 0,
+            "marker_truncated": False,
+        }
+    ]
+    assert [turn["role"] for turn in row["turns"]] == [role for role, *_ in FAILURE]
+    for turn, text in zip(row["turns"], texts):
+        assert "".join(row["tokens"][turn["start"] : turn["stop"]]) == text
+        assert sum(turn["types"].values()) == turn["stop"] - turn["start"]
+    assert [turn["trained"] > 0 for turn in row["turns"]] == [False] * 4 + [True, False, False]
+
+    (row,) = rows(run, "feedback.train=recovery", dataset="own")
+    assert [reason for reason, _ in spans(row, row["reasons"])] == ["role", "failed", "role", None, "role", "weight"]
+    write_samples(run, [FAILURE[:5]])
+    (row,) = rows(run, "feedback=false", "mask_history=true", dataset="own")
+    assert [reason for reason, _ in spans(row, row["reasons"])] == ["role", "history", "role", None]
+
+
+def test_a_system_prompt_that_is_no_message(run):
+    write_samples(run, [FAILURE[1:]], system=["Be short."])
+    info = json.loads((run.directory / "dataset_info.json").read_text("utf-8"))
+    info["own"]["columns"]["system"] = "system"
+    (run.directory / "dataset_info.json").write_text(json.dumps(info), "utf-8")
+    (row,) = rows(run, dataset="own")
+    assert spans(row, row["messages"])[0] == (None, f"<|im_start|>system\nBe short.{END}")
+    assert [turn["message"] for turn in row["turns"]] == [None, 0, 1, 2, 3, 4, 5]
+
+
+def test_what_truncation_took(run):
+    write_samples(run, [FAILURE[1:]])
+    (whole,) = rows(run, "feedback=false", dataset="own")
+    for mask_history in (False, True):
+        for cutoff_len in range(8, len(whole["tokens"]) + 1, 5):
+            arguments = ("feedback=false", f"mask_history={mask_history}", "hsa=true")
+            code, written, _ = run("--format", "json", *arguments, dataset="own", cutoff_len=cutoff_len)
+            if code:  # nothing of it is trained
+                continue
+            row = json.loads(written)
+            lost = len(whole["tokens"]) - len(row["tokens"])
+            assert row["samples"][0]["truncated"] == lost == sum(turn["truncated"] for turn in row["turns"])
+            assert len(row["turns"]) == 6
+            for turn, before in zip(row["turns"], whole["turns"]):
+                length = turn["stop"] - turn["start"]
+                assert length + turn["truncated"] == before["stop"] - before["start"]
+                text = whole["tokens"][before["start"] : before["start"] + length]
+                assert row["tokens"][turn["start"] : turn["stop"]] == text
+
+
+def test_packed_rows_trace_each_token_to_its_sample(run):
+    write_samples(run, [FAILURE, FAILURE[1:3], FAILURE[3:5]])
+    (row,) = rows(run, dataset="own", neat_packing=True, cutoff_len=256)
+    single = rows(run, dataset="own")
+    assert sorted(part["index"] for part in row["samples"]) == [0, 1, 2]
+    for part in row["samples"]:
+        alone = single[part["index"]]
+        for name in ("tokens", "reasons", "messages", "labels"):
+            assert row[name][part["start"] : part["stop"]] == alone[name]
+    end = row["samples"][-1]["stop"]
+    assert set(row["reasons"][end:]) == {"padding"} and set(row["messages"][end:]) == {None}
+
+
+def test_pictures_are_media(run, tmp_path, tiny_tokenizer):
+    from PIL import Image
+
+    directory = tiny.save_tiny("qwen2_5_vl", tmp_path / "vision", [], tokenizer=tiny_tokenizer)
+    paths = []
+    for number in range(3):
+        paths.append(str(tmp_path / f"{number}.png"))
+        Image.new("RGB", (112, 112), (80 * number, 0, 0)).save(paths[-1])
+    sample = [
+        ("user", "<image>what?"),
+        ("assistant", "a cup"),
+        ("user", "and <image> or <image>?"),
+        ("assistant", "no"),
+    ]
+    write_samples(run, [sample], images=[paths])
+    more = {"model_name_or_path": str(directory), "template": "qwen2_vl", "dataset": "own"}
+    (row,) = rows(run, **more)
+    pads = {token for token, reason in zip(row["tokens"], row["reasons"]) if reason == "media"}
+    assert pads == {"<|vision_start|>", "<|image_pad|>", "<|vision_end|>"}
+
+    code, written, said = run("--format", "html", **more)
+    assert code == 0, said
+    data = page_data(written)
+    turns = data["samples"][0]["turns"]
+    assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "user", "assistant"]
+    assert [[item["name"] for item in turn["media"]] for turn in turns] == [[], paths[:1], [], paths[1:], []]
+    for turn in turns:
+        for item in turn["media"]:
+            assert row["tokens"][item["start"]] == "<|image_pad|>" != row["tokens"][item["start"] - 1]
+            assert data["images"][item["image"]].startswith("data:image/jpeg;base64,")
+    assert len(data["images"]) == 3
+
+    (cut,) = rows(run, **more, cutoff_len=row["turns"][3]["start"] + 25)
+    assert cut["turns"][3]["start"] == cut["turns"][3]["stop"] and cut["turns"][3]["truncated"] > 0
+
+
+# -- html ------------------------------------------------------------------------------------------------------
+
+
+def page_data(text):
+    bodies = re.findall(r'<script type="application/json"([^>]*)>(.*?)</script>', text, re.S)
+    values = [json.loads(body) for _, body in bodies]
+    return {"settings": values[0], "overview": values[1], "images": values[2], "samples": values[3:]}
+
+
+def test_a_page(run):
+    code, written, said = run("--format", "html", "--samples", "1-", "hsa.hide=[[GLOBAL,NOISE]]")
+    assert code == 0, said
+    data = page_data(written)
+    assert data["settings"]["rules"]["windows"] == [None, None, 20]
+    assert data["settings"]["rules"]["hide"] == [[0, 2]]
+    assert [sample["index"] for sample in data["samples"]] == [1, 2]
+    json_rows = rows(run, "--samples", "1-")
+    for sample, row in zip(data["samples"], json_rows, strict=True):
+        assert sample["ids"] == row["input_ids"]
+        assert sample["types"] == "".join(map(str, row["semantic_ids"]))
+        names = data["settings"]["reasons"]
+        assert [names.get(code) for code in sample["reasons"]] == row["reasons"]
+    assert "苹果在哪里？" in data["samples"][1]["text"]
+    assert [row[0] for row in data["overview"]["rows"]] == [0, 1, 2]  # all of them
+    assert data["overview"]["accounts"]["tasks"]["samples"] == 3
+    assert "train.yaml" in written
+
+
+def test_pages_of_files_without_hsa(run):
+    _, written, _ = run("--format", "html", hsa=None)
+    assert page_data(written)["settings"]["rules"] is None and "every token sees all before it" in written
+    _, written, _ = run("--format", "html", hsa=None, feedback=None)
+    assert page_data(written)["settings"]["rules"]["windows"] == [None, None, 50] and "no hsa block" in written
+
+
+def test_a_full_page_says_so(run, monkeypatch):
+    from hsa_factory.inspection import command
+
+    monkeypatch.setattr(command, "PAGE_LIMIT", 100)
+    code, written, said = run("--format", "html")
+    assert code == 0 and len(page_data(written)["samples"]) == 1
+    assert "The page is full: it ends with sample 0." in written
+    assert "The page is full" in said
+
+
+# -- check -----------------------------------------------------------------------------------------------------
+
+
+def check(run, capsys, *arguments, **more):
+    path = run.directory / "train.yaml"
+    path.write_text(yaml.safe_dump({**run.args, **more}), "utf-8")
+    code = main([str(path), "--check", *arguments])
+    return code, capsys.readouterr()
+
+
+def test_check_passes(run, capsys):
+    code, captured = check(run, capsys)
+    assert code == 0
+    assert captured.out == "checked 3 samples: nothing to complain of\n"
+
+
+def test_check_lists_what_is_wrong(run, capsys):
+    code, captured = check(run, capsys, cutoff_len=30)
+    assert code == 1
+    assert captured.out.splitlines() == [
+        "tasks: nothing is trained in 1 sample (sample 1)",
+        "tasks: cutoff_len took the feedback marker from 1 sample (sample 1)",
+    ]
+    code, captured = check(run, capsys, "--max-dropped", "0.2", "feedback.missing=drop")
+    assert code == 1
+    (line,) = captured.out.splitlines()
+    assert line == "tasks: 2 of 3 samples are dropped (66.7%, allowed 20.0%: no feedback marker: 2)"
+    assert check(run, capsys, "--max-dropped", "0.7", "feedback.missing=drop")[0] == 0
+
+
+def test_check_where_nothing_is_left(run, capsys):
+    write_samples(run, [[("user", "a"), ("assistant", "b", 0)]] * 30)
+    code, captured = check(run, capsys, dataset="own")
+    assert code == 1 and "Traceback" not in captured.err
+    listed = ", ".join(map(str, range(20)))
+    assert captured.out.splitlines() == [
+        f"own: nothing is trained in 30 samples (samples {listed} and 10 more)",
+        "own: no sample is left",
+    ]
+    page = run.directory / "page.html"
+    assert check(run, capsys, "--format", "html", "--output", str(page), dataset="own")[0] == 1
+    assert page_data(page.read_text("utf-8"))["samples"] == []
+
+
+def test_check_may_also_write(run, capsys):
+    page = run.directory / "page.html"
+    code, _ = check(run, capsys, "--format", "html", "--output", str(page), cutoff_len=30)
+    assert code == 1 and len(page_data(page.read_text("utf-8"))["samples"]) == 2
+
+
+def test_rules_that_never_matched(run, capsys):
+    assert check_rules({"thought": 3, "pickup": 0}) == ["rule 'pickup' never matched"]
+    code, captured = check(run, capsys, "hsa.labels=react")
+    assert code == 1
+    lines = captured.out.splitlines()
+    assert lines and all(re.fullmatch(r"rule '.*' never matched", line) for line in lines)
+
+
+# -- the output ------------------------------------------------------------------------------------------------
+
+
+def test_html_needs_an_output(run, capsys):
+    run("--samples", "0")
+    assert main([str(run.directory / "train.yaml"), "--format", "html"]) == 2
+    assert capsys.readouterr().err == "hsa-factory inspect: --format html needs --output PAGE.\n"
+
+
+@pytest.mark.parametrize("output", ["nowhere/page.html", "."])
+def test_outputs_that_cannot_be_written_stop_before_the_work(run, tmp_path, capsys, monkeypatch, output):
+    import hsa_factory.llamafactory.samples as samples
+
+    run("--samples", "0")
+    monkeypatch.setattr(samples, "load_samples", lambda *args, **more: pytest.fail("data were prepared"))
+    assert main([str(tmp_path / "train.yaml"), "--output", str(tmp_path / output)]) == 2
+    assert "hsa-factory inspect: --output" in capsys.readouterr().err
+
+
+def test_a_failed_run_leaves_the_former_file(run, tmp_path, capsys):
+    run("--samples", "0")
+    target = tmp_path / "page.txt"
+    target.write_text("former", "utf-8")
+    assert main([str(tmp_path / "train.yaml"), "--samples", "7", "--output", str(target)]) == 2
+    assert target.read_text("utf-8") == "former"
+    assert not list(tmp_path.glob(".page.txt*"))
+
+
+def test_an_empty_data_set(run, capsys):
+    (run.directory / "own.json").write_text("[]", "utf-8")
+    info = json.loads((run.directory / "dataset_info.json").read_text("utf-8"))
+    info["own"] = {
+        "file_name": "own.json",
+        "formatting": "sharegpt",
+        "columns": {"messages": "messages"},
+        "tags": TAGS,
+    }
+    (run.directory / "dataset_info.json").write_text(json.dumps(info), "utf-8")
+    for arguments in ((), ("--format", "html"), ("--check",)):
+        code, written, said = run(*arguments, dataset="own")
+        assert code == 2 and not written
+        assert "hsa-factory inspect: " in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("samples", ["0-99999999999999999999999999", "9" * 30, "1000000001"])
+def test_absurd_ranges(run, samples):
+    code, written, said = run("--samples", samples)
+    assert (code, written) == (2, "") and "no data set has so many samples" in said
+
+
+@pytest.mark.parametrize("share", ["-0.1", "1.5", "half", "nan"])
+def test_shares_are_between_0_and_1(run, capsys, share):
+    with pytest.raises(SystemExit):
+        main(["train.yaml", "--check", "--max-dropped", share])
+    assert "--max-dropped" in capsys.readouterr().err
+    assert main(["train.yaml", "--max-dropped", "0.5"]) == 2
+    assert "--max-dropped is for --check" in capsys.readouterr().err
 
 
 # -- text ------------------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from hsa_factory import HSAConfig, SemanticType
-from hsa_factory.labeling.rules import Rule, RuleSet, preset_names, read_rules
+from hsa_factory.labeling.rule import Rule
+from hsa_factory.labeling.rules import RuleSet, preset_names, read_rules
 
 
 G, L, N = SemanticType

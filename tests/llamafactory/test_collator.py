@@ -171,7 +171,7 @@ def test_features_without_a_marker(text, missing):
 
 def test_a_batch_with_nothing_to_train_is_an_error_not_a_nan(text):
     features = with_markers(text.features((4, 5)), text.marker, ((3,), (4,)))
-    with pytest.raises(ValueError, match=r"No token of this batch is left to train.*<\|feedback\|>.*would be NaN"):
+    with pytest.raises(ValueError, match="No token of this batch is left to train.*would be NaN"):
         text.collator(HSA, FEEDBACK)(features)
     features[1]["input_ids"][4] = 3
     features[1]["input_ids"][2] = text.marker
@@ -189,11 +189,13 @@ def test_feedback_without_hsa_needs_no_types(setup):
     assert "semantic_ids" not in typed
 
 
-def test_hsa_without_feedback_leaves_the_labels_alone(setup):
+def test_hsa_without_feedback_knows_no_marker(setup):
     features = with_markers(setup.features((6,)), setup.marker, ((2,),))
-    features[0]["loss_mask"] = [0] * 6
+    labels = features[0]["labels"]
+    assert setup.collator(HSA, None)(features)["labels"][0, :6].tolist() == labels
+    features[0]["loss_mask"] = [1, 1, 1, 0, 0, 1]  # weights, which the processor recorded
     batch = setup.collator(HSA, None)(features)
-    assert batch["labels"][0, :6].tolist() == features[0]["labels"]
+    assert batch["labels"][0, :6].tolist() == [*labels[:3], -100, -100, labels[5]]
     assert "loss_mask" not in batch
 
 

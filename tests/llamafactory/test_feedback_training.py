@@ -176,6 +176,136 @@ def test_train_on_prompt(lf, model_dir, tmp_path):
     assert trained(lf, prepared, feedback) == "<m3><|im_end|>\n<|im_start|>assistant\n<m4>" + END
 
 
+FAILURES = ["<m0>", "<m1>", "<m2>" + M, "<m3>", "<m4>", "<m5>", M + "<m6>", "<m7>"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"occurrence": "every"}, ["<m3>", "<m7>"]),
+        ({"train": "recovery"}, ["<m3>", "<m7>"]),
+        ({"scope": "user"}, ["<m3>", "<m5>", "<m7>"]),
+        ({"scope": "assistant"}, ["<m1>", "<m3>", "<m5>", "<m7>"]),
+        ({"scope": "user", "occurrence": "last"}, ["<m7>"]),
+    ],
+)
+def test_rules_beyond_the_first_marker(lf, model_dir, tmp_path, options, expected):
+    feedback = FeedbackConfig(**options)
+    prepared = run(lf, tmp_path, model_dir, [dialogue(lf, *FAILURES)], feedback)
+    assert trained(lf, prepared, feedback) == "".join(f"{text}{END}" for text in expected)
+    assert prepared.counts["with_marker"] == int(options.get("scope") != "assistant")
+
+
+def test_recovery_trains_what_came_before_the_first_failure(lf, model_dir, tmp_path):
+    feedback = FeedbackConfig(train="recovery")
+    sample = dialogue(lf, "<m0>", "<m1>", "<m2>", "<m3>", M + "<m4>", "<m5>")
+    prepared = run(lf, tmp_path, model_dir, [sample], feedback)
+    assert trained(lf, prepared, feedback) == f"<m1>{END}<m5>{END}"
+
+
+@pytest.mark.parametrize(("scope", "expected"), [("system", "<m1>"), ("user", ""), (None, "<m1>")])
+def test_scope_tells_the_system_prompt_from_the_user(lf, model_dir, tmp_path, scope, expected):
+    feedback = FeedbackConfig(scope=scope)
+    sample = dialogue(lf, "<m0>", "<m1>", "<m2>" + M, "<m3>", system="<m9>" + M)
+    prepared = run(lf, tmp_path, model_dir, [sample], feedback)
+    assert trained(lf, prepared, feedback) == (expected and expected + END) + "<m3>" + END
+
+
+def test_a_failed_turn_is_masked_though_the_marker_is_cut_away(lf, model_dir, tmp_path):
+    """At every cut: never a label of a failed reply, whatever is left of what answered it."""
+    feedback = FeedbackConfig(train="recovery")
+    sample = dialogue(lf, "<m0>", "<m1>" * 3, "<m2>" * 3, "<m3>" * 6, "<m4>" * 9 + M, "<m5>" * 3)
+    whole = run(lf, tmp_path, model_dir, [sample], feedback).rows()[0]["input_ids"]
+    seen = set()
+    for cutoff_len in range(12, len(whole) + 1, 4):
+        prepared = run(lf, tmp_path, model_dir, [sample], feedback, cutoff_len=cutoff_len)
+        text = trained(lf, prepared, feedback)
+        assert "<m3>" not in text and "<m1>" in text
+        seen.add(M in prepared.text(prepared.rows()[0]["input_ids"]))
+    assert seen == {True, False}
+
+
+def test_packed_neighbours_keep_their_own_rules(lf, model_dir, tmp_path):
+    feedback = FeedbackConfig(train="recovery")
+    samples = [dialogue(lf, "<m10>", "<m11>"), dialogue(lf, *FAILURES), dialogue(lf, M + "<m12>", "<m13>")]
+    prepared = run(lf, tmp_path, model_dir, samples, feedback, packing=True, neat_packing=True, cutoff_len=256)
+    assert len(prepared.rows()) == 1
+    text = trained(lf, prepared, feedback)
+    assert sorted(text.split(END)) == ["", "<m11>", "<m13>", "<m3>", "<m7>"]
+
+
+# -- weights ---------------------------------------------------------------------------------------------------
+
+
+def weigh(messages, weights):
+    """Give the messages these weights; `...` leaves the key out."""
+    return [
+        message if weight is ... else {**message, "weight": weight}
+        for message, weight in zip(messages, weights, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("feedback", [None, FeedbackConfig(), FeedbackConfig(train="recovery")])
+def test_weight_0_masks_a_turn(lf, model_dir, tmp_path, feedback):
+    """With and without feedback; where only some messages have one, JSON gives None to the others."""
+    contents = ["<m0>" + (M if feedback else ""), "<m1>", "<m2>", "<m3>", "<m4>", "<m5>", "<m6>", "<m7>"]
+    samples = [
+        weigh(dialogue(lf, *contents), [..., 0, 0, 1, None, ..., 1.0, 0.0]),
+        dialogue(lf, M + "<m8>", "<m9>"),
+    ]
+    prepared = run(lf, tmp_path, model_dir, samples, feedback)
+    assert trained(lf, prepared, feedback) == f"<m3>{END}<m5>{END}"
+    assert trained(lf, prepared, feedback, row=1) == "<m9>" + END
+    data = lf.write_data(tmp_path, data=samples)
+    plain = lf.prepare(lf.args(data, "data", model_dir, template="qwen3_nothink"))
+    assert [row["input_ids"] for row in plain.rows()] == [row["input_ids"] for row in prepared.rows()]
+
+
+def test_weights_and_prompts_that_are_trained(lf, model_dir, tmp_path):
+    sample = weigh(dialogue(lf, "<m0>", "<m1>", "<m2>", "<m3>"), [1, 1, 0, 1])
+    prepared = run(lf, tmp_path, model_dir, [sample], None, train_on_prompt=True)
+    text = trained(lf, prepared, None)
+    assert "<m0>" in text and "<m1>" in text and "<m3>" in text and "<m2>" not in text
+    sample = [{**lf.say("system", "<m9>"), "weight": 0}, *dialogue(lf, "<m0>", "<m1>")]
+    assert "<m9>" not in trained(lf, run(lf, tmp_path, model_dir, [sample], None), None)
+    with pytest.raises(ValueError, match="dataset 'data', sample 0, turn 0: .*weight 0 cannot be honoured"):
+        run(lf, tmp_path, model_dir, [sample], None, train_on_prompt=True)
+
+
+def test_a_sample_whose_weights_leave_nothing(lf, model_dir, tmp_path):
+    samples = [weigh(dialogue(lf, "<m0>", "<m1>"), [1, 0]), dialogue(lf, "<m2>", "<m3>")]
+    prepared = run(lf, tmp_path, model_dir, samples, None)
+    assert prepared.counts["dropped_samples"] == {"nothing left to train": [0]}
+
+
+@pytest.mark.parametrize("weight", [0.5, 2, -1, "0", True])
+def test_other_weights_are_refused(lf, model_dir, tmp_path, weight):
+    samples = [dialogue(lf, "<m0>", "<m1>"), weigh(dialogue(lf, "<m2>", "<m3>"), [..., weight])]
+    with pytest.raises(ValueError, match=rf"dataset 'data', sample 1, turn 1: weight {weight!r} is not allowed: 0 "):
+        run(lf, tmp_path, model_dir, samples, None)
+
+
+def test_real_trajectories(lf, tmp_path):
+    """Every reply that the simulator answered with feedback is masked, and no other."""
+    path = lf.SHARED / "data" / "embodied" / "embodied_text.json"
+    if not path.is_file():
+        pytest.skip("../shared is absent")
+    samples = [sample["messages"] for sample in json.loads(path.read_text("utf-8"))]
+    feedback = FeedbackConfig(train="recovery")
+    model_dir = lf.model_dir("qwen3", extra=(M,))
+    data = lf.write_data(tmp_path, data=samples)
+    prepared = lf.prepare(lf.args(data, "data", model_dir, template="qwen3_nothink", cutoff_len=65536), HSA, feedback)
+    for number, messages in enumerate(samples):
+        following = [*messages[1:], {"content": ""}]
+        expected = [
+            message["content"]
+            for message, after in zip(messages, following)
+            if message["role"] == "assistant" and M not in after["content"]
+        ]
+        assert 0 < len(expected) < sum(message["role"] == "assistant" for message in messages)
+        assert trained(lf, prepared, feedback, row=number) == "".join(f"{text}{END}" for text in expected)
+
+
 def test_another_token(lf, model_dir, tmp_path):
     feedback = FeedbackConfig(token="<m7>")
     prepared = run(lf, tmp_path, model_dir, [dialogue(lf, "<m0>", "<m1>" + M + "<m7><m2>")], feedback)

@@ -194,7 +194,6 @@ FOR_HSA_ONLY = {
     "use_hyper_parallel": ("finetuning", True, "training loop of its own"),
     "use_mca": ("finetuning", True, "Megatron"),
     "use_asft_loss": ("finetuning", True, "reference model would run without HSA"),
-    "predict_with_generate": ("training", True, "evaluate by loss"),
 }
 ALWAYS = {"use_unsloth": ("model", True, "training loop"), "use_kt": ("model", True, "kernels")}
 

@@ -61,6 +61,7 @@ def test_rows_follow_their_samples_through_the_knapsack(lf, model_dir, tmp_path,
         "semantic_ids",
         "loss_mask",
         "hsa_dataset",
+        "hsa_samples",
     }
     for row, plain_row in zip(rows, plain_rows, strict=True):
         assert {name: row[name] for name in plain_names} == plain_row

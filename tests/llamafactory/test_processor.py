@@ -1,5 +1,6 @@
 """Rows, types and counts of a whole data preparation: truncation, workers, caches, splits, streams, saved data."""
 
+import json
 import random
 
 import pytest
@@ -14,7 +15,7 @@ from hsa_factory import FeedbackConfig, HSAConfig
 
 HSA, FEEDBACK = HSAConfig(), FeedbackConfig()
 COLUMNS = ("input_ids", "attention_mask", "labels")
-COUNTS = ("samples", "with_marker", "kept", "text_truncated", "tokens", "trained_tokens")
+COUNTS = ("samples", "with_marker", "kept", "text_truncated", "tokens", "trained_tokens", "marker_cut")
 
 
 TEMPLATE_NAMES = ("qwen3", "bailing", "llama2")  # with thinking, with one EOS at the end, with a fused system prompt
@@ -58,8 +59,8 @@ def stripped(rows, names):
     return [{name: row[name] for name in names} for row in rows]
 
 
-def same_rows(prepared, oracle, feedback):
-    names = (*COLUMNS, "semantic_ids", *(("loss_mask",) if feedback else ()))
+def same_rows(prepared, oracle):
+    names = (*COLUMNS, "semantic_ids", "loss_mask")
     assert stripped(prepared.rows(), names) == stripped(oracle.rows, names)
 
 
@@ -79,9 +80,10 @@ def same_counts(account, oracle):
 def runs(draw):
     """Return (system prompt, conversations, options, feedback).
 
-    A message is (type, words before the marker, words after it or None without one).
+    A message is (type, words before the marker, words after it or None without one, weight).
     """
-    message = st.tuples(st.integers(0, 2), st.integers(0, 5), st.none() | st.none() | st.integers(0, 4))
+    words = st.none() | st.none() | st.integers(0, 4)
+    message = st.tuples(st.integers(0, 2), st.integers(0, 5), words, st.sampled_from([1, 1, 1, 0]))
     turns = st.lists(st.tuples(message, message), min_size=1, max_size=4)
     conversations = draw(st.lists(turns, min_size=1, max_size=4))
     name = draw(st.sampled_from(TEMPLATE_NAMES))
@@ -95,9 +97,10 @@ def runs(draw):
     }
     if options["packing"]:
         options["neat_packing"] = draw(st.booleans())
-    feedback = draw(st.none() | st.builds(FeedbackConfig, occurrence=st.sampled_from(["first", "last"])))
-    if feedback is not None and draw(st.booleans()):
-        feedback = FeedbackConfig(occurrence=feedback.occurrence, missing="drop")
+    missing = st.sampled_from(["train", "drop"])
+    after = st.builds(FeedbackConfig, occurrence=st.sampled_from(["first", "last", "every"]), missing=missing)
+    recovery = st.builds(FeedbackConfig, train=st.just("recovery"), missing=missing)
+    feedback = draw(st.none() | after | recovery)
     return system, conversations, options, feedback
 
 
@@ -109,19 +112,24 @@ def test_types_and_sides_line_up_whatever_is_cut_or_packed(lf, encoders, run):
     samples = []
     for turns in conversations:
         messages = []
-        for k, (kind, before, after) in enumerate(message for turn in turns for message in turn):
+        for k, (kind, before, after, weight) in enumerate(message for turn in turns for message in turn):
             content = lf.MARKS[2 * k] * before
             if after is not None:
                 content += lf.MARKER + lf.MARKS[2 * k + 1] * after
-            messages.append(lf.say(("user", "assistant")[k % 2], content, kind))
+            messages.append({**lf.say(("user", "assistant")[k % 2], content, kind), "weight": weight})
         samples.append((messages, *system, ""))
 
     data_args = DataArguments(**options)
     oracle = lf.Oracle(template, tokenizer, data_args, samples, feedback)
     rows, account = lf.typed_rows(template, tokenizer, data_args, samples, feedback)
-    names = (*COLUMNS, "semantic_ids", *(("loss_mask",) if feedback else ()))
+    names = (*COLUMNS, "semantic_ids", "loss_mask")
     assert stripped(rows, names) == stripped(oracle.rows, names)
     same_counts(account, oracle)
+    described = [part for row in rows for part in json.loads(row["hsa_samples"])]
+    assert sorted(part["index"] for part in described) == oracle.kept
+    for part in described:
+        whole = len(oracle.places.samples[part["index"]][1])
+        assert part["dataset"] == "data" and 0 <= part["cut"] < whole
 
     # What a mark alone tells: which message, and on which side of a marker within it.
     marks = lf.mark_ids(tokenizer)
@@ -156,7 +164,7 @@ def test_a_whole_preparation(lf, model_dir, tmp_path, options, feedback):
     args = lf.args(data, "data", model_dir, **options)
     prepared = lf.prepare(args, HSA, feedback)
     oracle = lf.Oracle(prepared.template, prepared.tokenizer, prepared.data_args, as_samples(conversations), feedback)
-    same_rows(prepared, oracle, feedback)
+    same_rows(prepared, oracle)
     same_counts(prepared.counts, oracle)
     assert prepared.counts["messages"] == prepared.counts["typed_messages"] == sum(map(len, conversations))
     assert {row["hsa_dataset"] for row in prepared.rows()} == {"data"}
@@ -168,12 +176,11 @@ def test_a_whole_preparation(lf, model_dir, tmp_path, options, feedback):
         assert "semantic_ids" not in plain.module["train_dataset"].column_names
 
 
-def test_without_feedback_there_is_no_loss_mask(lf, model_dir, tmp_path):
+def test_the_columns_are_there_whatever_is_on(lf, model_dir, tmp_path):
     data = lf.write_data(tmp_path, data=trajectories(lf, 3))
-    prepared = lf.prepare(lf.args(data, "data", model_dir), HSA)
-    assert "loss_mask" not in prepared.module["train_dataset"].column_names
-    prepared = lf.prepare(lf.args(data, "data", model_dir), None, FEEDBACK)
-    assert {"loss_mask", "semantic_ids"} <= set(prepared.module["train_dataset"].column_names)
+    for hsa, feedback in ((HSA, None), (None, FEEDBACK)):
+        prepared = lf.prepare(lf.args(data, "data", model_dir), hsa, feedback)
+        assert {"loss_mask", "semantic_ids"} <= set(prepared.module["train_dataset"].column_names)
 
 
 def test_two_workers_and_small_batches_give_the_same(lf, model_dir, tmp_path):
@@ -225,7 +232,7 @@ def test_max_samples(lf, model_dir, tmp_path):
     oracle = lf.Oracle(
         prepared.template, prepared.tokenizer, prepared.data_args, as_samples(conversations[:4]), FEEDBACK
     )
-    same_rows(prepared, oracle, FEEDBACK)
+    same_rows(prepared, oracle)
     same_counts(prepared.counts, oracle)
 
 
@@ -349,7 +356,10 @@ def test_tokenized_data_made_without_feedback_is_refused(lf, model_dir, tmp_path
     data = lf.write_data(tmp_path, data=trajectories(lf, 4))
     args = lf.args(data, "data", model_dir, tokenized_path=str(tmp_path / "typed"))
     lf.prepare(args, HSA)
-    with pytest.raises(ValueError, match="no column 'loss_mask': it was made without Feedback"):
+    with pytest.raises(ValueError, match="was made with feedback None, this run asks for"):
+        lf.prepare(args, HSA, FEEDBACK)
+    (tmp_path / "typed" / "hsa_report.json").unlink()
+    with pytest.raises(ValueError, match="has no hsa_report.json, which says what feedback it was made with"):
         lf.prepare(args, HSA, FEEDBACK)
 
 

@@ -423,3 +423,51 @@ def test_a_file_that_is_broken_otherwise_gives_its_own_error(lf, tmp_path):
     lf.write_data(tmp_path, data=[[lf.say("user", "<m0>", "NOISE"), lf.say("assistant", {"a": 1}, "NOISE")]])
     with pytest.raises(DatasetGenerationError):
         lf.prepare(lf.args(tmp_path, "data"), HSAConfig())
+
+
+# -- labelled files --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
+def test_a_labelled_file_is_what_the_rules_make_of_the_raw_one(lf, tmp_path, suffix):
+    """All formats: labelled by `hsa-factory label` and trained, or raw with `hsa.labels`; plain LLaMA-Factory reads both."""
+    from hsa_factory import cli
+
+    call = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"function": {"name": "go", "arguments": {"a": "<m31>"}}}],
+    }
+    openai = [lf.say("user", "<m30>"), call, lf.say("tool", "<m32>"), lf.say("tool", "<act>take <m33></act>")]
+    openai.append(lf.say("assistant", "<m34><act>open <m35></act>"))
+    alpaca = {
+        "instruction": "<m20>",
+        "input": "<m21>",
+        "output": "<m22><act>take <m23></act>",
+        "history": [["<m24>", "<m25>"]],
+    }
+    column = {"messages": trajectory(lf)[1:5], "system": "<m0>"}
+    openai_entry = {"formatting": "openai", "columns": {"messages": "messages"}}
+    openai_entry["tags"] = {**lf.TAGS, "observation_tag": "tool"}
+    alpaca_entry = {"columns": {"prompt": "instruction", "query": "input", "response": "output", "history": "history"}}
+    lf.write_data(
+        tmp_path,
+        talk=[trajectory(lf)] * 3,
+        column=[column] * 2,
+        openai=(openai_entry, [{"messages": openai}] * 2),
+        alpaca=(alpaca_entry, [alpaca] * 2),
+    )
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(json.dumps([{"role": "system", "pattern": "m0", "type": "NOISE"}, *RULES]), "utf-8")
+    names = ["talk", "column", "openai", "alpaca"]
+    for name in names:
+        arguments = [tmp_path / "dataset_info.json", "--dataset", name, "--rules", rules, "--register"]
+        arguments += ["--out", tmp_path / f"{name}_typed{suffix}", "--workers", 1]
+        assert cli.main(["label", *map(str, arguments)]) == 0
+    raw = lf.prepare(lf.args(tmp_path, ",".join(names)), HSAConfig(labels=str(rules)))
+    typed_args = lf.args(tmp_path, ",".join(f"{name}_typed" for name in names))
+    typed = lf.prepare(typed_args, HSAConfig())
+    same = [[(row["input_ids"], row["labels"], row["semantic_ids"]) for row in p.rows()] for p in (raw, typed)]
+    assert same[0] == same[1] and len(same[0]) == 9
+    assert {tuple(sorted(set(row[2]))) for row in same[0]} == {(G, L, N)}
+    same_ids(typed, lf.prepare(typed_args))

@@ -91,7 +91,10 @@ def test_the_first_loss_is_that_of_the_hsa_model(lf, request, kind):
     losses = {}
     for name, hsa, feedback in (("both", HSA, FEEDBACK), ("hsa", HSA, None), ("feedback", None, FEEDBACK)):
         with torch.no_grad():
-            batch = lf.collator(prepared, hsa, feedback, model)([dict(prepared.rows()[0])])
+            row = dict(prepared.rows()[0])
+            if feedback is None:
+                row.pop("loss_mask")
+            batch = lf.collator(prepared, hsa, feedback, model)([row])
             if hsa is None:
                 batch["semantic_ids"] = torch.zeros_like(batch["input_ids"])  # all GLOBAL: plain attention
             losses[name] = model(**batch).loss.item()

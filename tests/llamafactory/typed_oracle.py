@@ -1,5 +1,6 @@
 """What typed rows must be, from plain LLaMA-Factory alone: each token's message, whatever was cut or packed."""
 
+from itertools import accumulate
 from typing import Any
 
 
@@ -51,17 +52,19 @@ class Oracle:
         parts = (tokenizer, processor, data_args)
         self.template, self.tokenizer, self.samples = template, tokenizer, samples
         self.marker = tokenizer.convert_tokens_to_ids(feedback.token) if feedback is not None else None
-        self.feedback = feedback
+        self.feedback, self.train_on_prompt = feedback, data_args.train_on_prompt
         self.places = places = Places(template)
         alone = SupervisedDatasetProcessor(places, *parts)
         self.kept, self.dropped = [], {}
-        counts = {"samples": len(samples), "with_marker": 0, "trained_tokens": 0, "text_truncated": 0}
+        counts = {"samples": len(samples), "with_marker": 0, "trained_tokens": 0, "text_truncated": 0, "marker_cut": 0}
         counts["tokens"] = {"GLOBAL": 0, "LANDMARK": 0, "NOISE": 0}
         for number, sample in enumerate(samples):
             ids, labels = alone._encode_data_example(*self._arguments(sample))
             sides = self._sides(number)
             counts["with_marker"] += self.marker is not None and self.marker in places.samples[number][1]
             row = self._row(ids, labels)
+            first = (number + 1) * Places.STRIDE
+            counts["marker_cut"] += any(first + place not in ids for place in self._deciding(number, sides))
             if sides is None:
                 self.dropped[number] = "no feedback marker"
             elif all(label == -100 or not keep for label, keep in zip(row["labels"], row["loss_mask"])):
@@ -108,14 +111,42 @@ class Oracle:
 
     def _sides(self, number) -> list[bool] | None:
         """Return, for each token of a whole sample, whether it may be trained; None if the sample is dropped."""
-        ids = self.places.samples[number][1]
-        if self.marker is None:
-            return [True] * len(ids)
-        markers = [place for place, token in enumerate(ids) if token == self.marker]
-        if not markers:
-            return [True] * len(ids) if self.feedback.missing == "train" else None
-        place = markers[0] if self.feedback.occurrence == "first" else markers[-1]
-        return [False] * (place + 1) + [True] * (len(ids) - place - 1)
+        pairs, ids = self.places.samples[number]
+        messages = self.samples[number][0]
+        ends = list(accumulate(len(side) for pair in pairs for side in pair))  # of each message
+        owner = [k for k, side in enumerate(side for pair in pairs for side in pair) for _ in side]
+        if self.template.efficient_eos and not self.train_on_prompt:
+            for k in range(1, len(ends) - 1, 2):  # the EOS that ends a reply is the label of the first id after it
+                if ends[k] < ends[k + 1]:
+                    owner[ends[k]] = k
+        counts = [k % 2 == 1 or self.train_on_prompt for k in owner]  # of prompts nothing is trained
+        sides = [not count or messages[k].get("weight", 1) != 0 for k, count in zip(owner, counts)]
+        feedback = self.feedback
+        if feedback is not None:
+            markers = [place for place, token in enumerate(ids) if token == self.marker]
+            if not markers and feedback.missing != "train":
+                return None
+            for place, k in enumerate(owner) if markers else ():
+                stop = ends[min(k + 1, len(ends) - 1)]
+                if feedback.train == "recovery":
+                    failed = k % 2 == 1 and any(ends[k] <= marker < stop for marker in markers)
+                elif feedback.occurrence == "last":
+                    failed = place <= markers[-1]
+                else:
+                    failed = place <= markers[0]
+                    if feedback.occurrence == "every" and k % 2 == 1:
+                        failed |= any(place <= marker < stop for marker in markers)
+                sides[place] &= not failed
+        return sides
+
+    def _deciding(self, number, sides) -> list[int]:
+        """Return the places of the markers by which something was masked."""
+        markers = [place for place, token in enumerate(self.places.samples[number][1]) if token == self.marker]
+        if self.feedback is None or not markers or all(sides):
+            return []
+        if self.feedback.train == "recovery" or self.feedback.occurrence == "every":
+            return markers
+        return [markers[0] if self.feedback.occurrence == "first" else markers[-1]]
 
     def types(self, number) -> list[int | None]:
         """Return, for each token of a whole sample, its type; None where system and user share one text."""
@@ -149,7 +180,7 @@ class Oracle:
             if number == 0:  # not from a sample: an EOS at the end of the last one, or padding
                 padding = label == -100
                 before = row["semantic_ids"][-1] if row["semantic_ids"] else None
-                kind, keep = (2, 0) if padding else (before, row["loss_mask"][-1])
+                kind, keep = (2, 0) if padding else (before, row["loss_mask"][-1] if row["loss_mask"] else 0)
                 values = (place, label, kind, keep)
             else:
                 if number not in whole:

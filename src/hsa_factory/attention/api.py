@@ -112,8 +112,6 @@ def run_attention(
         ValueError: If the backend is unknown, not available, or cannot honour an argument.
     """
     backend = plan.config.backend if backend == "auto" else backend
-    if backend == "flex" and plan.has_gaps:
-        backend = "dense"  # flex counts distances by places
     if backend != "auto":
         check_backend(backend)
     needs_reference = [
@@ -161,7 +159,7 @@ def _choose(query: torch.Tensor, plan: AttentionPlan, needs_reference: list[str]
         return "dense", "for attention dropout"
     fast, shortest = "blockwise", _BLOCKWISE_FROM
     if plan.device.type == "cuda":
-        if _flex_obstacle(query) is None and not plan.has_gaps:
+        if _flex_obstacle(query) is None:
             fast, shortest = "flex", _FLEX_FROM
         else:
             shortest = 4 * _FLEX_FROM

@@ -12,17 +12,15 @@ rank two (as in FlashBias, arXiv 2505.12044) with positions counted from the chu
 the backward pass −lse turns logits into log-probabilities and −δ centres the gradient of the probabilities.
 """
 
-import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from .layout import Chunk, Layout, Sequence
+from .layout import LOG2_E, Chunk, Layout
 from .plan import AttentionPlan
+from .tiles import Pass, Workspace
 
 
-_LOG2_E = math.log2(math.e)
 _OVERFLOW = 2.0**60
 
 
@@ -67,7 +65,7 @@ class _BlockwiseAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scale: float
     ) -> torch.Tensor:
-        work = _Workspace(query)
+        work = Workspace(query)
         new = torch.empty if layout.is_complete else torch.zeros  # rows at padding are not written
         output = new(*query.shape[:-1], value.shape[-1], dtype=query.dtype, device=query.device)
         log_sum_exp = torch.empty(query.shape[:-1], dtype=work.dtype, device=query.device)
@@ -84,7 +82,7 @@ class _BlockwiseAttention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, output, log_sum_exp = ctx.saved_tensors
-        work = _Workspace(query)
+        work = Workspace(query)
         grad_query = torch.empty_like(query) if ctx.layout.is_complete else torch.zeros_like(query)
         grad_key, grad_value = (torch.zeros_like(tensor, dtype=work.dtype) for tensor in (key, value))
         with torch.autocast(query.device.type, enabled=False):
@@ -94,176 +92,11 @@ class _BlockwiseAttention(torch.autograd.Function):
                 part.run(
                     output[row], log_sum_exp[row], grad_output[row], grad_query[row], grad_key[row], grad_value[row]
                 )
-        grad_key.div_(_LOG2_E)  # the queries were scaled for a softmax of base 2
+        grad_key.div_(LOG2_E)  # the queries were scaled for a softmax of base 2
         return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None
 
 
-class _Workspace:
-    """Buffers that all blocks of a pass share, so that the big intermediates stay in the processor's cache."""
-
-    def __init__(self, like: torch.Tensor) -> None:
-        self.dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        self.device = like.device
-        self.buffers: dict[str, torch.Tensor] = {}
-
-    def get(self, name: str, *shape: int) -> torch.Tensor:
-        """Return an uninitialised contiguous tensor; it is valid until the same name is asked for again."""
-        size = 1
-        for length in shape:
-            size *= length
-        buffer = self.buffers.get(name)
-        if buffer is None or buffer.numel() < size:
-            buffer = self.buffers[name] = torch.empty(size, dtype=self.dtype, device=self.device)
-        return buffer[:size].view(shape)
-
-
-class _Pass:
-    """What both passes over a sequence of one row need.
-
-    Rows of a chunk are kept as (Hkv, tiles · G · tile rows, size): all groups of a tile, then the next tile's.
-    """
-
-    def __init__(
-        self,
-        sequence: Sequence,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scale: float,
-        work: _Workspace,
-    ) -> None:
-        self.sequence, self.query, self.key, self.value = sequence, query, key, value
-        self.scale, self.work = scale, work
-        self.heads, self.head_size = query.shape[0], query.shape[2]
-        self.kv_heads, self.value_size = key.shape[0], value.shape[2]
-        self.groups = self.heads // self.kv_heads
-        self.bias_size = 2 if sequence.far_has_decay else 0
-
-        # far keys: k, 1, −decay, decay·(j − start); far values: v, 1
-        self.far_number = sequence.far_index.numel()
-        places = sequence.places
-        self.far_places = (
-            sequence.far_index + places.start if isinstance(places, slice) else places[sequence.far_index]
-        )
-        self.far_key = work.get("far_key", self.kv_heads, self.far_number, self.head_size + 1 + self.bias_size)
-        self.far_value = work.get("far_value", self.kv_heads, self.far_number, self.value_size + 1)
-        for buffer, source in ((self.far_key, key), (self.far_value, value)):
-            size = source.shape[2]
-            buffer[..., :size] = source.index_select(1, self.far_places)
-            buffer[..., size] = 1
-        if self.bias_size:
-            self.far_key[..., -2] = -_LOG2_E * sequence.far_decay
-
-    def load_queries(self, chunk: Chunk) -> torch.Tensor:
-        """Return a chunk's rows (Hkv, R, D + 1 + bias dimensions): scaled q, 0, i − start, 1; fit the far keys to it."""
-        sequence = self.sequence
-        rows = chunk.tiles * sequence.tile
-        query = self.work.get("query", self.kv_heads, self.groups * rows, self.far_key.shape[2])
-        self.load(sequence.take_queries(self.query, chunk.start, chunk.stop), query, chunk)
-        query[..., : self.head_size].mul_(self.scale * _LOG2_E)
-        query[..., self.head_size] = 0
-        if self.bias_size:
-            first = sequence.positions[chunk.start]
-            numbers = query.new_zeros(rows)
-            numbers[: chunk.stop - chunk.start] = sequence.positions[chunk.start : chunk.stop] - first
-            columns = self.by_tile(query, chunk)
-            columns[..., -2] = numbers.view(chunk.tiles, sequence.tile)
-            columns[..., -1] = 1
-            self.far_key[..., -1] = (sequence.far_positions - first) * (_LOG2_E * sequence.far_decay)
-        return query
-
-    def tiles(self, rows: torch.Tensor, chunk: Chunk) -> torch.Tensor:
-        """View rows of a chunk as (Hkv · tiles, G · tile rows, size)."""
-        return rows.view(self.kv_heads * chunk.tiles, -1, rows.shape[2])
-
-    def by_tile(self, rows: torch.Tensor, chunk: Chunk) -> torch.Tensor:
-        """View rows of a chunk as (Hkv, G, tiles, tile rows, size)."""
-        shape = (self.kv_heads, chunk.tiles, self.groups, self.sequence.tile, rows.shape[2])
-        return rows.view(shape).transpose(1, 2)
-
-    def load(self, source: torch.Tensor, rows: torch.Tensor, chunk: Chunk) -> None:
-        """Copy (H, queries, size) into the first columns of rows of a chunk; rows that do not exist become 0."""
-        by_tile = self.by_tile(rows, chunk)[..., : source.shape[2]]
-        for target, part in self._pieces(by_tile, source, chunk):
-            target.copy_(part)
-        missing = chunk.tiles * self.sequence.tile - source.shape[1]
-        if missing:
-            self.by_tile(rows, chunk)[:, :, -1, -missing:] = 0
-
-    def store(self, rows: torch.Tensor, chunk: Chunk, target: torch.Tensor) -> None:
-        """Copy rows of a chunk into (H, queries, size)."""
-        sequence = self.sequence
-        result = target if isinstance(sequence.places, slice) else None
-        if result is not None:
-            result = sequence.take_queries(target, chunk.start, chunk.stop)
-        else:
-            result = self.work.get("gathered", self.heads, chunk.stop - chunk.start, rows.shape[2])
-        for part, place in self._pieces(self.by_tile(rows, chunk), result, chunk):
-            place.copy_(part)
-        if not isinstance(sequence.places, slice):
-            sequence.put_queries(target, result.to(target.dtype), chunk.start, chunk.stop)
-
-    def _pieces(
-        self, by_tile: torch.Tensor, flat: torch.Tensor, chunk: Chunk
-    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Pair whole tiles, and the rest of the last one, of both views (the second is (H, queries, size))."""
-        tile = self.sequence.tile
-        flat = flat.view(self.kv_heads, self.groups, *flat.shape[1:])
-        whole, rest = divmod(chunk.stop - chunk.start, tile)
-        pairs = []
-        if whole:
-            pairs.append((by_tile[:, :, :whole], flat[:, :, : whole * tile].unflatten(2, (whole, tile))))
-        if rest:
-            pairs.append((by_tile[:, :, whole, :rest], flat[:, :, whole * tile :]))
-        return pairs
-
-    def strips(self, name: str, source: torch.Tensor, chunk: Chunk) -> torch.Tensor:
-        """Copy each tile's strip of keys or values and a column of ones: (Hkv · tiles, strip columns, size + 1)."""
-        sequence, size = self.sequence, source.shape[2]
-        start, stop = chunk.start - sequence.window, chunk.start + chunk.tiles * sequence.tile
-        inside = sequence.take(source, max(start, 0), min(stop, sequence.length))
-        if start < 0 or stop > sequence.length:
-            inside = torch.nn.functional.pad(inside, (0, 0, max(-start, 0), max(stop - sequence.length, 0)))
-        buffer = self.work.get(name, self.kv_heads, chunk.tiles, sequence.strip, size + 1)
-        buffer[..., :size] = inside.unfold(1, sequence.strip, sequence.tile).transpose(2, 3)
-        buffer[..., size] = 1
-        return buffer.flatten(0, 1)
-
-    def near_logits(self, query: torch.Tensor, chunk: Chunk) -> torch.Tensor:
-        """Compute the biased logits (Hkv · tiles, G · tile rows, strip columns) of a chunk's near keys."""
-        keys = self.strips("near_key", self.key, chunk)
-        rows = self.tiles(query, chunk)[..., : self.head_size + 1]
-        logits = self.work.get("near_logits", *rows.shape[:2], self.sequence.strip)
-        torch.bmm(rows, keys.transpose(1, 2), out=logits)
-        shape = (self.kv_heads, chunk.tiles, self.groups, self.sequence.tile, logits.shape[2])
-        logits.view(shape).add_(chunk.near_bias)
-        return logits
-
-    def far_panels(self, chunk: Chunk) -> Iterator[tuple[slice, slice, torch.Tensor | None]]:
-        """Yield what a chunk sees of the far keys, panel by panel: the rows, the far keys and their bias."""
-        group = self.groups * self.sequence.tile
-        for block in chunk.blocks:
-            rows = slice(block.tiles.start * group, block.tiles.stop * group)
-            first_biased = block.far_stop - (0 if block.bias is None else block.bias.shape[-1])
-            for start in range(block.far_start, block.far_stop, block.panel):
-                stop = min(start + block.panel, block.far_stop)
-                bias = None
-                if stop > first_biased:
-                    bias = block.bias[..., max(start - first_biased, 0) : stop - first_biased]
-                yield rows, slice(start, stop), bias
-
-    def far_logits(self, rows: torch.Tensor, far: slice, bias: torch.Tensor | None) -> torch.Tensor:
-        """Compute the biased logits (Hkv, R, C) of a block's rows (Hkv, R, size) and far keys."""
-        keys = self.far_key[:, far]
-        logits = self.work.get("far_logits", self.kv_heads, rows.shape[1], keys.shape[1])
-        torch.bmm(rows, keys.transpose(1, 2), out=logits)
-        if bias is not None:
-            tiles, _, tile, columns = bias.shape
-            logits.view(self.kv_heads, tiles, self.groups, tile, -1)[..., -columns:].add_(bias)
-        return logits
-
-
-class _Forward(_Pass):
+class _Forward(Pass):
     def run(self, output: torch.Tensor, log_sum_exp: torch.Tensor) -> None:
         """Write a sequence's rows of (H, Q, E) and (H, Q)."""
         sequence, work, head_size, value_size = self.sequence, self.work, self.head_size, self.value_size
@@ -307,7 +140,7 @@ class _Forward(_Pass):
         maximum.copy_(new)
 
 
-class _Backward(_Pass):
+class _Backward(Pass):
     def run(
         self,
         output: torch.Tensor,

@@ -157,7 +157,8 @@ class FlexMask:
             _hidden_pairs(rules, device),
         )
         first_seen, last_seen, is_whole = _seen_between(plan, reach)
-        self.block_mask = self._block_mask(plan, first_seen, last_seen, is_whole & (not rules.hide))
+        bounds_are_exact = not rules.hide and not plan.has_gaps
+        self.block_mask = self._block_mask(plan, first_seen, last_seen, is_whole & bounds_are_exact)
 
     def _reorder(self, values: torch.Tensor) -> torch.Tensor:
         return values if self.order is None else values.gather(1, self.order)

@@ -15,7 +15,7 @@ MAX_BLOCK_ROWS = 256
 _MIN_PANEL = 64
 _BLOCK_BYTES = 3 * 2**20  # of a panel's logits, for two threads: what their caches hold a few times
 _STEEP = 0.1  # decays above it get an exact bias: as head dimensions, large numbers that cancel would swallow q·k
-_LOG2_E = math.log2(math.e)
+LOG2_E = math.log2(math.e)
 _KEPT_BYTES = 32 * 2**20  # of biases, kept for the other layers and the backward pass
 
 
@@ -204,7 +204,7 @@ class Sequence:
             hidden |= documents != documents[..., own].transpose(1, 2)
         for query_type, key_type in self.hide:
             hidden |= (types[..., own].transpose(1, 2) == query_type) & (types == key_type)
-        bias = (decay * (-_LOG2_E * distance)).masked_fill_(hidden, float("-inf"))
+        bias = (decay * (-LOG2_E * distance)).masked_fill_(hidden, float("-inf"))
         return bias.masked_fill_(places == 0, 0.0)[:, None]
 
     def _block(self, chunk_start: int, first: int, last: int, heads: int) -> Block | None:
@@ -237,7 +237,7 @@ class Sequence:
             hidden |= self._documents[own, None] != self._documents[at_keys]
         for query_type, key_type in self.hide:
             hidden |= (self._types[own, None] == query_type) & (self._types[at_keys] == key_type)
-        bias = (self._steep_decay[far] * (-_LOG2_E * distance)).masked_fill_(hidden, float("-inf"))
+        bias = (self._steep_decay[far] * (-LOG2_E * distance)).masked_fill_(hidden, float("-inf"))
         return bias.view(tiles, 1, self.tile, -1)
 
     def take(self, tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:

@@ -3,35 +3,78 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
+from rich.progress import track
 
-from ..training_file import read_training_file
+from ..training_file import TrainingFile, read_training_file
+from .check import check_accounts, check_rules
+from .output import open_output
+from .page import PAGE_LIMIT, PageWriter
+from .sample import InspectedSample
 from .text import print_legend, print_sample
+
+
+if TYPE_CHECKING:
+    from ..llamafactory.samples import PreparedData
+
+
+_SAMPLES = {"text": "0-2", "json": "0-2", "html": "0-19"}
+_MOST = 10**9  # no data set has so many samples
+DESCRIPTION = """\
+Show samples as the collator hands them to the model, unpadded: tokens, semantic types, what is trained and why the rest
+is not. Nothing is trained and no model is loaded.
+"""
+EXAMPLES = """\
+examples:
+  hsa-factory inspect train.yaml                                         three samples in the terminal
+  hsa-factory inspect train.yaml --format html --output page.html        a page to look around in
+  hsa-factory inspect train.yaml --samples 5 cutoff_len=2048             options are overridden as in train
+  hsa-factory inspect train.yaml --samples 0- --format json --output all.jsonl
+  hsa-factory inspect train.yaml --check --max-dropped 0.05              a test for a pipeline: exit code 1 and a list
+"""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="hsa-factory inspect",
-        description="Show samples as the collator hands them to the model, unpadded: tokens, semantic types, labels. "
-        "Nothing is trained and no model is loaded.",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", help="the training file (YAML or JSON)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override the file, as in train")
     parser.add_argument(
-        "--format", choices=("text", "json"), default="text", help="coloured text, or one JSON object a line"
+        "--format",
+        choices=("text", "json", "html"),
+        default="text",
+        help="coloured text, one JSON object a line, or one self-contained page (%(default)s)",
     )
     parser.add_argument(
         "--samples",
-        default="0-2",
         metavar="A-B",
-        help="numbers of the samples, B included: 5, 0-9 or 10- (%(default)s)",
+        help="numbers of the samples, B included: 5, 0-9 or 10- (0-2; 0-19 for html)",
     )
     parser.add_argument("--split", choices=("train", "eval"), default="train", help="which data (%(default)s)")
     parser.add_argument("--output", metavar="FILE", help="write there instead of the terminal")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="exit with 1 and a list if samples have nothing to train, truncation took a feedback marker, or a rule of "
+        "hsa.labels never matched; samples are shown only with --output",
+    )
+    parser.add_argument(
+        "--max-dropped",
+        type=_share,
+        metavar="SHARE",
+        help="with --check: the largest share of samples, 0 to 1, that a data set may lose",
+    )
     return parser
 
 
@@ -39,11 +82,13 @@ def parse_range(text: str) -> tuple[int, int | None]:
     """Read ``A-B`` (B included), ``A`` or ``A-``; return the start and the end, exclusive (None: to the end).
 
     Raises:
-        ValueError: If the text is neither.
+        ValueError: If the text is neither, or a number is larger than any data set.
     """
     first, dash, last = text.partition("-")
-    if not first.isdigit() or (last and not last.isdigit()):
+    if not (first.isascii() and first.isdigit()) or (last and not (last.isascii() and last.isdigit())):
         raise ValueError(f"--samples {text!r}: expected A-B, A or A-, with whole numbers.")
+    if max(len(first), len(last)) > 18 or int(first) > _MOST:
+        raise ValueError(f"--samples {text!r}: no data set has so many samples.")
     start = int(first)
     stop = int(last) + 1 if last else (None if dash else start + 1)
     if stop is not None and stop <= start:
@@ -58,35 +103,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments; None: those of the process.
 
     Returns:
-        The exit code: 0, or 2 if the file, a range or the data is not usable.
+        The exit code: 0; 1 if `--check` found something; 2 if the file, a range or the data is not usable.
     """
     options = build_parser().parse_intermixed_args(argv)
     try:
-        start, stop = parse_range(options.samples)
-        training_file = read_training_file(options.file, options.overrides)
-
-        out = open(options.output, "w", encoding="utf-8") if options.output else sys.stdout
-        with redirect_stdout(sys.stderr):  # LLaMA-Factory's log handlers keep the stream they find when imported
-            from ..llamafactory.samples import load_samples
-
-            prepared = load_samples(training_file, options.split)
-        samples = prepared.samples(start, stop)
-        shown = 0
-        try:
-            console = Console(file=out, highlight=False)
-            if options.format == "text":
-                print_legend(console, prepared.marker)
-            for sample in samples:
-                shown += 1
-                if options.format == "json":
-                    print(json.dumps(sample.to_dict(), ensure_ascii=False), file=out)
-                else:
-                    print_sample(console, sample, prepared.decode, prepared.marker_id)
-        finally:
-            if options.output:
-                out.close()
-        if shown == 0:
-            raise ValueError(f"--samples {options.samples}: there is no such sample in the prepared data.")
+        return _run(options)
     except BrokenPipeError:  # `| head` has seen enough
         sys.stderr.close()
         return 0
@@ -94,4 +115,123 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"hsa-factory inspect: {error}", file=sys.stderr)
         return 2
 
-    return 0
+
+def _run(options: argparse.Namespace) -> int:
+    wanted = _SAMPLES[options.format] if options.samples is None else options.samples
+    start, stop = parse_range(wanted)
+    if options.format == "html" and not options.output and not options.check:
+        raise ValueError("--format html needs --output PAGE.")
+    if options.max_dropped is not None and not options.check:
+        raise ValueError("--max-dropped is for --check.")
+    training_file = read_training_file(options.file, options.overrides)
+
+    if options.check and not options.output:
+        return _check(_load(options, training_file), options.max_dropped)
+    with open_output(options.output) as out:
+        prepared = _load(options, training_file)
+        samples = _samples(prepared, start, stop, show_progress=options.output is not None)
+        if options.format == "text":
+            shown = _write_text(out, prepared, samples)
+        elif options.format == "json":
+            shown = _write_json(out, samples)
+        else:
+            shown = _write_page(out, prepared, samples, Path(options.file).name, training_file)
+        if not shown and not prepared.is_empty:
+            raise ValueError(f"--samples {wanted}: there is no such sample in the prepared data.")
+    return _check(prepared, options.max_dropped) if options.check else 0
+
+
+def _load(options: argparse.Namespace, training_file: TrainingFile) -> "PreparedData":
+    with redirect_stdout(sys.stderr):  # LLaMA-Factory's log handlers keep the stream they find when imported
+        from ..llamafactory.samples import load_samples
+
+        return load_samples(training_file, options.split, allow_empty=options.check)
+
+
+def _samples(prepared: "PreparedData", start: int, stop: int | None, show_progress: bool) -> Iterable[InspectedSample]:
+    samples = prepared.samples(start, stop)
+    if not show_progress:
+        return samples
+    number = _number_of_rows(prepared)
+    return _tracked(samples, "samples", None if number is None else max(min(number, stop or number) - start, 0))
+
+
+def _number_of_rows(prepared: "PreparedData") -> int | None:
+    """Return how many rows there are; None for a stream."""
+    return len(prepared.rows) if hasattr(prepared.rows, "__len__") else None
+
+
+def _tracked(values: Iterable[Any], what: str, total: int | None) -> Iterable[Any]:
+    return track(values, what, total=total, console=Console(stderr=True), transient=True)
+
+
+def _write_text(out: TextIO, prepared: "PreparedData", samples: Iterable[InspectedSample]) -> int:
+    console = Console(file=out, highlight=False)
+    print_legend(console, prepared.marker)
+    shown = 0
+    for sample in samples:
+        print_sample(console, sample, prepared.decode, prepared.marker_id)
+        shown += 1
+    return shown
+
+
+def _write_json(out: TextIO, samples: Iterable[InspectedSample]) -> int:
+    shown = 0
+    for sample in samples:
+        print(json.dumps(sample.to_dict(), ensure_ascii=False), file=out)
+        shown += 1
+    return shown
+
+
+def _write_page(
+    out: TextIO,
+    prepared: "PreparedData",
+    samples: Iterable[InspectedSample],
+    title: str,
+    training_file: TrainingFile,
+) -> int:
+    notes = [prepared.note] if prepared.note else []
+    config = prepared.hsa_config if training_file.hsa or training_file.is_plain else None
+    if training_file.is_plain:
+        notes.append("The training file has no hsa block: shown is what `hsa: true` would make of it.")
+    elif config is None:
+        notes.append("The training file has no hsa block: every token sees all before it.")
+    page = PageWriter(title, config, prepared.marker_id, prepared.decode, notes)
+    shown = 0
+    for sample in samples:
+        page.add(sample)
+        shown += 1
+        if page.size > PAGE_LIMIT:
+            page.notes.append(f"The page is full: it ends with sample {sample.index}. Narrow --samples to see others.")
+            print(f"hsa-factory inspect: {page.notes[-1]}", file=sys.stderr)
+            break
+    overview = _tracked(prepared.overview(), "overview", _number_of_rows(prepared))
+    page.write(out, overview, _accounts(prepared))
+    return shown
+
+
+def _accounts(prepared: "PreparedData") -> dict[str, dict[str, Any]]:
+    return {name: account.to_dict() for name, account in prepared.accounts.items()}
+
+
+def _check(prepared: "PreparedData", max_dropped: float | None) -> int:
+    accounts = _accounts(prepared)
+    rules: Counter = Counter()
+    for account in accounts.values():
+        rules.update(account["rules"])
+    findings = check_accounts(accounts, max_dropped) + check_rules(rules)
+    for finding in findings:
+        print(finding)
+    if prepared.note:
+        print(prepared.note)
+    if not findings:
+        samples = sum(account["samples"] for account in accounts.values())
+        print(f"checked {samples:,} samples: nothing to complain of")
+    return 1 if findings else 0
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: a share is between 0 and 1")
+    return share

@@ -1,4 +1,4 @@
-"""A sample in the terminal: tokens coloured by type, untrained ones dim, the marker marked."""
+"""A sample in the terminal: tokens coloured by type, untrained ones dim, the marker marked, one line of counts a turn."""
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -8,7 +8,7 @@ from rich.text import Text
 
 from ..feedback import IGNORE_INDEX
 from ..semantics import SemanticType
-from .sample import InspectedSample
+from .sample import InspectedSample, Turn, count_trained
 
 
 COLOURS = {SemanticType.GLOBAL: "cyan", SemanticType.LANDMARK: "green", SemanticType.NOISE: "yellow"}
@@ -24,13 +24,13 @@ def print_legend(console: Console, marker: str | None) -> None:
         legend.append("   ")
     if marker is not None:
         legend.append(f" {marker} ", MARKER_STYLE)
-    console.print(legend)
+    console.print(legend, soft_wrap=True)
 
 
 def print_sample(
     console: Console, sample: InspectedSample, decode: Callable[[Sequence[int]], str], marker_id: int | None
 ) -> None:
-    """Print one sample.
+    """Print one sample, turn by turn.
 
     Args:
         console: Where to.
@@ -39,17 +39,63 @@ def print_sample(
         marker_id: Id of the feedback marker; None: nothing is marked.
     """
     total = max(len(sample.input_ids), 1)
-    counts = ", ".join(f"{name} {count:,}" for name, count in sample.type_counts().items())
-    header = f"sample {sample.index}, {sample.dataset}: {len(sample.input_ids):,} tokens ({counts}), "
+    header = (
+        f"sample {sample.index}, {sample.dataset}: {len(sample.input_ids):,} tokens ({_listed(sample.counts())}), "
+    )
     console.print(f"{header}{sample.trained:,} trained ({sample.trained / total:.1%})", style="bold", soft_wrap=True)
 
-    text = Text()
+    place = 0
+    for turn in sample.turns:
+        if turn.start > place:  # padding between packed samples
+            _print_tokens(console, sample, place, turn.start, decode, marker_id)
+        console.print(_turn_line(sample, turn), style="bold blue", soft_wrap=True)
+        if turn.stop > turn.start:
+            _print_tokens(console, sample, turn.start, turn.stop, decode, marker_id)
+        place = turn.stop
+    if place < len(sample.input_ids):
+        if sample.turns:
+            console.print(f"── padding: {len(sample.input_ids) - place:,} tokens", style="bold blue", soft_wrap=True)
+        _print_tokens(console, sample, place, len(sample.input_ids), decode, marker_id)
+
+
+def _turn_line(sample: InspectedSample, turn: Turn) -> str:
+    number = "" if turn.message is None else f" {turn.message}"
+    of = (
+        f" of {sample.parts[turn.part].dataset} sample {sample.parts[turn.part].index}"
+        if len(sample.parts) > 1
+        else ""
+    )
+    trained = count_trained(sample.labels[turn.start : turn.stop])
+    line = f"── message{number}{of}, {turn.role}: {turn.stop - turn.start:,} tokens "
+    line += f"({_listed(sample.counts(turn.start, turn.stop))}), {trained:,} trained"
+    reasons = {reason for reason in sample.reasons[turn.start : turn.stop] if reason is not None}
+    if reasons and not trained:
+        line += f": {', '.join(sorted(reasons))}"
+    return line + (f", {len(turn.cut_ids):,} cut away by cutoff_len" if turn.cut_ids else "")
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+
+
+def _print_tokens(
+    console: Console,
+    sample: InspectedSample,
+    start: int,
+    stop: int,
+    decode: Callable[[Sequence[int]], str],
+    marker_id: int | None,
+) -> None:
+    ids = sample.input_ids[start:stop]
     styles = [
         MARKER_STYLE if token == marker_id else _style(semantic_id, label)
-        for token, semantic_id, label in zip(sample.input_ids, sample.semantic_ids, sample.labels)
+        for token, semantic_id, label in zip(ids, sample.semantic_ids[start:stop], sample.labels[start:stop])
     ]
-    for style, run in groupby(zip(styles, sample.input_ids), key=lambda item: item[0]):
+    text = Text()
+    for style, run in groupby(zip(styles, ids), key=lambda item: item[0]):
         text.append(_fold([token for _, token in run], decode), style)
+    if text.plain.endswith("\n"):
+        text.right_crop(1)
     console.print(text, soft_wrap=True)
 
 

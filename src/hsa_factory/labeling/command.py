@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from .detect import detect_entry, tagged_entry
 from .formats import Layout
-from .job import Job, parse_sample, run_job
+from .job import BadSample, Job, parse_sample, run_job
 from .records import Chunk, read_chunks
 from .rules import RuleSet, preset_names
 from .summary import print_summary
@@ -83,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return _fail("stopped. Run the same command again to go on.", 130)
+    except BadSample as error:
+        return _fail(f"{str(error).rstrip('.')}. Correct it, or leave such samples out with --skip-bad.", 1)
     except (ValueError, OSError) as error:
         return _fail(str(error), 2)
     return 0
@@ -94,7 +96,7 @@ def _run(options: argparse.Namespace, rules: RuleSet) -> None:
         raise ValueError(f"--out {options.out!r}: the name must end with {', '.join(SUFFIXES)}.")
     if out.exists() and not options.overwrite:
         raise ValueError(f"--out {options.out!r} exists. Use --overwrite to replace it.")
-    workers = len(os.sched_getaffinity(0)) if options.workers is None else options.workers
+    workers = _cores() if options.workers is None else options.workers
     if workers < 1:
         raise ValueError(f"--workers {workers}: expected a whole number ≥ 1.")
     if options.tokenizer is not None:
@@ -139,9 +141,13 @@ def _run(options: argparse.Namespace, rules: RuleSet) -> None:
 
     report = Console(width=None if sys.stdout.isatty() else 120)
     if resumed:
-        report.print(f"{resumed:,} chunks were there from a run before", highlight=False)
+        report.print(f"{resumed:,} chunks of samples were there from an earlier run", highlight=False)
     print_summary(report, summary, rules, "tokens of text" if options.tokenizer else "characters")
     _print_entry(report, info, out, entry, options.register)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _find_data(source: str, name: str | None) -> tuple[tuple[str, ...], dict[str, Any] | None]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from .formats import Layout
 from .parts import TYPE_KEY
-from .rules import ROLES
+from .rule import ROLES
 
 
 _TAGS = {

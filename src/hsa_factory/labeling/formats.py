@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from ..semantics import SemanticType
@@ -14,7 +15,7 @@ from .rules import RuleSet
 
 FORMATS = ("alpaca", "sharegpt", "openai")
 SAMPLE_TYPES_KEY = "semantic_types"  # of a sample: types of the texts that are no messages of their own
-_COLUMNS = ("prompt", "query", "response", "history", "messages", "system", "tools", "chosen", "rejected")
+_COLUMNS = ("prompt", "query", "response", "history", "messages", "system", "chosen", "rejected")
 _TAGS = ("role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag")
 
 
@@ -30,7 +31,6 @@ class Layout:
     history: str | None = None
     messages: str | None = "conversations"
     system: str | None = None
-    tools: str | None = None
     chosen: str | None = None
     rejected: str | None = None
     role_tag: str | None = "from"
@@ -61,7 +61,7 @@ class Layout:
         """Take over LLaMA-Factory's `DatasetAttr`."""
         return cls(**{field.name: getattr(attributes, field.name, None) for field in fields(cls)})
 
-    @property
+    @cached_property
     def roles(self) -> dict[str, str]:
         """The role that each value of `role_tag` means."""
         named = {
@@ -83,12 +83,14 @@ class Turn:
         where: What an error calls it.
         source: The mapping of the sample that holds it; None: a column of the sample does.
         media: (place in the text, kind, file) of the parts that name a file.
+        number: Its place among the messages of the sample; -1: it is none of them.
     """
 
     message: Message
     where: str
     source: dict[str, Any] | None = None
     media: tuple[tuple[int, str, Any], ...] = ()
+    number: int = -1
 
 
 def read_turns(sample: Mapping[str, Any], layout: Layout) -> list[Turn]:
@@ -144,14 +146,17 @@ def _read_message(message: Any, number: int | str, layout: Layout) -> Turn:
     where = f"turn {number}"
     if not isinstance(message, Mapping):
         raise ValueError(f"{where}: expected a message, got {message!r:.80}.")
-    for tag in (layout.role_tag, layout.content_tag):
+    for name, tag in (("role_tag", layout.role_tag), ("content_tag", layout.content_tag)):
+        if tag is None:
+            raise ValueError(f"the data set's tags have no {name}: a `tags` block must name all of them.")
         if tag not in message:
-            raise ValueError(f"{where}: {tag!r} is missing; it has {', '.join(map(repr, message))}.")
+            raise ValueError(f"{where}: {tag!r} ({name}) is missing; it has {', '.join(map(repr, message))}.")
 
     role = layout.roles.get(message[layout.role_tag], message[layout.role_tag])
     tools = None
     try:
-        content = join_parts(message[layout.content_tag], layout.semantic_tag or TYPE_KEY)
+        given = message[layout.content_tag]
+        content = Content(given) if isinstance(given, str) else join_parts(given, layout.semantic_tag or TYPE_KEY)
         if layout.formatting == "openai" and role in ("assistant", "function") and message.get("tool_calls"):
             calls = [call["function"] for call in message["tool_calls"]]
             role, tools = "function", tuple(str(call.get("name")) for call in calls)
@@ -162,7 +167,8 @@ def _read_message(message: Any, number: int | str, layout: Layout) -> Turn:
             spans = read_spans(message.get(SPANS_KEY), len(content.text)) + spans
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{where}: {error}") from None
-    return Turn(Message(role, content.text, semantic_type, spans, tools), where, message, content.media)
+    place = number if isinstance(number, int) else -1
+    return Turn(Message(role, content.text, semantic_type, spans, tools), where, message, content.media, place)
 
 
 def _read_alpaca(sample: Mapping[str, Any], layout: Layout) -> list[Turn]:

@@ -230,7 +230,7 @@ def parse_sample(row: Any) -> Any:
     if not isinstance(row, bytes):
         return row
     try:
-        return json.loads(row.decode("utf-8"))
+        return json.loads(row.decode("utf-8").strip())
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from None
     except json.JSONDecodeError as error:

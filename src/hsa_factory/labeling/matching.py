@@ -9,7 +9,8 @@ from itertools import groupby
 from typing import Any
 
 from ..semantics import SemanticType
-from .rules import SPAN_GROUP, Rule, RuleSet, compile_pattern
+from .rule import SPAN_GROUP, Rule, compile_pattern
+from .rules import RuleSet
 from .tags import find_elements
 
 

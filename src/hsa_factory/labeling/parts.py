@@ -6,7 +6,7 @@ from typing import Any
 
 from ..semantics import SemanticType
 from .matching import Span
-from .rules import MEDIA
+from .rule import MEDIA
 
 
 TYPE_KEY = "semantic_type"

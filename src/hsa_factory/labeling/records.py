@@ -175,7 +175,7 @@ class _ListReader:
                 self._finish()
                 return
             if separator != ",":
-                raise self._error(number, f"expected , or ] after the sample before it, got {separator!r}")
+                raise self._error(number - 1, f"expected , or ] after it, got {separator!r}")
 
     def _next(self) -> str:
         """Go to the next character that is no space, and return it; empty at the end."""

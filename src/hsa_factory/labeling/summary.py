@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..semantics import SemanticType
 from .matching import Message, Typing
@@ -107,11 +108,12 @@ def print_summary(console: Console, summary: Summary, rules: RuleSet, unit: str)
     table.add_column("decided", justify="right")
     for rule in rules:
         count = summary.matches[rule.name]
-        table.add_row(rule.name, rule.type.name, f"{count:,}", style=None if count else "yellow")
+        table.add_row(Text(rule.name), rule.type.name, f"{count:,}", style=None if count else "yellow")
     console.print(table)
     unmatched = [rule.name for rule in rules if not summary.matches[rule.name]]
     if unmatched:
-        console.print(f"warning: these rules never matched: {', '.join(map(repr, unmatched))}", highlight=False)
+        listed = ", ".join(map(repr, unmatched))
+        console.print(f"warning: these rules never matched: {listed}", highlight=False, markup=False)
     if summary.skipped:
         console.print(f"warning: {summary.skipped:,} samples were left out:", highlight=False)
         for problem in summary.problems:

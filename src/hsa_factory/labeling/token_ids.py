@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -18,17 +19,30 @@ class TypedTokenId(int):
 
     Attributes:
         semantic_type: Its `SemanticType` as a plain number.
-        trained: Whether it stood after the feedback marker of its whole sample (or there was none).
+        untrained: Why feedback or a weight keeps it out of the loss, decided on its whole sample; empty: nothing does.
+        trained: Whether nothing does.
         source: The name of its data set.
     """
 
     __slots__ = ()
     semantic_type: int = int(SemanticType.NOISE)
+    untrained: str = ""
     trained: bool = True
     source: str = ""
 
     def __reduce__(self) -> tuple:
-        return (_rebuild, (int(self), self.semantic_type, self.trained, self.source))
+        return (_rebuild, (int(self), self.semantic_type, self.untrained, self.source))
+
+
+class TaggedTokenId(TypedTokenId):
+    """A typed id that carries one thing more, of its own: for the few ids of a sample that something must be told of.
+
+    Attributes:
+        tag: What it carries.
+    """
+
+    untagged: type[TypedTokenId]
+    tag: Any
 
 
 class _Instances(dict):
@@ -44,29 +58,58 @@ class _Instances(dict):
 
 
 @cache
-def _instances(semantic_type: int, trained: bool, source: str) -> _Instances:
-    attributes = {"__slots__": (), "semantic_type": semantic_type, "trained": trained, "source": source}
+def _instances(semantic_type: int, untrained: str, source: str) -> _Instances:
+    attributes = {
+        "__slots__": (),
+        "semantic_type": semantic_type,
+        "untrained": untrained,
+        "trained": not untrained,
+        "source": source,
+    }
     return _Instances(type("TypedTokenId", (TypedTokenId,), attributes))
 
 
-def _rebuild(token_id: int, semantic_type: int, trained: bool, source: str) -> TypedTokenId:
-    return _instances(semantic_type, trained, source)[token_id]
+def _rebuild(token_id: int, semantic_type: int, untrained: str, source: str) -> TypedTokenId:
+    return _instances(semantic_type, untrained, source)[token_id]
 
 
 def type_token_ids(
-    token_ids: Sequence[int], semantic_type: int, trained: bool = True, source: str = ""
+    token_ids: Sequence[int], semantic_type: int, untrained: str = "", source: str = ""
 ) -> list[TypedTokenId]:
     """Return the same ids, each carrying what is given."""
-    return list(map(_instances(int(semantic_type), trained, source).__getitem__, token_ids))
+    return list(map(_instances(int(semantic_type), untrained, source).__getitem__, token_ids))
 
 
-def mark_untrained(token_ids: Sequence[TypedTokenId]) -> list[TypedTokenId]:
-    """Return the same ids, marked as not to be trained."""
+def mark_untrained(token_ids: Sequence[TypedTokenId], reason: str) -> list[TypedTokenId]:
+    """Return the same ids, marked as not to be trained, and why."""
     classes = set(map(type, token_ids))
-    instances = {cls: _instances(cls.semantic_type, False, cls.source) for cls in classes}
+    instances = {cls: _instances(cls.semantic_type, reason, cls.source) for cls in classes}
     if len(classes) == 1:
         return list(map(instances.popitem()[1].__getitem__, token_ids))
     return [instances[type(token)][token] for token in token_ids]
+
+
+def tag_id(token: TypedTokenId, tag: Any) -> TaggedTokenId:
+    """Return the same id with a tag, in the place of one that it may have."""
+    tagged = _tagged_class(getattr(type(token), "untagged", type(token)))(token)
+    tagged.tag = tag
+    return tagged
+
+
+@cache
+def _tagged_class(untagged: type[TypedTokenId]) -> type[TaggedTokenId]:
+    return type("TaggedTokenId", (TaggedTokenId, untagged), {"untagged": untagged})
+
+
+def tags_of(token_ids: Sequence[int]) -> list[tuple[int, Any]]:
+    """Return (place, tag) of the ids that have one, in order."""
+    is_tagged = {cls: issubclass(cls, TaggedTokenId) for cls in set(map(type, token_ids))}
+    flags = bytes(map(is_tagged.__getitem__, map(type, token_ids)))
+    places, place = [], flags.find(1)
+    while place >= 0:
+        places.append((place, token_ids[place].tag))
+        place = flags.find(1, place + 1)
+    return places
 
 
 def fill_types(token_ids: Sequence[int]) -> list[TypedTokenId]:
@@ -85,7 +128,7 @@ def fill_types(token_ids: Sequence[int]) -> list[TypedTokenId]:
     filled = []
     for token in token_ids:
         if type(token) is int:
-            token = _instances(carrier.semantic_type, carrier.trained, carrier.source)[token]
+            token = _instances(carrier.semantic_type, carrier.untrained, carrier.source)[token]
         carrier = token
         filled.append(token)
 

@@ -5,7 +5,11 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import regex
+
+
+_NO_CHARACTER = 255
 
 
 class TypedText(str):
@@ -147,10 +151,11 @@ def token_types(text: TypedText, offsets: Sequence[tuple[int, int]] | None, numb
     if text.is_uniform or offsets is None:
         return bytes((min(types, default=text.semantic_type),)) * number
 
-    last = types[0]
-    kinds = bytearray()
-    for start, end in offsets:
-        covered = types[start : max(end, start + 1)]
-        last = min(covered, default=last)  # a token that stands for no character goes with the one before it
-        kinds.append(last)
-    return bytes(kinds)
+    places = np.array(offsets, dtype=np.int64).reshape(-1)  # start, end, start, end, …
+    padded = np.frombuffer(types + bytes([_NO_CHARACTER]), dtype=np.uint8)
+    kinds = np.minimum.reduceat(padded, np.minimum(places, len(types)))[::2] if number else padded[:0]
+    last, result = types[0], bytearray(kinds.tobytes())
+    if _NO_CHARACTER in result:  # behind the last character: such a token goes with the one before it
+        for place, kind in enumerate(result):
+            last = result[place] = last if kind == _NO_CHARACTER else kind
+    return bytes(result)

@@ -9,7 +9,7 @@ from llamafactory.data.collator import SFTDataCollatorWith4DAttentionMask
 from ..config import FeedbackConfig, HSAConfig
 from ..feedback import IGNORE_INDEX, apply_loss_mask, mask_labels
 from ..semantics import SemanticType
-from .processor import LOSS_MASK_COLUMN, ROW_SOURCE_COLUMN, SEMANTIC_COLUMN
+from .processor import LOSS_MASK_COLUMN, ROW_SAMPLES_COLUMN, ROW_SOURCE_COLUMN, SEMANTIC_COLUMN
 
 
 @dataclass
@@ -21,7 +21,7 @@ class HSADataCollator(SFTDataCollatorWith4DAttentionMask):
 
     Args:
         hsa_config: None: no `semantic_ids` are made, and packed rows keep LLaMA-Factory's block-diagonal mask.
-        feedback_config: None: labels stay as they are.
+        feedback_config: None: only weights, recorded in `loss_mask`, change the labels.
 
     Raises:
         ValueError: If a feature has no `semantic_ids`, lengths differ, or no token of the batch would be trained.
@@ -42,7 +42,8 @@ class HSADataCollator(SFTDataCollatorWith4DAttentionMask):
         features = [dict(feature) for feature in features]
         semantic_rows, mask_rows = [], []
         for feature in features:
-            feature.pop(ROW_SOURCE_COLUMN, None)
+            for column in (ROW_SOURCE_COLUMN, ROW_SAMPLES_COLUMN):
+                feature.pop(column, None)
             semantic_ids = feature.pop(SEMANTIC_COLUMN, None)
             if self.hsa_config is not None:
                 semantic_rows.append(self._checked_row(feature, semantic_ids))
@@ -58,21 +59,20 @@ class HSADataCollator(SFTDataCollatorWith4DAttentionMask):
         return batch
 
     def _mask_labels(self, features: list[dict[str, Any]]) -> None:
+        is_masked = False
         for feature in features:
-            if self.feedback_config is None:
-                feature.pop(LOSS_MASK_COLUMN, None)
-            elif "labels" in feature:
-                if len(feature["labels"]) != len(feature["input_ids"]):  # references of predict_with_generate
-                    return
+            is_recorded = LOSS_MASK_COLUMN in feature
+            # labels of another length are references of predict_with_generate
+            if "labels" in feature and (is_recorded or len(feature["labels"]) == len(feature["input_ids"])):
+                is_masked |= is_recorded or self.feedback_config is not None
                 feature["labels"] = trained_labels(feature, self.feedback_config, self.marker_id)
-                feature.pop(LOSS_MASK_COLUMN, None)
+            feature.pop(LOSS_MASK_COLUMN, None)
 
-        if self.feedback_config is not None and all(
-            label == IGNORE_INDEX for feature in features for label in feature.get("labels", [])
-        ):
+        labels = [label for feature in features for label in feature.get("labels", [])]
+        if is_masked and labels and all(label == IGNORE_INDEX for label in labels):
             raise ValueError(
-                f"No token of this batch is left to train: nothing trainable stands after {self.feedback_config.token}. "
-                "Its loss would be NaN. Prepare the data through the integration, which drops such samples."
+                "No token of this batch is left to train: feedback or the messages' weights mask all of it. Its loss "
+                "would be NaN. Prepare the data through the integration, which drops such samples."
             )
 
     def _checked_row(self, feature: dict[str, Any], semantic_ids: Any) -> list[int]:
@@ -103,16 +103,15 @@ def trained_labels(feature: dict[str, Any], config: FeedbackConfig | None, marke
 
     Args:
         feature: With `input_ids`, `labels` and, where the processor recorded it, `loss_mask`.
-        config: None: the labels stay as they are.
+        config: None: no feedback; a weight recorded in `loss_mask` counts all the same.
         marker_id: Id of the marker, for features without `loss_mask`.
     """
     labels = _as_list(feature["labels"])
-    if config is None:
-        return labels
-
     loss_mask = feature.get(LOSS_MASK_COLUMN)
     if loss_mask is not None:
         return apply_loss_mask(labels, _as_list(loss_mask))
+    if config is None:
+        return labels
     return mask_labels(labels, _as_list(feature["input_ids"]), marker_id, config)
 
 

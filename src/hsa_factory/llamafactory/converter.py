@@ -5,6 +5,7 @@ import os
 import re
 from collections import Counter, deque
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from llamafactory.data.converter import DatasetConverter
@@ -12,9 +13,10 @@ from llamafactory.data.converter import DatasetConverter
 from .. import __version__
 from ..labeling.formats import Layout, Turn, read_turns, type_turns
 from ..labeling.matching import Typing, runs
-from ..labeling.rules import MEDIA, RuleSet
+from ..labeling.rule import MEDIA
+from ..labeling.rules import RuleSet
 from ..semantics import SemanticType
-from .template import TYPE_KEY
+from .template import TURN_KEY, TYPE_KEY, WEIGHT_KEY
 
 
 INDEX_COLUMN = "_hsa_index"  # the sample's number in its data set, before and after conversion
@@ -35,18 +37,22 @@ class _AlignedTurn(NamedTuple):
         semantic_type: The message's; None: it has none.
         spans: (length, type) of all parts of its text; none if there is one type only.
         is_given: Whether the data gave a type.
+        weight: 0 keeps the message out of the loss.
+        number: Its place among the messages of the data; -1: it has none.
     """
 
     semantic_type: int | None
     spans: tuple[tuple[int, int], ...]
-    is_given: bool
+    is_given: bool = False
+    weight: int = 1
+    number: int = -1
 
 
-UNTYPED_TURN = _AlignedTurn(None, (), False)
+UNTYPED_TURN = _AlignedTurn(None, ())
 
 
 class TypedConverterMixin:
-    """Adds a type to every message, whatever the format, so that all data sets have the same columns and mix.
+    """Adds type, weight and turn to every message, whatever the format: all data sets have the same columns and mix.
 
     Set by the integration on the data set's attributes: `semantic_tag`, `hsa_name`.
     """
@@ -56,7 +62,7 @@ class TypedConverterMixin:
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
         where = f"dataset {self._name!r}, sample {example.get(INDEX_COLUMN, '?')}"
-        layout = Layout.from_attributes(self.dataset_attr)
+        layout = self._layout
         matches = Counter(dict.fromkeys(self.rules.names, 0)) if self.rules is not None else None
         try:
             turns = read_turns(example, layout)
@@ -69,12 +75,22 @@ class TypedConverterMixin:
             raise ValueError(f"{where}: the sample does not have the expected format ({error!r}).") from error
 
         first = int(bool(turns) and turns[0].message.role == "system")
-        (system,) = _align(turns[:first], typings[:first], layout, int(SemanticType.GLOBAL)) or [UNTYPED_TURN]
-        aligned = _align(turns[first:], typings[first:], layout, self.default_type)
+        try:
+            (system,) = _align(turns[:first], typings[:first], layout, int(SemanticType.GLOBAL)) or [UNTYPED_TURN]
+            aligned = _align(turns[first:], typings[first:], layout, self.default_type)
+            if system.weight == 0 and self.data_args.train_on_prompt:
+                raise ValueError(
+                    f"{turns[0].where}: the system message shares its turn with the first user message, so its weight 0 "
+                    "cannot be honoured with train_on_prompt. Remove one of them."
+                )
+        except ValueError as error:
+            raise ValueError(f"{where}, {error}") from None
         messages = output["_prompt"] + output["_response"]
         if len(aligned) != len(messages):  # a sample that LLaMA-Factory found broken
             aligned = [UNTYPED_TURN] * len(messages)
-        for message, turn in zip(messages, aligned):
+        for place, (message, turn) in enumerate(zip(messages, aligned)):
+            message[WEIGHT_KEY] = turn.weight
+            message[TURN_KEY] = place if layout.formatting == "alpaca" else turn.number
             message[TYPE_KEY] = self.default_type if turn.semantic_type is None else turn.semantic_type
             message[SPANS_KEY] = encode_spans(turn.spans)
 
@@ -90,6 +106,10 @@ class TypedConverterMixin:
         self._place_media(output, example, turns)
         self._check_media(output, where)
         return output
+
+    @cached_property
+    def _layout(self) -> Layout:
+        return Layout.from_attributes(self.dataset_attr)
 
     @property
     def _name(self) -> str:
@@ -197,6 +217,10 @@ def _align(turns: Sequence[Turn], typings: Sequence[Typing], layout: Layout, def
 
 def _join(turns: Sequence[tuple[Turn, Typing]], default: int) -> _AlignedTurn:
     """Join the types of turns that become one message; what is between them has the type that remembers most."""
+    if len(turns) == 1 and not turns[0][1].spans:  # by far the most frequent case
+        ((turn, typing),) = turns
+        given = turn.message.semantic_type is not None or bool(turn.message.spans)
+        return _AlignedTurn(typing.semantic_type, (), given, _parse_weight(turn), turn.number)
     is_given = any(turn.message.semantic_type is not None or turn.message.spans for turn, _ in turns)
     bases = [typing.semantic_type for _, typing in turns if typing.semantic_type is not None]
     base = min(bases, default=None)
@@ -207,4 +231,21 @@ def _join(turns: Sequence[tuple[Turn, Typing]], default: int) -> _AlignedTurn:
             if number:
                 spans.append((len(REPLY_JOINT), rest))
             spans += [(length, int(kind)) for length, kind in runs(typing, len(turn.message.text), rest)]
-    return _AlignedTurn(base, tuple(spans), is_given)
+    weight = min(_parse_weight(turn) for turn, _ in turns)
+    return _AlignedTurn(base, tuple(spans), is_given, weight, turns[0][0].number)
+
+
+def _parse_weight(turn: Turn) -> int:
+    """Read a message's weight: 0 masks it, 1 or none trains it.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    value = (turn.source or {}).get("weight")
+    if value is None:
+        return 1
+    if value in (0, 1) and not isinstance(value, bool):
+        return int(value)
+    raise ValueError(
+        f"{turn.where}: weight {value!r} is not allowed: 0 keeps the message out of the loss, 1 or no weight trains it."
+    )

@@ -16,10 +16,15 @@ import llamafactory.model.loader
 import llamafactory.train.sft.workflow
 import llamafactory.train.tuner
 from datasets import Dataset
-from llamafactory.data.processor import PackedSupervisedDatasetProcessor, SupervisedDatasetProcessor
+from llamafactory.data.processor import (
+    PackedSupervisedDatasetProcessor,
+    SupervisedDatasetProcessor,
+    UnsupervisedDatasetProcessor,
+)
 from llamafactory.extras import logging
 from llamafactory.extras.env import VERSION
 from llamafactory.extras.misc import has_tokenized_data
+from llamafactory.extras.packages import is_fastapi_available
 
 from ..attention.api import check_backend
 from ..config import FeedbackConfig, HSAConfig
@@ -31,7 +36,8 @@ from .collator import HSADataCollator
 from .converter import INDEX_COLUMN, typed_converter
 from .marker import ensure_marker, fit_embeddings, initialize_row
 from .mixed_content import load_dataset
-from .options import check_options, check_stage, resolve_config
+from .options import SAVED, check_options, check_stage, resolve_config
+from .prediction import TypedPredictionProcessor
 from .processor import (
     ACCOUNT_COLUMN,
     LOSS_MASK_COLUMN,
@@ -41,36 +47,48 @@ from .processor import (
 )
 from .report import REPORT_NAME, DataReport
 from .seams import Seam, installed
+from .serving import Serving
+
+
+if is_fastapi_available():
+    from .api import api_seams
 
 
 logger = logging.get_logger(__name__)
 
 SUPPORTED_VERSIONS = ("0.9.5",)
-_STREAM_PREVIEW = 1000  # rows of a stream that are looked at before training
+STREAM_PREVIEW = 1000  # rows of a stream that are looked at before training
 
 _active: "Integration | None" = None
+
+
+class NothingToTrain(ValueError):
+    """A data set has no sample left; the integration's report says why."""
 
 
 class Integration:
     """One installed integration: the configurations and what was found out along the way.
 
     Attributes:
-        hsa: The rules asked for; True: those of the checkpoint, or the defaults. None: no HSA.
+        hsa: The rules asked for; True: those of the checkpoint, or the defaults; `SAVED`: those of the checkpoint, or
+            no HSA. None: no HSA.
         hsa_config: The rules of the run; known once the checkpoints have been looked at.
         feedback_config: None: labels stay as they are.
         report: Counts per data set.
         added_token: Id of the marker if it was added to the tokenizer in this run.
+        aligned: The converted samples of each data set, by name.
     """
 
-    def __init__(self, hsa: HSAConfig | bool | None, feedback: FeedbackConfig | None) -> None:
+    def __init__(self, hsa: HSAConfig | bool | str | None, feedback: FeedbackConfig | None) -> None:
         self.hsa = hsa
-        self.hsa_config = hsa if isinstance(hsa, HSAConfig) else (HSAConfig() if hsa else None)
+        self.hsa_config = hsa if isinstance(hsa, HSAConfig) else (HSAConfig() if hsa is True else None)
         if self.hsa_config is not None:
             check_backend(self.hsa_config.backend)
         self.feedback_config = feedback
         self.report = DataReport()
         self.added_token: int | None = None
         self._layout = Layout()  # of the data set being loaded
+        self.aligned: dict[str, Any] = {}
         self._is_resolved = False  # whether hsa_config has been settled with the checkpoints'
 
     @property
@@ -105,6 +123,9 @@ class Integration:
         ]
         for stage in ("pt", "rm", "ppo", "dpo", "kto"):
             seams.append(Seam(tuner, f"run_{stage}", partial(_refuse_stage, stage)))
+        seams += Serving(self.hsa).seams()
+        if is_fastapi_available():
+            seams += api_seams()
         return seams
 
     # Each method below takes the original as its first argument and has the original's parameters after it.
@@ -158,17 +179,20 @@ class Integration:
             registry.update(
                 {name: typed_converter(converter, default_type, rules) for name, converter in stock.items()}
             )
-            return original(dataset, *args)
+            aligned = original(dataset, *args)
+            self.aligned[getattr(args[0], "hsa_name", args[0].dataset_name)] = aligned
+            return aligned
         finally:
             registry.clear()
             registry.update(stock)
 
     def get_dataset_processor(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        """Put the typed processor in the place of the supervised one; others stay."""
+        """Put the typed processor in the place of the one for training or prediction; others stay."""
         stock = original(*args, **kwargs)
         replacements = {
             SupervisedDatasetProcessor: TypedSupervisedProcessor,
             PackedSupervisedDatasetProcessor: TypedPackedProcessor,
+            UnsupervisedDatasetProcessor: TypedPredictionProcessor,
         }
         typed = replacements.get(type(stock))
         if typed is None:
@@ -202,8 +226,8 @@ class Integration:
 
     def _preview_stream(self, stream: Any, is_eval: bool) -> Any:
         """Count the start of a stream; its rows pass on without the accounts."""
-        self.report.note = f"Streaming: these counts cover at most the first {_STREAM_PREVIEW:,} rows of each stream."
-        for row in stream.take(_STREAM_PREVIEW):
+        self.report.note = f"Streaming: these counts cover at most the first {STREAM_PREVIEW:,} rows of each stream."
+        for row in stream.take(STREAM_PREVIEW):
             if row.get(ACCOUNT_COLUMN) is not None:
                 self.report.add(row[ACCOUNT_COLUMN], is_eval)
         return stream.filter(_is_sample).map(_without_account, remove_columns=[ACCOUNT_COLUMN])
@@ -234,7 +258,7 @@ class Integration:
             self.report.print()
         untrainable = self.report.untrainable()
         if untrainable:
-            raise ValueError(
+            raise NothingToTrain(
                 f"Nothing is left to train in {', '.join(map(repr, untrainable))}: see the table above (also in "
                 f"{Path(training_args.output_dir) / REPORT_NAME})."
             )
@@ -253,10 +277,15 @@ class Integration:
                         )
 
         path = Path(tokenized_path) / REPORT_NAME
+        if self.feedback_config is not None and not path.is_file():
+            raise ValueError(
+                f"tokenized_path {tokenized_path!r} has no {REPORT_NAME}, which says what feedback it was made with. "
+                "Remove it to tokenize again."
+            )
         if path.is_file():
             values = DataReport.load_values(path)
             made_with, wanted = values.get("feedback"), self._settings()["feedback"]
-            if made_with != wanted:
+            if (FeedbackConfig.from_dict(made_with) if made_with else None) != self.feedback_config:
                 raise ValueError(
                     f"tokenized_path {tokenized_path!r} was made with feedback {made_with}, this run asks for {wanted}. "
                     "Remove it to tokenize again."
@@ -305,7 +334,8 @@ class Integration:
         if self.hsa:
             if not self._is_resolved:  # export and chat
                 self.hsa_config = resolve_config(self.hsa, model_args, None)
-            enable_hsa(model, self.hsa_config)
+            if self.hsa_config is not None:
+                enable_hsa(model, self.hsa_config)
         is_trainable = kwargs.get("is_trainable", bool(args and args[0]))
         if is_trainable and self.added_token is not None and finetuning_args.finetuning_type != "full":
             trained = finetuning_args.additional_target or []
@@ -319,11 +349,14 @@ class Integration:
 
 
 @contextmanager
-def integrate(hsa: HSAConfig | bool | None = None, feedback: FeedbackConfig | None = None) -> Iterator[Integration]:
+def integrate(
+    hsa: HSAConfig | bool | str | None = None, feedback: FeedbackConfig | None = None
+) -> Iterator[Integration]:
     """Install HSA and Feedback into LLaMA-Factory for the duration of a `with` block.
 
     Args:
-        hsa: The rules; True takes over those of the checkpoint (else the defaults). None: no HSA.
+        hsa: The rules; True takes over those of the checkpoint, else the defaults; ``"saved"`` takes over those of the
+            checkpoint, and is no HSA if it has none. None: no HSA.
         feedback: None: labels stay as they are.
 
     Yields:
@@ -336,6 +369,8 @@ def integrate(hsa: HSAConfig | bool | None = None, feedback: FeedbackConfig | No
     global _active
     if hsa is None and feedback is None:
         raise ValueError("integrate: give hsa, feedback or both.")
+    if not isinstance(hsa, (HSAConfig, bool, type(None))) and hsa != SAVED:
+        raise ValueError(f"integrate: hsa = {hsa!r} is not allowed: an HSAConfig, true, {SAVED!r} or None.")
     if VERSION not in SUPPORTED_VERSIONS:
         raise RuntimeError(
             f"LLaMA-Factory {VERSION} is not known to hsa-factory (known: {', '.join(SUPPORTED_VERSIONS)}). Install a "

@@ -1,5 +1,6 @@
 """Running LLaMA-Factory's commands with the integration, in this process or through torchrun."""
 
+import logging
 import os
 import sys
 import tempfile
@@ -10,15 +11,15 @@ from typing import Any
 
 import yaml
 from llamafactory import launcher
-from llamafactory.extras import logging
 from llamafactory.extras.misc import get_device_count, is_env_enabled, use_ray
 
-from ..training_file import TrainingFile, read_training_file
+from ..config import FeedbackConfig, HSAConfig
+from ..training_file import TrainingFile, is_training_file, read_training_file
 from .integration import integrate
+from .options import SAVED
 
 
-logger = logging.get_logger(__name__)
-
+_MODEL_COMMANDS = ("api", "chat", "export", "webchat", "webui")
 _WORKER = str(Path(__file__).with_name("worker.py"))
 
 
@@ -44,31 +45,33 @@ def run(training_file: TrainingFile) -> None:
     """Train in this process."""
     from llamafactory.train.tuner import run_exp
 
-    with _integration(training_file):
+    with _integration(training_file.hsa, training_file.feedback):
         run_exp(dict(training_file.args))
 
 
 def pass_on(command: str, arguments: Sequence[str]) -> None:
-    """Run any other LLaMA-Factory command; a file's blocks are taken out first, and applied where they matter."""
-    if not arguments or not arguments[0].endswith((".yaml", ".yml", ".json")):
-        with _argv(command, *arguments):
+    """Run any other LLaMA-Factory command; a model with HSA runs with it.
+
+    The rules are those of the file's `hsa` block; without one, those saved beside the model or adapter, if any.
+    """
+    hsa = SAVED if command in _MODEL_COMMANDS else None
+    if not arguments or not is_training_file(arguments[0]):
+        with _integration(hsa, None), _argv(command, *arguments), _undisturbed(command):
             launcher.launch()
         return
 
     training_file = read_training_file(arguments[0], arguments[1:])
-    if training_file.hsa is not None and command in ("chat", "api", "webchat"):
-        logger.warning_rank0(f"`{command}` runs the model without HSA: generation does not use it yet.")
+    if training_file.hsa is not None or training_file.hsa_off:
+        hsa = training_file.hsa
     with tempfile.TemporaryDirectory() as directory:
         plain = Path(directory) / "arguments.yaml"
         plain.write_text(yaml.safe_dump(training_file.args, allow_unicode=True), encoding="utf-8")
-        with _integration(training_file), _argv(command, str(plain)):
+        with _integration(hsa, training_file.feedback), _argv(command, str(plain)), _undisturbed(command):
             launcher.launch()
 
 
-def _integration(training_file: TrainingFile) -> Any:
-    if training_file.is_plain:
-        return nullcontext()
-    return integrate(training_file.hsa, training_file.feedback)
+def _integration(hsa: HSAConfig | bool | str | None, feedback: FeedbackConfig | None) -> Any:
+    return nullcontext() if hsa is None and feedback is None else integrate(hsa, feedback)
 
 
 def _check_environment(training_file: TrainingFile) -> None:
@@ -79,6 +82,19 @@ def _check_environment(training_file: TrainingFile) -> None:
             raise ValueError(f"{variable} is set: HSA and Feedback work with LLaMA-Factory's standard trainer only.")
     if use_ray() or training_file.args.get("use_ray"):
         raise ValueError("Ray is not supported with HSA and Feedback; use torchrun (FORCE_TORCHRUN=1).")
+
+
+@contextmanager
+def _undisturbed(command: str) -> Any:
+    """Keep the line that says which backend was chosen out of the first answer in a terminal."""
+    attention = logging.getLogger("hsa_factory.attention")
+    former = attention.level
+    if command == "chat":
+        attention.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        attention.setLevel(former)
 
 
 @contextmanager

@@ -4,12 +4,21 @@ from pathlib import Path
 from typing import Any
 
 from llamafactory.extras import logging
+from llamafactory.extras.constants import EngineName
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..config import CONFIG_NAME, FeedbackConfig, HSAConfig
 
 
 logger = logging.get_logger(__name__)
+
+SAVED = "saved"
+"""In the place of a configuration: the one saved with the checkpoint; no HSA if it has none."""
+
+_REPLACED = {
+    "use_unsloth": "it replaces the attention and the training loop",
+    "use_kt": "its kernels replace the attention",
+}
 
 
 def check_stage(stage: str) -> None:
@@ -37,10 +46,7 @@ def check_options(
     Raises:
         ValueError: Naming the option and what to do.
     """
-    refused = {
-        "use_unsloth": "it replaces the attention and the training loop",
-        "use_kt": "its kernels replace the attention",
-    }
+    refused = dict(_REPLACED)
     if hsa_config is not None:
         refused |= {
             "shift_attn": "it replaces the attention (LongLoRA)",
@@ -48,13 +54,8 @@ def check_options(
             "use_hyper_parallel": "it has a training loop of its own",
             "use_mca": "it has a model of its own (Megatron)",
             "use_asft_loss": "its reference model would run without HSA",
-            "predict_with_generate": "generation does not use HSA yet; evaluate by loss",
         }
-    for option, reason in refused.items():
-        for args in (model_args, finetuning_args, training_args):
-            if getattr(args, option, None):
-                raise ValueError(f"`{option}` cannot be combined with HSA / Feedback: {reason}. Remove it.")
-
+    _refuse(refused, model_args, finetuning_args, training_args)
     if data_args.streaming and training_args.dataloader_num_workers < 1:
         logger.warning_rank0("`streaming` needs a data loading worker; `dataloader_num_workers` is set to 1.")
         training_args.dataloader_num_workers = 1
@@ -74,16 +75,49 @@ def check_options(
         )
 
 
-def resolve_config(hsa: HSAConfig | bool, model_args: Any, training_args: Any) -> HSAConfig:
+def _refuse(options: dict[str, str], *arguments: Any) -> None:
+    for option, reason in options.items():
+        if any(getattr(args, option, None) for args in arguments):
+            raise ValueError(f"`{option}` cannot be combined with HSA / Feedback: {reason}. Remove it.")
+
+
+def check_serving(hsa: HSAConfig | bool | str, model_args: Any, finetuning_args: Any) -> None:
+    """Refuse to chat with a model that has HSA by an engine that does not know HSA.
+
+    Args:
+        hsa: As for `resolve_config`.
+        model_args: LLaMA-Factory's.
+        finetuning_args: LLaMA-Factory's.
+
+    Raises:
+        ValueError: Naming the option and what to do.
+    """
+    if resolve_config(hsa, model_args, None) is None:
+        return
+
+    backend = getattr(model_args.infer_backend, "value", model_args.infer_backend)
+    if backend != EngineName.HF.value:
+        raise ValueError(
+            f"`infer_backend: {backend}` cannot run a model with HSA: it has attention kernels and a cache of its own, "
+            "in which every key stays visible, so that its answers would be those of another model. Use "
+            f"`infer_backend: {EngineName.HF.value}`, or `hsa: false` to run it without HSA."
+        )
+    if finetuning_args.stage != "sft":
+        check_stage(finetuning_args.stage)
+    _refuse(_REPLACED, model_args, finetuning_args)
+
+
+def resolve_config(hsa: HSAConfig | bool | str, model_args: Any, training_args: Any) -> HSAConfig | None:
     """Settle the configuration of a run together with the ones saved beside the checkpoints it starts from.
 
     Args:
-        hsa: The rules asked for; True takes over those of the checkpoint, or the defaults.
+        hsa: The rules asked for; True takes over those of the checkpoint, or the defaults; `SAVED` only those of the
+            checkpoint.
         model_args: LLaMA-Factory's.
-        training_args: LLaMA-Factory's.
+        training_args: LLaMA-Factory's; None outside training.
 
     Returns:
-        The configuration.
+        The configuration; None for `SAVED` and a checkpoint without HSA.
 
     Raises:
         ValueError: If a checkpoint was made with other rules than the ones asked for.
@@ -123,4 +157,4 @@ def resolve_config(hsa: HSAConfig | bool, model_args: Any, training_args: Any) -
                 f"`hsa: true` to take over the checkpoint's, or {way_out}."
             )
 
-    return asked or HSAConfig()
+    return asked if asked is not None or hsa == SAVED else HSAConfig()

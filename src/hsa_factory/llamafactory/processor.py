@@ -1,5 +1,6 @@
 """LLaMA-Factory's supervised processors, plus `semantic_ids`, the loss mask and an account of every sample."""
 
+import json
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,17 +14,18 @@ from llamafactory.data.processor.supervised import (
 
 from .. import __version__
 from ..config import FeedbackConfig, HSAConfig
-from ..feedback import IGNORE_INDEX, apply_loss_mask, find_marker
+from ..feedback import IGNORE_INDEX, apply_loss_mask
 from ..labeling.token_ids import (
     count_trained,
     count_types,
     fill_types,
     flatten,
     loss_mask_of,
-    mark_untrained,
     plain_ids,
     semantic_ids_of,
     sources_of,
+    tag_id,
+    tags_of,
 )
 from ..labeling.typed_text import TypedText
 from ..semantics import SemanticType
@@ -37,6 +39,7 @@ from .converter import (
     TYPED_COLUMN,
     decode_spans,
 )
+from .masking import DECIDING, MaskedPairs, mask_pairs
 from .media import count_media, media_token_ids, plan_cut
 from .report import DatasetAccount, serialize_accounts
 from .template import TEXT_KEY, TYPE_KEY, Pairs, typed_template
@@ -45,6 +48,7 @@ from .template import TEXT_KEY, TYPE_KEY, Pairs, typed_template
 SEMANTIC_COLUMN = "semantic_ids"
 LOSS_MASK_COLUMN = "loss_mask"
 ROW_SOURCE_COLUMN = "hsa_dataset"
+ROW_SAMPLES_COLUMN = "hsa_samples"  # where each sample of a row starts, and what the cut took from it, as JSON
 ACCOUNT_COLUMN = "hsa_account"
 MEDIA_COLUMNS = ("_images", "_videos", "_audios")
 _ARRAY_COLUMNS = {
@@ -68,20 +72,24 @@ class SampleDropped(Exception):
 
 
 @dataclass
-class _Sample:
+class Sample:
     """The sample at work.
 
     Attributes:
+        messages: Its messages, the system prompt not among them.
         media: Media of each turn, None if they are not tied to turns.
-        has_marker: Whether the feedback marker was found in the whole sample.
+        masked: What feedback and weights keep out of the loss.
         whole_length: Tokens before truncation.
         cut: What the truncation leaves, None without media.
+        facts: What the finished row says of it.
     """
 
+    messages: list[dict[str, Any]]
     media: list | None = None
-    has_marker: bool = False
+    masked: MaskedPairs | None = None
     whole_length: int = 0
     cut: Any = None
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -100,7 +108,8 @@ class TypedProcessorMixin:
         self.marker_id = None
         if self.feedback_config is not None:
             self.marker_id = self.tokenizer.convert_tokens_to_ids(self.feedback_config.token)
-        self._sample = _Sample()
+        self.on_whole = None  # called with the whole sample, masked, before it is cut; returns what to go on with
+        self._sample = Sample([])
         self._encoded: deque = deque()
 
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -115,7 +124,8 @@ class TypedProcessorMixin:
             if RULES_COLUMN in columns:
                 account.add_rules(columns[RULES_COLUMN][i])
             try:
-                self._encoded.append(self._encode_sample(columns, i, account))
+                input_ids, labels = self._encode_sample(columns, i, account)
+                self._encoded.append(([tag_id(input_ids[0], self._sample.facts), *input_ids[1:]], labels))
                 kept.append(i)
             except SampleDropped as dropped:
                 account.drop(str(dropped), columns[INDEX_COLUMN][i])
@@ -138,32 +148,31 @@ class TypedProcessorMixin:
             SampleDropped: With the reason.
             ValueError: If it cannot be encoded, or a policy says ``error``; names the data set and the sample.
         """
-        prompt, response = map(_with_typed_content, (columns["_prompt"][i], columns["_response"][i]))
+        prompt, response, system, tools, *media = self._typed_columns(columns, i)
         if len(prompt) % 2 != 1 or len(response) != 1:
             raise SampleDropped(INVALID)
 
-        source = columns[SOURCE_COLUMN][i]
+        source = self.template.source
         where = f"dataset {source!r}, sample {columns[INDEX_COLUMN][i]}"
-        media = [list(columns[name][i] or []) for name in MEDIA_COLUMNS]
-        self._sample = sample = _Sample()
-        system = columns["_system"][i]
-        if system:
-            system = TypedText(system, columns[SYSTEM_TYPE_COLUMN][i], decode_spans(columns[SYSTEM_SPANS_COLUMN][i]))
-        self.template.source = source
+        self._sample = sample = Sample(prompt + response)
         try:
             if any(media) and not self._media_stand_in_front(media):
                 sample.media = count_media(prompt + response)
-            input_ids, labels = self._encode_uncached(prompt, response, system, columns["_tools"][i], *media)
+            input_ids, labels = self._encode_uncached(prompt, response, system, tools, *media)
         except SampleDropped:
             raise
         except Exception as error:
             raise ValueError(f"{where}: {error}") from error
 
-        if sample.has_marker:
-            account.with_marker += 1
+        markers_left = sum(tag == DECIDING for _, tag in tags_of(input_ids))
+        marker_is_cut = markers_left < sample.masked.deciding
+        account.with_marker += sample.masked.has_marker
+        if marker_is_cut:
+            account.cut_marker(columns[INDEX_COLUMN][i])
         if all(type(token) is int for token in input_ids):  # nothing of it is left, at most an EOS
             raise SampleDropped(NOTHING_TO_TRAIN)
 
+        cut_away = sample.whole_length - sum(type(token) is not int for token in input_ids)
         if type(input_ids[0]) is int or type(input_ids[-1]) is int:  # media in front, an EOS behind
             input_ids = fill_types(input_ids)
         trained = self._count_trained(input_ids, labels)
@@ -180,28 +189,52 @@ class TypedProcessorMixin:
         account.trained_tokens += trained
         if sample.cut is not None and sample.cut.turns_removed:
             account.turns_removed += 1
-        elif len(input_ids) - int(self.template.efficient_eos) < sample.whole_length:
+        elif cut_away:
             account.text_truncated += 1
 
+        sample.facts = {"dataset": source, "index": columns[INDEX_COLUMN][i]}
+        sample.facts |= {"cut": cut_away, "marker_cut": marker_is_cut}
         return input_ids, labels
+
+    def _typed_columns(self, columns: dict[str, list[Any]], i: int) -> list[Any]:
+        """Return what LLaMA-Factory encodes of a sample, its texts typed: from the prompt's messages to the audios."""
+        prompt, response = map(_with_typed_content, (columns["_prompt"][i], columns["_response"][i]))
+        system = columns["_system"][i]
+        if system:
+            system = TypedText(system, columns[SYSTEM_TYPE_COLUMN][i], decode_spans(columns[SYSTEM_SPANS_COLUMN][i]))
+        self.template.source = columns[SOURCE_COLUMN][i]
+        return [
+            prompt,
+            response,
+            system,
+            columns["_tools"][i],
+            *(list(columns[name][i] or []) for name in MEDIA_COLUMNS),
+        ]
 
     def _encode_uncached(self, *args: Any) -> tuple[list[int], list[int]]:
         return super()._encode_data_example(*args)
 
     def _decide(self, pairs: Pairs) -> Pairs:
-        """Look at the whole sample before it is cut: which side of the marker, and which turns can stay."""
+        """Look at the whole sample before it is cut: what is trained of it, and which turns can stay."""
         sample = self._sample
-        whole = flatten(pairs)
-        sample.whole_length = len(whole)
-        if self.feedback_config is not None:
-            marker = find_marker(whole, self.marker_id, self.feedback_config.occurrence)
-            sample.has_marker = marker is not None
-            if marker is not None:
-                pairs = _mark_until(pairs, marker)
-            elif self.feedback_config.missing == "error":
-                raise ValueError(f"it has no {self.feedback_config.token} (feedback.missing is 'error').")
-            elif self.feedback_config.missing == "drop":
-                raise SampleDropped(NO_MARKER)
+        sample.whole_length = len(flatten(pairs))
+        feedback = self.feedback_config
+        masked = mask_pairs(
+            pairs,
+            sample.messages,
+            self.marker_id,
+            feedback,
+            eos_follows=self.template.efficient_eos and not self.data_args.train_on_prompt,
+            train_on_prompt=self.data_args.train_on_prompt,
+        )
+        sample.masked, pairs = masked, masked.pairs
+        if self.on_whole is not None:
+            pairs = self.on_whole(pairs)
+        if feedback is not None and not masked.has_marker and feedback.missing != "train":
+            if feedback.missing == "error":
+                where = f" in a message of role {feedback.scope!r}" if feedback.scope else ""
+                raise ValueError(f"it has no {feedback.token}{where} (feedback.missing is 'error').")
+            raise SampleDropped(NO_MARKER)
 
         if sample.media is not None and sum(map(sum, sample.media)):
             start_length = 1 if self.template.efficient_eos else 0
@@ -221,7 +254,7 @@ class TypedProcessorMixin:
         return pairs
 
     def _count_trained(self, input_ids: list[Any], labels: list[int]) -> int:
-        if not self._sample.has_marker:
+        if not self._sample.masked.is_masked:
             return len(labels) - labels.count(IGNORE_INDEX)
         if self.template.efficient_eos:  # has labels that are not ids of the same place
             return sum(label != IGNORE_INDEX and token.trained for label, token in zip(labels, input_ids))
@@ -250,8 +283,8 @@ class TypedProcessorMixin:
         rows["labels"] = [plain_ids(labels) for labels in rows["labels"]]
         rows[SEMANTIC_COLUMN] = [semantic_ids_of(ids) for ids in typed_rows]
         rows[ROW_SOURCE_COLUMN] = [", ".join(sources_of(ids)) for ids in typed_rows]
-        if self.feedback_config is not None:
-            rows[LOSS_MASK_COLUMN] = [loss_mask_of(ids) for ids in typed_rows]
+        rows[ROW_SAMPLES_COLUMN] = [_samples_of(ids) for ids in typed_rows]
+        rows[LOSS_MASK_COLUMN] = self._loss_masks(typed_rows, rows["labels"])
 
         account_row = self._account_row()
         for name in account_row.keys() | rows.keys():
@@ -263,6 +296,9 @@ class TypedProcessorMixin:
                 rows[name] = arrays if self.as_arrays else [values.tolist() for values in arrays]
         return dict(rows)
 
+    def _loss_masks(self, typed_rows: list[list[int]], labels: list[np.ndarray]) -> list[np.ndarray]:
+        return [loss_mask_of(ids) for ids in typed_rows]
+
     def _account_row(self) -> dict[str, Any]:
         """Return a row that stands for no sample: one padding token, so that column types can be inferred from it."""
         row = {
@@ -273,10 +309,10 @@ class TypedProcessorMixin:
             "videos": None,
             "audios": None,
             SEMANTIC_COLUMN: [int(SemanticType.NOISE)],
+            LOSS_MASK_COLUMN: [0],
             ROW_SOURCE_COLUMN: "",
+            ROW_SAMPLES_COLUMN: "[]",
         }
-        if self.feedback_config is not None:
-            row[LOSS_MASK_COLUMN] = [0]
         if isinstance(self, PackedSupervisedDatasetProcessor):
             row["position_ids"] = [0]
             if self.data_args.neat_packing:
@@ -313,14 +349,6 @@ def _with_typed_content(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return typed
 
 
-def _mark_until(pairs: Pairs, marker: int) -> Pairs:
-    """Mark the marker and all before it as untrained."""
-    marked, position = [], 0
-    for pair in pairs:
-        sides = []
-        for ids in pair:
-            before = min(max(marker + 1 - position, 0), len(ids))
-            sides.append(mark_untrained(ids[:before]) + ids[before:] if before else ids)
-            position += len(ids)
-        marked.append(tuple(sides))
-    return marked
+def _samples_of(ids: list[Any]) -> str:
+    """Write down the samples of a row, from the tags of their first ids."""
+    return json.dumps([{"start": place, **tag} for place, tag in tags_of(ids) if isinstance(tag, dict)])

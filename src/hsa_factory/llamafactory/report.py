@@ -26,6 +26,8 @@ class DatasetAccount:
         dropped_samples: Numbers of the first of them, by reason.
         text_truncated: Kept samples whose end LLaMA-Factory cut at `cutoff_len`.
         turns_removed: Kept samples that lost whole turns because the cut would have fallen inside media.
+        marker_cut: Samples, dropped ones included, of which truncation took a feedback marker that decides what is trained.
+        marker_cut_samples: Numbers of the first of them.
         messages: Messages of the samples read.
         typed_messages: Messages that came with a type of their own.
         ruled_messages: Other messages that a rule of `hsa.labels` typed.
@@ -41,6 +43,8 @@ class DatasetAccount:
     dropped_samples: dict[str, list[int]] = field(default_factory=dict)
     text_truncated: int = 0
     turns_removed: int = 0
+    marker_cut: int = 0
+    marker_cut_samples: list[int] = field(default_factory=list)
     messages: int = 0
     typed_messages: int = 0
     ruled_messages: int = 0
@@ -62,11 +66,22 @@ class DatasetAccount:
             self.ruled_messages += ruled
             self.rules.update(matches)
 
+    def cut_marker(self, index: int) -> None:
+        """Count a sample that has lost a feedback marker."""
+        self.marker_cut += 1
+        if len(self.marker_cut_samples) < _MAX_LISTED:
+            self.marker_cut_samples.append(index)
+
     def add(self, other: dict[str, Any]) -> None:
         """Add the counts of another account, given as `to_dict` makes it."""
         for item in fields(self):
-            value = other.get(item.name, {})  # a report of an earlier version may lack it
-            if item.name == "dropped_samples":
+            if item.name not in other:  # a report of an earlier version
+                continue
+            value = other[item.name]
+            if isinstance(value, list):
+                listed = getattr(self, item.name)
+                listed += value[: _MAX_LISTED - len(listed)]
+            elif item.name == "dropped_samples":
                 for reason, indices in value.items():
                     listed = self.dropped_samples.setdefault(reason, [])
                     listed += indices[: _MAX_LISTED - len(listed)]
@@ -119,10 +134,12 @@ class DataReport:
         return [name for name, count in matches.items() if count == 0]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values: ``datasets``, and ``eval_datasets`` and ``note`` where there are any."""
+        """Return plain values: ``datasets``, and ``eval_datasets``, ``unmatched_rules``, ``note`` if there are any."""
         values: dict[str, Any] = {"datasets": {name: account.to_dict() for name, account in self.train.items()}}
         if self.eval:
             values["eval_datasets"] = {name: account.to_dict() for name, account in self.eval.items()}
+        if unmatched := self.unmatched_rules():
+            values["unmatched_rules"] = unmatched
         if self.note:
             values["note"] = self.note
         return values
@@ -169,6 +186,13 @@ class DataReport:
                     "the default type",
                     highlight=False,
                 )
+            if account["marker_cut"]:
+                listed = ", ".join(map(str, account["marker_cut_samples"]))
+                more = ", …" if account["marker_cut"] > len(account["marker_cut_samples"]) else ""
+                console.print(
+                    f"  {name}: {account['marker_cut']} lost the feedback marker to cutoff_len (samples {listed}{more})",
+                    highlight=False,
+                )
             if account["turns_removed"]:
                 console.print(
                     f"  {name}: {account['turns_removed']} lost whole turns, because cutoff_len fell inside an image "
@@ -178,7 +202,9 @@ class DataReport:
         unmatched = self.unmatched_rules()
         if unmatched:
             listed = ", ".join(map(repr, unmatched))
-            console.print(f"  warning: these rules of hsa.labels never matched: {listed}", highlight=False)
+            console.print(
+                f"  warning: these rules of hsa.labels never matched: {listed}", highlight=False, markup=False
+            )
         if self.note:
             console.print(f"  {self.note}", highlight=False)
 

@@ -1,27 +1,42 @@
 """A training file's data, prepared as for training but without a model: for `hsa-factory inspect`."""
 
+import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import llamafactory.train.sft.workflow as workflow
+import numpy as np
+from datasets import Dataset
 from llamafactory.data import get_template_and_fix_tokenizer
 from llamafactory.extras.misc import has_tokenized_data
 from llamafactory.hparams import get_train_args
 
-from ..config import FeedbackConfig
-from ..inspection.sample import InspectedSample
+from ..config import FeedbackConfig, HSAConfig
+from ..feedback import IGNORE_INDEX, Reason
+from ..inspection.sample import InspectedSample, Part, RowSummary
 from ..training_file import TrainingFile
 from .collator import trained_labels
-from .integration import integrate
+from .converter import INDEX_COLUMN
+from .integration import STREAM_PREVIEW, NothingToTrain, integrate
 from .options import check_stage, resolve_config
-from .processor import ROW_SOURCE_COLUMN, SEMANTIC_COLUMN
+from .processor import (
+    LOSS_MASK_COLUMN,
+    ROW_SAMPLES_COLUMN,
+    ROW_SOURCE_COLUMN,
+    SEMANTIC_COLUMN,
+    TypedProcessorMixin,
+    TypedSupervisedProcessor,
+)
+from .record import record_sample
+from .report import DatasetAccount
 
 
-# Options that only matter once a model runs, and that some machines refuse.
+# Options that only matter once a model runs: some machines refuse them, and others lay out rows for generation.
 _RUN_OPTIONS = ("deepspeed", "fsdp", "fsdp_config", "bf16", "fp16", "pure_bf16", "tf32", "resume_from_checkpoint")
+_RUN_OPTIONS += ("do_predict", "predict_with_generate")
 
 
 @dataclass
@@ -31,14 +46,26 @@ class PreparedData:
     Attributes:
         rows: A dataset or a stream of features.
         tokenizer: The run's.
+        hsa_config: The rules of the run; None: plain attention.
         feedback_config: The run's.
         marker_id: Id of the feedback marker; None without Feedback.
+        accounts: What happened to each data set.
+        note: What a reader must know about the accounts, if anything.
+        is_empty: Whether a data set has nothing left, so that training would stop.
     """
 
     rows: Any
     tokenizer: Any
+    hsa_config: HSAConfig | None
     feedback_config: FeedbackConfig | None
     marker_id: int | None
+    accounts: dict[str, DatasetAccount]
+    note: str
+    is_empty: bool
+    _processor: TypedProcessorMixin
+    _aligned: dict[str, Any]
+    _texts: dict[int, str] = field(default_factory=dict)
+    _streams: dict[str, tuple[Iterator, dict[int, Any]]] = field(default_factory=dict)
 
     @property
     def marker(self) -> str | None:
@@ -49,25 +76,101 @@ class PreparedData:
         """Turn ids into text, special tokens included."""
         return self.tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    def samples(self, start: int, stop: int | None) -> Iterator[InspectedSample]:
-        """Yield the samples from `start` up to, not including, `stop` (None: to the end)."""
-        for index, row in enumerate(islice(self.rows, start, stop), start=start):
-            yield InspectedSample(
+    def _token_text(self, token_id: int) -> str:
+        """Turn one id into text. A piece that starts a word has its space, though decoding it alone drops it."""
+        if token_id not in self._texts:
+            text = self.decode([token_id])
+            piece = self.tokenizer.convert_ids_to_tokens(token_id)
+            starts_word = isinstance(piece, str) and piece.startswith("▁") and not text.startswith((" ", "▁"))
+            self._texts[token_id] = f" {text}" if starts_word else text
+        return self._texts[token_id]
+
+    def overview(self) -> Iterator[RowSummary]:
+        """Yield a summary of every row; of a stream, of the first rows only."""
+        rows = self.rows
+        if isinstance(rows, Dataset):
+            rows = _array_rows(rows)
+        elif not isinstance(rows, list):
+            rows = islice(rows, STREAM_PREVIEW)
+        for index, row in enumerate(rows):
+            labels = np.asarray(row["labels"])
+            if LOSS_MASK_COLUMN in row:
+                labels = np.where(np.asarray(row[LOSS_MASK_COLUMN]) == 0, IGNORE_INDEX, labels)
+            elif self.feedback_config is not None:
+                labels = np.asarray(trained_labels(row, self.feedback_config, self.marker_id))
+            parts = _parts(row)
+            yield RowSummary(
                 index=index,
-                dataset=row[ROW_SOURCE_COLUMN],
-                input_ids=row["input_ids"],
-                semantic_ids=row[SEMANTIC_COLUMN],
-                labels=trained_labels(row, self.feedback_config, self.marker_id),
-                tokens=[self.decode([token]) for token in row["input_ids"]],
+                dataset=row.get(ROW_SOURCE_COLUMN, ""),
+                length=len(labels),
+                types=tuple(np.bincount(row[SEMANTIC_COLUMN], minlength=3).tolist()),
+                trained=int((labels != IGNORE_INDEX).sum()),
+                cut=sum(part["cut"] for part in parts),
+                marker_cut=any(part["marker_cut"] for part in parts),
             )
 
+    def samples(self, start: int, stop: int | None) -> Iterator[InspectedSample]:
+        """Yield the samples from `start` up to, not including, `stop` (None: to the end).
 
-def load_samples(training_file: TrainingFile, split: str = "train") -> PreparedData:
+        Raises:
+            ValueError: If a row is not what its sample becomes today.
+        """
+        for index, row in enumerate(islice(self.rows, start, stop), start=start):
+            yield self._inspect(index, row)
+
+    def _inspect(self, index: int, row: dict[str, Any]) -> InspectedSample:
+        ids, labels = row["input_ids"], trained_labels(row, self.feedback_config, self.marker_id)
+        mask = row["attention_mask"]
+        parts, turns = [], []
+        if self._aligned and (described := _parts(row)):
+            reasons: list[str | None] = [None if label != IGNORE_INDEX else Reason.PADDING for label in labels]
+            for number, values in enumerate(described):
+                example = self._find(values["dataset"], values["index"])
+                record = record_sample(self._processor, example, number, values["start"])
+                stop = values["start"] + len(record.input_ids)
+                if ids[values["start"] : stop] != record.input_ids:
+                    raise ValueError(
+                        f"dataset {values['dataset']!r}, sample {values['index']}: the prepared data are not what the "
+                        "sample becomes now. Set overwrite_cache=true once."
+                    )
+                parts.append(Part(stop=stop, **values))
+                turns += record.turns
+                reasons[values["start"] : stop] = record.reasons
+        else:
+            reasons = [_recorded_reason(*facts) for facts in zip(row["labels"], labels, mask)]
+        return InspectedSample(
+            index=index,
+            dataset=row.get(ROW_SOURCE_COLUMN, ""),
+            input_ids=ids,
+            semantic_ids=row[SEMANTIC_COLUMN],
+            labels=labels,
+            tokens=list(map(self._token_text, ids)),
+            reasons=reasons,
+            documents=mask,
+            parts=parts,
+            turns=turns,
+        )
+
+    def _find(self, dataset: str, index: int) -> dict[str, Any]:
+        """Return a converted sample by its number in its data set."""
+        aligned = self._aligned[dataset]
+        if isinstance(aligned, Dataset):
+            return aligned[index]
+
+        stream, seen = self._streams.setdefault(dataset, (iter(aligned), {}))
+        while index not in seen:
+            example = next(stream)
+            seen[example[INDEX_COLUMN]] = example
+        return seen[index]
+
+
+def load_samples(training_file: TrainingFile, split: str = "train", allow_empty: bool = False) -> PreparedData:
     """Prepare a training file's data as `train` would. LLaMA-Factory prints while it does.
 
     Args:
         training_file: The file; without an hsa block the types are those of ``hsa: true``.
         split: ``train`` or ``eval``.
+        allow_empty: Whether a data set with nothing left to train is no error, so that its account can be read.
 
     Raises:
         ValueError: If the file has no such data, or it is not allowed.
@@ -88,11 +191,26 @@ def load_samples(training_file: TrainingFile, split: str = "train") -> PreparedD
             tokenizer_module = workflow.load_tokenizer(model_args)
             tokenizer = tokenizer_module["tokenizer"]
             template = get_template_and_fix_tokenizer(tokenizer, data_args)
-            module = workflow.get_dataset(
-                template, model_args, data_args, training_args, stage="sft", **tokenizer_module
+            is_empty = False
+            try:
+                module = workflow.get_dataset(
+                    template, model_args, data_args, training_args, stage="sft", **tokenizer_module
+                )
+            except NothingToTrain as error:
+                if not allow_empty:
+                    what = str(error).partition(":")[0]
+                    raise ValueError(f"{what}: see the table above; --check lists the samples.") from None
+                module, is_empty = {f"{split}_dataset": []}, True
+            processor = TypedSupervisedProcessor(
+                template,
+                tokenizer,
+                tokenizer_module["processor"],
+                data_args,
+                hsa_config=integration.typing_config,
+                feedback_config=training_file.feedback,
             )
 
-    rows = module.get("train_dataset" if split == "train" else "eval_dataset")
+    rows = module.get(f"{split}_dataset")
     if isinstance(rows, dict):
         rows = [row for part in rows.values() for row in part]
     if rows is None:
@@ -100,4 +218,42 @@ def load_samples(training_file: TrainingFile, split: str = "train") -> PreparedD
 
     feedback = training_file.feedback
     marker_id = tokenizer.convert_tokens_to_ids(feedback.token) if feedback is not None else None
-    return PreparedData(rows, tokenizer, feedback, marker_id)
+    report = integration.report
+    return PreparedData(
+        rows=rows,
+        tokenizer=tokenizer,
+        hsa_config=integration.hsa_config,
+        feedback_config=feedback,
+        marker_id=marker_id,
+        accounts=report.train if split == "train" else report.eval,
+        note=report.note,
+        is_empty=is_empty,
+        _processor=processor,
+        _aligned=integration.aligned,
+    )
+
+
+def _array_rows(rows: Dataset) -> Iterator[dict[str, Any]]:
+    """Yield what an overview needs of every row, as arrays: many times faster than lists."""
+    wanted = {"input_ids", "labels", SEMANTIC_COLUMN, LOSS_MASK_COLUMN, ROW_SOURCE_COLUMN, ROW_SAMPLES_COLUMN}
+    names = [name for name in rows.column_names if name in wanted]
+    for table in rows.with_format("arrow", columns=names).iter(batch_size=256):
+        for i in range(table.num_rows):
+            values = {name: table[name][i] for name in names}
+            yield {
+                name: value.values.to_numpy() if hasattr(value, "values") else value.as_py()
+                for name, value in values.items()
+            }
+
+
+def _parts(row: dict[str, Any]) -> list[dict[str, Any]]:
+    return json.loads(row.get(ROW_SAMPLES_COLUMN) or "[]")
+
+
+def _recorded_reason(label: int, trained_label: int, mask: int) -> str | None:
+    """Say what can be said of a token whose message is not known."""
+    if trained_label != IGNORE_INDEX:
+        return None
+    if mask == 0:
+        return Reason.PADDING
+    return Reason.ROLE if label == IGNORE_INDEX else Reason.RECORDED

@@ -16,11 +16,13 @@ class Seam:
         owner: Module or class.
         name: Attribute.
         replacement: Called as ``replacement(original, *args, **kwargs)``.
+        is_call: False: the replacement is put there as it is, such as a class whose fields are looked at.
     """
 
     owner: Any
     name: str
     replacement: Callable[..., Any]
+    is_call: bool = True
 
     def __str__(self) -> str:
         return f"{getattr(self.owner, '__name__', self.owner)}.{self.name}"
@@ -43,7 +45,7 @@ def installed(seams: Sequence[Seam]) -> Iterator[None]:
     originals = [vars(seam.owner)[seam.name] for seam in seams]
     try:
         for seam, original in zip(seams, originals):
-            setattr(seam.owner, seam.name, _bind(seam.replacement, original))
+            setattr(seam.owner, seam.name, _bind(seam.replacement, original) if seam.is_call else seam.replacement)
         yield
     finally:
         for seam, original in zip(seams, originals):
@@ -56,5 +58,6 @@ def _bind(replacement: Callable[..., Any], original: Any) -> Callable[..., Any]:
 
     if not inspect.isclass(original):
         functools.update_wrapper(call, original)
-    call.hsa_original = original
-    return call
+    bound = staticmethod(call) if isinstance(original, staticmethod) else call
+    bound.hsa_original = original
+    return bound

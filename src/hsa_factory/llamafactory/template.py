@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 from itertools import groupby
-from operator import itemgetter
 from typing import Any
 
 from llamafactory.data.formatter import SLOTS, Formatter
@@ -16,10 +15,12 @@ from ..semantics import SemanticType
 
 
 Pairs = list[tuple[list[int], list[int]]]
-PLACEHOLDERS = (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, AUDIO_PLACEHOLDER)
+PLACEHOLDERS = (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, AUDIO_PLACEHOLDER)  # in the order of LLaMA-Factory's arguments
 TYPE_KEY = "semantic_type"  # of a message, beside "role" and "content"
 TEXT_KEY = "typed_content"  # the content with its spans, where a message has parts of several types
 _CONTENT_SLOT = "{{content}}"
+WEIGHT_KEY = "weight"  # 0: not trained
+TURN_KEY = "turn"  # its place among the messages of the data; -1: it has none
 _FORMATTERS = ("format_user", "format_assistant", "format_system", "format_function", "format_observation")
 
 
@@ -38,8 +39,9 @@ class _TypedDict(dict):
 class _TypedFormatter:
     """A formatter that hands the type of its content on to every element it makes."""
 
-    def __init__(self, formatter: Formatter) -> None:
+    def __init__(self, formatter: Formatter, is_system: bool) -> None:
         self.formatter = formatter
+        self.is_system = is_system
 
     def __getattr__(self, name: str) -> Any:
         if name == "formatter":  # not there yet while unpickling
@@ -54,10 +56,13 @@ class _TypedFormatter:
 
         slots = self.formatter.slots
         starts = [self._content_start(slot, kwargs) for slot in slots] if len(slots) == len(elements) else None
-        return [
+        typed = [
             _typed_element(element, content, starts[index] if starts else None)
             for index, element in enumerate(elements)
         ]
+        for element in typed:
+            element.is_system = self.is_system
+        return typed
 
     @staticmethod
     def _content_start(slot: Any, values: dict[str, Any]) -> int | None:
@@ -77,20 +82,33 @@ class TypedTemplateMixin:
     Attributes:
         default_type: Type of a message without one.
         source: Name of the data set at work.
+        system_length: Ids of the system prompt at the start of the conversation encoded last, and of what stands
+            before it; 0 where it is no text of its own.
         on_pairs: Called with the (prompt ids, response ids) of a whole sample before LLaMA-Factory cuts it; returns
             the pairs to go on with.
+        on_prompt: Called with the prompt ids of a conversation that the model is to continue.
     """
 
     default_type: SemanticType
     source: str
+    system_length: int
     on_pairs: Callable[[Pairs], Pairs] | None
+    on_prompt: Callable[[list[int]], Any] | None
     _collecting: bool
 
+    def encode_oneturn(
+        self, tokenizer: Any, messages: list[dict[str, Any]], *args: Any, **kwargs: Any
+    ) -> tuple[list[int], list[int]]:
+        prompt_ids, response_ids = super().encode_oneturn(tokenizer, _with_spans(messages), *args, **kwargs)
+        prompt_ids = fill_types(prompt_ids)
+        if self.on_prompt is not None:
+            self.on_prompt(prompt_ids)
+        return prompt_ids, response_ids
+
     def encode_multiturn(self, tokenizer: Any, messages: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Pairs:
-        messages = [_with_spans(message) if TEXT_KEY in message else message for message in messages]
         pairs = [
             (fill_types(prompt_ids), fill_types(response_ids))
-            for prompt_ids, response_ids in super().encode_multiturn(tokenizer, messages, *args, **kwargs)
+            for prompt_ids, response_ids in super().encode_multiturn(tokenizer, _with_spans(messages), *args, **kwargs)
         ]
         return self.on_pairs(pairs) if self.on_pairs is not None else pairs
 
@@ -135,6 +153,7 @@ class TypedTemplateMixin:
             encoded = ((tokenizer.encode(text, add_special_tokens=False), None) for text in texts)
 
         messages_ids = []
+        self.system_length = 0
         for elements in messages_elements:
             token_ids: list[int] = []
             for element in elements:
@@ -145,12 +164,17 @@ class TypedTemplateMixin:
                     ids = super()._convert_elements_to_ids(tokenizer, [element])
                 if isinstance(element, TypedText) and not element.is_uniform:
                     types = token_types(element, encoding.offsets if encoding is not None else None, len(ids))
-                    for semantic_type, run in groupby(zip(ids, types), key=itemgetter(1)):
-                        token_ids += type_token_ids([pair[0] for pair in run], semantic_type, source=self.source)
+                    position = 0
+                    for semantic_type, run in groupby(types):
+                        end = position + sum(1 for _ in run)
+                        token_ids += type_token_ids(ids[position:end], semantic_type, source=self.source)
+                        position = end
                 elif isinstance(element, (TypedText, _TypedSet, _TypedDict)):
                     token_ids += type_token_ids(ids, element.semantic_type, source=self.source)
                 else:
                     token_ids += ids
+                if getattr(element, "is_system", False):
+                    self.system_length = len(token_ids)
             messages_ids.append(token_ids)
 
         return messages_ids
@@ -166,12 +190,13 @@ def typed_template(template: Template, default_type: SemanticType) -> Template:
     typed = object.__new__(_typed_class(type(template)))
     typed.__dict__.update(template.__dict__)
     for name in _FORMATTERS:
-        setattr(typed, name, _TypedFormatter(getattr(template, name)))
+        setattr(typed, name, _TypedFormatter(getattr(template, name), name == "format_system"))
 
     typed.default_system = TypedText(template.default_system, SemanticType.GLOBAL)
     typed.default_type = default_type
     typed.source = ""
-    typed.on_pairs = None
+    typed.system_length = 0
+    typed.on_pairs = typed.on_prompt = None
     typed._collecting = False
     return typed
 
@@ -189,9 +214,14 @@ def _is_text(element: Any) -> bool:
     return isinstance(element, str) and len(element) != 0
 
 
-def _with_spans(message: dict[str, Any]) -> dict[str, Any]:
-    """Put a message's spans on its content, whose media LLaMA-Factory has replaced by their tokens meanwhile."""
-    return {**message, "content": carry_types(message[TEXT_KEY], message["content"], PLACEHOLDERS)}
+def _with_spans(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Put the messages' spans on their contents, whose media LLaMA-Factory has replaced by their tokens meanwhile."""
+    return [
+        {**message, "content": carry_types(message[TEXT_KEY], message["content"], PLACEHOLDERS)}
+        if TEXT_KEY in message
+        else message
+        for message in messages
+    ]
 
 
 def _typed_element(element: Any, content: TypedText, start: int | None) -> Any:

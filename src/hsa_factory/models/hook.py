@@ -1,6 +1,5 @@
 """The two forward hooks that turn `semantic_ids` into one plan per forward and check that it arrived."""
 
-import functools
 import inspect
 import logging
 from typing import Any
@@ -67,7 +66,7 @@ class HSAHook:
         if cache is not None or semantic_ids is not None:
             given = kwargs
             if args:
-                given = _signature(type(module).forward).bind_partial(module, *args, **kwargs).arguments
+                given = _signature(type(module)).bind_partial(module, *args, **kwargs).arguments
             if cache is not None:
                 self._plan_cached(module, cache, given, semantic_ids, document_ids)
             else:
@@ -186,7 +185,14 @@ class HSAHook:
         return plan
 
 
-_signature = functools.lru_cache(maxsize=64)(inspect.signature)  # slow enough to be seen in a short step
+_signatures: dict[type, inspect.Signature] = {}
+
+
+def _signature(model_class: type) -> inspect.Signature:
+    """Return a forward's signature; to make one is slow enough to be seen in a short step."""
+    if model_class not in _signatures:
+        _signatures[model_class] = inspect.signature(model_class.forward)
+    return _signatures[model_class]
 
 
 def _documents_from_positions(position_ids: torch.Tensor | None, batch_size: int) -> torch.Tensor | None:

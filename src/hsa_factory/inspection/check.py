@@ -1,0 +1,59 @@
+"""Inspection as a test of a pipeline: what is wrong with the data, one line a finding."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+NOTHING_TO_TRAIN = "nothing left to train"
+
+
+def check_accounts(accounts: Mapping[str, Mapping[str, Any]], max_dropped: float | None = None) -> list[str]:
+    """Find samples with nothing to train, markers that truncation took, and too many samples dropped.
+
+    Args:
+        accounts: What happened to each data set, as in ``hsa_report.json``.
+        max_dropped: Largest share of samples, 0 to 1, that a data set may lose for whatever reason; None: any.
+
+    Returns:
+        The findings; none if all is well.
+    """
+    findings = []
+    for name, account in accounts.items():
+        dropped = account["dropped"].get(NOTHING_TO_TRAIN, 0)
+        if dropped:
+            listed = _listed(account["dropped_samples"].get(NOTHING_TO_TRAIN, []), dropped)
+            findings.append(f"{name}: nothing is trained in {_samples(dropped)} ({listed})")
+        cut = account["marker_cut"]
+        if cut:
+            listed = _listed(account["marker_cut_samples"], cut)
+            findings.append(f"{name}: cutoff_len took the feedback marker from {_samples(cut)} ({listed})")
+        if not account["kept"]:
+            findings.append(f"{name}: no sample is left")
+
+        lost = sum(account["dropped"].values())
+        share = lost / max(account["samples"], 1)
+        if max_dropped is not None and share > max_dropped:
+            reasons = ", ".join(f"{reason}: {count:,}" for reason, count in account["dropped"].items())
+            findings.append(
+                f"{name}: {lost:,} of {account['samples']:,} samples are dropped ({share:.1%}, allowed {max_dropped:.1%}: "
+                f"{reasons})"
+            )
+    return findings
+
+
+def check_rules(matches: Mapping[str, int]) -> list[str]:
+    """Find labelling rules that never matched.
+
+    Args:
+        matches: How often each rule matched, by its name.
+    """
+    return [f"rule {name!r} never matched" for name, count in matches.items() if count == 0]
+
+
+def _listed(samples: Sequence[int], count: int) -> str:
+    more = f" and {count - len(samples):,} more" if count > len(samples) else ""
+    return f"{'sample' if count == 1 else 'samples'} {', '.join(map(str, samples))}{more}"
+
+
+def _samples(count: int) -> str:
+    return f"{count:,} sample{'' if count == 1 else 's'}"

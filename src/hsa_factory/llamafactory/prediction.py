@@ -1,0 +1,70 @@
+"""LLaMA-Factory's processor for `predict_with_generate`, plus `semantic_ids` of the prompts."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from llamafactory.data.processor import UnsupervisedDatasetProcessor
+
+from ..labeling.token_ids import count_types, fill_types
+from .converter import INDEX_COLUMN
+from .processor import (
+    INVALID,
+    MEDIA_TOO_LONG,
+    TOO_LONG,
+    Sample,
+    SampleDropped,
+    TypedProcessorMixin,
+)
+from .report import DatasetAccount
+
+
+@dataclass
+class TypedPredictionProcessor(TypedProcessorMixin, UnsupervisedDatasetProcessor):
+    """One row a sample: the prompt as `input_ids`, the reference as `labels`. Feedback does not concern it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.template.on_prompt = self._remember_prompt
+        self._prompt: list[int] = []
+
+    def _remember_prompt(self, prompt_ids: list[int]) -> None:
+        self._prompt = prompt_ids
+
+    def _encode_sample(
+        self, columns: dict[str, list[Any]], i: int, account: DatasetAccount
+    ) -> tuple[list[int], list[int]]:
+        """Encode one sample as LLaMA-Factory does, cut to `cutoff_len`, its ids typed.
+
+        Raises:
+            SampleDropped: With the reason.
+            ValueError: If it cannot be encoded; names the data set and the sample.
+        """
+        sample = self._typed_columns(columns, i)
+        if len(sample[0]) % 2 != 1:
+            raise SampleDropped(INVALID)
+        try:
+            input_ids, labels = self._encode_uncached(*sample)
+        except Exception as error:
+            where = f"dataset {self.template.source!r}, sample {columns[INDEX_COLUMN][i]}"
+            raise ValueError(f"{where}: {error}") from error
+
+        if all(type(token) is int for token in input_ids):
+            raise SampleDropped(TOO_LONG)
+        if self._count_media_tokens(input_ids) < self._count_media_tokens(self._prompt):
+            raise SampleDropped(MEDIA_TOO_LONG)
+
+        input_ids = fill_types(input_ids)
+        cut_away = len(self._prompt) - len(input_ids)
+        account.kept += 1
+        account.tokens.update(count_types(input_ids))
+        account.text_truncated += cut_away > 0
+        facts = {"dataset": self.template.source, "index": columns[INDEX_COLUMN][i]}
+        self._sample = Sample([], facts=facts | {"cut": cut_away, "marker_cut": False})
+        return input_ids, labels
+
+    def _count_media_tokens(self, token_ids: list[int]) -> int:
+        return sum(token in self.media_ids for token in token_ids)
+
+    def _loss_masks(self, typed_rows: list[list[int]], labels: list[np.ndarray]) -> list[np.ndarray]:
+        return [np.ones(len(reference), dtype=np.int8) for reference in labels]

@@ -1,0 +1,228 @@
+"""LLaMA-Factory's engine for chat, api and webchat: every prompt has types, and no stream hangs or overlaps."""
+
+import threading
+from collections.abc import AsyncGenerator
+from contextlib import nullcontext
+from typing import Any
+
+import llamafactory.chat.chat_model
+import llamafactory.chat.hf_engine
+import torch
+from llamafactory.extras import logging
+from llamafactory.hparams import read_args
+from llamafactory.hparams.parser import _parse_infer_args
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from ..config import HSAConfig
+from ..labeling.conversation import type_conversation
+from ..labeling.matching import Message, Typing, runs
+from ..labeling.rules import RuleSet
+from ..labeling.token_ids import fill_types, semantic_ids_of
+from ..labeling.typed_text import TypedText
+from ..models.enable import get_hook
+from ..semantics import SemanticType
+from .options import check_serving
+from .seams import Seam
+from .template import PLACEHOLDERS, TEXT_KEY, TYPE_KEY, typed_template
+
+
+logger = logging.get_logger(__name__)
+
+_CONTROL_KEY = "hsa_stream_control"  # of a request's generation options, until `process_args` takes it out
+
+
+class StreamControl(StoppingCriteria):
+    """Links a stream's reader with the thread that generates: ends the one when the other is gone.
+
+    Attributes:
+        error: What ended the thread, if it failed.
+    """
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self._abandoned = threading.Event()
+
+    def abandon(self) -> None:
+        """Let the thread end at its next token: nobody reads any more."""
+        self._abandoned.set()
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether nobody reads any more."""
+        return self._abandoned.is_set()
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return torch.full((input_ids.shape[0],), self.is_abandoned, dtype=torch.bool, device=input_ids.device)
+
+
+class Serving:
+    """What is replaced in LLaMA-Factory's Hugging Face engine. Models without HSA run as they do without it.
+
+    Args:
+        hsa: As for `integrate`.
+    """
+
+    def __init__(self, hsa: HSAConfig | bool | str | None) -> None:
+        self.hsa = hsa
+        self._generating = threading.Lock()  # a model with HSA has one plan at a time
+
+    def seams(self) -> list[Seam]:
+        """Return the replacements."""
+        engine = llamafactory.chat.hf_engine
+        return [
+            Seam(llamafactory.chat.chat_model, "get_infer_args", self.get_infer_args),
+            Seam(engine.HuggingfaceEngine, "_process_args", self.process_args),
+            Seam(engine.HuggingfaceEngine, "_chat", self.chat),
+            Seam(engine.HuggingfaceEngine, "stream_chat", self.stream_chat),
+            Seam(engine, "Thread", self.thread),
+        ]
+
+    def get_infer_args(self, original: Any, args: Any = None) -> Any:
+        """Refuse an engine that would run the model without HSA, before that engine is looked for or started."""
+        if self.hsa:
+            args = read_args(args)
+            model_args, _, finetuning_args, _ = _parse_infer_args(args)
+            check_serving(self.hsa, model_args, finetuning_args)
+        return original(args)
+
+    def process_args(
+        self,
+        original: Any,
+        model: Any,
+        tokenizer: Any,
+        processor: Any,
+        template: Any,
+        generating_args: dict[str, Any],
+        messages: list[dict[str, Any]],
+        system: str | None = None,
+        tools: str | None = None,
+        images: list[Any] | None = None,
+        videos: list[Any] | None = None,
+        audios: list[Any] | None = None,
+        input_kwargs: dict[str, Any] | None = None,
+    ) -> tuple[dict[str, Any], int]:
+        """Encode a conversation with types, and hand them to `generate`."""
+        input_kwargs = dict(input_kwargs or {})
+        control = input_kwargs.pop(_CONTROL_KEY, None)
+        media = (images, videos, audios)
+        hook = get_hook(model)
+        prompt: list[int] = []
+        if hook is not None:
+            template = typed_template(template, SemanticType.parse(hook.config.default_type))
+            template.on_prompt = prompt.extend
+            messages, system = type_messages(_with_placeholders(messages, media), system, hook.config)
+
+        gen_kwargs, prompt_length = original(
+            model, tokenizer, processor, template, generating_args, messages, system, tools, *media, input_kwargs
+        )
+        if hook is not None:
+            semantic_ids = semantic_ids_of(_with_prefix(prompt, gen_kwargs["inputs"][0].tolist())).astype("int64")
+            gen_kwargs["semantic_ids"] = torch.from_numpy(semantic_ids)[None].to(model.device)
+        if control is not None:
+            gen_kwargs["stopping_criteria"] = StoppingCriteriaList([control])
+        return gen_kwargs, prompt_length
+
+    def chat(self, original: Any, model: Any, *args: Any) -> Any:
+        """Answer at once, one request at a time."""
+        with self._generating if get_hook(model) is not None else nullcontext():
+            return original(model, *args)
+
+    async def stream_chat(
+        self, original: Any, engine: Any, *args: Any, **input_kwargs: Any
+    ) -> AsyncGenerator[str, None]:
+        """Answer piece by piece; an error in the thread that generates is raised here, and a lost reader ends it."""
+        control = StreamControl()
+        stream = original(engine, *args, **{**input_kwargs, _CONTROL_KEY: control})
+        try:
+            async for text in stream:
+                yield text
+        finally:
+            control.abandon()
+            await stream.aclose()
+        if control.error is not None:
+            raise control.error
+
+    def thread(self, original: Any, *args: Any, target: Any, kwargs: dict[str, Any], **options: Any) -> Any:
+        """Make the thread that generates for a stream; the stream ends with it in any case."""
+
+        def run(**gen_kwargs: Any) -> None:
+            criteria = gen_kwargs.get("stopping_criteria") or ()
+            control = next((item for item in criteria if isinstance(item, StreamControl)), StreamControl())
+            try:
+                with self._generating if "semantic_ids" in gen_kwargs else nullcontext():
+                    if not control.is_abandoned:
+                        target(**gen_kwargs)
+            except BaseException as error:
+                logger.error(f"Generation failed: {error!r}")
+                control.error = error
+            finally:
+                gen_kwargs["streamer"].on_finalized_text("", stream_end=True)
+
+        return original(*args, target=run, kwargs=kwargs, **options)
+
+
+def type_messages(
+    messages: list[dict[str, Any]], system: str | None, config: HSAConfig
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Type the messages of a request.
+
+    Args:
+        messages: LLaMA-Factory's, with `role`, `content` and, where the client gave one, a semantic type.
+        system: The system prompt; a `TypedText` if the client gave its type.
+        config: The model's.
+
+    Returns:
+        Copies of the messages that the typed template reads, and the typed system prompt.
+
+    Raises:
+        ValueError: If a message has no text, or a type is not valid.
+    """
+    read = []
+    for number, message in enumerate(messages):
+        if not isinstance(message.get("content"), str):
+            raise ValueError(f"message {number} ({message.get('role')}): content must be a text.")
+        given = message.get(TYPE_KEY)
+        try:
+            given = None if given is None else int(SemanticType.parse(given))
+        except ValueError as error:
+            raise ValueError(f"message {number} ({message.get('role')}): {error}") from None
+        read.append(Message(message["role"], message["content"], given))
+    if system:
+        read.insert(0, Message("system", system, getattr(system, "semantic_type", None)))
+
+    rules = RuleSet.parse(config.labels) if config.labels is not None else None
+    generated = SemanticType.parse(config.generated_type) if config.generated_type is not None else None
+    typings = type_conversation(read, rules, SemanticType.parse(config.default_type), generated)
+    texts = [_typed_text(message.text, typing) for message, typing in zip(read, typings)]
+    if system:
+        system = texts.pop(0)
+    typed = [{**message, "content": text, TEXT_KEY: text} for message, text in zip(messages, texts)]
+    return typed, system
+
+
+def _typed_text(text: str, typing: Typing) -> TypedText:
+    return TypedText(
+        str(text), typing.semantic_type, [(length, int(kind)) for length, kind in runs(typing, len(text))]
+    )
+
+
+def _with_placeholders(messages: list[dict[str, Any]], media: tuple) -> list[dict[str, Any]]:
+    """Put media that no message names before the first one, as LLaMA-Factory would, so that rules see them."""
+    messages = [dict(message) for message in messages]
+    for placeholder, files in zip(PLACEHOLDERS, media):
+        texts = [message.get("content") or "" for message in messages]
+        if files is not None and messages and not any(placeholder in text for text in texts):
+            messages[0]["content"] = placeholder * len(files) + texts[0]
+    return messages
+
+
+def _with_prefix(prompt: list[int], input_ids: list[int]) -> list[int]:
+    """Return a prompt's typed ids with the ids that LLaMA-Factory put before them (the images of PaliGemma).
+
+    Raises:
+        ValueError: If the finished ids do not end with the prompt's.
+    """
+    start = len(input_ids) - len(prompt)
+    if start < 0 or input_ids[start:] != prompt:
+        raise ValueError("LLaMA-Factory changed the prompt after it was encoded; its types are lost.")
+    return fill_types(input_ids[:start] + prompt)
