@@ -16,6 +16,7 @@ from llamafactory.hparams import DataArguments
 
 from hsa_factory import FeedbackConfig, HSAConfig
 from hsa_factory.llamafactory.processor import TypedSupervisedProcessor
+from hsa_factory.llamafactory.record import record_sample
 
 
 G, L, N = 0, 1, 2
@@ -139,6 +140,46 @@ def test_every_template_keeps_its_ids_and_gets_the_types_of_its_messages(name, l
     for options in option_sets(TEMPLATES[name]):
         template = fixed(name, tokenizer, **options)
         check(lf, template, tokenizer, conversations(template), **options)
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_every_template_is_traced_to_its_messages(name, lf):
+    """What `inspect` says: each token's message, what the cut took of it, and no token left out."""
+    tokenizer = lf.new_tokenizer()
+    for options in ({"cutoff_len": 61}, {"mask_history": True, "cutoff_len": 41}):
+        template = fixed(name, tokenizer, **options)
+        has_own_system = not isinstance(template, Llama2Template)
+        data_args = DataArguments(**options)
+        processor = TypedSupervisedProcessor(template, tokenizer, PROCESSOR, data_args)
+        marks = lf.mark_ids(tokenizer)
+        for messages, types, *rest in conversations(template):
+            typed = [
+                {**message, "semantic_type": kind, "turn": turn}
+                for turn, (message, kind) in enumerate(zip(messages, types))
+            ]
+            columns = lf.Oracle.columns([(typed, *rest)])
+            rows, _ = lf.typed_rows(template, tokenizer, data_args, [(typed, *rest)], processor=PROCESSOR)
+            if not rows:
+                continue
+            record = record_sample(processor, {name: values[0] for name, values in columns.items()}, 2, 100)
+            assert record.input_ids == rows[0]["input_ids"]
+            place = 100
+            for turn in record.turns:
+                assert turn.part == 2 and turn.start == place and turn.stop >= place
+                place = turn.stop
+                ids = record.input_ids[turn.start - 100 : turn.stop - 100]
+                seen = {marks[token] for token in [*ids, *turn.cut_ids] if token in marks}
+                if turn.role == "system":
+                    assert seen <= {SYSTEM_MARK, TOOL_MARK} and turn.message is None
+                else:
+                    assert seen - (set() if has_own_system else {SYSTEM_MARK, TOOL_MARK}) <= {turn.message}
+                    assert turn.role == messages[turn.message]["role"]
+            assert place == 100 + len(record.input_ids)
+            assert [turn.message for turn in record.turns if turn.role != "system"] == list(range(len(messages)))
+            (described,) = json.loads(rows[0]["hsa_samples"])
+            assert described["cut"] == sum(len(turn.cut_ids) for turn in record.turns)
+            for reason, label in zip(record.reasons, rows[0]["labels"], strict=True):
+                assert (reason is None) == (label != -100)
 
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))

@@ -60,25 +60,55 @@ class AttentionPlan:
             wrong = semantic_ids[(semantic_ids < 0) | (semantic_ids > 2)][0].item()
             raise ValueError(f"semantic_ids holds {wrong}; allowed are 0 (GLOBAL), 1 (LANDMARK) and 2 (NOISE).")
 
-        self.config = config
-        self.batch_size, self.key_length = semantic_ids.shape
-        self.query_length = self.key_length if query_length is None else query_length
-        if not 0 <= self.query_length <= self.key_length:
-            raise ValueError(f"query_length {self.query_length} does not fit {self.key_length} semantic_ids.")
+        length = semantic_ids.shape[1]
+        query_length = length if query_length is None else query_length
+        if not 0 <= query_length <= length:
+            raise ValueError(f"query_length {query_length} does not fit {length} semantic_ids.")
 
-        self.semantic_ids = semantic_ids.long()
-        self.document_ids = _documents(semantic_ids, attention_mask, document_ids)
-        is_padding = self.document_ids == 0
-        self.is_padding = is_padding if bool(is_padding.any()) else None
-        self._packed: bool | None = None
+        document_ids = _documents(semantic_ids, attention_mask, document_ids)
+        self._fill(semantic_ids.long(), config, document_ids, query_length)
         self.has_gaps = positions is not None
         if positions is None:
-            positions = _positions_in_documents(self.document_ids)
+            positions = _positions_in_documents(document_ids)
         else:
             _check_ids("positions", positions, semantic_ids)
             if self.has_packed_rows():
                 raise ValueError("positions go with rows of one document, not with packed rows.")
         self.positions = positions.long()
+
+    @classmethod
+    def of_cached_keys(
+        cls,
+        semantic_ids: torch.Tensor,
+        config: HSAConfig,
+        is_real: torch.Tensor,
+        positions: torch.Tensor,
+        query_length: int,
+    ) -> "AttentionPlan":
+        """Make the plan of keys that were checked when they came into a cache: quick enough for every token.
+
+        Args:
+            semantic_ids: (B, L) int64.
+            config: The rules.
+            is_real: (B, L) bool; False is padding. Rows are not packed.
+            positions: (B, L) int64, each key's place in its document.
+            query_length: Q.
+        """
+        plan = cls.__new__(cls)
+        plan._fill(semantic_ids, config, is_real, query_length)
+        plan.has_gaps, plan.positions, plan._packed = True, positions, False
+        return plan
+
+    def _fill(
+        self, semantic_ids: torch.Tensor, config: HSAConfig, document_ids: torch.Tensor, query_length: int
+    ) -> None:
+        self.config = config
+        self.batch_size, self.key_length = semantic_ids.shape
+        self.query_length = query_length
+        self.semantic_ids, self.document_ids = semantic_ids, document_ids
+        is_padding = document_ids == 0
+        self.is_padding = is_padding if bool(is_padding.any()) else None
+        self._packed: bool | None = None
         self.calls: set[int] = set()
         self._bias: dict[tuple, torch.Tensor] = {}
         self._causal: dict[tuple, bool] = {}
@@ -198,7 +228,8 @@ class AttentionPlan:
         types, positions = self.semantic_ids, self.positions.float()  # exact up to 2²⁴
         windows = [float("inf") if window is None else window for window in rules.windows]
         last_seen = positions + torch.tensor(windows, device=self.device)[types]  # by a query at this position
-        last_seen = last_seen.masked_fill(self.document_ids == 0, -1)
+        if self.is_padding is not None:
+            last_seen = last_seen.masked_fill(self.is_padding, -1)
         queries, keys = positions[:, rows, None], positions[:, None, :]
 
         bias = keys - queries

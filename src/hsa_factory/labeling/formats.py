@@ -15,7 +15,7 @@ from .rules import RuleSet
 
 FORMATS = ("alpaca", "sharegpt", "openai")
 SAMPLE_TYPES_KEY = "semantic_types"  # of a sample: types of the texts that are no messages of their own
-_COLUMNS = ("prompt", "query", "response", "history", "messages", "system", "tools", "chosen", "rejected")
+_COLUMNS = ("prompt", "query", "response", "history", "messages", "system", "chosen", "rejected")
 _TAGS = ("role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag")
 
 
@@ -31,7 +31,6 @@ class Layout:
     history: str | None = None
     messages: str | None = "conversations"
     system: str | None = None
-    tools: str | None = None
     chosen: str | None = None
     rejected: str | None = None
     role_tag: str | None = "from"

@@ -34,8 +34,9 @@ from .record import record_sample
 from .report import DatasetAccount
 
 
-# Options that only matter once a model runs, and that some machines refuse.
+# Options that only matter once a model runs: some machines refuse them, and others lay out rows for generation.
 _RUN_OPTIONS = ("deepspeed", "fsdp", "fsdp_config", "bf16", "fp16", "pure_bf16", "tf32", "resume_from_checkpoint")
+_RUN_OPTIONS += ("do_predict", "predict_with_generate")
 
 
 @dataclass
@@ -64,6 +65,7 @@ class PreparedData:
     _processor: TypedProcessorMixin
     _aligned: dict[str, Any]
     _texts: dict[int, str] = field(default_factory=dict)
+    _streams: dict[str, tuple[Iterator, dict[int, Any]]] = field(default_factory=dict)
 
     @property
     def marker(self) -> str | None:
@@ -154,7 +156,12 @@ class PreparedData:
         aligned = self._aligned[dataset]
         if isinstance(aligned, Dataset):
             return aligned[index]
-        return next(example for example in aligned if example[INDEX_COLUMN] == index)
+
+        stream, seen = self._streams.setdefault(dataset, (iter(aligned), {}))
+        while index not in seen:
+            example = next(stream)
+            seen[example[INDEX_COLUMN]] = example
+        return seen[index]
 
 
 def load_samples(training_file: TrainingFile, split: str = "train", allow_empty: bool = False) -> PreparedData:

@@ -183,6 +183,7 @@ class HSACache(Cache):
         self.tables: dict[tuple[int | None, bool], KeyTable] = {}
         self.layer_keys: dict[int, tuple[int | None, bool]] = {}
         self.rope_deltas: torch.Tensor | None = None  # of M-RoPE models
+        self._bound: tuple[Any, Any] = (None, None)
         self._forget()
 
     def _forget(self) -> None:
@@ -237,6 +238,8 @@ class HSACache(Cache):
         Raises:
             ValueError: If the cache was made for other rules or another model.
         """
+        if self._bound[0] is config and self._bound[1] is windows:
+            return
         if config.attention_rules() != self.config.attention_rules():
             raise ValueError(
                 f"This HSACache was made for {self.config.attention_rules()}, but the model attends with "
@@ -251,7 +254,7 @@ class HSACache(Cache):
                 raise ValueError("This HSACache belongs to another model.")
             return
 
-        self.layer_keys = keys
+        self.layer_keys, self._bound = keys, (config, windows)
         self.tables = {
             key: KeyTable(EffectiveRules.of(config, *key), self.max_waiting) for key in dict.fromkeys(keys.values())
         }
@@ -314,12 +317,10 @@ class HSACache(Cache):
         for key, table in self.tables.items():
             table.begin(self._new, next_positions, held_from, released)
             keys = table.new_keys
-            plans[key] = AttentionPlan(
-                keys.semantic_ids,
-                config,
-                keys.is_real,
-                query_length=number,
-                positions=keys.positions if self._seen else None,
+            plans[key] = (
+                AttentionPlan.of_cached_keys(keys.semantic_ids, config, keys.is_real, keys.positions, number)
+                if self._seen
+                else AttentionPlan(keys.semantic_ids, config, keys.is_real)
             )
         return {index: plans[key] for index, key in self.layer_keys.items()}
 
@@ -336,6 +337,12 @@ class HSACache(Cache):
         for table in self.tables.values():
             table.abort()
         self._new = None
+
+    def keep_rope_deltas(self, deltas: torch.Tensor | None) -> None:
+        """Remember what an M-RoPE model would forget at its next conversation: (rows, 1), or None."""
+        if deltas is not None and self._history:
+            deltas = deltas.repeat_interleave(self._history[0].positions.shape[0] // deltas.shape[0], dim=0)
+        self.rope_deltas = deltas
 
     # -- types ------------------------------------------------------------------------------------------------
 
@@ -389,7 +396,10 @@ class HSACache(Cache):
                     f"semantic_ids has shape {tuple(semantic_ids.shape)}, but the input has (batch, length) = "
                     f"{(rows, self._seen + number)}{seen}."
                 )
-            return semantic_ids[:, -number:].long()
+            new = semantic_ids[:, -number:].long()
+            if new.numel() and not 0 <= int(new.min()) <= int(new.max()) <= 2:
+                raise ValueError(f"semantic_ids holds {new[(new < 0) | (new > 2)][0]}; allowed are 0, 1 and 2.")
+            return new
 
         given = self._prompt_types
         types = given[:, self._seen : self._seen + number] if given is not None else tokens.new_empty(rows, 0).long()

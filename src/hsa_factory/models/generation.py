@@ -11,6 +11,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from ..config import HSAConfig
 from ..semantics import SemanticType
 from .cache import HSACache
+from .media_turns import keep_new_media
 from .rule_tagger import make_tagger
 
 
@@ -106,7 +107,10 @@ def _generate(
     semantic_ids = _prepare_types(semantic_ids, input_ids, cache, hook.config)
     cache.expect(semantic_ids, tagger or make_tagger(hook.config, kwargs.get("tokenizer")))
     entry = model.base_model
-    if cache.get_seq_length() and cache.rope_deltas is not None:
+    if cache.get_seq_length() and hasattr(entry, "rope_deltas"):
+        deltas = keep_new_media(entry, input_ids, cache.get_seq_length(), kwargs)
+        if deltas is not None:
+            cache.keep_rope_deltas(deltas)
         entry.rope_deltas = cache.rope_deltas
     kwargs |= {"past_key_values": cache, "use_cache": True}
     if not hook.is_hybrid and not hasattr(entry, "rope_deltas"):

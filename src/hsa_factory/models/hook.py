@@ -64,7 +64,9 @@ class HSAHook:
         self._forget()
         cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, HSACache)), None)
         if cache is not None or semantic_ids is not None:
-            given = _signature(type(module)).bind_partial(module, *args, **kwargs).arguments
+            given = kwargs
+            if args:
+                given = _signature(type(module)).bind_partial(module, *args, **kwargs).arguments
             if cache is not None:
                 self._plan_cached(module, cache, given, semantic_ids, document_ids)
             else:
@@ -97,7 +99,7 @@ class HSAHook:
         self._forget()
         if cache is not None:
             cache.commit() if output is not None else cache.abort()
-            cache.rope_deltas = getattr(module, "rope_deltas", None)
+            cache.keep_rope_deltas(getattr(module, "rope_deltas", None))
         if plan is None or output is None:  # output is None when the forward raised
             return
 

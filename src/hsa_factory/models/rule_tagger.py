@@ -142,9 +142,9 @@ class RuleTagger:
             row.reported = row.types.copy()
         return changes
 
-    def unsettled(self) -> list[int]:
+    def unsettled(self) -> list[int] | None:
         """Return, for each row, the first token whose type may change yet, or the number of tokens if there is none."""
-        return [self._first_unsettled(row) for row in self.rows]
+        return [self._first_unsettled(row) for row in self.rows] or None
 
     def change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Reorder, repeat or select rows, by a function on a tensor (B, …)."""

@@ -32,7 +32,10 @@ class Tagger(Protocol):
         """Return the tokens whose type has changed since the last call."""
 
     def unsettled(self) -> list[int] | None:
-        """Return, for each row, the first token whose type may change yet, counted as in `Settled`; None: there is none."""
+        """Return, for each row, the first token whose type may change yet, counted as in `Settled`.
+
+        A row without one gives the number of its tokens. None: no row has one.
+        """
 
     def change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Reorder, repeat or select rows, by a function on a tensor (B, …)."""
