@@ -220,7 +220,7 @@ def _join(turns: Sequence[tuple[Turn, Typing]], default: int) -> _AlignedTurn:
     if len(turns) == 1 and not turns[0][1].spans:  # by far the most frequent case
         ((turn, typing),) = turns
         given = turn.message.semantic_type is not None or bool(turn.message.spans)
-        return _AlignedTurn(typing.semantic_type, (), given)
+        return _AlignedTurn(typing.semantic_type, (), given, _parse_weight(turn), turn.number)
     is_given = any(turn.message.semantic_type is not None or turn.message.spans for turn, _ in turns)
     bases = [typing.semantic_type for _, typing in turns if typing.semantic_type is not None]
     base = min(bases, default=None)
