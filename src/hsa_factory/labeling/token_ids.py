@@ -104,6 +104,8 @@ def _tagged_class(untagged: type[TypedTokenId]) -> type[TaggedTokenId]:
 def tags_of(token_ids: Sequence[int]) -> list[tuple[int, Any]]:
     """Return (place, tag) of the ids that have one, in order."""
     is_tagged = {cls: issubclass(cls, TaggedTokenId) for cls in set(map(type, token_ids))}
+    if not any(is_tagged.values()):
+        return []
     flags = bytes(map(is_tagged.__getitem__, map(type, token_ids)))
     places, place = [], flags.find(1)
     while place >= 0:

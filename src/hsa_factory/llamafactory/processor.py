@@ -164,15 +164,16 @@ class TypedProcessorMixin:
         except Exception as error:
             raise ValueError(f"{where}: {error}") from error
 
-        markers_left = sum(tag == DECIDING for _, tag in tags_of(input_ids))
-        marker_is_cut = markers_left < sample.masked.deciding
+        marker_is_cut = False
+        if sample.masked.deciding:
+            marker_is_cut = sum(tag == DECIDING for _, tag in tags_of(input_ids)) < sample.masked.deciding
         account.with_marker += sample.masked.has_marker
         if marker_is_cut:
             account.cut_marker(columns[INDEX_COLUMN][i])
         if all(type(token) is int for token in input_ids):  # nothing of it is left, at most an EOS
             raise SampleDropped(NOTHING_TO_TRAIN)
 
-        cut_away = sample.whole_length - sum(type(token) is not int for token in input_ids)
+        cut_away = sample.whole_length - len(input_ids) + list(map(type, input_ids)).count(int)
         if type(input_ids[0]) is int or type(input_ids[-1]) is int:  # media in front, an EOS behind
             input_ids = fill_types(input_ids)
         trained = self._count_trained(input_ids, labels)
