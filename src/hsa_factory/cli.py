@@ -17,8 +17,10 @@ commands of its own:
   inspect FILE.yaml …             show what a model gets to see and is trained on: terminal, JSON, HTML; --check
   quickstart                      train tiny models offline, from nothing to a loss curve
 
-passed on to LLaMA-Factory:
-  api, chat, export, webchat, webui, env, version
+passed on to LLaMA-Factory, which runs models with HSA as such:
+  api, chat, export, webchat, webui
+passed on as they are:
+  env, version
 
 `hsa-factory COMMAND --help` says more about a command.
 """

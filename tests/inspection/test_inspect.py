@@ -482,6 +482,7 @@ def test_check_lists_what_is_wrong(run, capsys):
         "tasks: nothing is trained in 1 sample (sample 1)",
         "tasks: cutoff_len took the feedback marker from 1 sample (sample 1)",
     ]
+    assert "tasks: 1 lost the feedback marker to cutoff_len (samples 1)" in captured.err
     code, captured = check(run, capsys, "--max-dropped", "0.2", "feedback.missing=drop")
     assert code == 1
     (line,) = captured.out.splitlines()

@@ -219,6 +219,13 @@ def test_an_unknown_type(server, lf, kind, streamed):
     assert detail.startswith(f"messages[2].semantic_type: Unknown semantic type {kind!r}. Allowed: GLOBAL, ")
 
 
+def test_types_of_parts_are_refused(server, expect, lf):
+    part = {"type": "text", "text": lf.MARKS[0] * 4}
+    assert server.answer([{"role": "user", "content": [part]}]) == expect(talk(lf, "user"))
+    response = server.post([{"role": "user", "content": [{**part, "semantic_type": "NOISE"}]}])
+    assert response.status_code == 400 and "a part cannot have a semantic_type here" in response.text
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"null", b'{"model": "tiny"}', b'{"model": "tiny", "messages": "hello"}', b"\xff\xfe"]
 )

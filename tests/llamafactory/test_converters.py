@@ -241,6 +241,23 @@ def test_untyped_replies_do_not_count_when_joined(lf, tmp_path, given):
     assert (kinds[3], kinds[4]) == (expected, expected)
 
 
+def test_openai_weights(lf, tmp_path):
+    """A tool call can be kept out of the loss; of joined replies one is enough."""
+    messages = [
+        {**lf.say("user", "<m0>", "NOISE"), "weight": 1},
+        {**call("<m1>", "<m2>"), "semantic_type": "NOISE", "weight": 0},
+        {**lf.say("tool", "<m3>", "NOISE"), "weight": 1},
+        {**lf.say("tool", "<m4>", "NOISE"), "weight": 0},
+        {**lf.say("assistant", "<m7>", "NOISE"), "weight": None},
+    ]
+    options = {"train_on_prompt": True}
+    prepared = prepare(lf, tmp_path, data=openai([{"messages": messages}]), options=options)
+    marks = lf.mark_ids(prepared.tokenizer)
+    (row,) = prepared.rows()
+    kept = {marks[token]: keep for token, keep in zip(row["input_ids"], row["loss_mask"]) if token in marks}
+    assert kept == {0: 1, 1: 0, 2: 0, 3: 0, 4: 0, 7: 1}
+
+
 def test_openai_system_prompts(lf, tmp_path):
     """LLaMA-Factory adds a short prompt of its own there, which belongs to the system prompt."""
     pair = [lf.say("user", "<m0>", "NOISE"), lf.say("assistant", "<m1>", "LANDMARK")]

@@ -238,6 +238,25 @@ def test_answers_are_those_of_full_forwards(lf, served):
     assert "".join(served.stream_chat(messages)) == text
 
 
+@pytest.mark.parametrize(
+    "rules",
+    [
+        [{"role": "assistant", "turn": 1, "type": "NOISE"}, {"tag": "none", "type": "GLOBAL"}],
+        [{"tag": "none", "type": "GLOBAL"}, {"role": "assistant", "type": "NOISE"}],
+    ],
+)
+def test_rules_type_what_is_generated(lf, rules):
+    """By the turn of the reply, and by its text, for which generation needs the tokenizer."""
+    config = HSAConfig(noise_window=4, noise_decay=0.3, labels=rules, backend="dense")
+    with chat_model(lf.model_dir("qwen3"), config) as model:
+        messages = talk(lf, "user", "assistant", "user")
+        expected = greedy(model.engine.model, prompt_of(model, messages), N)
+        assert expected != greedy(model.engine.model, prompt_of(model, messages), G)
+        text = model.engine.tokenizer.decode(expected, skip_special_tokens=True)
+        assert model.chat(messages)[0].response_text == text
+        assert "".join(model.stream_chat(messages)) == text
+
+
 def test_a_turn_added_to_the_conversation(lf, served):
     messages = talk(lf, "user", "assistant", "user")
     messages.append({"role": "assistant", "content": "".join(served.stream_chat(messages))})

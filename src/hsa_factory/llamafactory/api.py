@@ -8,7 +8,8 @@ import llamafactory.api.app
 import llamafactory.api.chat
 from fastapi import HTTPException
 from fastapi.responses import JSONResponse
-from llamafactory.api.protocol import ChatCompletionRequest, ChatMessage
+from llamafactory.api.protocol import ChatCompletionRequest, ChatMessage, MultimodalInputItem
+from llamafactory.chat.hf_engine import HuggingfaceEngine
 from llamafactory.extras import logging
 
 from ..labeling.typed_text import TypedText
@@ -21,9 +22,16 @@ from .template import TYPE_KEY
 logger = logging.get_logger(__name__)
 
 
+class TypedInputItem(MultimodalInputItem):
+    """A part of a message; its type is only known to be refused."""
+
+    semantic_type: Any = None
+
+
 class TypedChatMessage(ChatMessage):
     """A message that may have a semantic type; which values are allowed is checked later, to answer with a reason."""
 
+    content: str | list[TypedInputItem] | None = None
     semantic_type: Any = None
 
 
@@ -49,10 +57,17 @@ def read_types(request: Any) -> list[SemanticType | None]:
     """Return the semantic type that each message of a request came with; None where it has none.
 
     Raises:
-        HTTPException: 400, if a type is not valid.
+        HTTPException: 400, if a type is not valid, or stands at a part of a message.
     """
     types = []
     for number, message in enumerate(request.messages):
+        parts = message.content if isinstance(message.content, list) else []
+        if any(getattr(part, TYPE_KEY, None) is not None for part in parts):
+            raise HTTPException(
+                400,
+                detail=f"messages[{number}].content: a part cannot have a semantic_type here. Give it to the message, or "
+                "type parts by rules (hsa.labels).",
+            )
         value = getattr(message, TYPE_KEY, None)
         try:
             types.append(None if value is None else SemanticType.parse(value))
@@ -62,7 +77,9 @@ def read_types(request: Any) -> list[SemanticType | None]:
 
 
 def _check_types(request: Any, chat_model: Any) -> None:
-    if any(kind is not None for kind in read_types(request)) and get_hook(chat_model.engine.model) is None:
+    engine = chat_model.engine
+    has_hsa = isinstance(engine, HuggingfaceEngine) and get_hook(engine.model) is not None
+    if any(kind is not None for kind in read_types(request)) and not has_hsa:
         raise HTTPException(400, detail="semantic_type: this server's model has no HSA. Send messages without it.")
 
 

@@ -100,7 +100,7 @@ def check_serving(hsa: HSAConfig | bool | str, model_args: Any, finetuning_args:
         raise ValueError(
             f"`infer_backend: {backend}` cannot run a model with HSA: it has attention kernels and a cache of its own, "
             "in which every key stays visible, so that its answers would be those of another model. Use "
-            f"`infer_backend: {EngineName.HF.value}`, or `hsa: false` to run it without HSA."
+            f"`infer_backend: {EngineName.HF.value}`, or `hsa: false` in a YAML to run it without HSA."
         )
     if finetuning_args.stage != "sft":
         check_stage(finetuning_args.stage)

@@ -20,6 +20,7 @@ from ..labeling.rules import RuleSet
 from ..labeling.token_ids import fill_types, semantic_ids_of
 from ..labeling.typed_text import TypedText
 from ..models.enable import get_hook
+from ..models.rule_tagger import make_tagger
 from ..semantics import SemanticType
 from .options import check_serving
 from .seams import Seam
@@ -117,6 +118,8 @@ class Serving:
         )
         if hook is not None:
             semantic_ids = semantic_ids_of(_with_prefix(prompt, gen_kwargs["inputs"][0].tolist())).astype("int64")
+            roles = ["system"] * bool(system) + [message["role"] for message in messages]
+            gen_kwargs["tagger"] = make_tagger(hook.config, tokenizer, roles)
             gen_kwargs["semantic_ids"] = torch.from_numpy(semantic_ids)[None].to(model.device)
         if control is not None:
             gen_kwargs["stopping_criteria"] = StoppingCriteriaList([control])
@@ -153,7 +156,7 @@ class Serving:
                     if not control.is_abandoned:
                         target(**gen_kwargs)
             except BaseException as error:
-                logger.error(f"Generation failed: {error!r}")
+                logger.error(f"Generation failed: {error!r}", exc_info=True)
                 control.error = error
             finally:
                 gen_kwargs["streamer"].on_finalized_text("", stream_end=True)

@@ -105,7 +105,7 @@ def _generate(
     _check_prompt(model, input_ids, option)
     cache = _prepare_cache(cache, hook.config)
     semantic_ids = _prepare_types(semantic_ids, input_ids, cache, hook.config)
-    cache.expect(semantic_ids, tagger or make_tagger(hook.config, kwargs.get("tokenizer")))
+    cache.expect(semantic_ids, tagger or make_tagger(hook.config, kwargs.get("tokenizer") or hook.tokenizer))
     entry = model.base_model
     if cache.get_seq_length() and hasattr(entry, "rope_deltas"):
         deltas = keep_new_media(entry, input_ids, cache.get_seq_length(), kwargs)

@@ -28,6 +28,7 @@ class HSAHook:
         plan: The plan of the forward pass under way; None between passes and without `semantic_ids`.
         layer_plans: With an `HSACache`, the plan of each layer: they may hold different keys.
         cache: That cache.
+        tokenizer: For rules that look at the text of generated tokens, where `generate` is given none; None: unknown.
         mask_windows: Sliding windows for which the model asked a mask in this pass.
         layer_windows: Sliding windows with which its attention was called.
     """
@@ -48,6 +49,7 @@ class HSAHook:
         self.plan: AttentionPlan | None = None
         self.layer_plans: dict[int, AttentionPlan] | None = None
         self.cache: HSACache | None = None
+        self.tokenizer: Any = None
         self.mask_windows: set[int | None] = set()
         self.layer_windows: set[int | None] = set()
 
