@@ -20,6 +20,7 @@ from ..labeling.rules import RuleSet
 from ..labeling.token_ids import fill_types, semantic_ids_of
 from ..labeling.typed_text import TypedText
 from ..models.enable import get_hook
+from ..models.rule_tagger import make_tagger
 from ..semantics import SemanticType
 from .options import check_serving
 from .seams import Seam
@@ -118,6 +119,8 @@ class Serving:
         if hook is not None:
             semantic_ids = semantic_ids_of(_with_prefix(prompt, gen_kwargs["inputs"][0].tolist())).astype("int64")
             gen_kwargs["semantic_ids"] = torch.from_numpy(semantic_ids)[None].to(model.device)
+            roles = ["system"] * bool(system) + [message["role"] for message in messages]
+            gen_kwargs["tagger"] = make_tagger(hook.config, tokenizer, roles)
         if control is not None:
             gen_kwargs["stopping_criteria"] = StoppingCriteriaList([control])
         return gen_kwargs, prompt_length
