@@ -148,6 +148,11 @@ def test_predictions_are_those_of_generate(lf, tmp_path):
     assert [line["predict"] for line in plain] != expected
 
 
+def test_rules_that_read_the_answer(lf, tmp_path):
+    config = HSAConfig(labels=[{"role": "assistant", "tag": "think", "type": "NOISE"}])
+    assert len(run(lf, predict_args(lf, tmp_path, samples(lf)), config)) == 3
+
+
 def test_pictures(lf, tmp_path):
     images = lf.images(tmp_path / "images", [(56, 56), (84, 56), (56, 84)])
     data = []

@@ -265,6 +265,17 @@ def test_a_turn_added_to_the_conversation(lf, served):
     assert served.chat(messages)[0].response_text == served.engine.tokenizer.decode(expected, skip_special_tokens=True)
 
 
+def test_rules_type_what_is_being_written(lf):
+    """Rules that read the text or count turns get what they need."""
+    rules = [{"tag": "think", "type": "NOISE"}, {"role": "assistant", "turn": 1, "type": "LANDMARK"}]
+    with chat_model(lf.model_dir("qwen3"), HSAConfig(labels=rules)) as model:
+        messages = talk(lf, "user", "assistant", "user")
+        assert model.chat(messages)[0].response_text == "".join(model.stream_chat(messages))
+        tagger = prompt_of(model, messages)["tagger"]
+        assert tagger.tag(torch.tensor([[5]])).tolist() == [[L]]
+        assert prompt_of(model, messages[:1])["tagger"].tag(torch.tensor([[5]])).tolist() == [[G]]
+
+
 def test_several_answers_to_one_request(lf, served):
     answers = served.chat(talk(lf, "user"), num_return_sequences=3, temperature=1.5, do_sample=True)
     assert len(answers) == 3

@@ -116,6 +116,7 @@ class Integration:
             Seam(workflow, "get_dataset", self.get_dataset),
             Seam(workflow, "load_model", self.load_model),
             Seam(workflow, "SFTDataCollatorWith4DAttentionMask", self.collator),
+            Seam(workflow.CustomSeq2SeqTrainer, "prediction_step", self.prediction_step),
             Seam(tuner, "run_sft", self.run_sft),
             Seam(tuner, "load_tokenizer", self.load_tokenizer),
             Seam(tuner, "load_model", self.load_model),
@@ -311,6 +312,14 @@ class Integration:
     def collator(self, original: Any, *args: Any, **kwargs: Any) -> HSADataCollator:
         """Make the collator that also masks labels and pads types."""
         return HSADataCollator(*args, hsa_config=self.hsa_config, feedback_config=self.feedback_config, **kwargs)
+
+    def prediction_step(
+        self, original: Any, trainer: Any, model: Any, inputs: dict[str, Any], *args: Any, **kw: Any
+    ) -> Any:
+        """Give `generate` the tokenizer, by which rules read what is being written."""
+        if self.hsa_config is not None and trainer.args.predict_with_generate:
+            inputs = {**inputs, "tokenizer": trainer.processing_class}
+        return original(trainer, model, inputs, *args, **kw)
 
     def load_tokenizer(self, original: Any, model_args: Any) -> Any:
         """Make sure the marker is one special token."""

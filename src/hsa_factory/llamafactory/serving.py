@@ -121,6 +121,8 @@ class Serving:
             roles = ["system"] * bool(system) + [message["role"] for message in messages]
             gen_kwargs["tagger"] = make_tagger(hook.config, tokenizer, roles)
             gen_kwargs["semantic_ids"] = torch.from_numpy(semantic_ids)[None].to(model.device)
+            roles = ["system"] * bool(system) + [message["role"] for message in messages]
+            gen_kwargs["tagger"] = make_tagger(hook.config, tokenizer, roles)
         if control is not None:
             gen_kwargs["stopping_criteria"] = StoppingCriteriaList([control])
         return gen_kwargs, prompt_length
