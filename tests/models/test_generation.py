@@ -1,6 +1,7 @@
 """`model.generate(input_ids, semantic_ids=…)`: transformers' text, with the keys that nobody can see dropped."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -401,3 +402,17 @@ class TestBadInput:
     def test_what_cannot_be_honoured(self, options, message):
         with pytest.raises(ValueError, match=message):
             build().generate(tokens(), semantic_ids=types(), max_new_tokens=5, **options)
+
+
+def test_threads_that_share_a_model_take_turns():
+    model = build("qwen3", HSAConfig(noise_window=5))
+    ids = torch.randint(0, 1000, (1, 40), generator=torch.Generator().manual_seed(0))
+    kinds = [torch.full_like(ids, 2), torch.zeros_like(ids)]
+    expected = [model.generate(ids, semantic_ids=types, max_new_tokens=20, do_sample=False) for types in kinds]
+    assert not torch.equal(*expected)
+    with ThreadPoolExecutor(4) as pool:
+        results = pool.map(
+            lambda types: model.generate(ids, semantic_ids=types, max_new_tokens=20, do_sample=False), kinds * 4
+        )
+        for number, result in enumerate(results):
+            assert torch.equal(result, expected[number % 2])

@@ -71,6 +71,8 @@ class TypedText(str):
     @property
     def is_uniform(self) -> bool:
         """Whether all characters have the message's type."""
+        if len(self.spans) == 1:
+            return self.spans[0][1] == self.semantic_type or not self
         return {semantic_type for length, semantic_type in self.spans if length} <= {self.semantic_type}
 
 

@@ -54,8 +54,9 @@ class _TypedFormatter:
         if not isinstance(content, TypedText):
             return elements
 
-        slots = self.formatter.slots
-        starts = [self._content_start(slot, kwargs) for slot in slots] if len(slots) == len(elements) else None
+        slots, starts = self.formatter.slots, None
+        if len(slots) == len(elements) and not content.is_uniform:
+            starts = [self._content_start(slot, kwargs) for slot in slots]
         typed = [
             _typed_element(element, content, starts[index] if starts else None)
             for index, element in enumerate(elements)

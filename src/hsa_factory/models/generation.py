@@ -2,7 +2,9 @@
 
 import functools
 import inspect
+import threading
 import types
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +20,9 @@ from .rule_tagger import make_tagger
 if TYPE_CHECKING:
     from .hook import HSAHook
 
+
+# A hook holds the state of one forward, so threads that share a model take turns.
+_locks: "weakref.WeakKeyDictionary[HSAHook, threading.RLock]" = weakref.WeakKeyDictionary()
 
 PREFILL_CHUNK = 4096  # tokens of a long prompt that go through the model together
 
@@ -44,7 +49,8 @@ def install_generate(model: PreTrainedModel, hook: "HSAHook") -> None:
 
     @functools.wraps(former.__func__)
     def generate(self: PreTrainedModel, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        return _generate(self, former, hook, inputs, args, kwargs)
+        with _locks.setdefault(hook, threading.RLock()):
+            return _generate(self, former, hook, inputs, args, kwargs)
 
     generate.hsa_former = model.__dict__.get("generate")
     model.generate = types.MethodType(generate, model)
