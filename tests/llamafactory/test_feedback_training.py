@@ -397,11 +397,12 @@ def test_the_marker_never_ends_generation(lf, tmp_path, monkeypatch, listed):
 
     seen = {}
 
-    def trainer(**kwargs):
-        seen.update(kwargs)
-        raise Stop
+    class Trainer(workflow.CustomSeq2SeqTrainer):
+        def __init__(self, **kwargs):
+            seen.update(kwargs)
+            raise Stop
 
-    monkeypatch.setattr(workflow, "CustomSeq2SeqTrainer", trainer)
+    monkeypatch.setattr(workflow, "CustomSeq2SeqTrainer", Trainer)
     data = lf.write_data(tmp_path, data=[dialogue(lf, "<m0>", M + "<m1>")])
     with pytest.raises(Stop), integrate(HSA, FeedbackConfig()):
         run_exp(lf.args(data, "data", directory))
