@@ -397,12 +397,11 @@ def test_the_marker_never_ends_generation(lf, tmp_path, monkeypatch, listed):
 
     seen = {}
 
-    class Trainer(workflow.CustomSeq2SeqTrainer):
-        def __init__(self, **kwargs):
-            seen.update(kwargs)
-            raise Stop
+    def start(self, **kwargs):
+        seen.update(kwargs)
+        raise Stop
 
-    monkeypatch.setattr(workflow, "CustomSeq2SeqTrainer", Trainer)
+    monkeypatch.setattr(workflow.CustomSeq2SeqTrainer, "__init__", start)
     data = lf.write_data(tmp_path, data=[dialogue(lf, "<m0>", M + "<m1>")])
     with pytest.raises(Stop), integrate(HSA, FeedbackConfig()):
         run_exp(lf.args(data, "data", directory))
