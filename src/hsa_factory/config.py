@@ -1,6 +1,5 @@
 """The two configurations, `HSAConfig` and `FeedbackConfig`: small, frozen, validated, saved beside checkpoints."""
 
-import difflib
 import json
 import math
 import os
@@ -11,6 +10,7 @@ from typing import Any
 
 from .labeling.rules import normalize_labels
 from .semantics import SemanticType
+from .suggestions import did_you_mean
 
 
 CONFIG_NAME = "hsa_config.json"
@@ -34,9 +34,9 @@ class _Config:
         allowed = [field.name for field in fields(cls)]
         for key in values:
             if key not in allowed:
-                close = difflib.get_close_matches(str(key), allowed, n=1, cutoff=0.5)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
-                raise ValueError(f"{cls.__name__}: unknown key {key!r}.{hint} Allowed: {', '.join(allowed)}.")
+                raise ValueError(
+                    f"{cls.__name__}: unknown key {key!r}.{did_you_mean(key, allowed)} Allowed: {', '.join(allowed)}."
+                )
 
         return cls(**values)
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from llamafactory.data.converter import DATASET_CONVERTERS
 from llamafactory.data.parser import DatasetAttr
 from llamafactory.hparams import DataArguments
+from typed_oracle import types_by_mark
 
 from hsa_factory import HSAConfig, SemanticType
 from hsa_factory.llamafactory.converter import typed_converter
@@ -27,16 +28,6 @@ OPENAI_TAGS = {
     "system_tag": "system",
     "semantic_tag": "semantic_type",
 }
-
-
-def types_by_mark(lf, prepared):
-    """Return the types of each mark's tokens in all rows."""
-    marks, kinds = lf.mark_ids(prepared.tokenizer), {}
-    for row in prepared.rows():
-        for token, kind in zip(row["input_ids"], row["semantic_ids"], strict=True):
-            if token in marks:
-                kinds.setdefault(marks[token], set()).add(kind)
-    return {mark: kinds[mark].pop() if len(kinds[mark]) == 1 else kinds[mark] for mark in sorted(kinds)}
 
 
 def prepare(lf, tmp_path, hsa=HSA, names=None, options=None, **datasets):

@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typed_oracle import types_by_mark
 
 from hsa_factory import FeedbackConfig, HSAConfig
 
@@ -18,16 +19,6 @@ RULES = [
     {"role": ["user", "assistant", "observation"], "type": "NOISE"},
     {"name": "calls", "role": "function", "type": "LANDMARK"},
 ]
-
-
-def types_by_mark(lf, prepared):
-    """Return the types of each mark's tokens in all rows."""
-    marks, kinds = lf.mark_ids(prepared.tokenizer), {}
-    for row in prepared.rows():
-        for token, kind in zip(row["input_ids"], row["semantic_ids"], strict=True):
-            if token in marks:
-                kinds.setdefault(marks[token], set()).add(kind)
-    return {mark: kinds[mark].pop() if len(kinds[mark]) == 1 else kinds[mark] for mark in sorted(kinds)}
 
 
 def same_ids(prepared, plain):

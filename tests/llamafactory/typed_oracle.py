@@ -206,3 +206,13 @@ class _OnlyKept:
         again = Places(self.places.template)
         again.samples = [None] * next(self.kept)
         return again.encode_multiturn(*args)
+
+
+def types_by_mark(lf, prepared):
+    """Return the types of each mark's tokens in all rows."""
+    marks, kinds = lf.mark_ids(prepared.tokenizer), {}
+    for row in prepared.rows():
+        for token, kind in zip(row["input_ids"], row["semantic_ids"], strict=True):
+            if token in marks:
+                kinds.setdefault(marks[token], set()).add(kind)
+    return {mark: kinds[mark].pop() if len(kinds[mark]) == 1 else kinds[mark] for mark in sorted(kinds)}

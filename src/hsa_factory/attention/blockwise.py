@@ -102,7 +102,7 @@ class _Forward(Pass):
         sequence, work, head_size, value_size = self.sequence, self.work, self.head_size, self.value_size
         for chunk in sequence.chunks(self.heads):
             query = self.load_queries(chunk)
-            logits = self.near_logits(query, chunk)
+            logits = self.near_logits(query, self.strips("near_key", self.key, chunk), chunk)
             maximum = logits.amax(-1, keepdim=True)
             logits.sub_(maximum).exp2_()
             result = work.get("result", self.kv_heads, query.shape[1], value_size + 1)
@@ -198,13 +198,13 @@ class _Backward(Pass):
         grad_value: torch.Tensor,
     ) -> None:
         head_size, grads = self.head_size, self.tiles(grad, chunk)
-        probabilities = self.near_logits(query, chunk).exp2_()
+        keys = self.strips("near_key", self.key, chunk)
+        probabilities = self.near_logits(query, keys, chunk).exp2_()
         self._add_strips(torch.bmm(probabilities.transpose(1, 2), grads[..., :-1]), chunk, grad_value)
         values = self.strips("near_value", self.value, chunk)
         grad_logits = self.work.get("near_grad_logits", *probabilities.shape)
         torch.bmm(grads, values.transpose(1, 2), out=grad_logits)
         grad_logits.mul_(probabilities)
-        keys = self.work.get("near_key", values.shape[0], values.shape[1], head_size + 1)
         torch.bmm(grad_logits, keys[..., :head_size], out=self.tiles(result, chunk))
         queries = self.tiles(query, chunk)[..., :head_size]
         self._add_strips(torch.bmm(grad_logits.transpose(1, 2), queries), chunk, grad_key)

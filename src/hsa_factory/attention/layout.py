@@ -114,11 +114,11 @@ class Sequence:
 
         # Near keys by place, with a margin on both sides so that every tile's strip is inside.
         is_far = torch.tensor([kind in far for kind in range(3)], device=self.device)[types]
-        self.decay = torch.tensor(rules.decays, dtype=torch.float32, device=self.device)[types]
+        decay = torch.tensor(rules.decays, dtype=torch.float32, device=self.device)[types]
         reach = torch.tensor(windows, device=self.device)[types]
         margin = (self.window, MAX_ROWS)
         self._near_reach = torch.nn.functional.pad(reach.masked_fill(is_far, -1), margin, value=-1)
-        self._near_decay = torch.nn.functional.pad(self.decay, margin)
+        self._near_decay = torch.nn.functional.pad(decay, margin)
         self._types = torch.nn.functional.pad(types, margin)
         self._documents = torch.nn.functional.pad(documents, margin)
         if self._has_gaps:
@@ -171,10 +171,10 @@ class Sequence:
 
     def _make_chunks(self, heads: int) -> Iterator[Chunk]:
         size = self._tiles_within(heads * self.strip) * self.tile
+        step = max(1, MAX_BLOCK_ROWS // self.tile)
         for start in range(self.first, self.length, size):
             stop = min(start + size, self.length)
             tiles = -(-(stop - start) // self.tile)
-            step = max(1, MAX_BLOCK_ROWS // self.tile)
             blocks = [self._block(start, first, min(first + step, tiles), heads) for first in range(0, tiles, step)]
             yield Chunk(start, stop, tiles, self._near_bias(start, tiles), [b for b in blocks if b is not None])
 

@@ -135,9 +135,8 @@ class Pass:
         buffer[..., size] = 1
         return buffer.flatten(0, 1)
 
-    def near_logits(self, query: torch.Tensor, chunk: Chunk) -> torch.Tensor:
-        """Compute the biased logits (Hkv · tiles, G · tile rows, strip columns) of a chunk's near keys."""
-        keys = self.strips("near_key", self.key, chunk)
+    def near_logits(self, query: torch.Tensor, keys: torch.Tensor, chunk: Chunk) -> torch.Tensor:
+        """Compute the biased logits (Hkv · tiles, G · tile rows, strip columns) of a chunk's rows and strips of keys."""
         rows = self.tiles(query, chunk)[..., : self.head_size + 1]
         logits = self.work.get("near_logits", *rows.shape[:2], self.sequence.strip)
         torch.bmm(rows, keys.transpose(1, 2), out=logits)

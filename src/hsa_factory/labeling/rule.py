@@ -1,6 +1,5 @@
 """One rule: conditions, and the type of what they describe. Pure Python; how it matches is in `matching`."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
@@ -9,6 +8,7 @@ from typing import Any
 import regex
 
 from ..semantics import SemanticType
+from ..suggestions import did_you_mean
 
 
 ROLES = {
@@ -175,9 +175,7 @@ class Rule:
         allowed = [field.name for field in fields(cls)]
         for key in values:
             if key not in allowed:
-                close = difflib.get_close_matches(str(key), allowed, n=1, cutoff=0.5)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
-                raise ValueError(f"unknown key {key!r}.{hint} Allowed: {', '.join(allowed)}.")
+                raise ValueError(f"unknown key {key!r}.{did_you_mean(key, allowed)} Allowed: {', '.join(allowed)}.")
         if "type" not in values:
             raise ValueError("type is missing: GLOBAL, LANDMARK or NOISE.")
         return cls(**values)

@@ -1,6 +1,5 @@
 """Rules in order: presets that come with the package, files, lists. Pure Python, and plain values on the way out."""
 
-import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..suggestions import did_you_mean
 from .rule import Rule
 
 
@@ -101,8 +101,7 @@ def read_rules(source: str) -> RuleSet:
         return _read_preset(source)
 
     if not os.path.isfile(source):
-        close = difflib.get_close_matches(source, preset_names(), n=1, cutoff=0.5)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(source, preset_names())
         raise ValueError(f"rules {source!r}: neither a preset nor a file.{hint} Presets: {', '.join(preset_names())}.")
     return _read_file(Path(source))
 
