@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 from llamafactory.data.converter import DatasetConverter
 
 from .. import __version__
-from ..labeling.formats import SAMPLE_TYPES_KEY, Layout, Turn, read_turns, type_turns
+from ..labeling.formats import Layout, Turn, read_turns, type_turns
 from ..labeling.matching import Typing, runs
-from ..labeling.parts import SPANS_KEY as DATA_SPANS_KEY
 from ..labeling.rule import MEDIA
 from ..labeling.rules import RuleSet
-from ..semantics import ALIASES, SemanticType
+from ..semantics import SemanticType
 from .template import TURN_KEY, TYPE_KEY, WEIGHT_KEY
 
 
@@ -50,7 +49,6 @@ class _AlignedTurn(NamedTuple):
 
 
 UNTYPED_TURN = _AlignedTurn(None, ())
-_KNOWN_TYPES = {spelling: int(kind) for name, kind in ALIASES.items() for spelling in (name, name.lower())}
 
 
 class TypedConverterMixin:
@@ -66,14 +64,9 @@ class TypedConverterMixin:
         where = f"dataset {self._name!r}, sample {example.get(INDEX_COLUMN, '?')}"
         layout = self._layout
         matches = Counter(dict.fromkeys(self.rules.names, 0)) if self.rules is not None else None
-        turns: list[Turn] = []
-        simple = _align_simple(example, layout) if self.rules is None else None
         try:
-            if simple is None:
-                turns = read_turns(example, layout)
-                system, aligned = self._align_any(turns, type_turns(turns, layout, self.rules, matches))
-            else:
-                system, aligned = simple
+            turns = read_turns(example, layout)
+            system, aligned = self._align_all(turns, type_turns(turns, layout, self.rules, matches))
         except ValueError as error:
             raise ValueError(f"{where}, {error}") from None
         try:
@@ -103,7 +96,7 @@ class TypedConverterMixin:
         self._check_media(output, where)
         return output
 
-    def _align_any(self, turns: list[Turn], typings: list[Typing]) -> tuple[_AlignedTurn, list[_AlignedTurn]]:
+    def _align_all(self, turns: list[Turn], typings: list[Typing]) -> tuple[_AlignedTurn, list[_AlignedTurn]]:
         """Return the types of the system message and of the others."""
         layout = self._layout
         first = int(bool(turns) and turns[0].message.role == "system")
@@ -207,38 +200,6 @@ def _with_joined_parts(example: dict[str, Any], turns: list[Turn], layout: Layou
     if layout.ranking:
         changed |= {column: joined(example[column]) for column in (layout.chosen, layout.rejected)}
     return {**example, **changed}
-
-
-def _align_simple(example: dict[str, Any], layout: Layout) -> tuple[_AlignedTurn, list[_AlignedTurn]] | None:
-    """Do what `read_turns` and `_align` do for the most frequent data, and faster: texts with at most a type each.
-
-    Returns:
-        The types of the system message and of the others; None if there is more to it than that.
-    """
-    messages = example.get(layout.messages)
-    if layout.formatting != "sharegpt" or layout.ranking or not isinstance(messages, list):
-        return None
-    if example.get(SAMPLE_TYPES_KEY) is not None:
-        return None
-
-    aligned = []
-    for number, message in enumerate(messages):
-        if not isinstance(message, dict) or layout.role_tag not in message:
-            return None
-        if type(message.get(layout.content_tag)) is not str or message.get(DATA_SPANS_KEY) is not None:
-            return None
-        if message.get("weight") is not None:
-            return None
-        name = message.get(layout.semantic_tag) if layout.semantic_tag is not None else None
-        kind = None
-        if name is not None and name != "":
-            kind = _KNOWN_TYPES.get(name) if isinstance(name, str) else None
-            if kind is None:
-                return None
-        aligned.append(_AlignedTurn(kind, (), kind is not None, 1, number))
-    if messages and layout.system_tag is not None and messages[0][layout.role_tag] == layout.system_tag:
-        return aligned[0], aligned[1:]
-    return UNTYPED_TURN, aligned
 
 
 def _align(turns: Sequence[Turn], typings: Sequence[Typing], layout: Layout, default: int) -> list[_AlignedTurn]:
