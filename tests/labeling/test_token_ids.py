@@ -11,14 +11,12 @@ from hypothesis import strategies as st
 from hsa_factory import SemanticType
 from hsa_factory.labeling.token_ids import (
     TypedTokenId,
-    count_types,
     fill_types,
-    flatten,
-    loss_mask_of,
     mark_untrained,
-    plain_ids,
+    read_off,
     semantic_ids_of,
-    sources_of,
+    tag_id,
+    tags_of,
     type_token_ids,
 )
 
@@ -74,12 +72,10 @@ class TestLists:
         tokens = shuffle(build(first), build(second))
         expected = shuffle(first, second)
         assert read(tokens) == expected
-        assert list(plain_ids(tokens)) == [token for token, _ in expected]
-        assert not any(isinstance(token, TypedTokenId) for token in plain_ids(tokens))
-        assert list(semantic_ids_of(tokens)) == [semantic_type for _, (semantic_type, _, _) in expected]
-        assert list(loss_mask_of(tokens)) == [int(not untrained) for _, (_, untrained, _) in expected]
-        assert sources_of(tokens) == list(dict.fromkeys(source for _, (_, _, source) in expected))
-        assert sum(count_types(tokens).values()) == len(expected)
+        semantic_ids, loss_mask = read_off(tokens)
+        assert list(semantic_ids) == [semantic_type for _, (semantic_type, _, _) in expected]
+        assert list(loss_mask) == [int(not untrained) for _, (_, untrained, _) in expected]
+        assert list(semantic_ids_of(tokens)) == list(semantic_ids)
 
     @given(rows)
     def test_marking_untrained_changes_nothing_else(self, row):
@@ -89,20 +85,14 @@ class TestLists:
     def test_what_carries_nothing_is_padding(self):
         tokens = [9, *type_token_ids([1], 0, "", "a"), 9, *type_token_ids([2], 1, "weight", "b")]
         assert list(semantic_ids_of(tokens)) == [2, 0, 2, 1]
-        assert list(loss_mask_of(tokens)) == [0, 1, 0, 0]
-        assert sources_of(tokens) == ["a", "b"]
-        assert list(plain_ids(tokens)) == [9, 1, 9, 2]
 
-    def test_counts_by_name(self):
-        tokens = type_token_ids([1, 2, 3], 2) + type_token_ids([4], 0)
-        assert {name: number for name, number in count_types(tokens).items() if number} == {"GLOBAL": 1, "NOISE": 3}
-        assert not any(count_types([]).values())
-
-    def test_turns_are_joined_in_order(self):
-        turns = [(type_token_ids([1, 2], 0), type_token_ids([3], 1)), ([], [4])]
-        assert flatten(turns) == [1, 2, 3, 4]
-        assert list(semantic_ids_of(flatten(turns))) == [0, 0, 1, 2]
-        assert flatten([]) == []
+    @given(rows.filter(bool), st.integers(0, 19))
+    def test_a_tag_changes_nothing_else_and_is_found_again(self, row, place):
+        tokens = build(row)
+        place %= len(tokens)
+        tokens[place] = tag_id(tag_id(tokens[place], "former"), "tag")
+        assert read(tokens) == row and read_off(tokens) == read_off(build(row))
+        assert tags_of([9, *tokens]) == ["tag"] and tags_of(build(row)) == []
 
 
 class TestFilling:

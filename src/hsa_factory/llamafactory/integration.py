@@ -39,14 +39,9 @@ from .marker import ensure_marker, fit_embeddings, initialize_row
 from .mixed_content import load_dataset
 from .options import SAVED, check_options, check_stage, resolve_config
 from .prediction import TypedPredictionProcessor
-from .processor import (
-    ACCOUNT_COLUMN,
-    LOSS_MASK_COLUMN,
-    SEMANTIC_COLUMN,
-    TypedPackedProcessor,
-    TypedSupervisedProcessor,
-)
+from .processor import ACCOUNT_COLUMN, TypedPackedProcessor, TypedSupervisedProcessor
 from .report import REPORT_NAME, DataReport
+from .rows import LOSS_MASK_COLUMN, SEMANTIC_COLUMN
 from .seams import Seam, installed
 from .serving import Serving
 
@@ -206,7 +201,7 @@ class Integration:
             stock.data_args,
             hsa_config=self.typing_config,
             feedback_config=self.feedback_config,
-            as_arrays=not stock.data_args.streaming,  # the rows of a stream go to the collator as they are
+            as_table=not stock.data_args.streaming,  # streams want lists
         )
 
     def get_preprocessed_dataset(self, original: Any, dataset: Any, *args: Any, is_eval: bool = False) -> Any:
