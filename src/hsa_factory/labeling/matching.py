@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache, lru_cache
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..semantics import SemanticType
 from .rule import SPAN_GROUP, Rule, compile_pattern
@@ -58,8 +59,7 @@ class Message:
         return self.tools
 
 
-@dataclass(frozen=True)
-class Typing:
+class Typing(NamedTuple):
     """Types of one message.
 
     Attributes:
@@ -198,7 +198,7 @@ def find_parts(rule: Rule, text: str) -> Iterator[tuple[int, int]]:
         PatternTimeout: If the rule's pattern takes longer than `PATTERN_TIMEOUT`.
     """
     if rule.tag:
-        for start, end, inner_start, inner_end in find_elements(text, rule.tag):
+        for start, end, inner_start, inner_end in _elements(text, rule.tag):
             if rule.verbs and not _begins_with(text, inner_start, inner_end, rule.verbs):
                 continue
             if rule.tool and not _is_tool(rule, _called_tools(text[inner_start:inner_end])):
@@ -226,18 +226,29 @@ def find_parts(rule: Rule, text: str) -> Iterator[tuple[int, int]]:
                 start = text.find(placeholder, start + len(placeholder))
 
 
-def _begins_with(text: str, start: int, end: int, verbs: Sequence[str]) -> bool:
+# The rules of a set often ask for the same elements of a text, one after the other.
+_elements = lru_cache(maxsize=16)(find_elements)
+
+
+def _begins_with(text: str, start: int, end: int, verbs: tuple[str, ...]) -> bool:
     """Whether a part of a text begins with one of some verbs, as whole words, after spaces and quotes."""
     while start < end and text[start] in _BEFORE_VERB:
         start += 1
-    longest = max(map(len, verbs))
+    folded, longest = _fold(verbs)
     beginning = text[start : min(end, start + longest + 1)].casefold()
-    for verb in verbs:
-        verb = verb.casefold()
+    if not beginning.startswith(folded):
+        return False
+    for verb in folded:
         after = beginning[len(verb) : len(verb) + 1]
         if beginning.startswith(verb) and not (after.isalnum() or after == "_"):
             return True
     return False
+
+
+@cache
+def _fold(verbs: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
+    """Return verbs without their case, and the length of the longest."""
+    return tuple(verb.casefold() for verb in verbs), max(map(len, verbs))
 
 
 def _is_tool(rule: Rule, names: Sequence[str]) -> bool:

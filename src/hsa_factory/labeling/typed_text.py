@@ -5,11 +5,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 import regex
-
-
-_NO_CHARACTER = 255
 
 
 class TypedText(str):
@@ -134,7 +130,8 @@ def type_rendered_text(rendered: str, content: TypedText, start: int | None) -> 
     if not rendered.startswith(content, start):
         same = len(os.path.commonprefix([str(content), rendered[start:]]))
     rest = len(rendered) - start - same
-    spans = [(start, content.semantic_type), *content[:same].spans, (rest, content.semantic_type)]
+    own = content if same == len(content) else content[:same]
+    spans = [(start, content.semantic_type), *own.spans, (rest, content.semantic_type)]
     return TypedText(rendered, content.semantic_type, [span for span in spans if span[0]])
 
 
@@ -153,11 +150,10 @@ def token_types(text: TypedText, offsets: Sequence[tuple[int, int]] | None, numb
     if text.is_uniform or offsets is None:
         return bytes((min(types, default=text.semantic_type),)) * number
 
-    places = np.array(offsets, dtype=np.int64).reshape(-1)  # start, end, start, end, …
-    padded = np.frombuffer(types + bytes([_NO_CHARACTER]), dtype=np.uint8)
-    kinds = np.minimum.reduceat(padded, np.minimum(places, len(types)))[::2] if number else padded[:0]
-    last, result = types[0], bytearray(kinds.tobytes())
-    if _NO_CHARACTER in result:  # behind the last character: such a token goes with the one before it
-        for place, kind in enumerate(result):
-            last = result[place] = last if kind == _NO_CHARACTER else kind
-    return bytes(result)
+    kind, kinds = types[0], bytearray()
+    for start, end in offsets:
+        covered = types[start:end] or types[start : start + 1]
+        if covered:  # else it stands behind the last character, and goes with the token before it
+            kind = min(covered)
+        kinds.append(kind)
+    return bytes(kinds)
