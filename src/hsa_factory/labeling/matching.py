@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache, lru_cache
-from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ..semantics import SemanticType
 from .rule import SPAN_GROUP, Rule, compile_pattern
 from .rules import RuleSet
 from .tags import find_elements
+from .typed_text import find_runs
 
 
 PATTERN_TIMEOUT = 1.0  # seconds that one pattern may take on one message
@@ -100,7 +99,11 @@ def label_messages(messages: Sequence[Message], rules: RuleSet | None, matches: 
             answered = message.tool_names()
         applicable = []
         if rules is not None and message.semantic_type is None:
-            applicable = [rule for rule in rules if _holds(rule, message, index, turns, answered)]
+            for rule in rules.of_role(message.role):
+                if _holds(rule, message, index, turns, answered):
+                    applicable.append(rule)
+                    if not rule.types_parts:
+                        break  # it leaves nothing to the rules after it
         try:
             typings.append(_type_message(message, applicable, matches))
         except PatternTimeout as timeout:
@@ -121,9 +124,7 @@ def _turns_of_rules(messages: Sequence[Message], rules: RuleSet) -> dict[str, se
 
 
 def _holds(rule: Rule, message: Message, index: int, turns: dict[str, set[int]], answered: tuple[str, ...]) -> bool:
-    """Whether a rule's conditions on the message hold."""
-    if rule.role and message.role not in rule.role:
-        return False
+    """Whether a rule's conditions on a message of its role hold."""
     if rule.turn and index not in turns[rule.name]:
         return False
     if rule.contains and not any(text in message.text for text in rule.contains):
@@ -159,8 +160,6 @@ def _type_message(message: Message, rules: Sequence[Rule], matches: Counter | No
             painted = painted or not types
         if matches is not None and painted:
             matches[rule.name] += int(painted)
-        if not rule.types_parts:
-            break  # it leaves nothing to the rules after it
     return _summarize(types, base)
 
 
@@ -182,13 +181,7 @@ def _summarize(types: bytearray, base: int | None) -> Typing:
     if types.count(types[0]) == len(types):
         return Typing(base if types[0] == _UNTYPED else types[0])
 
-    spans, position = [], 0
-    for semantic_type, run in groupby(types):
-        end = position + sum(1 for _ in run)
-        if semantic_type not in (_UNTYPED, base):
-            spans.append((position, end, semantic_type))
-        position = end
-    return Typing(base, tuple(spans))
+    return Typing(base, tuple(run for run in find_runs(types) if run[2] not in (_UNTYPED, base)))
 
 
 def find_parts(rule: Rule, text: str) -> Iterator[tuple[int, int]]:
@@ -276,7 +269,7 @@ def _called_tools(text: str) -> tuple[str, ...]:
 _DECODER = json.JSONDecoder()
 
 
-def runs(typing: Typing, length: int, default: Any = None) -> list[tuple[int, Any]]:
+def runs(typing: Typing, length: int, default: int | None = None) -> list[tuple[int, int | None]]:
     """Return (number of characters, type) of each run that covers a text of a given length.
 
     Args:
@@ -284,12 +277,12 @@ def runs(typing: Typing, length: int, default: Any = None) -> list[tuple[int, An
         length: Characters of its text.
         default: Type where the typing has none.
     """
-    base = default if typing.semantic_type is None else SemanticType(typing.semantic_type)
+    base = default if typing.semantic_type is None else typing.semantic_type
     covered, position = [], 0
     for start, end, semantic_type in typing.spans:
         if start > position:
             covered.append((start - position, base))
-        covered.append((end - start, SemanticType(semantic_type)))
+        covered.append((end - start, semantic_type))
         position = end
     if position < length or not covered:
         covered.append((length - position, base))

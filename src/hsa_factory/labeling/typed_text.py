@@ -1,11 +1,14 @@
 """Text that carries semantic types, and the types of the tokens it becomes. `input_ids` never change by it."""
 
 import os
+import re
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 from typing import Any
 
 import regex
+
+
+_RUN = re.compile(rb"(.)\1*", re.DOTALL)
 
 
 class TypedText(str):
@@ -61,8 +64,7 @@ class TypedText(str):
         return b"".join(bytes((semantic_type,)) * length for length, semantic_type in self.spans)
 
     def _with(self, text: str, types: bytes) -> "TypedText":
-        spans = [(sum(1 for _ in run), semantic_type) for semantic_type, run in groupby(types)]
-        return TypedText(text, self.semantic_type, spans)
+        return TypedText(text, self.semantic_type, [(end - start, kind) for start, end, kind in find_runs(types)])
 
     @property
     def is_uniform(self) -> bool:
@@ -74,6 +76,11 @@ class TypedText(str):
 
 def _rebuild(text: str, semantic_type: int, spans: tuple[tuple[int, int], ...]) -> TypedText:
     return TypedText(text, semantic_type, spans)
+
+
+def find_runs(types: bytes | bytearray) -> list[tuple[int, int, int]]:
+    """Return (start, end, type) of each run of equal types, in order."""
+    return [(*run.span(), types[run.start()]) for run in _RUN.finditer(types)]
 
 
 def without(text: TypedText, parts: Iterable[tuple[int, int]]) -> TypedText:

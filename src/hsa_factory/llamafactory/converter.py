@@ -204,9 +204,12 @@ def _with_joined_parts(example: dict[str, Any], turns: list[Turn], layout: Layou
 
 def _align(turns: Sequence[Turn], typings: Sequence[Typing], layout: Layout, default: int) -> list[_AlignedTurn]:
     """Bring types to the messages that LLaMA-Factory makes: it joins the replies of parallel calls in openai's format."""
+    if layout.formatting != "openai":
+        return [_join([(turn, typing)], default) for turn, typing in zip(turns, typings)]
+
     aligned, replies = [], []
     for turn, typing in zip(turns, typings):
-        if layout.formatting == "openai" and turn.message.role == "observation":
+        if turn.message.role == "observation":
             replies.append((turn, typing))
             continue
         if replies:
@@ -231,7 +234,7 @@ def _join(turns: Sequence[tuple[Turn, Typing]], default: int) -> _AlignedTurn:
         for number, (turn, typing) in enumerate(turns):
             if number:
                 spans.append((len(REPLY_JOINT), rest))
-            spans += [(length, int(kind)) for length, kind in runs(typing, len(turn.message.text), rest)]
+            spans += runs(typing, len(turn.message.text), rest)
     weight = min(_parse_weight(turn) for turn, _ in turns)
     return _AlignedTurn(base, tuple(spans), is_given, weight, turns[0][0].number)
 

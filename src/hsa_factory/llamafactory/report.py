@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class DatasetAccount:
     def add_rules(self, serialized: str) -> None:
         """Add what the rules did to one sample, as the converters write it."""
         if serialized:
-            ruled, matches = json.loads(serialized)
+            ruled, matches = _read_rules(serialized)
             self.ruled_messages += ruled
             self.rules.update(matches)
 
@@ -110,6 +111,9 @@ class DatasetAccount:
         values["total_tokens"] = total
         values["trained_share"] = round(self.trained_tokens / total, 6) if total else 0.0
         return values
+
+
+_read_rules = lru_cache(maxsize=256)(json.loads)  # many samples say the same
 
 
 class DataReport:

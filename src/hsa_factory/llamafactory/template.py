@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from itertools import chain, groupby
+from itertools import chain
 from typing import Any
 
 from llamafactory.data.formatter import SLOTS, Formatter
@@ -10,7 +10,7 @@ from llamafactory.data.template import Template
 from llamafactory.extras.constants import AUDIO_PLACEHOLDER, IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 
 from ..labeling.token_ids import fill_types, type_token_ids
-from ..labeling.typed_text import TypedText, carry_types, token_types, type_rendered_text, without
+from ..labeling.typed_text import TypedText, carry_types, find_runs, token_types, type_rendered_text, without
 from ..semantics import SemanticType
 from .text_encoder import TextEncoder
 
@@ -150,11 +150,9 @@ class TypedTemplateMixin:
             if element.is_uniform:
                 return type_token_ids(encoder.encode(str(element)), element.semantic_type, source=self.source)
             ids, offsets = encoder.encode_with_offsets(str(element))
-            typed, position = [], 0
-            for semantic_type, run in groupby(token_types(element, offsets, len(ids))):
-                end = position + sum(1 for _ in run)
-                typed += type_token_ids(ids[position:end], semantic_type, source=self.source)
-                position = end
+            typed = []
+            for start, end, semantic_type in find_runs(token_types(element, offsets, len(ids))):
+                typed += type_token_ids(ids[start:end], semantic_type, source=self.source)
             return typed
 
         ids = super()._convert_elements_to_ids(encoder.tokenizer, [element])
