@@ -26,7 +26,6 @@ class TypedTokenId(int):
         semantic_type: Its `SemanticType` as a plain number.
         untrained: Why feedback or a weight keeps it out of the loss, decided on its whole sample; empty: nothing does.
         trained: Whether nothing does.
-        source: The name of its data set.
         code: Its type and whether it may be trained, in one number below 256.
     """
 
@@ -34,11 +33,10 @@ class TypedTokenId(int):
     semantic_type: int = int(SemanticType.NOISE)
     untrained: str = ""
     trained: bool = True
-    source: str = ""
     code: int = int(SemanticType.NOISE) + _TRAINED
 
     def __reduce__(self) -> tuple:
-        return (_rebuild, (int(self), self.semantic_type, self.untrained, self.source))
+        return (_rebuild, (int(self), self.semantic_type, self.untrained))
 
 
 class TaggedTokenId(TypedTokenId):
@@ -65,33 +63,30 @@ class _Instances(dict):
 
 
 @cache
-def _instances(semantic_type: int, untrained: str, source: str) -> _Instances:
+def _instances(semantic_type: int, untrained: str) -> _Instances:
     attributes = {
         "__slots__": (),
         "semantic_type": semantic_type,
         "untrained": untrained,
         "trained": not untrained,
-        "source": source,
         "code": semantic_type + _TRAINED * (not untrained),
     }
     return _Instances(type("TypedTokenId", (TypedTokenId,), attributes))
 
 
-def _rebuild(token_id: int, semantic_type: int, untrained: str, source: str) -> TypedTokenId:
-    return _instances(semantic_type, untrained, source)[token_id]
+def _rebuild(token_id: int, semantic_type: int, untrained: str) -> TypedTokenId:
+    return _instances(semantic_type, untrained)[token_id]
 
 
-def type_token_ids(
-    token_ids: Sequence[int], semantic_type: int, untrained: str = "", source: str = ""
-) -> list[TypedTokenId]:
+def type_token_ids(token_ids: Sequence[int], semantic_type: int, untrained: str = "") -> list[TypedTokenId]:
     """Return the same ids, each carrying what is given."""
-    return list(map(_instances(int(semantic_type), untrained, source).__getitem__, token_ids))
+    return list(map(_instances(int(semantic_type), untrained).__getitem__, token_ids))
 
 
 def mark_untrained(token_ids: Sequence[TypedTokenId], reason: str) -> list[TypedTokenId]:
     """Return the same ids, marked as not to be trained, and why."""
     classes = set(map(type, token_ids))
-    instances = {cls: _instances(cls.semantic_type, reason, cls.source) for cls in classes}
+    instances = {cls: _instances(cls.semantic_type, reason) for cls in classes}
     if len(classes) == 1:
         return list(map(instances.popitem()[1].__getitem__, token_ids))
     return [instances[type(token)][token] for token in token_ids]
@@ -130,7 +125,7 @@ def fill_types(token_ids: Sequence[int]) -> list[TypedTokenId]:
     filled = []
     for token in token_ids:
         if type(token) is int:
-            token = _instances(carrier.semantic_type, carrier.untrained, carrier.source)[token]
+            token = _instances(carrier.semantic_type, carrier.untrained)[token]
         carrier = token
         filled.append(token)
 

@@ -39,9 +39,9 @@ from .marker import ensure_marker, fit_embeddings, initialize_row
 from .mixed_content import load_dataset
 from .options import SAVED, check_options, check_stage, resolve_config
 from .prediction import TypedPredictionProcessor
-from .processor import ACCOUNT_COLUMN, TypedPackedProcessor, TypedSupervisedProcessor
+from .processor import TypedPackedProcessor, TypedSupervisedProcessor
 from .report import REPORT_NAME, DataReport
-from .rows import LOSS_MASK_COLUMN, SEMANTIC_COLUMN
+from .rows import ACCOUNT_COLUMN, LOSS_MASK_COLUMN, SEMANTIC_COLUMN
 from .seams import Seam, installed
 from .serving import Serving
 

@@ -7,7 +7,7 @@ from typing import Any
 from llamafactory.data.processor import UnsupervisedDatasetProcessor
 
 from ..labeling.token_ids import fill_types, read_off
-from .converter import INDEX_COLUMN
+from .converter import INDEX_COLUMN, SOURCE_COLUMN
 from .processor import (
     INVALID,
     MEDIA_TOO_LONG,
@@ -39,14 +39,14 @@ class TypedPredictionProcessor(TypedProcessorMixin, UnsupervisedDatasetProcessor
             SampleDropped: With the reason.
             ValueError: If it cannot be encoded; names the data set and the sample.
         """
+        source, index = columns[SOURCE_COLUMN][i], columns[INDEX_COLUMN][i]
         arguments = self._typed_columns(columns, i)
         if len(arguments[0]) % 2 != 1:
             raise SampleDropped(INVALID)
         try:
             input_ids, labels = self._encode_uncached(*arguments)
         except Exception as error:
-            where = f"dataset {self.template.source!r}, sample {columns[INDEX_COLUMN][i]}"
-            raise ValueError(f"{where}: {error}") from error
+            raise ValueError(f"dataset {source!r}, sample {index}: {error}") from error
 
         if all(type(token) is int for token in input_ids):
             raise SampleDropped(TOO_LONG)
@@ -58,8 +58,7 @@ class TypedPredictionProcessor(TypedProcessorMixin, UnsupervisedDatasetProcessor
         semantic_ids, _ = read_off(input_ids)
         account.keep(semantic_ids, 0)
         account.text_truncated += cut_away > 0
-        facts = {"dataset": self.template.source, "index": columns[INDEX_COLUMN][i]}
-        facts |= {"cut": cut_away, "marker_cut": False}
+        facts = {"dataset": source, "index": index, "cut": cut_away, "marker_cut": False}
         reference = array("i", labels)
         tokens = Tokens(array("i", input_ids), semantic_ids, reference, bytes([1]) * len(reference))
         return Sample([], input_ids=input_ids, tokens=tokens, facts=facts)

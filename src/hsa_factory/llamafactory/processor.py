@@ -1,20 +1,16 @@
 """LLaMA-Factory's supervised processors, plus `semantic_ids`, the loss mask and an account of every sample."""
 
-from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-from llamafactory.data.processor.supervised import (
-    MAX_SU_SEQ_IDX,
-    PackedSupervisedDatasetProcessor,
-    SupervisedDatasetProcessor,
-)
+from llamafactory.data.processor import PackedSupervisedDatasetProcessor, SupervisedDatasetProcessor
 
 from .. import __version__
 from ..config import FeedbackConfig, HSAConfig
-from ..feedback import IGNORE_INDEX, apply_loss_mask
+from ..feedback import apply_loss_mask
 from ..labeling.token_ids import fill_types, tags_of
 from ..labeling.typed_text import TypedText
 from ..semantics import SemanticType
@@ -31,11 +27,10 @@ from .converter import (
 from .masking import DECIDING, MaskedPairs, mask_pairs
 from .media import count_media, media_token_ids, plan_cut
 from .report import DatasetAccount, serialize_accounts
-from .rows import LOSS_MASK_COLUMN, Tokens, TokenTable, to_lists, to_table
+from .rows import ACCOUNT_COLUMN, LOSS_MASK_COLUMN, Tokens, TokenTable, padding_row, to_lists, to_table
 from .template import TEXT_KEY, TYPE_KEY, Pairs, typed_template
 
 
-ACCOUNT_COLUMN = "hsa_account"
 MEDIA_COLUMNS = ("_images", "_videos", "_audios")
 
 INVALID = "invalid conversation (empty, or roles in a wrong order)"
@@ -92,12 +87,12 @@ class TypedProcessorMixin:
             self.marker_id = self.tokenizer.convert_tokens_to_ids(self.feedback_config.token)
         self.on_whole = None  # called with the whole sample, masked, before it is cut; returns what to go on with
         self._sample = Sample([])
-        self._encoded: deque = deque()
+        self._places: Iterator[tuple[range, range]] | None = None
 
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]] | pa.Table:
         columns = {name: list(examples[name]) for name in examples.keys()}
         accounts: dict[str, DatasetAccount] = defaultdict(DatasetAccount)
-        table, kept = TokenTable(), []
+        table, kept, places = TokenTable(), [], []
         for i in range(len(columns["_prompt"])):
             account = accounts[columns[SOURCE_COLUMN][i]]
             account.samples += 1
@@ -107,20 +102,21 @@ class TypedProcessorMixin:
                 account.add_rules(columns[RULES_COLUMN][i])
             try:
                 sample = self._encode_sample(columns, i, account)
-                self._encoded.append(table.add(sample.tokens, sample.facts))
+                places.append(table.add(sample.tokens, sample.facts))
                 kept.append(i)
             except SampleDropped as dropped:
                 account.drop(str(dropped), columns[INDEX_COLUMN][i])
 
-        rows = super().preprocess_dataset({name: [column[i] for i in kept] for name, column in columns.items()})
-        self._encoded.clear()
+        self._places = iter(places)
+        try:
+            rows = super().preprocess_dataset({name: [column[i] for i in kept] for name, column in columns.items()})
+        finally:
+            self._places = None
         return self._finish_rows(rows, table, accounts)
 
     def _encode_data_example(self, *args: Any, **kwargs: Any) -> tuple[Sequence[int], Sequence[int]]:
-        if (
-            self._encoded
-        ):  # LLaMA-Factory's loop over the samples that are kept, in the same order: places in the table
-            return self._encoded.popleft()
+        if self._places is not None:  # LLaMA-Factory's loop over the samples that are kept, in the same order
+            return next(self._places)
         return super()._encode_data_example(*args, **kwargs)
 
     def _encode_sample(self, columns: dict[str, list[Any]], i: int, account: DatasetAccount) -> Sample:
@@ -134,7 +130,7 @@ class TypedProcessorMixin:
         if len(prompt) % 2 != 1 or len(response) != 1:
             raise SampleDropped(INVALID)
 
-        source, index = self.template.source, columns[INDEX_COLUMN][i]
+        source, index = columns[SOURCE_COLUMN][i], columns[INDEX_COLUMN][i]
         where = f"dataset {source!r}, sample {index}"
         self._sample = sample = Sample(prompt + response)
         try:
@@ -184,7 +180,6 @@ class TypedProcessorMixin:
         system = columns["_system"][i]
         if system:
             system = TypedText(system, columns[SYSTEM_TYPE_COLUMN][i], decode_spans(columns[SYSTEM_SPANS_COLUMN][i]))
-        self.template.source = columns[SOURCE_COLUMN][i]
         return [
             prompt,
             response,
@@ -254,28 +249,11 @@ class TypedProcessorMixin:
     def _finish_rows(self, rows: dict[str, list[Any]], table: TokenTable, accounts: dict[str, DatasetAccount]) -> Any:
         """Look up what the rows are made of, and append one that carries the accounts through map and cache."""
         number = len(rows["input_ids"])
-        account_row = self._account_row()
-        rows = {name: [*rows[name], account_row.get(name)] for name in dict.fromkeys([*rows, *account_row])}
-        columns = table.look_up(rows)
+        is_packed = isinstance(self, PackedSupervisedDatasetProcessor)
+        last = padding_row(is_packed, is_packed and self.data_args.neat_packing)
+        columns = table.look_up({name: [*rows[name], last.get(name)] for name in dict.fromkeys([*rows, *last])})
         columns[ACCOUNT_COLUMN] = [None] * number + [serialize_accounts(accounts)]
         return to_table(columns) if self.as_table else to_lists(columns)
-
-    def _account_row(self) -> dict[str, Any]:
-        """Return a row that stands for no sample: one padding token, so that column types can be inferred from it."""
-        row = {
-            "input_ids": [0],
-            "attention_mask": [0],
-            "labels": [IGNORE_INDEX],
-            "images": None,
-            "videos": None,
-            "audios": None,
-        }
-        if isinstance(self, PackedSupervisedDatasetProcessor):
-            row["position_ids"] = [0]
-            if self.data_args.neat_packing:
-                unused = {f"{kind}_subseq_ids": [MAX_SU_SEQ_IDX] for kind in ("image", "video", "audio")}
-                row["packing_params"] = {"sequence_boundaries": [0, 1], **unused, "right_padding_length": 0}
-        return row
 
     def print_data_example(self, example: dict[str, Any]) -> None:
         if example.get(ACCOUNT_COLUMN) is not None:

@@ -15,6 +15,7 @@ import pyarrow as pa
 from datasets import Features
 from datasets.arrow_writer import OptimizedTypedSequence
 from datasets.features.features import generate_from_arrow_type
+from llamafactory.data.processor.supervised import MAX_SU_SEQ_IDX
 
 from ..feedback import IGNORE_INDEX
 from ..labeling.token_ids import TypedTokenId, read_off
@@ -25,6 +26,7 @@ SEMANTIC_COLUMN = "semantic_ids"
 LOSS_MASK_COLUMN = "loss_mask"
 ROW_SOURCE_COLUMN = "hsa_dataset"
 ROW_SAMPLES_COLUMN = "hsa_samples"  # where each sample of a row starts, and what the cut took from it, as JSON
+ACCOUNT_COLUMN = "hsa_account"  # counts of a batch, as JSON, in the row after its last; None in the others
 _LISTS = ("attention_mask", "position_ids")  # columns of LLaMA-Factory that hold a number for each token
 _FIRST = 1 << 40  # the first place: above every id, so that padding is told from it
 
@@ -141,6 +143,23 @@ class TokenTable:
         for row, start, number in zip(rows.tolist(), (places - ids.bounds[rows]).tolist(), numbers.tolist()):
             samples[row].append({"start": start, **self.facts[number]})
         return samples
+
+
+def padding_row(is_packed: bool, is_neat: bool) -> dict[str, Any]:
+    """Return a row of LLaMA-Factory's that stands for no sample: one token, so that column types can be inferred from it.
+
+    Args:
+        is_packed: Whether rows are packed.
+        is_neat: Whether packed rows tell their samples apart (`neat_packing`).
+    """
+    row = {"input_ids": [0], "attention_mask": [0], "labels": [IGNORE_INDEX], "images": None, "videos": None}
+    row["audios"] = None
+    if is_packed:
+        row["position_ids"] = [0]
+    if is_neat:
+        unused = {f"{kind}_subseq_ids": [MAX_SU_SEQ_IDX] for kind in ("image", "video", "audio")}
+        row["packing_params"] = {"sequence_boundaries": [0, 1], **unused, "right_padding_length": 0}
+    return row
 
 
 def to_lists(columns: dict[str, Any]) -> dict[str, list[Any]]:

@@ -84,7 +84,6 @@ class TypedTemplateMixin:
 
     Attributes:
         default_type: Type of a message without one.
-        source: Name of the data set at work.
         system_length: Ids of the system prompt at the start of the conversation encoded last, and of what stands
             before it; 0 where it is no text of its own.
         on_pairs: Called with the (prompt ids, response ids) of a whole sample before LLaMA-Factory cuts it; returns
@@ -93,7 +92,6 @@ class TypedTemplateMixin:
     """
 
     default_type: SemanticType
-    source: str
     system_length: int
     on_pairs: Callable[[Pairs], Pairs] | None
     on_prompt: Callable[[list[int]], Any] | None
@@ -148,16 +146,16 @@ class TypedTemplateMixin:
             if not element:
                 return []
             if element.is_uniform:
-                return type_token_ids(encoder.encode(str(element)), element.semantic_type, source=self.source)
+                return type_token_ids(encoder.encode(str(element)), element.semantic_type)
             ids, offsets = encoder.encode_with_offsets(str(element))
             typed = []
             for start, end, semantic_type in find_runs(token_types(element, offsets, len(ids))):
-                typed += type_token_ids(ids[start:end], semantic_type, source=self.source)
+                typed += type_token_ids(ids[start:end], semantic_type)
             return typed
 
         ids = super()._convert_elements_to_ids(encoder.tokenizer, [element])
         if isinstance(element, (_TypedSet, _TypedDict)):
-            return type_token_ids(ids, element.semantic_type, source=self.source)
+            return type_token_ids(ids, element.semantic_type)
         return ids
 
 
@@ -175,7 +173,6 @@ def typed_template(template: Template, default_type: SemanticType) -> Template:
 
     typed.default_system = TypedText(template.default_system, SemanticType.GLOBAL)
     typed.default_type = default_type
-    typed.source = ""
     typed.system_length = 0
     typed.on_pairs = typed.on_prompt = None
     return typed
