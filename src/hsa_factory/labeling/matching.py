@@ -150,16 +150,16 @@ def _type_message(message: Message, rules: Sequence[Rule], matches: Counter | No
     for start, end, semantic_type in message.spans:
         _paint(types, start, end, semantic_type)
     base = message.semantic_type
-    if base is not None:
-        _paint(types, 0, len(types), base)
     for rule in rules:
-        parts = find_parts(rule, message.text) if rule.types_parts else [(0, len(types))]
-        painted = sum(_paint(types, start, end, int(rule.type)) for start, end in parts)
-        if not rule.types_parts:
+        painted = 0
+        if rule.types_parts:
+            for start, end in find_parts(rule, message.text):
+                painted += _paint(types, start, end, int(rule.type))
+        else:  # the last one: what is untyped yet has the message's type
             base = int(rule.type)
-            painted = painted or not types
+            painted += _UNTYPED in types or not types
         if matches is not None and painted:
-            matches[rule.name] += int(painted)
+            matches[rule.name] += painted
     return _summarize(types, base)
 
 

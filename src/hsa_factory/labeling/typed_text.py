@@ -8,7 +8,7 @@ from typing import Any
 import regex
 
 
-_RUN = re.compile(rb"(.)\1*", re.DOTALL)
+_RUN = re.compile(rb"\x00+|\x01+|\x02+|\xff+|(.)\1*", re.DOTALL)  # the usual types first: several times faster
 
 
 class TypedText(str):
