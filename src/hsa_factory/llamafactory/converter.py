@@ -204,12 +204,9 @@ def _with_joined_parts(example: dict[str, Any], turns: list[Turn], layout: Layou
 
 def _align(turns: Sequence[Turn], typings: Sequence[Typing], layout: Layout, default: int) -> list[_AlignedTurn]:
     """Bring types to the messages that LLaMA-Factory makes: it joins the replies of parallel calls in openai's format."""
-    if layout.formatting != "openai":
-        return [_join([(turn, typing)], default) for turn, typing in zip(turns, typings)]
-
     aligned, replies = [], []
     for turn, typing in zip(turns, typings):
-        if turn.message.role == "observation":
+        if layout.formatting == "openai" and turn.message.role == "observation":
             replies.append((turn, typing))
             continue
         if replies:

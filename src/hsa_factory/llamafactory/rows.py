@@ -78,8 +78,12 @@ class Ragged:
         return [values[start:stop] for start, stop in zip(self.bounds[:-1].tolist(), self.bounds[1:].tolist())]
 
     def to_arrow(self) -> pa.ListArray:
-        """Return the rows as Arrow holds them."""
-        return pa.ListArray.from_arrays(self.bounds.astype(np.int32), self.values)
+        """Return the rows as Arrow holds them.
+
+        Raises:
+            pa.ArrowInvalid: Above 2³¹ values, more than an Arrow list array can number.
+        """
+        return pa.ListArray.from_arrays(pa.array(self.bounds, pa.int32()), self.values)
 
 
 class TokenTable:
@@ -152,8 +156,8 @@ def padding_row(is_packed: bool, is_neat: bool) -> dict[str, Any]:
         is_packed: Whether rows are packed.
         is_neat: Whether packed rows tell their samples apart (`neat_packing`).
     """
-    row = {"input_ids": [0], "attention_mask": [0], "labels": [IGNORE_INDEX], "images": None, "videos": None}
-    row["audios"] = None
+    row: dict[str, Any] = {"input_ids": [0], "attention_mask": [0], "labels": [IGNORE_INDEX]}
+    row |= {"images": None, "videos": None, "audios": None}
     if is_packed:
         row["position_ids"] = [0]
     if is_neat:
