@@ -152,6 +152,14 @@ class TestBlockLists:
         assert computed < 1.2 * (length * memory / 2 + length * 3 * 128)
         assert full.any() and int(partial.sum(2).max()) <= 5  # 2 or 3 of the strip, one memory block being filled
 
+    def test_missing_keys_and_documents_out_of_order_leave_full_blocks(self):
+        places = torch.arange(0, 1200, 2)[None]
+        _, full = check_blocks(AttentionPlan(torch.ones(1, 600).long(), HSAConfig(), positions=places))
+        assert int(full.sum()) == 10
+        documents = torch.tensor([[2] * 300 + [1] * 600 + [2] * 300])
+        _, full = check_blocks(AttentionPlan(torch.ones(1, 1200).long(), HSAConfig(), documents))
+        assert int(full.sum()) >= 5
+
     def test_no_windows_no_reordering(self):
         plan = AttentionPlan(random_types(1, 300), HSAConfig(noise_window=None))
         assert plan.flex_mask().order is None
