@@ -80,7 +80,7 @@ class Sequence:
         window: Largest distance of a near key.
         tile: Rows of a tile.
         far_index: Places in the sequence of the far keys, ascending, (F,) int64; `far_positions`: their positions.
-        far_decay: (F,) float64; 0 where it is too steep for head dimensions and part of the blocks' `bias`.
+        far_decay: (F,) float64 where the device has it; 0 where it is too steep for head dimensions and part of the blocks' `bias`.
         far_has_decay: Whether any is not 0.
     """
 
@@ -128,7 +128,8 @@ class Sequence:
         self.far_index = is_far.nonzero().flatten()
         self.far_reach = reach[self.far_index]
         self.far_positions = self.positions[self.far_index]
-        decay = torch.tensor(rules.decays, dtype=torch.float64, device=self.device)[types[self.far_index]]
+        precise = torch.float32 if self.device.type == "mps" else torch.float64  # MPS has no float64
+        decay = torch.tensor(rules.decays, dtype=precise, device=self.device)[types[self.far_index]]
         self.far_decay = decay.masked_fill(decay > _STEEP, 0)
         self._steep_decay = (decay - self.far_decay).float()
         self.far_has_decay = any(0 < rules.decays[kind] <= _STEEP for kind in far)
@@ -144,7 +145,7 @@ class Sequence:
         starts[1:] = documents[1:] != documents[:-1]
         self.has_documents = bool(starts[1:].any())
         numbers = torch.arange(self.length, device=self.device)
-        self._document_start = torch.where(starts, numbers, 0).cummax(0).values.cpu().numpy()
+        self._document_start = torch.where(starts, numbers, 0).cpu().cummax(0).values.numpy()
         self._far_places = self.far_index.cpu().numpy()
         self._kept: tuple[int, list[Chunk]] | None = None
 
