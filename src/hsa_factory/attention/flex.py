@@ -140,9 +140,11 @@ class FlexMask:
         is_near = [window is not None and window <= NEAR_LIMIT for window in rules.windows]
         self.order = self.inverse = None
         if any(is_near) and not all(is_near):
-            self.order = torch.argsort(torch.tensor(is_near, device=device)[types].byte(), dim=1, stable=True)
-            numbers = torch.arange(plan.key_length, device=device).expand_as(self.order)
-            self.inverse = torch.empty_like(self.order).scatter_(1, self.order, numbers)
+            near = torch.tensor(is_near, device=device)[types]
+            far_number = (~near).cumsum(1)
+            self.inverse = torch.where(near, far_number[:, -1:] + near.cumsum(1), far_number) - 1
+            numbers = torch.arange(plan.key_length, device=device).expand_as(self.inverse)
+            self.order = torch.empty_like(self.inverse).scatter_(1, self.inverse, numbers)
 
         unlimited = [_NOWHERE if window is None else min(window, _NOWHERE) for window in rules.windows]
         place, document_end = _places(plan)
@@ -173,12 +175,15 @@ class FlexMask:
         visible = (first_key.amin(2)[:, None] <= highest) & (last_key.amax(2)[:, None] >= lowest_real[:, :, None])
         full = (first_key.amax(2)[:, None] <= lowest) & (last_key.amin(2)[:, None] >= highest)
         full = full & visible if may_be_full else torch.zeros_like(visible)
-        return BlockMask.from_kv_blocks(
-            *_ordered(visible & ~full),
-            *_ordered(full),
-            BLOCK_SIZE=BLOCK,
+        partial = visible & ~full
+        return BlockMask(
+            (plan.query_length, plan.key_length),
+            *_listed(partial),
+            *_listed(full),
+            *_listed(partial.transpose(1, 2)),  # for the gradients of keys and values
+            *_listed(full.transpose(1, 2)),
+            BLOCK_SIZE=(BLOCK, BLOCK),
             mask_mod=mask_mod,
-            seq_lengths=(plan.query_length, plan.key_length),
         )
 
 
@@ -237,8 +242,11 @@ def _by_block(values: torch.Tensor, fill: int) -> torch.Tensor:
     return torch.nn.functional.pad(values, (0, missing), value=fill).unflatten(1, (-1, BLOCK))
 
 
-def _ordered(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn (B, query blocks, key blocks) bool into the numbers and indices of a BlockMask, for all heads."""
-    number = blocks.sum(dim=2, dtype=torch.int32)
-    index = torch.argsort(blocks.byte(), dim=2, descending=True, stable=True).int()
-    return number[:, None].contiguous(), index[:, None].contiguous()
+def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn (B, rows, columns) bool into the numbers and indices of a BlockMask, for all heads."""
+    columns = blocks.shape[2]
+    number = blocks.cumsum(2)
+    places = torch.where(blocks, number - 1, columns)  # those not listed go to a last column that is cut off
+    index = torch.zeros(*blocks.shape[:2], columns + 1, dtype=torch.int32, device=blocks.device)
+    index.scatter_(2, places, torch.arange(columns, dtype=torch.int32, device=blocks.device).expand_as(blocks))
+    return number[:, None, :, -1].int().contiguous(), index[:, None, :, :columns].contiguous()
