@@ -1,10 +1,12 @@
 """Rules: what may be said in them, what is refused and how, presets, plain values."""
 
 import json
+import pickle
 
 import pytest
 
 from hsa_factory import HSAConfig, SemanticType
+from hsa_factory.labeling.matching import Message, label_messages
 from hsa_factory.labeling.rule import Rule
 from hsa_factory.labeling.rules import RuleSet, preset_names, read_rules
 
@@ -154,3 +156,21 @@ class TestConfig:
     def test_errors_name_the_field(self):
         with pytest.raises(ValueError, match="HSAConfig.labels: rule 1, 'everything': type: Unknown"):
             HSAConfig(labels=[{"type": "x"}])
+
+
+class TestByRole:
+    RULES = RuleSet.parse(
+        [{"role": "user", "type": 0}, {"type": 1, "tag": "act"}, {"role": ["gpt", "user"], "type": 2}]
+    )
+
+    @pytest.mark.parametrize(
+        ("role", "numbers"), [("user", [0, 1, 2]), ("assistant", [1, 2]), ("system", [1]), ("narrator", [1])]
+    )
+    def test_those_that_may_hold_in_order(self, role, numbers):
+        assert list(self.RULES.of_role(role)) == [self.RULES.rules[number] for number in numbers]
+
+    def test_use_does_not_change_what_a_cache_of_data_is_known_by(self):
+        rules = RuleSet.parse([{"name": "act", "type": 1, "tag": "act", "verbs": "take", "role": "gpt"}])
+        before = pickle.dumps(rules)
+        label_messages([Message("assistant", "I go. <act>take it</act>"), Message("narrator", "So it was.")], rules)
+        assert pickle.dumps(rules) == before

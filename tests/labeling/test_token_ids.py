@@ -11,21 +11,17 @@ from hypothesis import strategies as st
 from hsa_factory import SemanticType
 from hsa_factory.labeling.token_ids import (
     TypedTokenId,
-    count_types,
     fill_types,
-    flatten,
-    loss_mask_of,
     mark_untrained,
-    plain_ids,
+    read_off,
     semantic_ids_of,
-    sources_of,
+    tag_id,
+    tags_of,
     type_token_ids,
 )
 
 
-facts = st.tuples(
-    st.integers(0, 2), st.sampled_from(["", "weight", "before marker"]), st.sampled_from(["", "kitchen", "küche"])
-)
+facts = st.tuples(st.integers(0, 2), st.sampled_from(["", "weight", "before marker"]))
 rows = st.lists(st.tuples(st.integers(0, 2**31), facts), max_size=20)
 cuts = st.slices(25)
 
@@ -35,16 +31,16 @@ def build(row):
 
 
 def read(tokens):
-    return [(int(token), (token.semantic_type, token.untrained, token.source)) for token in tokens]
+    return [(int(token), (token.semantic_type, token.untrained)) for token in tokens]
 
 
 class TestOneId:
     def test_equals_the_plain_id_in_every_other_respect(self):
-        token = type_token_ids([151643], 1, "weight", "kitchen")[0]
+        token = type_token_ids([151643], 1, "weight")[0]
         assert isinstance(token, TypedTokenId) and isinstance(token, int)
         assert token == 151643 and hash(token) == hash(151643)
         assert json.dumps([token]) == "[151643]" and f"{token}" == repr(token) == "151643"
-        assert (token.semantic_type, token.untrained, token.source) == (1, "weight", "kitchen")
+        assert (token.semantic_type, token.untrained) == (1, "weight")
         assert not token.trained and type_token_ids([1], 1)[0].trained
         assert not hasattr(token, "__dict__")
 
@@ -57,9 +53,9 @@ class TestOneId:
         assert read(copy.deepcopy([token, token])) == read(copy.copy([token, token])) == expected
 
     def test_typing_again_replaces(self):
-        once = type_token_ids([5, 6], 0, "weight", "a")
-        assert read(type_token_ids(once, SemanticType.NOISE)) == [(5, (2, "", "")), (6, (2, "", ""))]
-        assert read(once) == [(5, (0, "weight", "a")), (6, (0, "weight", "a"))]
+        once = type_token_ids([5, 6], 0, "weight")
+        assert read(type_token_ids(once, SemanticType.NOISE)) == [(5, (2, "")), (6, (2, ""))]
+        assert read(once) == [(5, (0, "weight")), (6, (0, "weight"))]
 
     def test_arithmetic_makes_plain_ints(self):
         assert type(type_token_ids([5], 0)[0] + 1) is int
@@ -74,35 +70,27 @@ class TestLists:
         tokens = shuffle(build(first), build(second))
         expected = shuffle(first, second)
         assert read(tokens) == expected
-        assert list(plain_ids(tokens)) == [token for token, _ in expected]
-        assert not any(isinstance(token, TypedTokenId) for token in plain_ids(tokens))
-        assert list(semantic_ids_of(tokens)) == [semantic_type for _, (semantic_type, _, _) in expected]
-        assert list(loss_mask_of(tokens)) == [int(not untrained) for _, (_, untrained, _) in expected]
-        assert sources_of(tokens) == list(dict.fromkeys(source for _, (_, _, source) in expected))
-        assert sum(count_types(tokens).values()) == len(expected)
+        semantic_ids, loss_mask = read_off(tokens)
+        assert list(semantic_ids) == [semantic_type for _, (semantic_type, _) in expected]
+        assert list(loss_mask) == [int(not untrained) for _, (_, untrained) in expected]
+        assert list(semantic_ids_of(tokens)) == list(semantic_ids)
 
     @given(rows)
     def test_marking_untrained_changes_nothing_else(self, row):
         marked = mark_untrained(build(row), "failed")
-        assert read(marked) == [(token, (kind, "failed", source)) for token, (kind, _, source) in row]
+        assert read(marked) == [(token, (kind, "failed")) for token, (kind, _) in row]
 
     def test_what_carries_nothing_is_padding(self):
-        tokens = [9, *type_token_ids([1], 0, "", "a"), 9, *type_token_ids([2], 1, "weight", "b")]
+        tokens = [9, *type_token_ids([1], 0), 9, *type_token_ids([2], 1, "weight")]
         assert list(semantic_ids_of(tokens)) == [2, 0, 2, 1]
-        assert list(loss_mask_of(tokens)) == [0, 1, 0, 0]
-        assert sources_of(tokens) == ["a", "b"]
-        assert list(plain_ids(tokens)) == [9, 1, 9, 2]
 
-    def test_counts_by_name(self):
-        tokens = type_token_ids([1, 2, 3], 2) + type_token_ids([4], 0)
-        assert {name: number for name, number in count_types(tokens).items() if number} == {"GLOBAL": 1, "NOISE": 3}
-        assert not any(count_types([]).values())
-
-    def test_turns_are_joined_in_order(self):
-        turns = [(type_token_ids([1, 2], 0), type_token_ids([3], 1)), ([], [4])]
-        assert flatten(turns) == [1, 2, 3, 4]
-        assert list(semantic_ids_of(flatten(turns))) == [0, 0, 1, 2]
-        assert flatten([]) == []
+    @given(rows.filter(bool), st.integers(0, 19))
+    def test_a_tag_changes_nothing_else_and_is_found_again(self, row, place):
+        tokens = build(row)
+        place %= len(tokens)
+        tokens[place] = tag_id(tag_id(tokens[place], "former"), "tag")
+        assert read(tokens) == row and read_off(tokens) == read_off(build(row))
+        assert tags_of([9, *tokens]) == ["tag"] and tags_of(build(row)) == []
 
 
 class TestFilling:

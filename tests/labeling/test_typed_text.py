@@ -1,6 +1,7 @@
 """Typed text: spans through concatenation and templates, and the types of the tokens it becomes."""
 
 import copy
+import itertools
 import pickle
 import unicodedata
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hsa_factory import SemanticType
-from hsa_factory.labeling.typed_text import TypedText, carry_types, token_types, type_rendered_text, without
+from hsa_factory.labeling.typed_text import TypedText, carry_types, find_runs, token_types, type_rendered_text, without
 
 
 GLOBAL, LANDMARK, NOISE = SemanticType
@@ -246,3 +247,11 @@ class TestTokens:
         """As SentencePiece makes them for the space it puts before a word."""
         text = TypedText("a", NOISE) + TypedText("b", LANDMARK)
         assert list(token_types(text, [(0, 1), (1, 1), (1, 2), (2, 2)], 4)) == [2, 1, 1, 1]
+
+
+@given(st.binary(max_size=40) | st.lists(st.sampled_from([0, 1, 2, 3, 255]), max_size=40).map(bytes))
+def test_runs_cover_everything_and_differ_from_their_neighbours(types):
+    found = find_runs(types)
+    assert b"".join(bytes([kind]) * (end - start) for start, end, kind in found) == types
+    assert [start for start, _, _ in found] == [0, *(end for _, end, _ in found)][: len(found)]
+    assert all(one[2] != other[2] for one, other in itertools.pairwise(found))

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..semantics import SemanticType
 from .matching import Message, PatternTimeout, Typing, label_messages
@@ -74,8 +74,7 @@ class Layout:
         return {value: role for value, role in named.items() if value is not None}
 
 
-@dataclass
-class Turn:
+class Turn(NamedTuple):
     """One message of a conversation, and where it comes from.
 
     Attributes:
@@ -144,18 +143,14 @@ def _read_messages(sample: Mapping[str, Any], layout: Layout) -> list[Turn]:
 
 def _read_message(message: Any, number: int | str, layout: Layout) -> Turn:
     where = f"turn {number}"
-    if not isinstance(message, Mapping):
-        raise ValueError(f"{where}: expected a message, got {message!r:.80}.")
-    for name, tag in (("role_tag", layout.role_tag), ("content_tag", layout.content_tag)):
-        if tag is None:
-            raise ValueError(f"the data set's tags have no {name}: a `tags` block must name all of them.")
-        if tag not in message:
-            raise ValueError(f"{where}: {tag!r} ({name}) is missing; it has {', '.join(map(repr, message))}.")
+    role_tag, content_tag = layout.role_tag, layout.content_tag
+    if not isinstance(message, (dict, Mapping)) or role_tag not in message or content_tag not in message:
+        raise _missing(message, where, layout)
 
-    role = layout.roles.get(message[layout.role_tag], message[layout.role_tag])
+    role = layout.roles.get(message[role_tag], message[role_tag])
     tools = None
     try:
-        given = message[layout.content_tag]
+        given = message[content_tag]
         content = Content(given) if isinstance(given, str) else join_parts(given, layout.semantic_tag or TYPE_KEY)
         if layout.formatting == "openai" and role in ("assistant", "function") and message.get("tool_calls"):
             calls = [call["function"] for call in message["tool_calls"]]
@@ -169,6 +164,17 @@ def _read_message(message: Any, number: int | str, layout: Layout) -> Turn:
         raise ValueError(f"{where}: {error}") from None
     place = number if isinstance(number, int) else -1
     return Turn(Message(role, content.text, semantic_type, spans, tools), where, message, content.media, place)
+
+
+def _missing(message: Any, where: str, layout: Layout) -> ValueError:
+    """Return the error of a message without what every message must have."""
+    if not isinstance(message, Mapping):
+        return ValueError(f"{where}: expected a message, got {message!r:.80}.")
+    tags = {"role_tag": layout.role_tag, "content_tag": layout.content_tag}
+    name, tag = next((name, tag) for name, tag in tags.items() if tag is None or tag not in message)
+    if tag is None:
+        return ValueError(f"the data set's tags have no {name}: a `tags` block must name all of them.")
+    return ValueError(f"{where}: {tag!r} ({name}) is missing; it has {', '.join(map(repr, message))}.")
 
 
 def _read_alpaca(sample: Mapping[str, Any], layout: Layout) -> list[Turn]:

@@ -5,13 +5,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import groupby
-from typing import Any
+from functools import cache, lru_cache
+from typing import NamedTuple
 
-from ..semantics import SemanticType
 from .rule import SPAN_GROUP, Rule, compile_pattern
 from .rules import RuleSet
 from .tags import find_elements
+from .typed_text import find_runs
 
 
 PATTERN_TIMEOUT = 1.0  # seconds that one pattern may take on one message
@@ -58,8 +58,7 @@ class Message:
         return self.tools
 
 
-@dataclass(frozen=True)
-class Typing:
+class Typing(NamedTuple):
     """Types of one message.
 
     Attributes:
@@ -100,7 +99,11 @@ def label_messages(messages: Sequence[Message], rules: RuleSet | None, matches: 
             answered = message.tool_names()
         applicable = []
         if rules is not None and message.semantic_type is None:
-            applicable = [rule for rule in rules if _holds(rule, message, index, turns, answered)]
+            for rule in rules.of_role(message.role):
+                if _holds(rule, message, index, turns, answered):
+                    applicable.append(rule)
+                    if not rule.types_parts:
+                        break  # it leaves nothing to the rules after it
         try:
             typings.append(_type_message(message, applicable, matches))
         except PatternTimeout as timeout:
@@ -121,9 +124,7 @@ def _turns_of_rules(messages: Sequence[Message], rules: RuleSet) -> dict[str, se
 
 
 def _holds(rule: Rule, message: Message, index: int, turns: dict[str, set[int]], answered: tuple[str, ...]) -> bool:
-    """Whether a rule's conditions on the message hold."""
-    if rule.role and message.role not in rule.role:
-        return False
+    """Whether a rule's conditions on a message of its role hold."""
     if rule.turn and index not in turns[rule.name]:
         return False
     if rule.contains and not any(text in message.text for text in rule.contains):
@@ -149,18 +150,16 @@ def _type_message(message: Message, rules: Sequence[Rule], matches: Counter | No
     for start, end, semantic_type in message.spans:
         _paint(types, start, end, semantic_type)
     base = message.semantic_type
-    if base is not None:
-        _paint(types, 0, len(types), base)
     for rule in rules:
-        parts = find_parts(rule, message.text) if rule.types_parts else [(0, len(types))]
-        painted = sum(_paint(types, start, end, int(rule.type)) for start, end in parts)
-        if not rule.types_parts:
+        painted = 0
+        if rule.types_parts:
+            for start, end in find_parts(rule, message.text):
+                painted += _paint(types, start, end, int(rule.type))
+        else:  # the last one: what is untyped yet has the message's type
             base = int(rule.type)
-            painted = painted or not types
+            painted += _UNTYPED in types or not types
         if matches is not None and painted:
-            matches[rule.name] += int(painted)
-        if not rule.types_parts:
-            break  # it leaves nothing to the rules after it
+            matches[rule.name] += painted
     return _summarize(types, base)
 
 
@@ -182,13 +181,7 @@ def _summarize(types: bytearray, base: int | None) -> Typing:
     if types.count(types[0]) == len(types):
         return Typing(base if types[0] == _UNTYPED else types[0])
 
-    spans, position = [], 0
-    for semantic_type, run in groupby(types):
-        end = position + sum(1 for _ in run)
-        if semantic_type not in (_UNTYPED, base):
-            spans.append((position, end, semantic_type))
-        position = end
-    return Typing(base, tuple(spans))
+    return Typing(base, tuple(run for run in find_runs(types) if run[2] not in (_UNTYPED, base)))
 
 
 def find_parts(rule: Rule, text: str) -> Iterator[tuple[int, int]]:
@@ -198,7 +191,7 @@ def find_parts(rule: Rule, text: str) -> Iterator[tuple[int, int]]:
         PatternTimeout: If the rule's pattern takes longer than `PATTERN_TIMEOUT`.
     """
     if rule.tag:
-        for start, end, inner_start, inner_end in find_elements(text, rule.tag):
+        for start, end, inner_start, inner_end in _elements(text, rule.tag):
             if rule.verbs and not _begins_with(text, inner_start, inner_end, rule.verbs):
                 continue
             if rule.tool and not _is_tool(rule, _called_tools(text[inner_start:inner_end])):
@@ -226,18 +219,29 @@ def find_parts(rule: Rule, text: str) -> Iterator[tuple[int, int]]:
                 start = text.find(placeholder, start + len(placeholder))
 
 
-def _begins_with(text: str, start: int, end: int, verbs: Sequence[str]) -> bool:
+# The rules of a set often ask for the same elements of a text, one after the other.
+_elements = lru_cache(maxsize=16)(find_elements)
+
+
+def _begins_with(text: str, start: int, end: int, verbs: tuple[str, ...]) -> bool:
     """Whether a part of a text begins with one of some verbs, as whole words, after spaces and quotes."""
     while start < end and text[start] in _BEFORE_VERB:
         start += 1
-    longest = max(map(len, verbs))
+    folded, longest = _fold(verbs)
     beginning = text[start : min(end, start + longest + 1)].casefold()
-    for verb in verbs:
-        verb = verb.casefold()
+    if not beginning.startswith(folded):
+        return False
+    for verb in folded:
         after = beginning[len(verb) : len(verb) + 1]
         if beginning.startswith(verb) and not (after.isalnum() or after == "_"):
             return True
     return False
+
+
+@cache
+def _fold(verbs: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
+    """Return verbs without their case, and the length of the longest."""
+    return tuple(verb.casefold() for verb in verbs), max(map(len, verbs))
 
 
 def _is_tool(rule: Rule, names: Sequence[str]) -> bool:
@@ -265,7 +269,7 @@ def _called_tools(text: str) -> tuple[str, ...]:
 _DECODER = json.JSONDecoder()
 
 
-def runs(typing: Typing, length: int, default: Any = None) -> list[tuple[int, Any]]:
+def runs(typing: Typing, length: int, default: int | None = None) -> list[tuple[int, int | None]]:
     """Return (number of characters, type) of each run that covers a text of a given length.
 
     Args:
@@ -273,12 +277,12 @@ def runs(typing: Typing, length: int, default: Any = None) -> list[tuple[int, An
         length: Characters of its text.
         default: Type where the typing has none.
     """
-    base = default if typing.semantic_type is None else SemanticType(typing.semantic_type)
+    base = default if typing.semantic_type is None else typing.semantic_type
     covered, position = [], 0
     for start, end, semantic_type in typing.spans:
         if start > position:
             covered.append((start - position, base))
-        covered.append((end - start, SemanticType(semantic_type)))
+        covered.append((end - start, semantic_type))
         position = end
     if position < length or not covered:
         covered.append((length - position, base))

@@ -1,8 +1,7 @@
 """Message content given as a list of parts: texts with types of their own, images, videos and audio clips."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..semantics import SemanticType
 from .matching import Span
@@ -14,8 +13,7 @@ SPANS_KEY = "semantic_spans"
 _PATH_KEYS = ("url", "path")
 
 
-@dataclass(frozen=True)
-class Content:
+class Content(NamedTuple):
     """Content as one text.
 
     Attributes:

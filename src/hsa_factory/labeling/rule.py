@@ -53,6 +53,9 @@ class Rule:
         pattern: A regular expression (of the `regex` package); a group named ``span`` limits what is typed.
         media: `image`, `video`, `audio`: their placeholders.
 
+    Attributes:
+        types_parts: Whether it types parts of a text, not whole messages.
+
     Raises:
         ValueError: If a value is not allowed; the message names the rule, the field, the value and what is allowed.
     """
@@ -97,6 +100,7 @@ class Rule:
         self._check_combination()
         if not self.name:
             object.__setattr__(self, "name", self._describe())
+        object.__setattr__(self, "types_parts", bool(self.tag or self.pattern or self.media))
 
     def _tuple(self, field: str) -> tuple:
         value = getattr(self, field)
@@ -143,11 +147,6 @@ class Rule:
             value = value[0] if len(value) == 1 else list(value)
         name = self.name if isinstance(self.name, str) and self.name else self._describe()
         raise ValueError(f"rule {name!r}: {field} = {value!r} is not allowed: {allowed}.")
-
-    @property
-    def types_parts(self) -> bool:
-        """Whether it types parts of a text, not whole messages."""
-        return bool(self.tag or self.pattern or self.media)
 
     @property
     def decided(self) -> str:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..suggestions import did_you_mean
-from .rule import Rule
+from .rule import ROLES, Rule
 
 
 PRESET_DIRECTORY = Path(__file__).with_name("presets")
+_ROLES = (*dict.fromkeys(ROLES.values()), None)
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,18 @@ class RuleSet:
             number = seen[rule.name]
             named.append(rule if number == 1 else replace(rule, name=f"{rule.name} ({number})"))
         object.__setattr__(self, "rules", tuple(named))
+        by_role = {role: tuple(rule for rule in named if not rule.role or role in rule.role) for role in _ROLES}
+        object.__setattr__(self, "_by_role", by_role)
 
     def __iter__(self) -> Iterator[Rule]:
         return iter(self.rules)
 
     def __len__(self) -> int:
         return len(self.rules)
+
+    def of_role(self, role: str) -> tuple[Rule, ...]:
+        """Return the rules for messages of a role, in order; a role that no rule can name has those without one."""
+        return self._by_role[role if role in self._by_role else None]
 
     @property
     def names(self) -> list[str]:

@@ -99,7 +99,7 @@ def count_characters(text: str, typing: Typing) -> Counter:
     """Count characters by type's name; those that take the default type as ``default``."""
     counts: Counter = Counter()
     for length, semantic_type in runs(typing, len(text)):
-        counts["default" if semantic_type is None else semantic_type.name] += length
+        counts[_name(semantic_type) or "default"] += length
     return counts
 
 

@@ -1,10 +1,8 @@
 """XML-like elements in text, as models write them: `<name>…</name>`, nested, unclosed, among text that is no XML."""
 
+import re
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
-
-import regex
 
 
 def find_elements(text: str, names: Sequence[str]) -> list[tuple[int, int, int, int]]:
@@ -43,6 +41,6 @@ def find_elements(text: str, names: Sequence[str]) -> list[tuple[int, int, int, 
 
 
 @cache
-def _tag_pattern(name: str) -> Any:
+def _tag_pattern(name: str) -> re.Pattern[str]:
     # An attribute's value holds no < or >, so that "<a" in running text cannot swallow what follows it.
-    return regex.compile(rf"<(?P<closing>/)?{regex.escape(name, special_only=True)}(?:\s[^<>]*)?(?<!/)>")
+    return re.compile(rf"<(?P<closing>/)?{re.escape(name)}(?:\s[^<>]*)?(?<!/)>")

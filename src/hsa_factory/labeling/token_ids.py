@@ -1,14 +1,19 @@
 """Token ids that carry their type, so that every slice, cut, reversal and packing step carries it along."""
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 
 from ..semantics import SemanticType
+
+
+_TRAINED = 4  # in a code; what is below it is the type
+_CODE = attrgetter("code")
+_TYPES = bytes(code % _TRAINED for code in range(256))
+_LOSS_MASKS = bytes(code // _TRAINED % 2 for code in range(256))
 
 
 class TypedTokenId(int):
@@ -21,17 +26,17 @@ class TypedTokenId(int):
         semantic_type: Its `SemanticType` as a plain number.
         untrained: Why feedback or a weight keeps it out of the loss, decided on its whole sample; empty: nothing does.
         trained: Whether nothing does.
-        source: The name of its data set.
+        code: Its type and whether it may be trained, in one number below 256.
     """
 
     __slots__ = ()
     semantic_type: int = int(SemanticType.NOISE)
     untrained: str = ""
     trained: bool = True
-    source: str = ""
+    code: int = int(SemanticType.NOISE) + _TRAINED
 
     def __reduce__(self) -> tuple:
-        return (_rebuild, (int(self), self.semantic_type, self.untrained, self.source))
+        return (_rebuild, (int(self), self.semantic_type, self.untrained))
 
 
 class TaggedTokenId(TypedTokenId):
@@ -58,32 +63,30 @@ class _Instances(dict):
 
 
 @cache
-def _instances(semantic_type: int, untrained: str, source: str) -> _Instances:
+def _instances(semantic_type: int, untrained: str) -> _Instances:
     attributes = {
         "__slots__": (),
         "semantic_type": semantic_type,
         "untrained": untrained,
         "trained": not untrained,
-        "source": source,
+        "code": semantic_type + _TRAINED * (not untrained),
     }
     return _Instances(type("TypedTokenId", (TypedTokenId,), attributes))
 
 
-def _rebuild(token_id: int, semantic_type: int, untrained: str, source: str) -> TypedTokenId:
-    return _instances(semantic_type, untrained, source)[token_id]
+def _rebuild(token_id: int, semantic_type: int, untrained: str) -> TypedTokenId:
+    return _instances(semantic_type, untrained)[token_id]
 
 
-def type_token_ids(
-    token_ids: Sequence[int], semantic_type: int, untrained: str = "", source: str = ""
-) -> list[TypedTokenId]:
+def type_token_ids(token_ids: Sequence[int], semantic_type: int, untrained: str = "") -> list[TypedTokenId]:
     """Return the same ids, each carrying what is given."""
-    return list(map(_instances(int(semantic_type), untrained, source).__getitem__, token_ids))
+    return list(map(_instances(int(semantic_type), untrained).__getitem__, token_ids))
 
 
 def mark_untrained(token_ids: Sequence[TypedTokenId], reason: str) -> list[TypedTokenId]:
     """Return the same ids, marked as not to be trained, and why."""
     classes = set(map(type, token_ids))
-    instances = {cls: _instances(cls.semantic_type, reason, cls.source) for cls in classes}
+    instances = {cls: _instances(cls.semantic_type, reason) for cls in classes}
     if len(classes) == 1:
         return list(map(instances.popitem()[1].__getitem__, token_ids))
     return [instances[type(token)][token] for token in token_ids]
@@ -101,17 +104,9 @@ def _tagged_class(untagged: type[TypedTokenId]) -> type[TaggedTokenId]:
     return type("TaggedTokenId", (TaggedTokenId, untagged), {"untagged": untagged})
 
 
-def tags_of(token_ids: Sequence[int]) -> list[tuple[int, Any]]:
-    """Return (place, tag) of the ids that have one, in order."""
-    is_tagged = {cls: issubclass(cls, TaggedTokenId) for cls in set(map(type, token_ids))}
-    if not any(is_tagged.values()):
-        return []
-    flags = bytes(map(is_tagged.__getitem__, map(type, token_ids)))
-    places, place = [], flags.find(1)
-    while place >= 0:
-        places.append((place, token_ids[place].tag))
-        place = flags.find(1, place + 1)
-    return places
+def tags_of(token_ids: Sequence[int]) -> list[Any]:
+    """Return the tags of the ids that have one, in order."""
+    return [token.tag for token in token_ids if isinstance(token, TaggedTokenId)]
 
 
 def fill_types(token_ids: Sequence[int]) -> list[TypedTokenId]:
@@ -130,7 +125,7 @@ def fill_types(token_ids: Sequence[int]) -> list[TypedTokenId]:
     filled = []
     for token in token_ids:
         if type(token) is int:
-            token = _instances(carrier.semantic_type, carrier.untrained, carrier.source)[token]
+            token = _instances(carrier.semantic_type, carrier.untrained)[token]
         carrier = token
         filled.append(token)
 
@@ -139,43 +134,11 @@ def fill_types(token_ids: Sequence[int]) -> list[TypedTokenId]:
 
 def semantic_ids_of(token_ids: Sequence[int]) -> np.ndarray:
     """Read the types off, (n,) int8; ids that carry nothing are padding, and padding is NOISE."""
-    return _read_off(token_ids, "semantic_type", int(SemanticType.NOISE))
+    padding = int(SemanticType.NOISE)
+    return np.array([getattr(token, "semantic_type", padding) for token in token_ids], dtype=np.int8)
 
 
-def loss_mask_of(token_ids: Sequence[int]) -> np.ndarray:
-    """Read off which tokens may be trained (1) or not (0), (n,) int8; padding is not."""
-    return _read_off(token_ids, "trained", 0)
-
-
-def _read_off(token_ids: Sequence[int], attribute: str, padding: int) -> np.ndarray:
-    values = {cls: int(getattr(cls, attribute, padding)) for cls in set(map(type, token_ids))}
-    return np.frombuffer(bytes(map(values.__getitem__, map(type, token_ids))), dtype=np.int8)
-
-
-def sources_of(token_ids: Sequence[int]) -> list[str]:
-    """Return the names of the data sets in a row, in order of appearance."""
-    classes = dict.fromkeys(map(type, token_ids))
-    return list(dict.fromkeys(cls.source for cls in classes if cls is not int))
-
-
-def plain_ids(token_ids: Sequence[int]) -> np.ndarray:
-    """Return the ids without what they carry, (n,) int64."""
-    return np.fromiter(token_ids, dtype=np.int64, count=len(token_ids))
-
-
-def count_types(token_ids: Sequence[TypedTokenId]) -> Counter:
-    """Count the tokens of each semantic type, by name."""
-    counts: Counter = Counter()
-    for cls, number in Counter(map(type, token_ids)).items():
-        counts[SemanticType(cls.semantic_type).name] += number
-    return counts
-
-
-def count_trained(labels: Sequence[int]) -> int:
-    """Count the labels that carry something and may be trained."""
-    return sum(number for cls, number in Counter(map(type, labels)).items() if cls is not int and cls.trained)
-
-
-def flatten(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[int]:
-    """Join prompt and response ids of all turns."""
-    return list(chain.from_iterable(chain.from_iterable(pairs)))
+def read_off(token_ids: Sequence[TypedTokenId]) -> tuple[bytes, bytes]:
+    """Return the semantic type of each id, and whether it may be trained (1) or not (0), a byte each."""
+    codes = bytes(map(_CODE, token_ids))
+    return codes.translate(_TYPES), codes.translate(_LOSS_MASKS)

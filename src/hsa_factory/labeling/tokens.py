@@ -42,7 +42,7 @@ class TokenCounter:
 
     def __call__(self, text: str, typing: Typing) -> Counter:
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
-        spans = [(length, int(kind)) for length, kind in runs(typing, len(text), _UNTYPED)]
-        types = token_types(TypedText(text, spans=spans), encoding.offsets, len(encoding.ids))
+        typed = TypedText(text, spans=runs(typing, len(text), _UNTYPED))
+        types = token_types(typed, encoding.offsets, len(encoding.ids))
         counts = Counter(types)
         return Counter({SemanticType(kind).name if kind < _UNTYPED else "default": n for kind, n in counts.items()})

@@ -1,15 +1,14 @@
 """Text that carries semantic types, and the types of the tokens it becomes. `input_ids` never change by it."""
 
 import os
+import re
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 from typing import Any
 
-import numpy as np
 import regex
 
 
-_NO_CHARACTER = 255
+_RUN = re.compile(rb"\x00+|\x01+|\x02+|\xff+|(.)\1*", re.DOTALL)  # the usual types first: several times faster
 
 
 class TypedText(str):
@@ -65,8 +64,7 @@ class TypedText(str):
         return b"".join(bytes((semantic_type,)) * length for length, semantic_type in self.spans)
 
     def _with(self, text: str, types: bytes) -> "TypedText":
-        spans = [(sum(1 for _ in run), semantic_type) for semantic_type, run in groupby(types)]
-        return TypedText(text, self.semantic_type, spans)
+        return TypedText(text, self.semantic_type, [(end - start, kind) for start, end, kind in find_runs(types)])
 
     @property
     def is_uniform(self) -> bool:
@@ -78,6 +76,11 @@ class TypedText(str):
 
 def _rebuild(text: str, semantic_type: int, spans: tuple[tuple[int, int], ...]) -> TypedText:
     return TypedText(text, semantic_type, spans)
+
+
+def find_runs(types: bytes | bytearray) -> list[tuple[int, int, int]]:
+    """Return (start, end, type) of each run of equal types, in order."""
+    return [(*run.span(), types[run.start()]) for run in _RUN.finditer(types)]
 
 
 def without(text: TypedText, parts: Iterable[tuple[int, int]]) -> TypedText:
@@ -134,7 +137,8 @@ def type_rendered_text(rendered: str, content: TypedText, start: int | None) -> 
     if not rendered.startswith(content, start):
         same = len(os.path.commonprefix([str(content), rendered[start:]]))
     rest = len(rendered) - start - same
-    spans = [(start, content.semantic_type), *content[:same].spans, (rest, content.semantic_type)]
+    own = content if same == len(content) else content[:same]
+    spans = [(start, content.semantic_type), *own.spans, (rest, content.semantic_type)]
     return TypedText(rendered, content.semantic_type, [span for span in spans if span[0]])
 
 
@@ -153,11 +157,10 @@ def token_types(text: TypedText, offsets: Sequence[tuple[int, int]] | None, numb
     if text.is_uniform or offsets is None:
         return bytes((min(types, default=text.semantic_type),)) * number
 
-    places = np.array(offsets, dtype=np.int64).reshape(-1)  # start, end, start, end, …
-    padded = np.frombuffer(types + bytes([_NO_CHARACTER]), dtype=np.uint8)
-    kinds = np.minimum.reduceat(padded, np.minimum(places, len(types)))[::2] if number else padded[:0]
-    last, result = types[0], bytearray(kinds.tobytes())
-    if _NO_CHARACTER in result:  # behind the last character: such a token goes with the one before it
-        for place, kind in enumerate(result):
-            last = result[place] = last if kind == _NO_CHARACTER else kind
-    return bytes(result)
+    kind, kinds = types[0], bytearray()
+    for start, end in offsets:
+        covered = types[start:end] or types[start : start + 1]
+        if covered:  # else it stands behind the last character, and goes with the token before it
+            kind = min(covered)
+        kinds.append(kind)
+    return bytes(kinds)

@@ -9,7 +9,7 @@ from llamafactory.data.collator import SFTDataCollatorWith4DAttentionMask
 from ..config import FeedbackConfig, HSAConfig
 from ..feedback import IGNORE_INDEX, apply_loss_mask, mask_labels
 from ..semantics import SemanticType
-from .processor import LOSS_MASK_COLUMN, ROW_SAMPLES_COLUMN, ROW_SOURCE_COLUMN, SEMANTIC_COLUMN
+from .rows import LOSS_MASK_COLUMN, ROW_SAMPLES_COLUMN, ROW_SOURCE_COLUMN, SEMANTIC_COLUMN
 
 
 @dataclass

@@ -231,7 +231,7 @@ def _join(turns: Sequence[tuple[Turn, Typing]], default: int) -> _AlignedTurn:
         for number, (turn, typing) in enumerate(turns):
             if number:
                 spans.append((len(REPLY_JOINT), rest))
-            spans += [(length, int(kind)) for length, kind in runs(typing, len(turn.message.text), rest)]
+            spans += runs(typing, len(turn.message.text), rest)
     weight = min(_parse_weight(turn) for turn, _ in turns)
     return _AlignedTurn(base, tuple(spans), is_given, weight, turns[0][0].number)
 

@@ -39,16 +39,12 @@ from .marker import ensure_marker, fit_embeddings, initialize_row
 from .mixed_content import load_dataset
 from .options import SAVED, check_options, check_stage, resolve_config
 from .prediction import TypedPredictionProcessor
-from .processor import (
-    ACCOUNT_COLUMN,
-    LOSS_MASK_COLUMN,
-    SEMANTIC_COLUMN,
-    TypedPackedProcessor,
-    TypedSupervisedProcessor,
-)
+from .processor import TypedPackedProcessor, TypedSupervisedProcessor
 from .report import REPORT_NAME, DataReport
+from .rows import ACCOUNT_COLUMN
 from .seams import Seam, installed
 from .serving import Serving
+from .tokenized import check_tokenized, run_settings
 
 
 if is_fastapi_available():
@@ -206,7 +202,7 @@ class Integration:
             stock.data_args,
             hsa_config=self.typing_config,
             feedback_config=self.feedback_config,
-            as_arrays=not stock.data_args.streaming,  # the rows of a stream go to the collator as they are
+            as_table=not stock.data_args.streaming,  # streams want lists
         )
 
     def get_preprocessed_dataset(self, original: Any, dataset: Any, *args: Any, is_eval: bool = False) -> Any:
@@ -249,13 +245,14 @@ class Integration:
         was_tokenized = tokenized_path is not None and has_tokenized_data(tokenized_path)
         self.report = DataReport()
         module = original(template, model_args, data_args, training_args, *args, **kwargs)
+        settings = run_settings(self.hsa_config, self.feedback_config)
         if was_tokenized:
-            self._check_tokenized(module, tokenized_path)
+            self.report = check_tokenized(module, tokenized_path, self.hsa_config, self.feedback_config)
         elif tokenized_path is not None and training_args.should_save:
-            self.report.save(tokenized_path, self._settings())
+            self.report.save(tokenized_path, settings)
 
         if training_args.should_save:
-            self.report.save(training_args.output_dir, self._settings())
+            self.report.save(training_args.output_dir, settings)
         if training_args.should_log:
             self.report.print()
         untrainable = self.report.untrainable()
@@ -265,49 +262,6 @@ class Integration:
                 f"{Path(training_args.output_dir) / REPORT_NAME})."
             )
         return module
-
-    def _check_tokenized(self, module: Any, tokenized_path: str) -> None:
-        """Refuse data that was tokenized without the columns or with other rules of this run."""
-        for split in ("train_dataset", "eval_dataset"):
-            data = module.get(split)
-            for part in data.values() if isinstance(data, dict) else [data] if data is not None else []:
-                for column, wanted in ((SEMANTIC_COLUMN, self.hsa_config), (LOSS_MASK_COLUMN, self.feedback_config)):
-                    if wanted is not None and part.column_names is not None and column not in part.column_names:
-                        raise ValueError(
-                            f"tokenized_path {tokenized_path!r} has no column {column!r}: it was made without "
-                            f"{'HSA' if wanted is self.hsa_config else 'Feedback'}. Remove it to tokenize again."
-                        )
-
-        path = Path(tokenized_path) / REPORT_NAME
-        if self.feedback_config is not None and not path.is_file():
-            raise ValueError(
-                f"tokenized_path {tokenized_path!r} has no {REPORT_NAME}, which says what feedback it was made with. "
-                "Remove it to tokenize again."
-            )
-        if path.is_file():
-            values = DataReport.load_values(path)
-            made_with, wanted = values.get("feedback"), self._settings()["feedback"]
-            if (FeedbackConfig.from_dict(made_with) if made_with else None) != self.feedback_config:
-                raise ValueError(
-                    f"tokenized_path {tokenized_path!r} was made with feedback {made_with}, this run asks for {wanted}. "
-                    "Remove it to tokenize again."
-                )
-            if self.hsa_config is not None:
-                typed_with = HSAConfig.from_dict(values.get("hsa") or {})
-                for name, parse in (("default_type", SemanticType.parse), ("labels", lambda labels: labels)):
-                    there, here = getattr(typed_with, name), getattr(self.hsa_config, name)
-                    if parse(there) != parse(here):
-                        raise ValueError(
-                            f"tokenized_path {tokenized_path!r} was made with hsa.{name} {there!r}, this run asks for "
-                            f"{here!r}. Remove it to tokenize again."
-                        )
-            self.report = DataReport.from_dict(values)
-
-    def _settings(self) -> dict[str, Any]:
-        return {
-            "hsa": self.hsa_config.to_dict() if self.hsa_config else None,
-            "feedback": self.feedback_config.to_dict() if self.feedback_config else None,
-        }
 
     def collator(self, original: Any, *args: Any, **kwargs: Any) -> HSADataCollator:
         """Make the collator that also masks labels and pads types."""

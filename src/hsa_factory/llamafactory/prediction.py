@@ -1,13 +1,13 @@
 """LLaMA-Factory's processor for `predict_with_generate`, plus `semantic_ids` of the prompts."""
 
+from array import array
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from llamafactory.data.processor import UnsupervisedDatasetProcessor
 
-from ..labeling.token_ids import count_types, fill_types
-from .converter import INDEX_COLUMN
+from ..labeling.token_ids import fill_types, read_off
+from .converter import INDEX_COLUMN, SOURCE_COLUMN
 from .processor import (
     INVALID,
     MEDIA_TOO_LONG,
@@ -17,6 +17,7 @@ from .processor import (
     TypedProcessorMixin,
 )
 from .report import DatasetAccount
+from .rows import Tokens
 
 
 @dataclass
@@ -31,23 +32,21 @@ class TypedPredictionProcessor(TypedProcessorMixin, UnsupervisedDatasetProcessor
     def _remember_prompt(self, prompt_ids: list[int]) -> None:
         self._prompt = prompt_ids
 
-    def _encode_sample(
-        self, columns: dict[str, list[Any]], i: int, account: DatasetAccount
-    ) -> tuple[list[int], list[int]]:
+    def _encode_sample(self, columns: dict[str, list[Any]], i: int, account: DatasetAccount) -> Sample:
         """Encode one sample as LLaMA-Factory does, cut to `cutoff_len`, its ids typed.
 
         Raises:
             SampleDropped: With the reason.
             ValueError: If it cannot be encoded; names the data set and the sample.
         """
-        sample = self._typed_columns(columns, i)
-        if len(sample[0]) % 2 != 1:
+        source, index = columns[SOURCE_COLUMN][i], columns[INDEX_COLUMN][i]
+        arguments = self._typed_columns(columns, i)
+        if len(arguments[0]) % 2 != 1:
             raise SampleDropped(INVALID)
         try:
-            input_ids, labels = self._encode_uncached(*sample)
+            input_ids, labels = self._encode_uncached(*arguments)
         except Exception as error:
-            where = f"dataset {self.template.source!r}, sample {columns[INDEX_COLUMN][i]}"
-            raise ValueError(f"{where}: {error}") from error
+            raise ValueError(f"dataset {source!r}, sample {index}: {error}") from error
 
         if all(type(token) is int for token in input_ids):
             raise SampleDropped(TOO_LONG)
@@ -56,15 +55,13 @@ class TypedPredictionProcessor(TypedProcessorMixin, UnsupervisedDatasetProcessor
 
         input_ids = fill_types(input_ids)
         cut_away = len(self._prompt) - len(input_ids)
-        account.kept += 1
-        account.tokens.update(count_types(input_ids))
+        semantic_ids, _ = read_off(input_ids)
+        account.keep(semantic_ids, 0)
         account.text_truncated += cut_away > 0
-        facts = {"dataset": self.template.source, "index": columns[INDEX_COLUMN][i]}
-        self._sample = Sample([], facts=facts | {"cut": cut_away, "marker_cut": False})
-        return input_ids, labels
+        facts = {"dataset": source, "index": index, "cut": cut_away, "marker_cut": False}
+        reference = array("i", labels)
+        tokens = Tokens(array("i", input_ids), semantic_ids, reference, bytes([1]) * len(reference))
+        return Sample([], input_ids=input_ids, tokens=tokens, facts=facts)
 
     def _count_media_tokens(self, token_ids: list[int]) -> int:
         return sum(token in self.media_ids for token in token_ids)
-
-    def _loss_masks(self, typed_rows: list[list[int]], labels: list[np.ndarray]) -> list[np.ndarray]:
-        return [np.ones(len(reference), dtype=np.int8) for reference in labels]

@@ -1,32 +1,17 @@
 """LLaMA-Factory's supervised processors, plus `semantic_ids`, the loss mask and an account of every sample."""
 
-import json
-from collections import defaultdict, deque
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from llamafactory.data.processor.supervised import (
-    MAX_SU_SEQ_IDX,
-    PackedSupervisedDatasetProcessor,
-    SupervisedDatasetProcessor,
-)
+import pyarrow as pa
+from llamafactory.data.processor import PackedSupervisedDatasetProcessor, SupervisedDatasetProcessor
 
 from .. import __version__
 from ..config import FeedbackConfig, HSAConfig
-from ..feedback import IGNORE_INDEX, apply_loss_mask
-from ..labeling.token_ids import (
-    count_trained,
-    count_types,
-    fill_types,
-    flatten,
-    loss_mask_of,
-    plain_ids,
-    semantic_ids_of,
-    sources_of,
-    tag_id,
-    tags_of,
-)
+from ..feedback import apply_loss_mask
+from ..labeling.token_ids import fill_types, tags_of
 from ..labeling.typed_text import TypedText
 from ..semantics import SemanticType
 from .converter import (
@@ -42,23 +27,11 @@ from .converter import (
 from .masking import DECIDING, MaskedPairs, mask_pairs
 from .media import count_media, media_token_ids, plan_cut
 from .report import DatasetAccount, serialize_accounts
+from .rows import ACCOUNT_COLUMN, LOSS_MASK_COLUMN, Tokens, TokenTable, padding_row, to_lists, to_table
 from .template import TEXT_KEY, TYPE_KEY, Pairs, typed_template
 
 
-SEMANTIC_COLUMN = "semantic_ids"
-LOSS_MASK_COLUMN = "loss_mask"
-ROW_SOURCE_COLUMN = "hsa_dataset"
-ROW_SAMPLES_COLUMN = "hsa_samples"  # where each sample of a row starts, and what the cut took from it, as JSON
-ACCOUNT_COLUMN = "hsa_account"
 MEDIA_COLUMNS = ("_images", "_videos", "_audios")
-_ARRAY_COLUMNS = {
-    "input_ids": np.int32,
-    "attention_mask": np.int32,
-    "position_ids": np.int32,
-    "labels": np.int32,
-    SEMANTIC_COLUMN: np.int8,
-    LOSS_MASK_COLUMN: np.int8,
-}
 
 INVALID = "invalid conversation (empty, or roles in a wrong order)"
 NO_MARKER = "no feedback marker"
@@ -81,6 +54,8 @@ class Sample:
         masked: What feedback and weights keep out of the loss.
         whole_length: Tokens before truncation.
         cut: What the truncation leaves, None without media.
+        input_ids: What becomes of it, typed.
+        tokens: The same with its labels, read off.
         facts: What the finished row says of it.
     """
 
@@ -89,6 +64,8 @@ class Sample:
     masked: MaskedPairs | None = None
     whole_length: int = 0
     cut: Any = None
+    input_ids: list[Any] = field(default_factory=list)
+    tokens: Tokens | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -99,7 +76,7 @@ class TypedProcessorMixin:
     hsa_config: HSAConfig = field(default_factory=HSAConfig)
     feedback_config: FeedbackConfig | None = None
     version: str = __version__  # part of the cache's key: other versions may type or mask otherwise
-    as_arrays: bool = False  # numpy rows, which `datasets` writes several times faster than lists
+    as_table: bool = False  # an Arrow table, which `datasets` writes as it is
 
     def __post_init__(self) -> None:
         self.template = typed_template(self.template, SemanticType.parse(self.hsa_config.default_type))
@@ -110,12 +87,12 @@ class TypedProcessorMixin:
             self.marker_id = self.tokenizer.convert_tokens_to_ids(self.feedback_config.token)
         self.on_whole = None  # called with the whole sample, masked, before it is cut; returns what to go on with
         self._sample = Sample([])
-        self._encoded: deque = deque()
+        self._places: Iterator[tuple[range, range]] | None = None
 
-    def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]] | pa.Table:
         columns = {name: list(examples[name]) for name in examples.keys()}
         accounts: dict[str, DatasetAccount] = defaultdict(DatasetAccount)
-        kept = []
+        table, kept, places = TokenTable(), [], []
         for i in range(len(columns["_prompt"])):
             account = accounts[columns[SOURCE_COLUMN][i]]
             account.samples += 1
@@ -124,24 +101,25 @@ class TypedProcessorMixin:
             if RULES_COLUMN in columns:
                 account.add_rules(columns[RULES_COLUMN][i])
             try:
-                input_ids, labels = self._encode_sample(columns, i, account)
-                self._encoded.append(([tag_id(input_ids[0], self._sample.facts), *input_ids[1:]], labels))
+                sample = self._encode_sample(columns, i, account)
+                places.append(table.add(sample.tokens, sample.facts))
                 kept.append(i)
             except SampleDropped as dropped:
                 account.drop(str(dropped), columns[INDEX_COLUMN][i])
 
-        rows = super().preprocess_dataset({name: [column[i] for i in kept] for name, column in columns.items()})
-        self._encoded.clear()
-        return self._finish_rows(rows, accounts)
+        self._places = iter(places)
+        try:
+            rows = super().preprocess_dataset({name: [column[i] for i in kept] for name, column in columns.items()})
+        finally:
+            self._places = None
+        return self._finish_rows(rows, table, accounts)
 
-    def _encode_data_example(self, *args: Any, **kwargs: Any) -> tuple[list[int], list[int]]:
-        if self._encoded:  # LLaMA-Factory's loop over the samples that are kept, in the same order
-            return self._encoded.popleft()
+    def _encode_data_example(self, *args: Any, **kwargs: Any) -> tuple[Sequence[int], Sequence[int]]:
+        if self._places is not None:  # LLaMA-Factory's loop over the samples that are kept, in the same order
+            return next(self._places)
         return super()._encode_data_example(*args, **kwargs)
 
-    def _encode_sample(
-        self, columns: dict[str, list[Any]], i: int, account: DatasetAccount
-    ) -> tuple[list[int], list[int]]:
+    def _encode_sample(self, columns: dict[str, list[Any]], i: int, account: DatasetAccount) -> Sample:
         """Encode one sample as LLaMA-Factory does, cut to `cutoff_len`, its ids typed.
 
         Raises:
@@ -152,8 +130,8 @@ class TypedProcessorMixin:
         if len(prompt) % 2 != 1 or len(response) != 1:
             raise SampleDropped(INVALID)
 
-        source = self.template.source
-        where = f"dataset {source!r}, sample {columns[INDEX_COLUMN][i]}"
+        source, index = columns[SOURCE_COLUMN][i], columns[INDEX_COLUMN][i]
+        where = f"dataset {source!r}, sample {index}"
         self._sample = sample = Sample(prompt + response)
         try:
             if any(media) and not self._media_stand_in_front(media):
@@ -164,19 +142,21 @@ class TypedProcessorMixin:
         except Exception as error:
             raise ValueError(f"{where}: {error}") from error
 
-        marker_is_cut = False
-        if sample.masked.deciding:
-            marker_is_cut = sum(tag == DECIDING for _, tag in tags_of(input_ids)) < sample.masked.deciding
+        added = 0  # by LLaMA-Factory: media in front, an EOS behind
+        if input_ids and (type(input_ids[0]) is int or type(input_ids[-1]) is int):
+            added = list(map(type, input_ids)).count(int)
+        cut_away = sample.whole_length + added - len(input_ids)
+        deciding = sample.masked.deciding if cut_away else 0
+        marker_is_cut = deciding > 0 and tags_of(input_ids).count(DECIDING) < deciding
         account.with_marker += sample.masked.has_marker
         if marker_is_cut:
-            account.cut_marker(columns[INDEX_COLUMN][i])
-        if all(type(token) is int for token in input_ids):  # nothing of it is left, at most an EOS
+            account.cut_marker(index)
+        if added == len(input_ids):
             raise SampleDropped(NOTHING_TO_TRAIN)
 
-        cut_away = sample.whole_length - len(input_ids) + list(map(type, input_ids)).count(int)
-        if type(input_ids[0]) is int or type(input_ids[-1]) is int:  # media in front, an EOS behind
-            input_ids = fill_types(input_ids)
-        trained = self._count_trained(input_ids, labels)
+        sample.input_ids = fill_types(input_ids) if added else input_ids
+        sample.tokens = Tokens.read(sample.input_ids, labels)
+        trained = sample.tokens.trained
         if trained == 0:
             if self.feedback_config is not None and self.feedback_config.empty == "error":
                 raise ValueError(f"{where}: nothing is left to train (feedback.empty is 'error').")
@@ -185,17 +165,14 @@ class TypedProcessorMixin:
             raise SampleDropped(TOO_LONG)
 
         self._trim_media(columns, i, media)
-        account.kept += 1
-        account.tokens.update(count_types(input_ids))
-        account.trained_tokens += trained
+        account.keep(sample.tokens.semantic_ids, trained)
         if sample.cut is not None and sample.cut.turns_removed:
             account.turns_removed += 1
         elif cut_away:
             account.text_truncated += 1
 
-        sample.facts = {"dataset": source, "index": columns[INDEX_COLUMN][i]}
-        sample.facts |= {"cut": cut_away, "marker_cut": marker_is_cut}
-        return input_ids, labels
+        sample.facts = {"dataset": source, "index": index, "cut": cut_away, "marker_cut": marker_is_cut}
+        return sample
 
     def _typed_columns(self, columns: dict[str, list[Any]], i: int) -> list[Any]:
         """Return what LLaMA-Factory encodes of a sample, its texts typed: from the prompt's messages to the audios."""
@@ -203,7 +180,6 @@ class TypedProcessorMixin:
         system = columns["_system"][i]
         if system:
             system = TypedText(system, columns[SYSTEM_TYPE_COLUMN][i], decode_spans(columns[SYSTEM_SPANS_COLUMN][i]))
-        self.template.source = columns[SOURCE_COLUMN][i]
         return [
             prompt,
             response,
@@ -218,7 +194,7 @@ class TypedProcessorMixin:
     def _decide(self, pairs: Pairs) -> Pairs:
         """Look at the whole sample before it is cut: what is trained of it, and which turns can stay."""
         sample = self._sample
-        sample.whole_length = len(flatten(pairs))
+        sample.whole_length = sum(len(prompt_ids) + len(response_ids) for prompt_ids, response_ids in pairs)
         feedback = self.feedback_config
         masked = mask_pairs(
             pairs,
@@ -254,13 +230,6 @@ class TypedProcessorMixin:
 
         return pairs
 
-    def _count_trained(self, input_ids: list[Any], labels: list[int]) -> int:
-        if not self._sample.masked.is_masked:
-            return len(labels) - labels.count(IGNORE_INDEX)
-        if self.template.efficient_eos:  # has labels that are not ids of the same place
-            return sum(label != IGNORE_INDEX and token.trained for label, token in zip(labels, input_ids))
-        return count_trained(labels)
-
     def _trim_media(self, columns: dict[str, list[Any]], i: int, media: list[list[Any]]) -> None:
         """Leave only the media whose turns remain, so that they match the ids."""
         cut, counts = self._sample.cut, self._sample.media
@@ -277,49 +246,14 @@ class TypedProcessorMixin:
         ids, _ = self.template.mm_plugin.process_token_ids([], [], *media, self.tokenizer, self.processor)
         return bool(ids)
 
-    def _finish_rows(self, rows: dict[str, list[Any]], accounts: dict[str, DatasetAccount]) -> dict[str, list[Any]]:
-        """Read the types off the finished ids, and append a row that carries the accounts through map and cache."""
-        typed_rows = list(rows["input_ids"])
-        rows["input_ids"] = [plain_ids(ids) for ids in typed_rows]
-        rows["labels"] = [plain_ids(labels) for labels in rows["labels"]]
-        rows[SEMANTIC_COLUMN] = [semantic_ids_of(ids) for ids in typed_rows]
-        rows[ROW_SOURCE_COLUMN] = [", ".join(sources_of(ids)) for ids in typed_rows]
-        rows[ROW_SAMPLES_COLUMN] = [_samples_of(ids) for ids in typed_rows]
-        rows[LOSS_MASK_COLUMN] = self._loss_masks(typed_rows, rows["labels"])
-
-        account_row = self._account_row()
-        for name in account_row.keys() | rows.keys():
-            rows[name].append(account_row.get(name))
-        rows[ACCOUNT_COLUMN] = [None] * len(typed_rows) + [serialize_accounts(accounts)]
-        for name, dtype in _ARRAY_COLUMNS.items():
-            if name in rows:
-                arrays = [np.asarray(values, dtype) for values in rows[name]]
-                rows[name] = arrays if self.as_arrays else [values.tolist() for values in arrays]
-        return dict(rows)
-
-    def _loss_masks(self, typed_rows: list[list[int]], labels: list[np.ndarray]) -> list[np.ndarray]:
-        return [loss_mask_of(ids) for ids in typed_rows]
-
-    def _account_row(self) -> dict[str, Any]:
-        """Return a row that stands for no sample: one padding token, so that column types can be inferred from it."""
-        row = {
-            "input_ids": [0],
-            "attention_mask": [0],
-            "labels": [IGNORE_INDEX],
-            "images": None,
-            "videos": None,
-            "audios": None,
-            SEMANTIC_COLUMN: [int(SemanticType.NOISE)],
-            LOSS_MASK_COLUMN: [0],
-            ROW_SOURCE_COLUMN: "",
-            ROW_SAMPLES_COLUMN: "[]",
-        }
-        if isinstance(self, PackedSupervisedDatasetProcessor):
-            row["position_ids"] = [0]
-            if self.data_args.neat_packing:
-                unused = {f"{kind}_subseq_ids": [MAX_SU_SEQ_IDX] for kind in ("image", "video", "audio")}
-                row["packing_params"] = {"sequence_boundaries": [0, 1], **unused, "right_padding_length": 0}
-        return row
+    def _finish_rows(self, rows: dict[str, list[Any]], table: TokenTable, accounts: dict[str, DatasetAccount]) -> Any:
+        """Look up what the rows are made of, and append one that carries the accounts through map and cache."""
+        number = len(rows["input_ids"])
+        is_packed = isinstance(self, PackedSupervisedDatasetProcessor)
+        last = padding_row(is_packed, is_packed and self.data_args.neat_packing)
+        columns = table.look_up({name: [*rows[name], last.get(name)] for name in dict.fromkeys([*rows, *last])})
+        columns[ACCOUNT_COLUMN] = [None] * number + [serialize_accounts(accounts)]
+        return to_table(columns) if self.as_table else to_lists(columns)
 
     def print_data_example(self, example: dict[str, Any]) -> None:
         if example.get(ACCOUNT_COLUMN) is not None:
@@ -348,8 +282,3 @@ def _with_typed_content(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
             message = {**message, "content": content, TEXT_KEY: content}
         typed.append(message)
     return typed
-
-
-def _samples_of(ids: list[Any]) -> str:
-    """Write down the samples of a row, from the tags of their first ids."""
-    return json.dumps([{"start": place, **tag} for place, tag in tags_of(ids) if isinstance(tag, dict)])

@@ -54,7 +54,8 @@ def record_sample(processor: TypedProcessorMixin, example: dict[str, Any], part:
     media = [list(columns[name][0] or []) for name in MEDIA_COLUMNS]
     messages = columns["_prompt"][0] + columns["_response"][0]
     processor.on_whole = tag_messages
-    input_ids, labels = processor._encode_sample(columns, 0, DatasetAccount())
+    sample = processor._encode_sample(columns, 0, DatasetAccount())
+    input_ids, labels = sample.input_ids, sample.tokens.labels
 
     tagged = [getattr(token, "tag", None) for token in input_ids]
     owners, owner = [], next(tag for tag in tagged if tag is not None)

@@ -3,15 +3,19 @@
 import json
 from collections import Counter
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from ..semantics import SemanticType
+
 
 REPORT_NAME = "hsa_report.json"
 _MAX_LISTED = 20
+_TYPE_NAMES = tuple(kind.name for kind in SemanticType)
 
 
 @dataclass
@@ -59,10 +63,17 @@ class DatasetAccount:
         if len(listed) < _MAX_LISTED:
             listed.append(index)
 
+    def keep(self, semantic_ids: bytes, trained: int) -> None:
+        """Count a sample that is kept: the types of its tokens, a byte each, and how many of them are trained."""
+        self.kept += 1
+        self.trained_tokens += trained
+        for kind, name in enumerate(_TYPE_NAMES):
+            self.tokens[name] += semantic_ids.count(kind)
+
     def add_rules(self, serialized: str) -> None:
         """Add what the rules did to one sample, as the converters write it."""
         if serialized:
-            ruled, matches = json.loads(serialized)
+            ruled, matches = _read_rules(serialized)
             self.ruled_messages += ruled
             self.rules.update(matches)
 
@@ -95,11 +106,14 @@ class DatasetAccount:
         """Return plain values, with the totals that readers want."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values["dropped"], values["rules"] = dict(self.dropped), dict(self.rules)
-        values["tokens"] = {name: self.tokens.get(name, 0) for name in ("GLOBAL", "LANDMARK", "NOISE")}
+        values["tokens"] = {name: self.tokens.get(name, 0) for name in _TYPE_NAMES}
         total = sum(self.tokens.values())
         values["total_tokens"] = total
         values["trained_share"] = round(self.trained_tokens / total, 6) if total else 0.0
         return values
+
+
+_read_rules = lru_cache(maxsize=256)(json.loads)  # many samples say the same
 
 
 class DataReport:
@@ -219,13 +233,13 @@ def report_table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
     """Lay out accounts (as `DatasetAccount.to_dict` gives them) one data set a row."""
     table = Table(title="Training data with HSA / Feedback", title_justify="left")
     table.add_column("dataset", overflow="fold")
-    headings = ("samples", "marker", "dropped", "cut", "tokens", "GLOBAL", "LANDMARK", "NOISE", "trained")
+    headings = ("samples", "marker", "dropped", "cut", "tokens", *_TYPE_NAMES, "trained")
     for heading in headings:
         table.add_column(heading, justify="right")
 
     for name, account in rows:
         total = max(account["total_tokens"], 1)
-        shares = [f"{account['tokens'][kind] / total:.1%}" for kind in ("GLOBAL", "LANDMARK", "NOISE")]
+        shares = [f"{account['tokens'][kind] / total:.1%}" for kind in _TYPE_NAMES]
         dropped = sum(account["dropped"].values())
         cut = account["text_truncated"] + account["turns_removed"]
         table.add_row(

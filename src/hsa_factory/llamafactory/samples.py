@@ -22,16 +22,10 @@ from .collator import trained_labels
 from .converter import INDEX_COLUMN
 from .integration import STREAM_PREVIEW, NothingToTrain, integrate
 from .options import check_stage, resolve_config
-from .processor import (
-    LOSS_MASK_COLUMN,
-    ROW_SAMPLES_COLUMN,
-    ROW_SOURCE_COLUMN,
-    SEMANTIC_COLUMN,
-    TypedProcessorMixin,
-    TypedSupervisedProcessor,
-)
+from .processor import TypedProcessorMixin, TypedSupervisedProcessor
 from .record import record_sample
 from .report import DatasetAccount
+from .rows import LOSS_MASK_COLUMN, ROW_SAMPLES_COLUMN, ROW_SOURCE_COLUMN, SEMANTIC_COLUMN
 
 
 # Options that only matter once a model runs: some machines refuse them, and others lay out rows for generation.

@@ -206,9 +206,7 @@ def type_messages(
 
 
 def _typed_text(text: str, typing: Typing) -> TypedText:
-    return TypedText(
-        str(text), typing.semantic_type, [(length, int(kind)) for length, kind in runs(typing, len(text))]
-    )
+    return TypedText(str(text), typing.semantic_type, runs(typing, len(text)))
 
 
 def _with_placeholders(messages: list[dict[str, Any]], media: tuple) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from itertools import groupby
+from itertools import chain
 from typing import Any
 
 from llamafactory.data.formatter import SLOTS, Formatter
@@ -10,8 +10,9 @@ from llamafactory.data.template import Template
 from llamafactory.extras.constants import AUDIO_PLACEHOLDER, IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 
 from ..labeling.token_ids import fill_types, type_token_ids
-from ..labeling.typed_text import TypedText, carry_types, token_types, type_rendered_text, without
+from ..labeling.typed_text import TypedText, carry_types, find_runs, token_types, type_rendered_text, without
 from ..semantics import SemanticType
+from .text_encoder import TextEncoder
 
 
 Pairs = list[tuple[list[int], list[int]]]
@@ -27,13 +28,13 @@ _FORMATTERS = ("format_user", "format_assistant", "format_system", "format_funct
 class _TypedSet(set):
     """A slot such as {"eos_token"} with the type of the message it stands in."""
 
-    semantic_type: SemanticType
+    semantic_type: int
 
 
 class _TypedDict(dict):
     """A slot such as {"token": "<|user|>"} with the type of the message it stands in."""
 
-    semantic_type: SemanticType
+    semantic_type: int
 
 
 class _TypedFormatter:
@@ -55,14 +56,15 @@ class _TypedFormatter:
             return elements
 
         slots, starts = self.formatter.slots, None
-        if len(slots) == len(elements) and not content.is_uniform:
+        if not content.is_uniform and len(slots) == len(elements):
             starts = [self._content_start(slot, kwargs) for slot in slots]
         typed = [
             _typed_element(element, content, starts[index] if starts else None)
             for index, element in enumerate(elements)
         ]
-        for element in typed:
-            element.is_system = self.is_system
+        if self.is_system:
+            for element in typed:
+                element.is_system = True
         return typed
 
     @staticmethod
@@ -82,7 +84,6 @@ class TypedTemplateMixin:
 
     Attributes:
         default_type: Type of a message without one.
-        source: Name of the data set at work.
         system_length: Ids of the system prompt at the start of the conversation encoded last, and of what stands
             before it; 0 where it is no text of its own.
         on_pairs: Called with the (prompt ids, response ids) of a whole sample before LLaMA-Factory cuts it; returns
@@ -91,11 +92,9 @@ class TypedTemplateMixin:
     """
 
     default_type: SemanticType
-    source: str
     system_length: int
     on_pairs: Callable[[Pairs], Pairs] | None
     on_prompt: Callable[[list[int]], Any] | None
-    _collecting: bool
 
     def encode_oneturn(
         self, tokenizer: Any, messages: list[dict[str, Any]], *args: Any, **kwargs: Any
@@ -107,10 +106,9 @@ class TypedTemplateMixin:
         return prompt_ids, response_ids
 
     def encode_multiturn(self, tokenizer: Any, messages: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Pairs:
-        pairs = [
-            (fill_types(prompt_ids), fill_types(response_ids))
-            for prompt_ids, response_ids in super().encode_multiturn(tokenizer, _with_spans(messages), *args, **kwargs)
-        ]
+        pairs = super().encode_multiturn(tokenizer, _with_spans(messages), *args, **kwargs)
+        if int in set(map(type, chain.from_iterable(chain.from_iterable(pairs)))):
+            pairs = [(fill_types(prompt_ids), fill_types(response_ids)) for prompt_ids, response_ids in pairs]
         return self.on_pairs(pairs) if self.on_pairs is not None else pairs
 
     def remove_thought(self, content: str) -> str:
@@ -132,53 +130,33 @@ class TypedTemplateMixin:
                 message = {**message, "content": TypedText(message["content"], semantic_type)}
             typed_messages.append(message)
 
-        self._collecting = True
-        try:
-            messages_elements = super()._encode(tokenizer, typed_messages, system, tools)
-        finally:
-            self._collecting = False
-        return self._encode_elements(tokenizer, messages_elements)
-
-    def _convert_elements_to_ids(self, tokenizer: Any, elements: SLOTS) -> list[Any]:
-        if self._collecting:  # `_encode` only collects what this returns
-            return elements
-        return super()._convert_elements_to_ids(tokenizer, elements)
-
-    def _encode_elements(self, tokenizer: Any, messages_elements: list[SLOTS]) -> list[list[int]]:
-        """Turn the elements of all messages into typed ids, with one call of the tokenizer for all texts."""
-        texts = [str(element) for elements in messages_elements for element in elements if _is_text(element)]
-        if texts and getattr(tokenizer, "is_fast", False):
-            batch = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
-            encoded = iter(zip(batch["input_ids"], batch.encodings))
-        else:
-            encoded = ((tokenizer.encode(text, add_special_tokens=False), None) for text in texts)
-
-        messages_ids = []
         self.system_length = 0
-        for elements in messages_elements:
-            token_ids: list[int] = []
-            for element in elements:
-                encoding = None
-                if _is_text(element):
-                    ids, encoding = next(encoded)
-                else:
-                    ids = super()._convert_elements_to_ids(tokenizer, [element])
-                if isinstance(element, TypedText) and not element.is_uniform:
-                    types = token_types(element, encoding.offsets if encoding is not None else None, len(ids))
-                    position = 0
-                    for semantic_type, run in groupby(types):
-                        end = position + sum(1 for _ in run)
-                        token_ids += type_token_ids(ids[position:end], semantic_type, source=self.source)
-                        position = end
-                elif isinstance(element, (TypedText, _TypedSet, _TypedDict)):
-                    token_ids += type_token_ids(ids, element.semantic_type, source=self.source)
-                else:
-                    token_ids += ids
-                if getattr(element, "is_system", False):
-                    self.system_length = len(token_ids)
-            messages_ids.append(token_ids)
+        return super()._encode(TextEncoder(tokenizer), typed_messages, system, tools)  # which only hands it on
 
-        return messages_ids
+    def _convert_elements_to_ids(self, encoder: TextEncoder, elements: SLOTS) -> list[int]:
+        token_ids: list[int] = []
+        for element in elements:
+            token_ids += self._convert_element(encoder, element)
+            if getattr(element, "is_system", False):
+                self.system_length = len(token_ids)
+        return token_ids
+
+    def _convert_element(self, encoder: TextEncoder, element: Any) -> list[int]:
+        if isinstance(element, TypedText):
+            if not element:
+                return []
+            if element.is_uniform:
+                return type_token_ids(encoder.encode(str(element)), element.semantic_type)
+            ids, offsets = encoder.encode_with_offsets(str(element))
+            typed = []
+            for start, end, semantic_type in find_runs(token_types(element, offsets, len(ids))):
+                typed += type_token_ids(ids[start:end], semantic_type)
+            return typed
+
+        ids = super()._convert_elements_to_ids(encoder.tokenizer, [element])
+        if isinstance(element, (_TypedSet, _TypedDict)):
+            return type_token_ids(ids, element.semantic_type)
+        return ids
 
 
 def typed_template(template: Template, default_type: SemanticType) -> Template:
@@ -195,10 +173,8 @@ def typed_template(template: Template, default_type: SemanticType) -> Template:
 
     typed.default_system = TypedText(template.default_system, SemanticType.GLOBAL)
     typed.default_type = default_type
-    typed.source = ""
     typed.system_length = 0
     typed.on_pairs = typed.on_prompt = None
-    typed._collecting = False
     return typed
 
 
@@ -209,10 +185,6 @@ def _typed_class(template_class: type[Template]) -> type[Template]:
         known = type(name, (TypedTemplateMixin, template_class), {"__module__": __name__})
         globals()[name] = known  # so that it can be pickled by name for preprocessing workers and cache keys
     return known
-
-
-def _is_text(element: Any) -> bool:
-    return isinstance(element, str) and len(element) != 0
 
 
 def _with_spans(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

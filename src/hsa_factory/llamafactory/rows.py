@@ -1,0 +1,199 @@
+"""From samples to rows: what is known of the tokens of a batch, and how it follows LLaMA-Factory's layout.
+
+LLaMA-Factory joins, packs and pads samples. It does so with the places of their tokens in a table instead of the tokens, so
+that everything known of a token is looked up for a whole batch at once.
+"""
+
+import json
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Features
+from datasets.arrow_writer import OptimizedTypedSequence
+from datasets.features.features import generate_from_arrow_type
+from llamafactory.data.processor.supervised import MAX_SU_SEQ_IDX
+
+from ..feedback import IGNORE_INDEX
+from ..labeling.token_ids import TypedTokenId, read_off
+from ..semantics import SemanticType
+
+
+SEMANTIC_COLUMN = "semantic_ids"
+LOSS_MASK_COLUMN = "loss_mask"
+ROW_SOURCE_COLUMN = "hsa_dataset"
+ROW_SAMPLES_COLUMN = "hsa_samples"  # where each sample of a row starts, and what the cut took from it, as JSON
+ACCOUNT_COLUMN = "hsa_account"  # counts of a batch, as JSON, in the row after its last; None in the others
+_LISTS = ("attention_mask", "position_ids")  # columns of LLaMA-Factory that hold a number for each token
+_FIRST = 1 << 40  # the first place: above every id, so that padding is told from it
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of one finished sample.
+
+    Attributes:
+        token_ids: (n,) int32.
+        semantic_ids: (n,) a byte each.
+        labels: (m,) int32; m = n but for references of predictions.
+        loss_mask: (m,) 1 where a label may be trained, else 0; a byte each.
+    """
+
+    token_ids: array
+    semantic_ids: bytes
+    labels: array
+    loss_mask: bytes
+
+    @classmethod
+    def read(cls, input_ids: Sequence[TypedTokenId], labels: Sequence[int]) -> "Tokens":
+        """Read off what typed ids carry."""
+        semantic_ids, loss_mask = read_off(input_ids)
+        return cls(array("i", input_ids), semantic_ids, array("i", labels), loss_mask)
+
+    @property
+    def trained(self) -> int:
+        """How many labels are trained."""
+        is_label = np.frombuffer(self.labels, np.int32) != IGNORE_INDEX
+        return int(np.count_nonzero(is_label & np.frombuffer(self.loss_mask, np.bool_)))
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of different lengths.
+
+    Attributes:
+        values: Those of all rows, one after another.
+        bounds: (rows + 1,) where each row begins, and where the last one ends.
+    """
+
+    values: np.ndarray
+    bounds: np.ndarray
+
+    def to_lists(self) -> list[list[int]]:
+        """Return the rows as lists."""
+        values = self.values.tolist()
+        return [values[start:stop] for start, stop in zip(self.bounds[:-1].tolist(), self.bounds[1:].tolist())]
+
+    def to_arrow(self) -> pa.ListArray:
+        """Return the rows as Arrow holds them.
+
+        Raises:
+            pa.ArrowInvalid: Above 2³¹ values, more than an Arrow list array can number.
+        """
+        return pa.ListArray.from_arrays(pa.array(self.bounds, pa.int32()), self.values)
+
+
+class TokenTable:
+    """The samples of a batch, their tokens one after another."""
+
+    def __init__(self) -> None:
+        self.token_ids, self.labels = array("i"), array("i")
+        self.semantic_ids, self.loss_mask = bytearray(), bytearray()
+        self.starts: list[int] = []
+        self.facts: list[dict[str, Any]] = []
+
+    def add(self, tokens: Tokens, facts: dict[str, Any]) -> tuple[range, range]:
+        """Take in a sample.
+
+        Args:
+            tokens: Its tokens; at least one.
+            facts: What its row says of it; `dataset` among it.
+
+        Returns:
+            The places of its ids and of its labels.
+        """
+        start, first_label = _FIRST + len(self.token_ids), _FIRST + len(self.labels)
+        self.starts.append(start)
+        self.facts.append(facts)
+        self.token_ids += tokens.token_ids
+        self.semantic_ids += tokens.semantic_ids
+        self.labels += tokens.labels
+        self.loss_mask += tokens.loss_mask
+        return range(start, start + len(tokens.token_ids)), range(first_label, first_label + len(tokens.labels))
+
+    def look_up(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
+        """Put what is known of the tokens in the stead of their places.
+
+        Args:
+            rows: LLaMA-Factory's, made of places and padding; at least one.
+
+        Returns:
+            Their columns and those of the types, `Ragged` where they hold a number for each token.
+        """
+        ids, labels = _flatten(rows["input_ids"]), _flatten(rows["labels"])
+        columns = {name: _flatten(rows[name], np.int32) if name in _LISTS else rows[name] for name in rows}
+        columns["input_ids"] = _look_up(ids, np.frombuffer(self.token_ids, np.int32))
+        columns["labels"] = _look_up(labels, np.frombuffer(self.labels, np.int32))
+        semantic_ids = np.frombuffer(self.semantic_ids, np.int8)
+        columns[SEMANTIC_COLUMN] = _look_up(ids, semantic_ids, int(SemanticType.NOISE))
+        columns[LOSS_MASK_COLUMN] = _look_up(labels, np.frombuffer(self.loss_mask, np.int8), 0)
+
+        samples = self._samples_of(ids)
+        columns[ROW_SOURCE_COLUMN] = [", ".join(dict.fromkeys(one["dataset"] for one in row)) for row in samples]
+        columns[ROW_SAMPLES_COLUMN] = [json.dumps(row) for row in samples]
+        return columns
+
+    def _samples_of(self, ids: Ragged) -> list[list[dict[str, Any]]]:
+        """Return what is known of the samples of each row."""
+        is_start = np.zeros(len(self.token_ids), np.bool_)
+        is_start[np.array(self.starts, np.int64) - _FIRST] = True
+        places = np.flatnonzero(_look_up(ids, is_start, False).values)
+        numbers = np.searchsorted(self.starts, ids.values[places])
+        rows = np.searchsorted(ids.bounds, places, side="right") - 1
+        samples: list[list[dict[str, Any]]] = [[] for _ in ids.bounds[1:]]
+        for row, start, number in zip(rows.tolist(), (places - ids.bounds[rows]).tolist(), numbers.tolist()):
+            samples[row].append({"start": start, **self.facts[number]})
+        return samples
+
+
+def padding_row(is_packed: bool, is_neat: bool) -> dict[str, Any]:
+    """Return a row of LLaMA-Factory's that stands for no sample: one token, so that column types can be inferred from it.
+
+    Args:
+        is_packed: Whether rows are packed.
+        is_neat: Whether packed rows tell their samples apart (`neat_packing`).
+    """
+    row: dict[str, Any] = {"input_ids": [0], "attention_mask": [0], "labels": [IGNORE_INDEX]}
+    row |= {"images": None, "videos": None, "audios": None}
+    if is_packed:
+        row["position_ids"] = [0]
+    if is_neat:
+        unused = {f"{kind}_subseq_ids": [MAX_SU_SEQ_IDX] for kind in ("image", "video", "audio")}
+        row["packing_params"] = {"sequence_boundaries": [0, 1], **unused, "right_padding_length": 0}
+    return row
+
+
+def to_lists(columns: dict[str, Any]) -> dict[str, list[Any]]:
+    """Return columns as a stream wants them."""
+    return {name: values.to_lists() if isinstance(values, Ragged) else values for name, values in columns.items()}
+
+
+def to_table(columns: dict[str, Any]) -> pa.Table:
+    """Return columns as `datasets` writes them; of lists it would make the same, much slower."""
+    arrays, features = [], Features()
+    for name, values in columns.items():
+        if isinstance(values, Ragged):
+            arrays.append(values.to_arrow())
+            features[name] = generate_from_arrow_type(arrays[-1].type)
+        else:
+            sequence = OptimizedTypedSequence(values, col=name)
+            arrays.append(pa.array(sequence))
+            features[name] = sequence.get_inferred_type()
+    return pa.Table.from_arrays(arrays, schema=features.arrow_schema)
+
+
+def _flatten(rows: list[Any], dtype: type = np.int64) -> Ragged:
+    """Join rows of numbers or places."""
+    pieces = [np.arange(row.start, row.stop) if isinstance(row, range) else np.array(row, dtype) for row in rows]
+    return Ragged(np.concatenate(pieces), np.cumsum([0, *map(len, rows)]))
+
+
+def _look_up(places: Ragged, known: np.ndarray, padding: int | None = None) -> Ragged:
+    """Look places up; what is no place becomes `padding`, or stays if that is None."""
+    is_place = places.values >= _FIRST
+    found = places.values.astype(known.dtype) if padding is None else np.full(len(is_place), padding, known.dtype)
+    found[is_place] = known[places.values[is_place] - _FIRST]
+    return Ragged(found, places.bounds)

@@ -1,0 +1,60 @@
+"""Encoding one text exactly as `tokenizer.encode` does, without most of what that costs beside the encoding."""
+
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+
+_METHODS = ("encode", "_encode_plus")  # what `tokenizer.encode` runs through
+
+
+class TextEncoder:
+    """Encodes texts without special tokens around them.
+
+    A fast tokenizer of transformers' own class is asked past its wrapper, whose checks and containers cost as much as a
+    short text itself, and without offsets where nobody needs them. Any other tokenizer is called as it is.
+
+    Args:
+        tokenizer: Of transformers.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.backend = tokenizer.backend_tokenizer if _is_plain(tokenizer) else None
+        self.longest = tokenizer.model_max_length
+
+    def encode(self, text: str) -> list[int]:
+        """Return a text's ids."""
+        if self.backend is not None:
+            (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=False)
+            if len(encoding) <= self.longest:
+                return encoding.ids
+        return self.tokenizer.encode(text, add_special_tokens=False)  # warns of a text that is too long for the model
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
+        """Return a text's ids and where each begins and ends in it; None if the tokenizer does not know."""
+        if self.backend is not None:
+            (encoding,) = self.backend.encode_batch([text], add_special_tokens=False)
+            if len(encoding) <= self.longest:
+                return encoding.ids, encoding.offsets
+        if not getattr(self.tokenizer, "is_fast", False):
+            return self.encode(text), None
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return encoded["input_ids"], encoded["offset_mapping"]
+
+
+def _is_plain(tokenizer: Any) -> bool:
+    """Whether `tokenizer.encode` does nothing but ask the backend, in the state that it is in."""
+    if not getattr(tokenizer, "is_fast", False):
+        return False
+    for name in _METHODS:
+        method = getattr(tokenizer, name, None)
+        if getattr(method, "__func__", None) is not getattr(PreTrainedTokenizerFast, name, method):
+            return False
+    backend = tokenizer.backend_tokenizer
+    return (
+        backend.truncation is None
+        and backend.padding is None
+        and backend.encode_special_tokens == tokenizer.split_special_tokens
+        and hasattr(backend, "encode_batch_fast")
+    )
