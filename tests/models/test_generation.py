@@ -5,10 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from conversations import conversation, tokens, with_media_types
 from transformers import DynamicCache
 
 from hsa_factory import HSAConfig, disable_hsa, enable_hsa, tiny
-from hsa_factory.models import HSACache, generation
+from hsa_factory.models import HSACache, prefill
 from hsa_factory.models.tagger import ConstantTagger
 
 
@@ -21,10 +22,6 @@ LENGTH = 60
 
 def build(model_type="llama", config=CONFIG, **overrides):
     return enable_hsa(tiny.build_model(model_type, **overrides), config)
-
-
-def tokens(batch=2, length=LENGTH, seed=0):
-    return torch.randint(1, 1000, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
 def types(batch=2, length=LENGTH, seed=1):
@@ -159,7 +156,7 @@ class TestWays:
         mask[0, :padding] = 0
         inputs = {"attention_mask": mask, "semantic_ids": kinds, "max_new_tokens": 10, **GREEDY}
         expected = model.generate(ids, **inputs)
-        monkeypatch.setattr(generation, "PREFILL_CHUNK", 50)
+        monkeypatch.setattr(prefill, "PREFILL_CHUNK", 50)
         sizes, cache = [], HSACache(CONFIG, max_waiting=16)
         handle = model.model.register_forward_pre_hook(
             lambda module, args, kwargs: sizes.append(kwargs["input_ids"].shape[1]), with_kwargs=True
@@ -175,7 +172,7 @@ class TestWays:
         ids[0, :5] = 0
         inputs = {"semantic_ids": kinds, "max_new_tokens": 10, "eos_token_id": eos, **GREEDY}
         expected = model.generate(ids, **inputs)
-        monkeypatch.setattr(generation, "PREFILL_CHUNK", 7)
+        monkeypatch.setattr(prefill, "PREFILL_CHUNK", 7)
         assert torch.equal(model.generate(ids, **inputs), expected)
 
     def test_with_a_tagger_of_ones_own(self):
@@ -226,41 +223,15 @@ class TestTurns:
             model.generate(output, semantic_ids=kinds, past_key_values=cache, max_new_tokens=20, **GREEDY)
 
 
-def conversation(model, turns, rows=1):
-    """Turns of 20 tokens of text and an image each, and what a processor makes of them."""
-    config, vision = model.config, model.config.vision_config
-    torch.manual_seed(turns)
-    grids, ids = [], []
-    for row in range(rows):
-        parts = []
-        for turn in range(turns):
-            sides = [2 * vision.spatial_merge_size, (turn + 2) * vision.spatial_merge_size]
-            number = sides[0] * sides[1] // vision.spatial_merge_size**2
-            grids.append([1, *sides])
-            image = [config.vision_start_token_id, *[config.image_token_id] * number, config.vision_end_token_id]
-            parts += [*tokens(1, 20, 10 * row + turn)[0].tolist(), *image, 5]
-        ids.append(parts)
-    ids, grids = torch.tensor(ids), torch.tensor(grids)
-    channels = 3 * vision.temporal_patch_size * vision.patch_size**2
-    pixels = [
-        torch.randn(size, channels, generator=torch.Generator().manual_seed(size)) for size in grids.prod(-1).tolist()
-    ]
-    return ids, {"pixel_values": torch.cat(pixels), "image_grid_thw": grids}
-
-
 @pytest.mark.parametrize("model_type", VISION)
 class TestImages:
     """M-RoPE positions follow the true length and the images, whatever is held and whatever was read before."""
-
-    @staticmethod
-    def media(model, ids, inputs):
-        return {**inputs, "mm_token_type_ids": (ids == model.config.image_token_id).long()}
 
     def check(self, model, output, kinds, inputs, start):
         kinds = torch.nn.functional.pad(kinds, (0, output.shape[1] - kinds.shape[1]), value=2)
         with torch.no_grad():
             logits = model(
-                input_ids=output, semantic_ids=kinds, use_cache=False, **self.media(model, output, inputs)
+                input_ids=output, semantic_ids=kinds, use_cache=False, **with_media_types(model, output, inputs)
             ).logits
         logits = logits[:, start - 1 : -1]
         chosen = logits.gather(-1, output[:, start:, None])[..., 0]
@@ -272,7 +243,7 @@ class TestImages:
         kinds, texts = types(1, ids.shape[1]), []
         caches = HSACache(CONFIG, max_waiting=8), HSACache(CONFIG, evict=False)
         for cache in caches:
-            media = self.media(model, ids, inputs)
+            media = with_media_types(model, ids, inputs)
             options = {"semantic_ids": kinds, "past_key_values": cache, "max_new_tokens": 40, **media, **GREEDY}
             texts.append(model.generate(ids, **options))
         assert torch.equal(*texts)
@@ -294,11 +265,11 @@ class TestImages:
             kinds = new_kinds if kinds is None else torch.cat([kinds, new_kinds], 1)
             start = ids.shape[1]
             options = {"semantic_ids": kinds, "past_key_values": cache, "max_new_tokens": 15, **GREEDY}
-            ids = model.generate(ids, **options, **self.media(model, ids, inputs))
+            ids = model.generate(ids, **options, **with_media_types(model, ids, inputs))
             kinds = torch.nn.functional.pad(kinds, (0, 15), value=2)
             other, others_inputs = conversation(model, 1)  # another conversation in between
             options = {"semantic_ids": types(1, other.shape[1]), "max_new_tokens": 2, **GREEDY}
-            model.generate(other, **options, **self.media(model, other, others_inputs))
+            model.generate(other, **options, **with_media_types(model, other, others_inputs))
             if turn > 1:
                 assert encoded[-2] == rows * int(inputs["image_grid_thw"][-1].prod())
             self.check(model, ids, kinds, inputs, start)
@@ -308,12 +279,12 @@ class TestImages:
         model, cache = build(model_type), HSACache(CONFIG)
         ids, inputs = conversation(model, 1)
         options = {"past_key_values": cache, "max_new_tokens": 5, **GREEDY}
-        model.generate(ids, semantic_ids=torch.zeros_like(ids), **options, **self.media(model, ids, inputs))
+        model.generate(ids, semantic_ids=torch.zeros_like(ids), **options, **with_media_types(model, ids, inputs))
         ids, _ = conversation(model, 2)
         with pytest.raises(
             ValueError, match="image_grid_thw describes 4 tokens, but input_ids has 10: pass the images"
         ):
-            model.generate(ids, semantic_ids=torch.zeros_like(ids), **options, **self.media(model, ids, inputs))
+            model.generate(ids, semantic_ids=torch.zeros_like(ids), **options, **with_media_types(model, ids, inputs))
 
 
 class TestSwitching:

@@ -81,6 +81,11 @@ class HSACache(Cache):
         """Types of all tokens seen, (B, seen) int64; None before the first."""
         return self._all_keys().semantic_ids if self._history else None
 
+    @property
+    def attention_mask(self) -> torch.Tensor | None:
+        """Which of the tokens seen are real, (B, seen) int64: 1, and 0 for padding; None before the first."""
+        return self._all_keys().is_real.long() if self._history else None
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return how many tokens were seen, padding included; positions go on from there."""
         return self._seen

@@ -100,6 +100,10 @@ class HSACacheLayer(CacheLayerMixin):
         """Return the number of keys that the next forward sees, and 0."""
         return self._length + query_length, 0
 
+    def get_max_length(self) -> int:
+        """Return -1: there is no limit. (The name in newer transformers.)"""
+        return -1
+
     def get_max_cache_shape(self) -> int:
         """Return -1: there is no limit."""
         return -1

@@ -1,7 +1,6 @@
 """`model.generate(input_ids, semantic_ids=…)`: transformers' own generation with an `HSACache` and typed tokens."""
 
 import functools
-import inspect
 import threading
 import types
 import weakref
@@ -13,7 +12,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from ..config import HSAConfig
 from ..semantics import SemanticType
 from .cache import HSACache
-from .media_turns import keep_new_media
+from .prefill import prefill
 from .rule_tagger import make_tagger
 
 
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
 # A hook holds the state of one forward, so threads that share a model take turns.
 _locks: "weakref.WeakKeyDictionary[HSAHook, threading.RLock]" = weakref.WeakKeyDictionary()
-
-PREFILL_CHUNK = 4096  # tokens of a long prompt that go through the model together
 
 _REFUSED = {
     "assistant_model": "assisted decoding takes tokens back, but dropped keys are gone",
@@ -112,17 +109,11 @@ def _generate(
     cache = _prepare_cache(cache, hook.config)
     semantic_ids = _prepare_types(semantic_ids, input_ids, cache, hook.config)
     cache.expect(semantic_ids, tagger or make_tagger(hook.config, kwargs.get("tokenizer") or hook.tokenizer))
-    entry = model.base_model
-    if cache.get_seq_length() and hasattr(entry, "rope_deltas"):
-        deltas = keep_new_media(entry, input_ids, cache.get_seq_length(), kwargs)
-        if deltas is not None:
-            cache.keep_rope_deltas(deltas)
-        entry.rope_deltas = cache.rope_deltas
+    guessed = _padding(input_ids, option("pad_token_id"), option("eos_token_id"))
+    kwargs["attention_mask"] = _prepare_mask(kwargs.get("attention_mask"), guessed, cache)
+    copies = max(option("num_beams") or 1, option("num_return_sequences") or 1)
+    prefill(model, hook, input_ids, cache, kwargs, copies)
     kwargs |= {"past_key_values": cache, "use_cache": True}
-    if not hook.is_hybrid and not hasattr(entry, "rope_deltas"):
-        if kwargs.get("attention_mask") is None and not cache.get_seq_length():
-            kwargs["attention_mask"] = _padding(input_ids, option("pad_token_id"), option("eos_token_id"))
-        _prefill(model, input_ids, cache, kwargs.get("attention_mask"))
     return former(input_ids, *args, **kwargs)
 
 
@@ -200,35 +191,23 @@ def _prepare_types(
     return semantic_ids.to(input_ids.device)
 
 
+def _prepare_mask(attention_mask: Any, guessed: torch.Tensor, cache: HSACache) -> torch.Tensor:
+    """Return the mask of all tokens up to the prompt's end, (B, seen + new)."""
+    given = guessed if attention_mask is None else attention_mask
+    if not isinstance(given, torch.Tensor) or given.shape != guessed.shape:
+        found = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
+        raise ValueError(f"attention_mask must have the shape of input_ids, {tuple(guessed.shape)}, got {found}.")
+    seen, given = cache.attention_mask, given.to(guessed)
+    if seen is None:
+        return given
+    if attention_mask is not None and bool((seen > given[:, : seen.shape[1]]).any()):
+        raise ValueError("attention_mask takes tokens for padding that this HSACache has seen as text.")
+    return torch.cat([seen, given[:, seen.shape[1] :]], dim=1)
+
+
 def _padding(input_ids: torch.Tensor, pad_token_id: int | None, eos_token_id: int | list[int] | None) -> torch.Tensor:
     """Guess the attention mask as transformers does: the padding token is padding unless it also ends texts."""
     ends = [eos_token_id] if isinstance(eos_token_id, int) else eos_token_id or []
     if pad_token_id is None or pad_token_id in ends:
         return torch.ones_like(input_ids)
     return (input_ids != pad_token_id).long()
-
-
-@torch.no_grad()
-def _prefill(
-    model: PreTrainedModel, input_ids: torch.Tensor, cache: HSACache, attention_mask: torch.Tensor | None
-) -> None:
-    """Read a long prompt in chunks, all but the last, so that memory grows with what is kept only."""
-    length, start = input_ids.shape[1], cache.get_seq_length()
-    if length - start <= PREFILL_CHUNK or (attention_mask is not None and attention_mask.shape != input_ids.shape):
-        return
-    if attention_mask is None:
-        attention_mask = torch.ones_like(input_ids)
-
-    positions = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
-    last_logits = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    while length - start > PREFILL_CHUNK:
-        chunk = slice(start, start + PREFILL_CHUNK)
-        model(
-            input_ids=input_ids[:, chunk],
-            attention_mask=attention_mask[:, : chunk.stop],
-            position_ids=positions[:, chunk],
-            past_key_values=cache,
-            use_cache=True,
-            **last_logits,
-        )
-        start = chunk.stop

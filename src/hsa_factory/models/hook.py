@@ -134,15 +134,25 @@ class HSAHook:
         if document_ids is not None:
             raise ValueError("A packed row (document_ids) cannot be cached: run its documents on their own.")
         cache.bind(module.config.get_text_config(decoder=True), self.windows, self.config)
-        if self.is_hybrid and cache.get_seq_length() and tokens.shape[1] > 1:
-            raise ValueError(
-                f"{self.model_name} has layers without softmax attention, which go on from a cache by one token at a "
-                f"time only; got {tokens.shape[1]}."
-            )
+        if self.is_hybrid and cache.get_seq_length():
+            if tokens.shape[1] > 1:
+                raise ValueError(
+                    f"{self.model_name} has layers without softmax attention, which go on from a cache by one token at "
+                    f"a time only; got {tokens.shape[1]}. Pass them one by one, as model.generate() does."
+                )
+            self.refuse_padding(attention_mask, cache.get_seq_length())
         if cache.get_seq_length() and cache.rope_deltas is not None:
             module.rope_deltas = cache.rope_deltas  # another conversation may have left its own
         self.layer_plans = cache.begin(tokens, semantic_ids, attention_mask, self.config)
         self.plan, self.cache = next(iter(self.layer_plans.values())), cache
+
+    def refuse_padding(self, attention_mask: torch.Tensor | None, seen: int) -> None:
+        """Refuse padding after a cache's tokens where layers would read it as text. `attention_mask`: (B, seen + …)."""
+        if seen and attention_mask is not None and not bool(attention_mask[:, seen:].all()):
+            raise ValueError(
+                f"{self.model_name} has layers without softmax attention, which would read the padding after the "
+                f"{seen} cached tokens as text: give rows of different lengths a cache each."
+            )
 
     def _tokens(self, given: dict[str, Any]) -> torch.Tensor:
         tokens = given.get("input_ids")
