@@ -1,12 +1,15 @@
 """`model.generate(input_ids, semantic_ids=…)`: transformers' text, with the keys that nobody can see dropped."""
 
 import copy
+import inspect
+import io
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from conversations import conversation, tokens, with_media_types
-from transformers import DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from hsa_factory import HSAConfig, disable_hsa, enable_hsa, tiny
 from hsa_factory.models import HSACache, prefill
@@ -26,6 +29,17 @@ def build(model_type="llama", config=CONFIG, **overrides):
 
 def types(batch=2, length=LENGTH, seed=1):
     return torch.randint(0, 3, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def pickle_copy(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+def torch_copy(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
 
 
 def left_padded(batch=2, padding=13):
@@ -309,9 +323,23 @@ class TestSwitching:
     def test_a_copy_generates_for_itself(self):
         model, ids, kinds = build(), tokens(), types()
         twin = copy.deepcopy(model)
-        assert twin.generate.__self__ is twin
+        assert twin.generate.model is twin
         expected = model.generate(ids, semantic_ids=kinds, max_new_tokens=5, **GREEDY)
         assert torch.equal(twin.generate(ids, semantic_ids=kinds, max_new_tokens=5, **GREEDY), expected)
+
+    @pytest.mark.parametrize("save", [pickle_copy, torch_copy])
+    def test_a_saved_model_generates_for_itself(self, save):
+        model, ids, kinds = build(), tokens(), types()
+        twin = save(model)
+        assert twin.generate.model is twin
+        expected = model.generate(ids, semantic_ids=kinds, max_new_tokens=5, **GREEDY)
+        assert torch.equal(twin.generate(ids, semantic_ids=kinds, max_new_tokens=5, **GREEDY), expected)
+        disable_hsa(twin)
+        assert "generate" not in vars(twin)
+
+    def test_it_looks_like_the_stock_method(self):
+        stock = inspect.signature(tiny.build_model("llama").generate)
+        assert inspect.signature(build().generate) == stock
 
 
 class TestBadInput:
@@ -320,7 +348,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"semantic_ids has shape .*, but input_ids has \(2, 60\)"):
             build().generate(tokens(), semantic_ids=types(*shape), max_new_tokens=5)
 
-    @pytest.mark.parametrize("kinds", [types() + 1, types() - 1, types().float()])
+    @pytest.mark.parametrize("kinds", [types() + 1, types() - 1, types().float(), types() > 0])
     def test_types_that_do_not_exist(self, kinds):
         with pytest.raises(ValueError, match="must hold whole numbers from 0"):
             build().generate(tokens(), semantic_ids=kinds, max_new_tokens=5)
@@ -357,9 +385,47 @@ class TestBadInput:
         with pytest.raises(ValueError, match="empty prompt|needs input_ids of shape"):
             build().generate(torch.ones(shape, dtype=torch.long), semantic_ids=torch.zeros(shape, dtype=torch.long))
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+    def test_a_prompt_of_another_dtype(self, dtype):
+        with pytest.raises(ValueError, match=f"needs input_ids of whole numbers, got {dtype}"):
+            build().generate(tokens().to(dtype), semantic_ids=types(), max_new_tokens=5)
+
+    @pytest.mark.parametrize("shape", [(2, 59), (1, 60), (2, 1, 60, 60)])
+    def test_a_mask_of_another_shape(self, shape):
+        with pytest.raises(ValueError, match="attention_mask must have the shape of input_ids"):
+            build().generate(tokens(), semantic_ids=types(), attention_mask=torch.ones(shape), max_new_tokens=5)
+
+    def test_a_mask_that_takes_back_tokens(self):
+        model, ids, cache = build(), tokens(), HSACache(CONFIG)
+        model.generate(ids[:, :50], semantic_ids=types(2, 50), past_key_values=cache, max_new_tokens=1, **GREEDY)
+        mask = torch.ones_like(ids)
+        mask[0, 20] = 0
+        inputs = {"semantic_ids": torch.cat([types(2, 50), types(2, 10)], 1), "attention_mask": mask}
+        with pytest.raises(ValueError, match="takes tokens for padding that this HSACache has seen as text"):
+            model.generate(ids, past_key_values=cache, max_new_tokens=1, **inputs, **GREEDY)
+
+    def test_gradient_checkpointing(self):
+        model = build().train()
+        model.gradient_checkpointing_enable()
+        with pytest.raises(ValueError, match=r"call model.eval\(\) before"):
+            model.generate(tokens(), semantic_ids=types(), max_new_tokens=5)
+        assert model.eval().generate(tokens(), semantic_ids=types(), max_new_tokens=5, **GREEDY).shape == (2, 65)
+
+    def test_a_model_with_a_cache_of_its_own(self):
+        sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        layers = {"layer_types": ["linear_attention", "full_attention"], "num_local_experts": 2, "vocab_size": 1024}
+        config = AutoConfig.for_model("minimax", **sizes, **layers, num_key_value_heads=2, head_dim=16)
+        model = enable_hsa(AutoModelForCausalLM.from_config(config).eval(), CONFIG)
+        with pytest.raises(ValueError, match="MiniMaxForCausalLM brings a cache of its own"):
+            model.generate(tokens(), semantic_ids=types(), max_new_tokens=5)
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
+            ({"input_ids": tokens()}, "got its prompt twice"),
+            ({"tagger": "NOISE"}, "tagger must have the methods of .*, got 'NOISE'"),
+            ({"guidance_scale": 1.5}, "guidance_scale: classifier-free guidance"),
+            ({"token_healing": True}, "token_healing: it changes tokens of the prompt"),
             ({"assistant_model": tiny.build_model("llama")}, "assistant_model: assisted decoding"),
             ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens: prompt lookup"),
             ({"use_cache": False}, "needs its cache"),
@@ -387,3 +453,24 @@ def test_threads_that_share_a_model_take_turns():
         )
         for number, result in enumerate(results):
             assert torch.equal(result, expected[number % 2])
+
+
+def test_forwards_of_several_threads_have_a_plan_each():
+    model, ids = build("gemma3_text"), tokens()
+    kinds = [types(seed=seed) for seed in range(3)]
+    generated = model.generate(ids, semantic_ids=kinds[0], max_new_tokens=10, **GREEDY)
+
+    @torch.no_grad()
+    def forward(number):
+        return model(input_ids=ids, semantic_ids=kinds[number % 3], use_cache=False).logits
+
+    def run(number):
+        if number % 4 == 3:
+            return model.generate(ids, semantic_ids=kinds[0], max_new_tokens=10, **GREEDY)
+        return forward(number)
+
+    expected = [forward(number) for number in range(3)]
+    with ThreadPoolExecutor(4) as pool:
+        for number, result in enumerate(pool.map(run, range(24))):
+            wanted = generated if number % 4 == 3 else expected[number % 3]
+            torch.testing.assert_close(result, wanted, atol=1e-5, rtol=1e-5)

@@ -1,8 +1,8 @@
 """`model.generate(input_ids, semantic_ids=…)`: transformers' own generation with an `HSACache` and typed tokens."""
 
 import functools
+import inspect
 import threading
-import types
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,14 @@ from ..semantics import SemanticType
 from .cache import HSACache
 from .prefill import prefill
 from .rule_tagger import make_tagger
+from .tagger import Tagger
 
 
 if TYPE_CHECKING:
     from .hook import HSAHook
 
 
-# A hook holds the state of one forward, so threads that share a model take turns.
+# Threads that share a model take turns: it holds a conversation's M-RoPE offsets, for one.
 _locks: "weakref.WeakKeyDictionary[HSAHook, threading.RLock]" = weakref.WeakKeyDictionary()
 
 _REFUSED = {
@@ -33,38 +34,53 @@ _REFUSED = {
     "prefill_chunk_size": "HSA takes long prompts in chunks by itself",
     "custom_generate": "only transformers' greedy search, sampling and beam search are supported",
     "penalty_alpha": "only greedy search, sampling and beam search are supported",
+    "guidance_scale": "classifier-free guidance runs a second prompt that has no types",
+    "token_healing": "it changes tokens of the prompt, which have types",
     "dola_layers": "only greedy search, sampling and beam search are supported",
     "negative_prompt_ids": "classifier-free guidance runs a second prompt that has no types",
 }
 
 
+class Generate:
+    """A model's `generate` that takes `semantic_ids` and attends with HSA; it is copied and pickled with the model.
+
+    Args:
+        model: The model.
+        hook: HSA's state.
+    """
+
+    def __init__(self, model: PreTrainedModel, hook: "HSAHook") -> None:
+        self.model, self.hook, self.former = model, hook, model.generate
+        self.replaced = model.__dict__.get("generate")
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.former)
+
+    def __call__(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Generate; see `_generate`."""
+        with _locks.setdefault(self.hook, threading.RLock()):
+            return _generate(self.model, self.former, self.hook, inputs, args, kwargs)
+
+
 def install_generate(model: PreTrainedModel, hook: "HSAHook") -> None:
     """Let a model's `generate` take `semantic_ids`; nothing happens if it has no `generate`."""
-    if not isinstance(model, GenerationMixin) or is_installed(model):
-        return
-    former = model.generate
-
-    @functools.wraps(former.__func__)
-    def generate(self: PreTrainedModel, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        with _locks.setdefault(hook, threading.RLock()):
-            return _generate(self, former, hook, inputs, args, kwargs)
-
-    generate.hsa_former = model.__dict__.get("generate")
-    model.generate = types.MethodType(generate, model)
+    if isinstance(model, GenerationMixin) and not is_installed(model):
+        model.generate = Generate(model, hook)
 
 
 def remove_generate(model: PreTrainedModel) -> None:
     """Put the former `generate` back."""
     if is_installed(model):
-        former = model.generate.__func__.hsa_former
+        replaced = model.generate.replaced
         del model.generate
-        if former is not None:
-            model.generate = former
+        if replaced is not None:
+            model.generate = replaced
 
 
 def is_installed(model: PreTrainedModel) -> bool:
     """Whether `install_generate` was called."""
-    return hasattr(getattr(model.__dict__.get("generate"), "__func__", None), "hsa_former")
+    return isinstance(model.__dict__.get("generate"), Generate)
 
 
 def _generate(
@@ -99,11 +115,24 @@ def _generate(
     generation_config = args[0] if args else kwargs.get("generation_config")
     option = functools.partial(_option, kwargs, generation_config, model.generation_config)
     for name, reason in _REFUSED.items():
-        if option(name) is not None:
+        value = option(name)
+        is_off = value is None or value is False or (name == "guidance_scale" and value == 1)
+        if not is_off:
             raise ValueError(f"generate() with HSA cannot honour {name}: {reason}.")
     if kwargs.get("use_cache") is False:
         raise ValueError("generate() with HSA needs its cache: leave use_cache=False out.")
+    if model.training and model.is_gradient_checkpointing:
+        raise ValueError(
+            "generate() in training mode with gradient checkpointing has no cache, neither with HSA nor without: call "
+            "model.eval() before and model.train() after."
+        )
+    if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
+        raise ValueError(f"{type(model).__name__} brings a cache of its own, so an HSACache cannot be used with it.")
+    if tagger is not None and not isinstance(tagger, Tagger):
+        raise ValueError(f"tagger must have the methods of hsa_factory.models.tagger.Tagger, got {tagger!r}.")
 
+    if inputs is not None and kwargs.get("input_ids") is not None:
+        raise ValueError("generate() got its prompt twice: as inputs and as input_ids.")
     input_ids = kwargs.pop("input_ids", inputs)
     _check_prompt(model, input_ids, option)
     cache = _prepare_cache(cache, hook.config)
@@ -139,6 +168,8 @@ def _check_prompt(model: PreTrainedModel, input_ids: Any, option: Any) -> None:
     if not isinstance(input_ids, torch.Tensor) or input_ids.dim() != 2:
         shape = tuple(input_ids.shape) if isinstance(input_ids, torch.Tensor) else type(input_ids).__name__
         raise ValueError(f"generate() with HSA needs input_ids of shape (batch, length), got {shape}.")
+    if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+        raise ValueError(f"generate() with HSA needs input_ids of whole numbers, got {input_ids.dtype}.")
     if not input_ids.numel():
         raise ValueError(f"generate() with HSA got an empty prompt: input_ids has shape {tuple(input_ids.shape)}.")
 
@@ -181,7 +212,11 @@ def _prepare_types(
         raise ValueError(
             f"semantic_ids has shape {tuple(semantic_ids.shape)}, but input_ids has {tuple(input_ids.shape)}."
         )
-    if semantic_ids.is_floating_point() or not bool(((semantic_ids >= 0) & (semantic_ids <= 2)).all()):
+    if (
+        semantic_ids.is_floating_point()
+        or semantic_ids.dtype == torch.bool
+        or not bool(((semantic_ids >= 0) & (semantic_ids <= 2)).all())
+    ):
         raise ValueError("semantic_ids must hold whole numbers from 0 (GLOBAL) to 2 (NOISE).")
     if seen >= input_ids.shape[1]:
         raise ValueError(

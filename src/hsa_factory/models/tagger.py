@@ -1,7 +1,7 @@
 """Which type a generated token has: the protocol, and the simplest answer."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
@@ -22,6 +22,7 @@ class Settled(NamedTuple):
     semantic_type: int
 
 
+@runtime_checkable
 class Tagger(Protocol):
     """Types the tokens that a model generates, as they come."""
 
