@@ -661,7 +661,7 @@ class TestInputs:
             with pytest.raises(RuntimeError, match="out of memory"):
                 run(model, ids, **inputs)
             handle.remove()
-            assert not active_forwards.hooks and get_hook(model).plan is None
+            assert not active_forwards.hooks and get_hook(model).forward_pass.plan is None
             assert torch.equal(run(model, ids), stock)
             assert torch.equal(run(model, ids, semantic_ids=kinds), expected)
 
@@ -675,7 +675,7 @@ class TestInputs:
             run(model, ids, semantic_ids=kinds)
         handle.remove()
         assert torch.equal(run(model, ids), stock)
-        assert not active_forwards.hooks and get_hook(model).plan is None
+        assert not active_forwards.hooks and get_hook(model).forward_pass.plan is None
 
     def test_two_models_side_by_side(self):
         ids, kinds = tokens(), types()
@@ -829,7 +829,7 @@ class TestRefusedModels:
         model = enable_hsa(HandmadeModel(HandmadeConfig(fault)).train(training), HSAConfig())
         with pytest.raises(ValueError, match=f"HandmadeModel.*{message}"):
             model(input_ids=self.IDS, semantic_ids=self.KINDS)
-        assert not active_forwards.hooks and get_hook(model).plan is None
+        assert not active_forwards.hooks and get_hook(model).forward_pass.plan is None
         model.config.fault = None
         model(input_ids=self.IDS, semantic_ids=self.KINDS)
 
