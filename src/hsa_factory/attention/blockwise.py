@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from .layout import LOG2_E, Chunk, Layout
+from .layout import Layout
 from .plan import AttentionPlan
-from .tiles import Pass, Workspace
+from .sequence import LOG2_E, Chunk
+from .tiles import Pass
 
 
 _OVERFLOW = 2.0**60
@@ -65,11 +66,10 @@ class _BlockwiseAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scale: float
     ) -> torch.Tensor:
-        work = Workspace(query)
         new = torch.empty if layout.is_complete else torch.zeros  # rows at padding are not written
         output = new(*query.shape[:-1], value.shape[-1], dtype=query.dtype, device=query.device)
-        log_sum_exp = torch.empty(query.shape[:-1], dtype=work.dtype, device=query.device)
-        with torch.autocast(query.device.type, enabled=False):
+        with layout.workspaces.lend(query) as work, torch.autocast(query.device.type, enabled=False):
+            log_sum_exp = torch.empty(query.shape[:-1], dtype=work.dtype, device=query.device)
             for sequence in layout.sequences:
                 row = sequence.row
                 part = _Forward(sequence, query[row], key[row], value[row], scale, work)
@@ -82,10 +82,9 @@ class _BlockwiseAttention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, output, log_sum_exp = ctx.saved_tensors
-        work = Workspace(query)
         grad_query = torch.empty_like(query) if ctx.layout.is_complete else torch.zeros_like(query)
-        grad_key, grad_value = (torch.zeros_like(tensor, dtype=work.dtype) for tensor in (key, value))
-        with torch.autocast(query.device.type, enabled=False):
+        with ctx.layout.workspaces.lend(query) as work, torch.autocast(query.device.type, enabled=False):
+            grad_key, grad_value = (torch.zeros_like(tensor, dtype=work.dtype) for tensor in (key, value))
             for sequence in ctx.layout.sequences:
                 row = sequence.row
                 part = _Backward(sequence, query[row], key[row], value[row], ctx.scale, work)
@@ -99,45 +98,42 @@ class _BlockwiseAttention(torch.autograd.Function):
 class _Forward(Pass):
     def run(self, output: torch.Tensor, log_sum_exp: torch.Tensor) -> None:
         """Write a sequence's rows of (H, Q, E) and (H, Q)."""
-        sequence, work, head_size, value_size = self.sequence, self.work, self.head_size, self.value_size
-        for chunk in sequence.chunks(self.heads):
-            query = self.load_queries(chunk)
-            logits = self.near_logits(query, self.strips("near_key", self.key, chunk), chunk)
-            maximum = logits.amax(-1, keepdim=True)
-            logits.sub_(maximum).exp2_()
-            result = work.get("result", self.kv_heads, query.shape[1], value_size + 1)
-            torch.bmm(logits, self.strips("near_value", self.value, chunk), out=self.tiles(result, chunk))
-            maximum = maximum.view(self.kv_heads, -1, 1)
+        for chunk in self.sequence.chunks(self.heads):
+            result, maximum = self._attend(chunk)
+            if not float(result[..., -1].amax()) <= _OVERFLOW:  # NaN, too
+                result, maximum = self._attend(chunk, far_above_near=True)
+            total = result[..., -1:]
+            self.store(result[..., :-1], total.reciprocal(), chunk, output)
+            self.store(maximum.add_(total.log2()), 1.0, chunk, log_sum_exp[..., None])
+
+    def _attend(self, chunk: Chunk, far_above_near: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute a chunk's sums of exponentials times values and 1, (Hkv, R, E + 1), and what was subtracted before.
+
+        That is the near logits' maximum, (Hkv, R, 1), and no far logit is looked at; with `far_above_near` it is the
+        maximum of all, which the exponentials need where far logits are very far above the near ones.
+        """
+        work, head_size, value_size = self.work, self.head_size, self.value_size
+        query = self.load_queries(chunk)
+        logits = self.near_logits(query, self.strips("near_key", self.key, chunk), chunk)
+        maximum = logits.amax(-1, keepdim=True)
+        logits.sub_(maximum).exp2_()
+        result = work.get("result", self.kv_heads, query.shape[1], value_size + 1)
+        torch.bmm(logits, self.strips("near_value", self.value, chunk), out=self.tiles(result, chunk))
+        maximum = maximum.view(self.kv_heads, -1, 1)
+        if not far_above_near:
             torch.neg(maximum, out=query[..., head_size : head_size + 1])
 
-            for rows, far, bias in self.far_panels(chunk):
-                probabilities = self.far_logits(query[:, rows], far, bias).exp2_()
-                block = work.get("block_result", self.kv_heads, probabilities.shape[1], value_size + 1)
-                torch.bmm(probabilities, self.far_value[:, far], out=block)
-                if float(block[..., -1].amax()) > _OVERFLOW:
-                    self._far_above_near(query[:, rows], far, bias, result[:, rows], maximum[:, rows], block)
-                result[:, rows].add_(block)
-
-            total = result[..., -1:]
-            self.store(result[..., :-1].div_(total), chunk, output)
-            self.store(maximum.add_(total.log2()), chunk, log_sum_exp[..., None])
-
-    def _far_above_near(
-        self,
-        query: torch.Tensor,
-        far: slice,
-        bias: torch.Tensor | None,
-        result: torch.Tensor,
-        maximum: torch.Tensor,
-        block: torch.Tensor,
-    ) -> None:
-        """Do a block again whose far logits are so far above the near ones that their exponentials overflow."""
-        query[..., self.head_size] = 0
-        logits = self.far_logits(query, far, bias)
-        new = torch.maximum(logits.amax(-1, keepdim=True), maximum)
-        torch.bmm(logits.sub_(new).exp2_(), self.far_value[:, far], out=block)
-        result.mul_((maximum - new).exp2_())
-        maximum.copy_(new)
+        for rows, far, bias in self.far_panels(chunk):
+            logits = self.far_logits(query[:, rows], far, bias)
+            if far_above_near:
+                highest = torch.maximum(logits.amax(-1, keepdim=True), maximum[:, rows])
+                logits.sub_(highest)
+                result[:, rows].mul_((maximum[:, rows] - highest).exp2_())
+                maximum[:, rows] = highest
+            block = work.get("block_result", self.kv_heads, logits.shape[1], value_size + 1)
+            torch.bmm(logits.exp2_(), self.far_value[:, far], out=block)
+            result[:, rows].add_(block)
+        return result, maximum
 
 
 class _Backward(Pass):
@@ -157,14 +153,14 @@ class _Backward(Pass):
         far_grad_value = far_grad_key.new_zeros(self.kv_heads, value_size, self.far_number)
         for chunk in sequence.chunks(self.heads):
             query = self.load_queries(chunk)
-            minus_lse = sequence.take_queries(log_sum_exp, chunk.start, chunk.stop).neg()[..., None]
-            self.load(minus_lse, query[..., head_size:], chunk)
+            rows_lse = sequence.take_queries(log_sum_exp, chunk.start, chunk.stop)[..., None]
+            self.load(rows_lse, query[..., head_size:], chunk, -1.0)
 
             grad_rows = sequence.take_queries(grad_output, chunk.start, chunk.stop)
             grad = work.get("grad", self.kv_heads, query.shape[1], value_size + 1)
             self.load(grad_rows, grad, chunk)
             product = grad_rows.to(work.dtype) * sequence.take_queries(output, chunk.start, chunk.stop)
-            self.load(product.sum(-1, keepdim=True).neg_(), grad[..., value_size:], chunk)
+            self.load(product.sum(-1, keepdim=True), grad[..., value_size:], chunk, -1.0)
 
             result = work.get("result", self.kv_heads, query.shape[1], head_size)
             self._near(chunk, query, grad, result, grad_key, grad_value)
@@ -183,7 +179,7 @@ class _Backward(Pass):
                 columns = work.get("columns", self.kv_heads, head_size, probabilities.shape[2])
                 torch.bmm(queries[..., :head_size].transpose(1, 2), grad_logits, out=columns)
                 far_grad_key[..., far].add_(columns)
-            self.store(result.mul_(self.scale), chunk, grad_query)
+            self.store(result, self.scale, chunk, grad_query)
 
         grad_key.index_add_(1, self.far_places, far_grad_key.transpose(1, 2))
         grad_value.index_add_(1, self.far_places, far_grad_value.transpose(1, 2))

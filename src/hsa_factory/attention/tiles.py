@@ -1,29 +1,11 @@
-"""What the forward and the backward pass of `blockwise` share: buffers, and rows of queries cut into tiles."""
+"""What the forward and the backward pass of `blockwise` share: rows of queries cut into tiles, far keys in panels."""
 
 from collections.abc import Iterator
 
 import torch
 
-from .layout import LOG2_E, Chunk, Sequence
-
-
-class Workspace:
-    """Buffers that all blocks of a pass share, so that the big intermediates stay in the processor's cache."""
-
-    def __init__(self, like: torch.Tensor) -> None:
-        self.dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        self.device = like.device
-        self.buffers: dict[str, torch.Tensor] = {}
-
-    def get(self, name: str, *shape: int) -> torch.Tensor:
-        """Return an uninitialised contiguous tensor; it is valid until the same name is asked for again."""
-        size = 1
-        for length in shape:
-            size *= length
-        buffer = self.buffers.get(name)
-        if buffer is None or buffer.numel() < size:
-            buffer = self.buffers[name] = torch.empty(size, dtype=self.dtype, device=self.device)
-        return buffer[:size].view(shape)
+from .sequence import LOG2_E, Chunk, Sequence
+from .workspace import Workspace
 
 
 class Pass:
@@ -68,8 +50,7 @@ class Pass:
         sequence = self.sequence
         rows = chunk.tiles * sequence.tile
         query = self.work.get("query", self.kv_heads, self.groups * rows, self.far_key.shape[2])
-        self.load(sequence.take_queries(self.query, chunk.start, chunk.stop), query, chunk)
-        query[..., : self.head_size].mul_(self.scale * LOG2_E)
+        self.load(sequence.take_queries(self.query, chunk.start, chunk.stop), query, chunk, self.scale * LOG2_E)
         query[..., self.head_size] = 0
         if self.bias_size:
             first = sequence.positions[chunk.start]
@@ -90,22 +71,27 @@ class Pass:
         shape = (self.kv_heads, chunk.tiles, self.groups, self.sequence.tile, rows.shape[2])
         return rows.view(shape).transpose(1, 2)
 
-    def load(self, source: torch.Tensor, rows: torch.Tensor, chunk: Chunk) -> None:
-        """Copy (H, queries, size) into the first columns of rows of a chunk; rows that do not exist become 0."""
+    def load(self, source: torch.Tensor, rows: torch.Tensor, chunk: Chunk, factor: float = 1.0) -> None:
+        """Write (H, queries, size) · factor into the first columns of rows; rows that do not exist become 0."""
         by_tile = self.by_tile(rows, chunk)[..., : source.shape[2]]
+        factors = source.new_full((1,), factor, dtype=self.work.dtype)  # a tensor: half precision is widened first
         for target, part in self._pieces(by_tile, source, chunk):
-            target.copy_(part)
+            torch.mul(part, factors, out=target)
         missing = chunk.tiles * self.sequence.tile - source.shape[1]
         if missing:
             self.by_tile(rows, chunk)[:, :, -1, -missing:] = 0
 
-    def store(self, rows: torch.Tensor, chunk: Chunk, target: torch.Tensor) -> None:
-        """Copy rows of a chunk into (H, queries, size)."""
+    def store(self, rows: torch.Tensor, factors: torch.Tensor | float, chunk: Chunk, target: torch.Tensor) -> None:
+        """Write rows of a chunk · factors, (Hkv, R, 1), into (H, queries, size)."""
         sequence = self.sequence
         in_place = isinstance(sequence.places, slice)
         result = sequence.take_queries(target, chunk.start, chunk.stop)  # a view, or a copy of scattered rows
-        for part, place in self._pieces(self.by_tile(rows, chunk), result, chunk):
-            place.copy_(part)
+        pieces = self._pieces(self.by_tile(rows, chunk), result, chunk)
+        parts_of_factors = [factors] * len(pieces)
+        if isinstance(factors, torch.Tensor):
+            parts_of_factors = [part for part, _ in self._pieces(self.by_tile(factors, chunk), result, chunk)]
+        for (part, place), factor in zip(pieces, parts_of_factors, strict=True):
+            torch.mul(part, factor, out=place)
         if not in_place:
             sequence.put_queries(target, result, chunk.start, chunk.stop)
 
