@@ -14,7 +14,9 @@ from ..attention.rules import EffectiveRules
 from ..config import HSAConfig
 from ..semantics import SemanticType
 from .cache_layer import NO_HSA, HSACacheLayer
+from .incoming_types import IncomingTypes
 from .key_table import Keys, KeyTable
+from .lookahead import Lookahead
 from .tagger import Tagger
 
 
@@ -59,22 +61,22 @@ class HSACache(Cache):
             raise ValueError(f"HSACache: max_waiting = {max_waiting!r} is not allowed: a whole number ≥ 1.")
         super().__init__(layers=[])
         self.config = config
-        self.tagger = tagger
         self.max_waiting = max_waiting if evict else None
         self.room = max_waiting
         self.tables: dict[tuple[int | None, bool], KeyTable] = {}
         self.layer_keys: dict[int, tuple[int | None, bool]] = {}
         self.rope_deltas: torch.Tensor | None = None  # of M-RoPE models
         self._bound: tuple[Any, Any] = (None, None)
+        self._incoming = IncomingTypes(tagger)
         self._forget()
 
     def _forget(self) -> None:
         self._seen = 0
-        self._history: list[Keys] = []  # of all tokens seen, in pieces
-        self._prompt_types: torch.Tensor | None = None
-        self._tagged_from = 0
-        self._held: list[int] = []
+        self._history: list[Keys] = []  # of the tokens seen, in pieces; the latest may be in `_ahead`
+        self._ahead: Lookahead | None = None
         self._new: Keys | None = None
+        self._is_open = False
+        self._incoming.forget()
 
     @property
     def semantic_ids(self) -> torch.Tensor | None:
@@ -109,11 +111,11 @@ class HSACache(Cache):
 
     # -- one forward ------------------------------------------------------------------------------------------
 
-    def bind(self, text_config: PreTrainedConfig, windows: dict[int, int | None], config: HSAConfig) -> None:
+    def bind(self, model_config: PreTrainedConfig, windows: dict[int, int | None], config: HSAConfig) -> None:
         """Make the layers for a model, or check that they are.
 
         Args:
-            text_config: Of the text model.
+            model_config: Of the model.
             windows: The sliding window of each softmax attention layer.
             config: The model's rules.
 
@@ -131,16 +133,19 @@ class HSACache(Cache):
             index: (window, config.layers is not None and index not in config.layers)
             for index, window in windows.items()
         }
+        if self.layers and keys != self.layer_keys:
+            raise ValueError("This HSACache belongs to another model.")
+        self._bound = config, windows
         if self.layers:
-            if keys != self.layer_keys:
-                raise ValueError("This HSACache belongs to another model.")
             return
 
-        self.layer_keys, self._bound = keys, (config, windows)
+        self.layer_keys = keys
         self.tables = {
             key: KeyTable(EffectiveRules.of(config, *key), self.max_waiting) for key in dict.fromkeys(keys.values())
         }
-        self.layers = DynamicCache(config=text_config).layers  # linear attention has layers of its own
+        self.layers = DynamicCache(
+            config=model_config.get_text_config(decoder=True)
+        ).layers  # linear attention has layers of its own
         for index, key in keys.items():
             self.layers[index] = HSACacheLayer(self.tables[key], self.room)
 
@@ -161,8 +166,7 @@ class HSACache(Cache):
                 f"{semantic_ids.shape[0]}."
             )
         self._retype_seen(semantic_ids)
-        self._prompt_types, self.tagger, self._held = semantic_ids.long(), tagger, []
-        self._tagged_from = semantic_ids.shape[1]
+        self._incoming.expect(semantic_ids, tagger)
 
     def begin(
         self,
@@ -187,32 +191,69 @@ class HSACache(Cache):
         """
         rows, number = tokens.shape[:2]
         self._fit_rows(rows)
-        self._check_layers()
-        types = self._new_types(tokens, semantic_ids)
-        is_real = self._new_padding(types, attention_mask)
-        last = self._history[-1].positions[:, -1:] if self._history else -1
-        self._new = Keys(last + is_real.long().cumsum(1), types, is_real)
+        if self._is_open:
+            self._check_layers()
+        types = self._types_of(tokens, semantic_ids)
+        is_real = self._new_is_real(tokens, attention_mask)
+        changes, released = self._incoming.news(self._seen)
+        for change in changes:
+            self.retype(*change)
 
-        next_positions = self._new.positions[:, -1] + 1
-        held_from, released = self._settle()
+        stays = not any(table.may_drop(number, released) for table in self.tables.values())
+        if self._seen and number == 1 and is_real is None and stays:
+            if self._ahead is None or not self._ahead.fits(types, config):
+                self._look_ahead(_check(types).to(tokens.device), config)
+            for table in self.tables.values():
+                table.begin_foreseen(released)
+            plans = self._ahead.plans()
+        else:
+            plans = self._plan(_check(types).to(tokens.device), is_real, config, released)
+        self._is_open = True
+        return {index: plans[key] for index, key in self.layer_keys.items()}
+
+    def _plan(
+        self, types: torch.Tensor, is_real: torch.Tensor | None, config: HSAConfig, released: int
+    ) -> dict[tuple[int | None, bool], AttentionPlan]:
+        is_real = torch.ones_like(types, dtype=torch.bool) if is_real is None else is_real
+        self._new = Keys(self._last_positions(types) + is_real.long().cumsum(1), types, is_real)
+        last = self._new.positions[:, -1]
+        held_from = self._incoming.held_from(last, self._seen + types.shape[1])
         plans = {}
         for key, table in self.tables.items():
-            table.begin(self._new, next_positions, held_from, released)
+            table.begin(self._new, last + 1, held_from, released)
             keys = table.new_keys
             plans[key] = (
-                AttentionPlan.of_cached_keys(keys.semantic_ids, config, keys.is_real, keys.positions, number)
+                AttentionPlan.of_cached_keys(keys.semantic_ids, config, keys.is_real, keys.positions, types.shape[1])
                 if self._seen
                 else AttentionPlan(keys.semantic_ids, config, keys.is_real)
             )
-        return {index: plans[key] for index, key in self.layer_keys.items()}
+        return plans
+
+    def _look_ahead(self, types: torch.Tensor, config: HSAConfig) -> None:
+        before = self._ahead
+        self._ahead = Lookahead(self._last_positions(types), types, self.tables, config, before)
+
+    def _last_positions(self, types: torch.Tensor) -> torch.Tensor:
+        """Return the position of each row's last token, (B, 1)."""
+        self._end_lookahead()
+        return self._history[-1].positions[:, -1:] if self._history else torch.full_like(types[:, :1], -1)
+
+    def _end_lookahead(self) -> None:
+        if self._ahead is not None and self._ahead.taken:
+            self._history.append(self._ahead.keys())
+        self._ahead = None
 
     def commit(self) -> None:
         """End a forward."""
         for table in self.tables.values():
             table.commit()
-        self._history.append(self._new)
-        self._seen += self._new.positions.shape[1]
-        self._new = None
+        if self._new is None:
+            self._ahead.taken += 1
+            self._seen += 1
+        else:
+            self._history.append(self._new)
+            self._seen += self._new.positions.shape[1]
+        self._new, self._is_open = None, False
 
     def abort(self) -> None:
         """End a forward that failed."""
@@ -222,6 +263,8 @@ class HSACache(Cache):
 
     def keep_rope_deltas(self, deltas: torch.Tensor | None) -> None:
         """Remember what an M-RoPE model would forget at its next conversation: (rows, 1), or None."""
+        if deltas is self.rope_deltas:
+            return
         if deltas is not None and self._history:
             deltas = deltas.repeat_interleave(self._history[0].positions.shape[0] // deltas.shape[0], dim=0)
         self.rope_deltas = deltas
@@ -267,67 +310,34 @@ class HSACache(Cache):
                 if value >= 0:
                     self.retype(row, stop - length, stop, value)
 
-    def _new_types(self, tokens: torch.Tensor, semantic_ids: torch.Tensor | None) -> torch.Tensor:
+    def _types_of(self, tokens: torch.Tensor, semantic_ids: torch.Tensor | None) -> torch.Tensor:
+        """Return the new tokens' types, (B, Q); where all types are given, take over what they say of those seen."""
+        if semantic_ids is None:
+            return self._incoming.of(tokens, self._seen)
         rows, number = tokens.shape[:2]
-        if semantic_ids is not None:
-            if semantic_ids.shape == (rows, self._seen + number):
-                self._retype_seen(semantic_ids)
-            elif semantic_ids.shape != (rows, number):
-                seen = f", {self._seen} of them cached" if self._seen else ""
-                raise ValueError(
-                    f"semantic_ids has shape {tuple(semantic_ids.shape)}, but the input has (batch, length) = "
-                    f"{(rows, self._seen + number)}{seen}."
-                )
-            new = semantic_ids[:, -number:].long()
-            if new.numel() and not 0 <= int(new.min()) <= int(new.max()) <= 2:
-                raise ValueError(f"semantic_ids holds {new[(new < 0) | (new > 2)][0]}; allowed are 0, 1 and 2.")
-            return new
-
-        given = self._prompt_types
-        types = given[:, self._seen : self._seen + number] if given is not None else tokens.new_empty(rows, 0).long()
-        if types.shape[0] != rows:
-            types = types.repeat_interleave(rows // types.shape[0], 0)
-        if types.shape[1] < number:
-            if self.tagger is None:
-                raise ValueError("semantic_ids are missing: a model that goes on from an HSACache needs them.")
-            if tokens.dim() != 2:
-                raise ValueError("Generated tokens must be input_ids to be typed, got embeddings.")
-            types = torch.cat([types, self.tagger.tag(tokens[:, types.shape[1] :]).to(types)], dim=1)
-        return types
-
-    def _settle(self) -> tuple[torch.Tensor | None, int]:
-        """Take over what the tagger knows by now.
-
-        Returns:
-            From which position on keys must stay, (B,) or None, and how many of a row no longer need to.
-        """
-        if self.tagger is None:
-            return None, 0
-
-        for row, start, stop, semantic_type in self.tagger.settled():
-            start, stop = self._tagged_from + start, min(self._tagged_from + stop, self._seen)
-            if start < stop:
-                self.retype(row, start, stop, semantic_type)
-        unsettled = self.tagger.unsettled()
-        if unsettled is None:
-            return None, 0
-        released = max((new - old for new, old in zip(unsettled, self._held)), default=0)
-        self._held = unsettled
-        positions = self._new.positions
-        ahead = self._tagged_from - self._seen - positions.shape[1] + 1  # from the last token
-        return positions[:, -1] + torch.tensor(unsettled, device=positions.device) + ahead, max(released, 0)
+        if semantic_ids.shape == (rows, self._seen + number):
+            self._retype_seen(semantic_ids)
+        elif semantic_ids.shape != (rows, number):
+            seen = f", {self._seen} of them cached" if self._seen else ""
+            raise ValueError(
+                f"semantic_ids has shape {tuple(semantic_ids.shape)}, but the input has (batch, length) = "
+                f"{(rows, self._seen + number)}{seen}."
+            )
+        return semantic_ids[:, -number:].long()
 
     # -- rows and lengths -------------------------------------------------------------------------------------
 
     def _all_keys(self) -> Keys:
+        self._end_lookahead()
         if len(self._history) > 1:
             self._history = [Keys(*(torch.cat(pieces, dim=1) for pieces in zip(*self._history)))]
         return self._history[0]
 
-    def _new_padding(self, types: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    def _new_is_real(self, tokens: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """Return which new tokens are not padding, (B, Q) bool; None: all."""
         if attention_mask is None:
-            return torch.ones_like(types, dtype=torch.bool)
-        expected = (types.shape[0], self._seen + types.shape[1])
+            return None
+        expected = (tokens.shape[0], self._seen + tokens.shape[1])
         if tuple(attention_mask.shape) != expected:
             raise ValueError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}, but it must cover (batch, length) = {expected}"
@@ -336,7 +346,7 @@ class HSACache(Cache):
         new = attention_mask[:, self._seen :]
         if self._seen == 0 and bool((new > 1).any()):
             raise ValueError("A packed row (attention_mask above 1) cannot be cached: run its documents on their own.")
-        return new != 0
+        return None if bool(new.all()) else new != 0
 
     def _fit_rows(self, rows: int) -> None:
         if not self._history:
@@ -353,17 +363,16 @@ class HSACache(Cache):
                 raise ValueError("A forward with this HSACache failed half-way, so it cannot be used any more.")
 
     def _change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        for table in self.tables.values():
-            table.change(change)
         if self._history:
             self._history = [self._all_keys().map(change)]
+        for table in self.tables.values():
+            table.change(change)
         for layer in self.layers:
             if isinstance(layer, HSACacheLayer):
                 layer.change(change)
         if self.rope_deltas is not None:
             self.rope_deltas = change(self.rope_deltas)
-        if self.tagger is not None:
-            self.tagger.change(change)
+        self._incoming.change(change)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Let each row go on from another one, as beam search does. `beam_idx`: (B,)."""
@@ -419,3 +428,9 @@ class HSACache(Cache):
             table.__init__(table.rules, table.max_waiting)
         super().reset()
         self._forget()
+
+
+def _check(types: torch.Tensor) -> torch.Tensor:
+    if types.numel() and not 0 <= int(types.min()) <= int(types.max()) <= 2:
+        raise ValueError(f"semantic_ids holds {types[(types < 0) | (types > 2)][0]}; allowed are 0, 1 and 2.")
+    return types
