@@ -14,9 +14,10 @@ from ..attention.rules import EffectiveRules
 from ..config import HSAConfig
 from ..semantics import SemanticType
 from .cache_layer import NO_HSA, HSACacheLayer
-from .incoming_types import IncomingTypes
+from .incoming import IncomingTypes, check_types, find_real
 from .key_table import Keys, KeyTable
 from .lookahead import Lookahead
+from .seen_tokens import SeenTokens
 from .tagger import Tagger
 
 
@@ -71,25 +72,23 @@ class HSACache(Cache):
         self._forget()
 
     def _forget(self) -> None:
-        self._seen = 0
-        self._history: list[Keys] = []  # of the tokens seen, in pieces; the latest may be in `_ahead`
-        self._ahead: Lookahead | None = None
-        self._new: Keys | None = None
+        self._seen = SeenTokens()
+        self._new: Keys | None = None  # of the forward under way; None if they were foreseen
         self._is_open = False
         self._incoming.forget()
 
     @property
     def semantic_ids(self) -> torch.Tensor | None:
         """Types of all tokens seen, (B, seen) int64; None before the first."""
-        return self._all_keys().semantic_ids if self._history else None
+        return self._seen.keys.semantic_ids if self._seen else None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return how many tokens were seen, padding included; positions go on from there."""
-        return self._seen
+        return len(self._seen)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Return the length of the sequence after the next forward, and 0. (HSA needs no mask.)"""
-        return self._seen + query_length, 0
+        return len(self._seen) + query_length, 0
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -107,7 +106,7 @@ class HSACache(Cache):
         """Return `seen_tokens`, `kept_tokens` and `bytes`."""
         kept = [int(table.keys.is_real.sum(1).max()) for table in self.tables.values() if len(table)]
         size = sum(layer.nbytes() for layer in self.layers if isinstance(layer, HSACacheLayer))
-        return CacheReport(seen_tokens=self._seen, kept_tokens=max(kept, default=0), bytes=size)
+        return CacheReport(seen_tokens=len(self._seen), kept_tokens=max(kept, default=0), bytes=size)
 
     # -- one forward ------------------------------------------------------------------------------------------
 
@@ -160,11 +159,8 @@ class HSACache(Cache):
         Raises:
             ValueError: If rows are missing, or a token seen cannot change its type any more.
         """
-        if self._history and semantic_ids.shape[0] != self._history[0].positions.shape[0]:
-            raise ValueError(
-                f"This HSACache holds {self._history[0].positions.shape[0]} rows, but the input has "
-                f"{semantic_ids.shape[0]}."
-            )
+        if self._seen and semantic_ids.shape[0] != self._seen.rows:
+            raise ValueError(f"This HSACache holds {self._seen.rows} rows, but the input has {semantic_ids.shape[0]}.")
         self._retype_seen(semantic_ids)
         self._incoming.expect(semantic_ids, tagger)
 
@@ -194,65 +190,62 @@ class HSACache(Cache):
         if self._is_open:
             self._check_layers()
         types = self._types_of(tokens, semantic_ids)
-        is_real = self._new_is_real(tokens, attention_mask)
-        changes, released = self._incoming.news(self._seen)
+        is_real = find_real(tokens, attention_mask, len(self._seen))
+        changes, released = self._incoming.news(len(self._seen))
         for change in changes:
             self.retype(*change)
 
-        stays = not any(table.may_drop(number, released) for table in self.tables.values())
-        if self._seen and number == 1 and is_real is None and stays:
-            if self._ahead is None or not self._ahead.fits(types, config):
-                self._look_ahead(_check(types).to(tokens.device), config)
-            for table in self.tables.values():
-                table.begin_foreseen(released)
-            plans = self._ahead.plans()
+        keys_stay = not any(table.may_drop(number, released) for table in self.tables.values())
+        if self._seen and number == 1 and is_real is None and keys_stay:
+            plans = self._plan_foreseen(types, tokens.device, config, released)
         else:
-            plans = self._plan(_check(types).to(tokens.device), is_real, config, released)
+            plans = self._plan(check_types(types).to(tokens.device), is_real, config, released)
         self._is_open = True
         return {index: plans[key] for index, key in self.layer_keys.items()}
 
     def _plan(
         self, types: torch.Tensor, is_real: torch.Tensor | None, config: HSAConfig, released: int
     ) -> dict[tuple[int | None, bool], AttentionPlan]:
+        """Plan any forward."""
+        number = types.shape[1]
         is_real = torch.ones_like(types, dtype=torch.bool) if is_real is None else is_real
-        self._new = Keys(self._last_positions(types) + is_real.long().cumsum(1), types, is_real)
+        before = self._seen.last_positions if self._seen else -1
+        self._new = Keys(before + is_real.long().cumsum(1), types, is_real)
         last = self._new.positions[:, -1]
-        held_from = self._incoming.held_from(last, self._seen + types.shape[1])
+        held_from = self._incoming.held_from(last, len(self._seen) + number)
         plans = {}
         for key, table in self.tables.items():
             table.begin(self._new, last + 1, held_from, released)
             keys = table.new_keys
             plans[key] = (
-                AttentionPlan.of_cached_keys(keys.semantic_ids, config, keys.is_real, keys.positions, types.shape[1])
+                AttentionPlan.of_cached_keys(keys.semantic_ids, config, keys.is_real, keys.positions, number)
                 if self._seen
                 else AttentionPlan(keys.semantic_ids, config, keys.is_real)
             )
         return plans
 
-    def _look_ahead(self, types: torch.Tensor, config: HSAConfig) -> None:
-        before = self._ahead
-        self._ahead = Lookahead(self._last_positions(types), types, self.tables, config, before)
-
-    def _last_positions(self, types: torch.Tensor) -> torch.Tensor:
-        """Return the position of each row's last token, (B, 1)."""
-        self._end_lookahead()
-        return self._history[-1].positions[:, -1:] if self._history else torch.full_like(types[:, :1], -1)
-
-    def _end_lookahead(self) -> None:
-        if self._ahead is not None and self._ahead.taken:
-            self._history.append(self._ahead.keys())
-        self._ahead = None
+    def _plan_foreseen(
+        self, types: torch.Tensor, device: torch.device, config: HSAConfig, released: int
+    ) -> dict[tuple[int | None, bool], AttentionPlan]:
+        """Plan a forward of one token a row, none of them padding, after which no key goes."""
+        ahead = self._seen.ahead
+        if ahead is None or not ahead.fits(types, config):
+            types = check_types(types).to(device)
+            ahead = Lookahead(self._seen.last_positions, types, self.tables, config, before=ahead)
+            self._seen.ahead = ahead
+        self._new = None
+        for table in self.tables.values():
+            table.begin_foreseen(released)
+        return ahead.plans()
 
     def commit(self) -> None:
         """End a forward."""
         for table in self.tables.values():
             table.commit()
         if self._new is None:
-            self._ahead.taken += 1
-            self._seen += 1
+            self._seen.ahead.taken += 1
         else:
-            self._history.append(self._new)
-            self._seen += self._new.positions.shape[1]
+            self._seen.append(self._new)
         self._new, self._is_open = None, False
 
     def abort(self) -> None:
@@ -265,8 +258,8 @@ class HSACache(Cache):
         """Remember what an M-RoPE model would forget at its next conversation: (rows, 1), or None."""
         if deltas is self.rope_deltas:
             return
-        if deltas is not None and self._history:
-            deltas = deltas.repeat_interleave(self._history[0].positions.shape[0] // deltas.shape[0], dim=0)
+        if deltas is not None and self._seen:
+            deltas = deltas.repeat_interleave(self._seen.rows // deltas.shape[0], dim=0)
         self.rope_deltas = deltas
 
     # -- types ------------------------------------------------------------------------------------------------
@@ -283,27 +276,27 @@ class HSACache(Cache):
         Raises:
             ValueError: If a key is gone that could be seen with the new type.
         """
-        history = self._all_keys()
-        semantic_ids = history.semantic_ids.clone()
+        seen = self._seen.keys
+        semantic_ids = seen.semantic_ids.clone()
         semantic_ids[row, start:stop] = int(semantic_type)
-        positions = history.positions[row, start:stop][history.is_real[row, start:stop]]
+        positions = seen.positions[row, start:stop][seen.is_real[row, start:stop]]
         if len(positions):
             for table in self.tables.values():
-                if not table.retype(row, positions, int(semantic_type), history.positions[row, -1] + 1):
+                if not table.retype(row, positions, int(semantic_type), seen.positions[row, -1] + 1):
                     raise ValueError(
                         f"Tokens {start} to {stop} of row {row} cannot become {SemanticType(semantic_type).name} any "
                         "more: their keys are gone."
                     )
-        self._history = [history._replace(semantic_ids=semantic_ids)]
+        self._seen.retype(semantic_ids)
 
     def _retype_seen(self, semantic_ids: torch.Tensor) -> None:
         """Take over what all types, (B, seen + …), say of the tokens seen."""
         if not self._seen:
             return
-        seen = self._all_keys()
-        differs = (seen.semantic_ids != semantic_ids[:, : self._seen]) & seen.is_real
+        seen, number = self._seen.keys, len(self._seen)
+        differs = (seen.semantic_ids != semantic_ids[:, :number]) & seen.is_real
         for row in differs.any(dim=1).nonzero().flatten().tolist():
-            wanted = torch.where(differs[row], semantic_ids[row, : self._seen], -1)
+            wanted = torch.where(differs[row], semantic_ids[row, :number], -1)
             values, lengths = wanted.unique_consecutive(return_counts=True)
             stops = lengths.cumsum(0).tolist()
             for value, length, stop in zip(values.tolist(), lengths.tolist(), stops):
@@ -313,49 +306,26 @@ class HSACache(Cache):
     def _types_of(self, tokens: torch.Tensor, semantic_ids: torch.Tensor | None) -> torch.Tensor:
         """Return the new tokens' types, (B, Q); where all types are given, take over what they say of those seen."""
         if semantic_ids is None:
-            return self._incoming.of(tokens, self._seen)
-        rows, number = tokens.shape[:2]
-        if semantic_ids.shape == (rows, self._seen + number):
+            return self._incoming.of(tokens, len(self._seen))
+        rows, number, seen = *tokens.shape[:2], len(self._seen)
+        if semantic_ids.shape == (rows, seen + number):
             self._retype_seen(semantic_ids)
         elif semantic_ids.shape != (rows, number):
-            seen = f", {self._seen} of them cached" if self._seen else ""
+            cached = f", {seen} of them cached" if seen else ""
             raise ValueError(
                 f"semantic_ids has shape {tuple(semantic_ids.shape)}, but the input has (batch, length) = "
-                f"{(rows, self._seen + number)}{seen}."
+                f"{(rows, seen + number)}{cached}."
             )
         return semantic_ids[:, -number:].long()
 
     # -- rows and lengths -------------------------------------------------------------------------------------
 
-    def _all_keys(self) -> Keys:
-        self._end_lookahead()
-        if len(self._history) > 1:
-            self._history = [Keys(*(torch.cat(pieces, dim=1) for pieces in zip(*self._history)))]
-        return self._history[0]
-
-    def _new_is_real(self, tokens: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-        """Return which new tokens are not padding, (B, Q) bool; None: all."""
-        if attention_mask is None:
-            return None
-        expected = (tokens.shape[0], self._seen + tokens.shape[1])
-        if tuple(attention_mask.shape) != expected:
-            raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}, but it must cover (batch, length) = {expected}"
-                f", {self._seen} cached tokens included."
-            )
-        new = attention_mask[:, self._seen :]
-        if self._seen == 0 and bool((new > 1).any()):
-            raise ValueError("A packed row (attention_mask above 1) cannot be cached: run its documents on their own.")
-        return None if bool(new.all()) else new != 0
-
     def _fit_rows(self, rows: int) -> None:
-        if not self._history:
+        if not self._seen or rows == self._seen.rows:
             return
-        held = self._history[0].positions.shape[0]
-        if rows % held:
-            raise ValueError(f"This HSACache holds {held} rows, but the input has {rows}.")
-        if rows != held:
-            self.batch_repeat_interleave(rows // held)
+        if rows % self._seen.rows:
+            raise ValueError(f"This HSACache holds {self._seen.rows} rows, but the input has {rows}.")
+        self.batch_repeat_interleave(rows // self._seen.rows)
 
     def _check_layers(self) -> None:
         for layer in self.layers:
@@ -363,8 +333,7 @@ class HSACache(Cache):
                 raise ValueError("A forward with this HSACache failed half-way, so it cannot be used any more.")
 
     def _change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        if self._history:
-            self._history = [self._all_keys().map(change)]
+        self._seen.change(change)
         for table in self.tables.values():
             table.change(change)
         for layer in self.layers:
@@ -382,8 +351,8 @@ class HSACache(Cache):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row."""
-        if self._other_layers() and self._history:
-            rows = torch.arange(self._history[0].positions.shape[0]).repeat_interleave(repeats)
+        if self._other_layers() and self._seen:
+            rows = torch.arange(self._seen.rows).repeat_interleave(repeats)
             return self.reorder_cache(rows)
         self._change(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
 
@@ -405,22 +374,21 @@ class HSACache(Cache):
         Raises:
             ValueError: If keys have been dropped: those that the remembered tokens would need may be among them.
         """
-        number = -max_length if max_length < 0 else self._seen - max_length
+        number = -max_length if max_length < 0 else len(self._seen) - max_length
         if number <= 0:
             return
         if self._other_layers():
             raise ValueError("A cache of linear attention cannot be cropped: its state has no way back.")
-        if any(len(table) < self._seen for table in self.tables.values()):
+        if any(len(table) < len(self._seen) for table in self.tables.values()):
             raise ValueError(
                 "This HSACache cannot be cropped: keys that the remaining tokens would see are gone. Assisted and "
                 "speculative decoding need HSACache(config, evict=False)."
             )
+        self._seen.change(lambda tensor: tensor[:, :-number])
         for table in self.tables.values():
             table.change(lambda tensor: tensor[:, :-number])
         for layer in self.layers:
             layer.crop(number)
-        self._history = [self._all_keys().map(lambda tensor: tensor[:, :-number])]
-        self._seen -= number
 
     def reset(self) -> None:
         """Forget everything."""
@@ -428,9 +396,3 @@ class HSACache(Cache):
             table.__init__(table.rules, table.max_waiting)
         super().reset()
         self._forget()
-
-
-def _check(types: torch.Tensor) -> torch.Tensor:
-    if types.numel() and not 0 <= int(types.min()) <= int(types.max()) <= 2:
-        raise ValueError(f"semantic_ids holds {types[(types < 0) | (types > 2)][0]}; allowed are 0, 1 and 2.")
-    return types

@@ -1,9 +1,9 @@
-"""Types of tokens that come without their own."""
+"""Types of tokens that come without their own, and which are padding."""
 
 import pytest
 import torch
 
-from hsa_factory.models.incoming_types import IncomingTypes
+from hsa_factory.models.incoming import IncomingTypes, check_types, find_real
 from hsa_factory.models.tagger import ConstantTagger, Settled
 
 
@@ -73,3 +73,34 @@ class TestNews:
         assert incoming.news(13) == ([], 3)
         tagger.open_from = None
         assert incoming.news(14) == ([], 0) and incoming.held_from(last, 13) is None
+
+
+class TestPadding:
+    def test_none_is_padding(self):
+        tokens = torch.zeros(2, 3, dtype=torch.long)
+        assert find_real(tokens, None, 4) is None and find_real(tokens, torch.ones(2, 7), 4) is None
+
+    def test_only_new_tokens_count(self):
+        mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+        assert find_real(torch.zeros(2, 2, 8), mask, 3) is None
+        mask[1, 4] = 0
+        assert find_real(torch.zeros(2, 2, 8), mask, 3).tolist() == [[True, True], [True, False]]
+
+    def test_another_shape(self):
+        with pytest.raises(
+            ValueError, match=r"shape \(2, 3\), but it must cover \(batch, length\) = \(2, 7\), 4 cached"
+        ):
+            find_real(torch.zeros(2, 3), torch.ones(2, 3), 4)
+
+    def test_a_packed_row(self):
+        with pytest.raises(ValueError, match="packed row"):
+            find_real(torch.zeros(1, 2), torch.tensor([[1, 2]]), 0)
+
+
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_types_that_do_not_exist(wrong):
+    types = torch.tensor([[0, 1, 2, 0]])
+    assert check_types(types) is types
+    types[0, 3] = wrong
+    with pytest.raises(ValueError, match=f"semantic_ids holds {wrong}; allowed are 0, 1 and 2"):
+        check_types(types)

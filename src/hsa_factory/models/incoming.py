@@ -1,4 +1,6 @@
-"""Which types the tokens have that come into a cache: said before, or tagged as they come."""
+"""What is known of the tokens that come into a cache: their types, and which are padding."""
+
+from collections.abc import Callable
 
 import torch
 
@@ -91,7 +93,46 @@ class IncomingTypes:
         from_last = self._tagged_from - seen + 1
         return last_positions + torch.tensor(self._unsettled, device=last_positions.device) + from_last
 
-    def change(self, change) -> None:
+    def change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Reorder, repeat or select rows."""
         if self.tagger is not None:
             self.tagger.change(change)
+
+
+def check_types(types: torch.Tensor) -> torch.Tensor:
+    """Return types, (B, Q), after a look at them.
+
+    Raises:
+        ValueError: If there are others than 0, 1 and 2.
+    """
+    if types.numel() and not 0 <= int(types.min()) <= int(types.max()) <= 2:
+        raise ValueError(f"semantic_ids holds {types[(types < 0) | (types > 2)][0]}; allowed are 0, 1 and 2.")
+    return types
+
+
+def find_real(tokens: torch.Tensor, attention_mask: torch.Tensor | None, seen: int) -> torch.Tensor | None:
+    """Return which new tokens are not padding.
+
+    Args:
+        tokens: (B, Q) input_ids or (B, Q, hidden) embeddings.
+        attention_mask: (B, seen + Q), 0 is padding; None: all real.
+        seen: Tokens before them.
+
+    Returns:
+        (B, Q) bool; None: all.
+
+    Raises:
+        ValueError: If the mask has another shape or numbers the documents of a packed row.
+    """
+    if attention_mask is None:
+        return None
+    expected = (tokens.shape[0], seen + tokens.shape[1])
+    if tuple(attention_mask.shape) != expected:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, but it must cover (batch, length) = {expected}"
+            f", {seen} cached tokens included."
+        )
+    new = attention_mask[:, seen:]
+    if seen == 0 and bool((new > 1).any()):
+        raise ValueError("A packed row (attention_mask above 1) cannot be cached: run its documents on their own.")
+    return None if bool(new.all()) else new != 0
