@@ -18,7 +18,7 @@ import torch
 
 from .layout import LOG2_E, Chunk, Layout
 from .plan import AttentionPlan
-from .tiles import Pass, Workspace
+from .tiles import Pass
 
 
 _OVERFLOW = 2.0**60
@@ -65,11 +65,10 @@ class _BlockwiseAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scale: float
     ) -> torch.Tensor:
-        work = Workspace(query)
         new = torch.empty if layout.is_complete else torch.zeros  # rows at padding are not written
         output = new(*query.shape[:-1], value.shape[-1], dtype=query.dtype, device=query.device)
-        log_sum_exp = torch.empty(query.shape[:-1], dtype=work.dtype, device=query.device)
-        with torch.autocast(query.device.type, enabled=False):
+        with layout.workspaces.lend(query) as work, torch.autocast(query.device.type, enabled=False):
+            log_sum_exp = torch.empty(query.shape[:-1], dtype=work.dtype, device=query.device)
             for sequence in layout.sequences:
                 row = sequence.row
                 part = _Forward(sequence, query[row], key[row], value[row], scale, work)
@@ -82,10 +81,9 @@ class _BlockwiseAttention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, output, log_sum_exp = ctx.saved_tensors
-        work = Workspace(query)
         grad_query = torch.empty_like(query) if ctx.layout.is_complete else torch.zeros_like(query)
-        grad_key, grad_value = (torch.zeros_like(tensor, dtype=work.dtype) for tensor in (key, value))
-        with torch.autocast(query.device.type, enabled=False):
+        with ctx.layout.workspaces.lend(query) as work, torch.autocast(query.device.type, enabled=False):
+            grad_key, grad_value = (torch.zeros_like(tensor, dtype=work.dtype) for tensor in (key, value))
             for sequence in ctx.layout.sequences:
                 row = sequence.row
                 part = _Backward(sequence, query[row], key[row], value[row], ctx.scale, work)

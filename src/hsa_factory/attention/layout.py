@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from .rules import EffectiveRules
+from .workspace import WorkspacePool
 
 
 NEAR_LIMIT = 256  # windows up to this many tokens are cheap to read as a strip of all keys
@@ -265,7 +266,7 @@ class Sequence:
 class Layout:
     """All sequences of a batch that have queries.
 
-    `is_complete`: every query is a real token.
+    `is_complete`: every query is a real token. `workspaces`: buffers that the layers' passes use again.
 
     Args:
         document_ids: (B, L), 0 is padding.
@@ -286,6 +287,7 @@ class Layout:
         first_query = document_ids.shape[1] - query_length
         self.is_complete = bool((document_ids[:, first_query:] != 0).all())
         self.sequences: list[Sequence] = []
+        self.workspaces = WorkspacePool()
         for row, ids in enumerate(document_ids):
             for index in _contiguous_documents(ids):
                 if len(index) and int(index[-1]) >= first_query:

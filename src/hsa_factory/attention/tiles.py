@@ -1,29 +1,11 @@
-"""What the forward and the backward pass of `blockwise` share: buffers, and rows of queries cut into tiles."""
+"""What the forward and the backward pass of `blockwise` share: rows of queries cut into tiles, far keys in panels."""
 
 from collections.abc import Iterator
 
 import torch
 
 from .layout import LOG2_E, Chunk, Sequence
-
-
-class Workspace:
-    """Buffers that all blocks of a pass share, so that the big intermediates stay in the processor's cache."""
-
-    def __init__(self, like: torch.Tensor) -> None:
-        self.dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        self.device = like.device
-        self.buffers: dict[str, torch.Tensor] = {}
-
-    def get(self, name: str, *shape: int) -> torch.Tensor:
-        """Return an uninitialised contiguous tensor; it is valid until the same name is asked for again."""
-        size = 1
-        for length in shape:
-            size *= length
-        buffer = self.buffers.get(name)
-        if buffer is None or buffer.numel() < size:
-            buffer = self.buffers[name] = torch.empty(size, dtype=self.dtype, device=self.device)
-        return buffer[:size].view(shape)
+from .workspace import Workspace
 
 
 class Pass:
