@@ -122,7 +122,7 @@ class HSAHook:
         now.forget()
         if cache is not None:
             cache.commit() if output is not None else cache.abort()
-            cache.keep_rope_deltas(getattr(module, "rope_deltas", None))
+            cache.keep_rope_deltas(vars(module).get("rope_deltas"))
         if plan is None or output is None:  # output is None when the forward raised
             return
 
@@ -151,7 +151,7 @@ class HSAHook:
         tokens, attention_mask = self._tokens(given), given.get("attention_mask")
         if document_ids is not None:
             raise ValueError("A packed row (document_ids) cannot be cached: run its documents on their own.")
-        cache.bind(module.config.get_text_config(decoder=True), self.windows, self.config)
+        cache.bind(module.config, self.windows, self.config)
         if self.is_hybrid and cache.get_seq_length():
             if tokens.shape[1] > 1:
                 raise ValueError(
