@@ -339,6 +339,45 @@ class TestBadInput:
         with pytest.raises(ValueError, match="belongs to another model"):
             feed(build(num_hidden_layers=3), cache, tokens(), types(), [30])
 
+    @pytest.mark.parametrize("options", [{"num_key_value_heads": 4}, {"hidden_size": 128}])
+    def test_a_model_of_another_shape(self, options):
+        cache = HSACache(CONFIG)
+        feed(build(), cache, tokens(), types(), [60])
+        with pytest.raises(ValueError, match="belongs to another model"):
+            feed(build(**options), cache, tokens(), types(), [30])
+        feed(build(), cache, tokens(), types(), [30])
+
+    @pytest.mark.parametrize("batch, length", [(2, 0), (0, 5)])
+    def test_nothing_to_read(self, batch, length):
+        with pytest.raises(ValueError, match="There is nothing to read"):
+            build()(
+                input_ids=tokens(batch, length), semantic_ids=types(batch, length), past_key_values=HSACache(CONFIG)
+            )
+
+    def test_retyping_what_is_not_there(self):
+        cache = HSACache(CONFIG)
+        with pytest.raises(ValueError, match="has seen no token whose type could change"):
+            cache.retype(0, 0, 5, 1)
+        feed(build(), cache, tokens(), types(), [60])
+        for kind in (7, "LOUD"):
+            with pytest.raises(ValueError, match="Unknown semantic type"):
+                cache.retype(0, 0, 5, kind)
+        cache.retype(0, 0, 5, "KEY_EVENT")
+        assert cache.semantic_ids[0, :5].tolist() == [1] * 5
+
+    def test_a_linear_layer_that_read_before_a_failure(self):
+        """Its state cannot be taken back, and does not show."""
+        model, ids, kinds, cache = build("qwen3_5_text"), tokens(), types(), HSACache(CONFIG)
+        feed(model, cache, ids, kinds, [60])
+        handle = model.model.layers[1].register_forward_pre_hook(
+            lambda *_: (_ for _ in ()).throw(RuntimeError("oops"))
+        )
+        with pytest.raises(RuntimeError, match="oops"):
+            feed(model, cache, ids, kinds, [1])
+        handle.remove()
+        with pytest.raises(ValueError, match="failed half-way"):
+            feed(model, cache, ids, kinds, [1])
+
     def test_a_model_without_hsa(self):
         with pytest.raises(ValueError, match=r"needs a model with HSA: call enable_hsa\(model\)"):
             tiny.build_model("llama")(input_ids=tokens(), past_key_values=HSACache(CONFIG))

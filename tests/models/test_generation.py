@@ -223,6 +223,35 @@ class TestTurns:
         assert sum(sizes) == cache.get_seq_length()
         assert cache.report().kept_tokens < 0.8 * cache.report().seen_tokens
 
+    @pytest.mark.parametrize("model_type", ["qwen3", "gemma3_text", "qwen2_vl"])
+    @pytest.mark.parametrize("pads_with_end", [False, True])
+    def test_rows_that_end_apart(self, model_type, pads_with_end):
+        """They go on as if each had been alone: what comes after a row's end is padding, and no distance."""
+        config = HSAConfig(noise_window=9, generated_type="NOISE")
+        model, ids, kinds = build(model_type, config), tokens(), types()
+        end = int(model.generate(ids, semantic_ids=kinds, max_new_tokens=5, **GREEDY)[0, -1])
+        options = {"do_sample": False, "eos_token_id": end, "pad_token_id": end if pads_with_end else 0}
+
+        def talk(ids, kinds, news):
+            """Return what a batch writes in each turn, the end and what follows it left out."""
+            cache, written = HSACache(config, max_waiting=8), []
+            for new in news:
+                start = ids.shape[1]
+                ids = model.generate(ids, semantic_ids=kinds, past_key_values=cache, max_new_tokens=40, **options)
+                kinds = torch.nn.functional.pad(kinds, (0, ids.shape[1] - start), value=2)
+                rows = ids[:, start:].tolist()
+                written.append([row[: row.index(end)] if end in row else row for row in rows])
+                ids, kinds = torch.cat([ids, new], 1), torch.cat([kinds, torch.full_like(new, 2)], 1)
+            return written, cache
+
+        news = [tokens(2, 12, seed) for seed in range(3)]
+        together, cache = talk(ids, kinds, news)
+        assert len(together[0][0]) < 5 and len(together[0][1]) == 40
+        for row in (0, 1):
+            alone, _ = talk(ids[row : row + 1], kinds[row : row + 1], [new[row : row + 1] for new in news])
+            assert [turn[row] for turn in together] == [turn[0] for turn in alone]
+        assert cache.attention_mask[0].sum() < cache.get_seq_length() - 30
+
     def test_types_of_what_was_generated_may_be_settled_later(self):
         """A turn is generated as NOISE, within its window it turns out to be a LANDMARK."""
         model, cache = build("llama", num_hidden_layers=1), HSACache(CONFIG, max_waiting=1)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hsa_factory.models.incoming import IncomingTypes, check_types, find_real
+from hsa_factory.models.incoming import EndedRows, IncomingTypes, check_types, find_real
 from hsa_factory.models.tagger import ConstantTagger, Settled
 
 
@@ -104,3 +104,28 @@ def test_types_that_do_not_exist(wrong):
     types[0, 3] = wrong
     with pytest.raises(ValueError, match=f"semantic_ids holds {wrong}; allowed are 0, 1 and 2"):
         check_types(types)
+
+
+class TestEndedRows:
+    def test_what_comes_after_an_end_is_padding(self):
+        """Not the end token itself, nor one of the prompt; in one piece or in several."""
+        ids = torch.tensor([[7, 7, 1, 7, 2], [1, 2, 3, 4, 5], [7, 1, 8, 2, 3]])
+        wanted = [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
+        for sizes in ([5], [1] * 5, [2, 2, 1], [1, 3, 1]):
+            rows, seen, found = EndedRows(), 0, []
+            rows.expect([7, 8], 2)
+            for piece in ids.split(sizes, dim=1):
+                real = rows.find_real(piece, None, seen)
+                found.append(torch.ones_like(piece) if real is None else real.long())
+                seen += piece.shape[1]
+            assert torch.cat(found, 1).tolist() == wanted
+            assert rows.ended.tolist() == [True, False, True]
+
+    def test_the_mask_holds_too(self):
+        rows, mask = EndedRows(), torch.tensor([[True, False], [False, True]])
+        rows.expect([7], 0)
+        assert rows.find_real(torch.tensor([[7, 7], [7, 7]]), mask, 0).tolist() == [[True, False], [False, False]]
+        rows.change(lambda tensor: tensor.repeat_interleave(2, dim=0))
+        assert rows.ended.tolist() == [True] * 4
+        rows.forget()
+        assert rows.ended is None and rows.find_real(torch.tensor([[7], [7]]), None, 5) is None

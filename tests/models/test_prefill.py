@@ -92,16 +92,26 @@ class TestHybrids:
         mask = torch.ones_like(ids)
         mask[1, 22] = 0
         inputs = {"semantic_ids": types(2, 30), "attention_mask": mask, "past_key_values": cache}
-        with pytest.raises(ValueError, match="would read the padding after the 20 cached tokens as text"):
+        with pytest.raises(ValueError, match="which read padding after text as text"):
             model.generate(ids, max_new_tokens=1, **inputs, **GREEDY)
         assert cache.get_seq_length() == 20
-        with pytest.raises(ValueError, match="would read the padding"):
+        with pytest.raises(ValueError, match="which read padding"):
             model(
                 input_ids=ids[:, 20:21],
                 semantic_ids=types(2, 1),
                 past_key_values=cache,
                 attention_mask=torch.tensor([[1] * 21, [1] * 20 + [0]]),
             )
+
+    def test_rows_that_ended_apart_are_refused(self):
+        model, cache, ids, kinds = build_hybrid("qwen3_next"), HSACache(CONFIG), tokens(2, 20), types(2, 20)
+        end = int(model.generate(ids, semantic_ids=kinds, max_new_tokens=2, **GREEDY)[0, -1])
+        options = GREEDY | {"past_key_values": cache, "eos_token_id": end}
+        ids = model.generate(ids, semantic_ids=kinds, max_new_tokens=8, **options)
+        assert cache.ended_rows.tolist() == [True, False]
+        ids, kinds = torch.cat([ids, tokens(2, 5)], 1), torch.cat([kinds, types(2, 13)], 1)
+        with pytest.raises(ValueError, match="those that end before the others, a cache each"):
+            model.generate(ids, semantic_ids=kinds, max_new_tokens=1, **options)
 
     def test_with_images(self):
         """Qwen3.5 sees images in the first turn; text follows in later ones, with the right positions."""

@@ -1,6 +1,6 @@
 """A key/value cache that lets go of keys which HSA can never see again: exact, and as small as what is visible."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,14 @@ from ..attention.rules import EffectiveRules
 from ..config import HSAConfig
 from ..semantics import SemanticType
 from .cache_layer import NO_HSA, HSACacheLayer
-from .incoming import IncomingTypes, check_types, find_real
+from .incoming import EndedRows, IncomingTypes, check_types, find_real
 from .key_table import Keys, KeyTable
 from .lookahead import Lookahead
 from .seen_tokens import SeenTokens
 from .tagger import Tagger
+
+
+_SHAPE = ("model_type", "hidden_size", "num_key_value_heads", "head_dim")  # tells models apart, as far as configs can
 
 
 @dataclass
@@ -68,7 +71,9 @@ class HSACache(Cache):
         self.layer_keys: dict[int, tuple[int | None, bool]] = {}
         self.rope_deltas: torch.Tensor | None = None  # of M-RoPE models
         self._bound: tuple[Any, Any] = (None, None)
+        self._shape: list[Any] = []
         self._incoming = IncomingTypes(tagger)
+        self._ends = EndedRows()
         self._forget()
 
     def _forget(self) -> None:
@@ -76,6 +81,7 @@ class HSACache(Cache):
         self._new: Keys | None = None  # of the forward under way; None if they were foreseen
         self._is_open = False
         self._incoming.forget()
+        self._ends.forget()
 
     @property
     def semantic_ids(self) -> torch.Tensor | None:
@@ -86,6 +92,11 @@ class HSACache(Cache):
     def attention_mask(self) -> torch.Tensor | None:
         """Which of the tokens seen are real, (B, seen) int64: 1, and 0 for padding; None before the first."""
         return self._seen.keys.is_real.long() if self._seen else None
+
+    @property
+    def ended_rows(self) -> torch.Tensor | None:
+        """Which rows have read an end token since `expect`, (B,) bool; None: nothing is known of that."""
+        return self._ends.ended
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return how many tokens were seen, padding included; positions go on from there."""
@@ -137,9 +148,11 @@ class HSACache(Cache):
             index: (window, config.layers is not None and index not in config.layers)
             for index, window in windows.items()
         }
-        if self.layers and keys != self.layer_keys:
+        text_config = model_config.get_text_config(decoder=True)
+        shape = [getattr(text_config, name, None) for name in _SHAPE]
+        if self.layers and (keys != self.layer_keys or shape != self._shape):
             raise ValueError("This HSACache belongs to another model.")
-        self._bound = config, windows
+        self._bound, self._shape = (config, windows), shape
         if self.layers:
             return
 
@@ -147,19 +160,18 @@ class HSACache(Cache):
         self.tables = {
             key: KeyTable(EffectiveRules.of(config, *key), self.max_waiting) for key in dict.fromkeys(keys.values())
         }
-        self.layers = DynamicCache(
-            config=model_config.get_text_config(decoder=True)
-        ).layers  # linear attention has layers of its own
+        self.layers = DynamicCache(config=text_config).layers  # linear attention has layers of its own
         for index, key in keys.items():
             self.layers[index] = HSACacheLayer(self.tables[key], self.room)
 
-    def expect(self, semantic_ids: torch.Tensor, tagger: Tagger) -> None:
-        """Say which types the next tokens have.
+    def expect(self, semantic_ids: torch.Tensor, tagger: Tagger, end_ids: Sequence[int] = ()) -> None:
+        """Say which types the next tokens have, and what ends a row.
 
         Args:
             semantic_ids: (B, n) of the first n tokens of the sequence, those seen included; where they differ from what
                 they were seen with, they change (`retype`).
             tagger: For the tokens after them.
+            end_ids: Of them those after which a row gets padding until the others have ended, too.
 
         Raises:
             ValueError: If rows are missing, or a token seen cannot change its type any more.
@@ -168,6 +180,7 @@ class HSACache(Cache):
             raise ValueError(f"This HSACache holds {self._seen.rows} rows, but the input has {semantic_ids.shape[0]}.")
         self._retype_seen(semantic_ids)
         self._incoming.expect(semantic_ids, tagger)
+        self._ends.expect(end_ids, semantic_ids.shape[1])
 
     def begin(
         self,
@@ -191,11 +204,14 @@ class HSACache(Cache):
             ValueError: If something does not fit, or types are missing.
         """
         rows, number = tokens.shape[:2]
+        if not rows * number:
+            raise ValueError(f"There is nothing to read: the input has (batch, length) = {(rows, number)}.")
         self._fit_rows(rows)
         if self._is_open:
             self._check_layers()
         types = self._types_of(tokens, semantic_ids)
         is_real = find_real(tokens, attention_mask, len(self._seen))
+        is_real = self._ends.find_real(tokens, is_real, len(self._seen))
         changes, released = self._incoming.news(len(self._seen))
         for change in changes:
             self.retype(*change)
@@ -269,7 +285,7 @@ class HSACache(Cache):
 
     # -- types ------------------------------------------------------------------------------------------------
 
-    def retype(self, row: int, start: int, stop: int, semantic_type: int) -> None:
+    def retype(self, row: int, start: int, stop: int, semantic_type: int | str) -> None:
         """Change the type of tokens that have been seen; their keys stay as they are.
 
         Args:
@@ -281,7 +297,9 @@ class HSACache(Cache):
         Raises:
             ValueError: If a key is gone that could be seen with the new type.
         """
-        seen = self._seen.keys
+        if not self._seen:
+            raise ValueError("This HSACache has seen no token whose type could change.")
+        semantic_type, seen = SemanticType.parse(semantic_type), self._seen.keys
         semantic_ids = seen.semantic_ids.clone()
         semantic_ids[row, start:stop] = int(semantic_type)
         positions = seen.positions[row, start:stop][seen.is_real[row, start:stop]]
@@ -289,7 +307,7 @@ class HSACache(Cache):
             for table in self.tables.values():
                 if not table.retype(row, positions, int(semantic_type), seen.positions[row, -1] + 1):
                     raise ValueError(
-                        f"Tokens {start} to {stop} of row {row} cannot become {SemanticType(semantic_type).name} any "
+                        f"Tokens {start} to {stop} of row {row} cannot become {semantic_type.name} any "
                         "more: their keys are gone."
                     )
         self._seen.retype(semantic_ids)
@@ -333,8 +351,9 @@ class HSACache(Cache):
         self.batch_repeat_interleave(rows // self._seen.rows)
 
     def _check_layers(self) -> None:
+        """Refuse to go on after a forward that did not end, if a layer took part in it (of linear ones nobody knows)."""
         for layer in self.layers:
-            if isinstance(layer, HSACacheLayer) and layer.get_seq_length() != len(layer.table):
+            if not isinstance(layer, HSACacheLayer) or layer.get_seq_length() != len(layer.table):
                 raise ValueError("A forward with this HSACache failed half-way, so it cannot be used any more.")
 
     def _change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -347,6 +366,7 @@ class HSACache(Cache):
         if self.rope_deltas is not None:
             self.rope_deltas = change(self.rope_deltas)
         self._incoming.change(change)
+        self._ends.change(change)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Let each row go on from another one, as beam search does. `beam_idx`: (B,)."""

@@ -137,10 +137,13 @@ def _generate(
     _check_prompt(model, input_ids, option)
     cache = _prepare_cache(cache, hook.config)
     semantic_ids = _prepare_types(semantic_ids, input_ids, cache, hook.config)
-    cache.expect(semantic_ids, tagger or make_tagger(hook.config, kwargs.get("tokenizer") or hook.tokenizer))
-    guessed = _padding(input_ids, option("pad_token_id"), option("eos_token_id"))
-    kwargs["attention_mask"] = _prepare_mask(kwargs.get("attention_mask"), guessed, cache)
     copies = max(option("num_beams") or 1, option("num_return_sequences") or 1)
+    end_ids = _token_ids(option("eos_token_id"))
+    pad_token_id = next(iter(_token_ids(option("pad_token_id")) + end_ids), None)
+    kwargs["attention_mask"] = _prepare_mask(kwargs.get("attention_mask"), input_ids, cache, pad_token_id, end_ids)
+    rows_end_apart = (option("num_beams") or 1) == 1 and len(input_ids) * copies > 1
+    tagger = tagger or make_tagger(hook.config, kwargs.get("tokenizer") or hook.tokenizer)
+    cache.expect(semantic_ids, tagger, end_ids if rows_end_apart else ())
     prefill(model, hook, input_ids, cache, kwargs, copies)
     kwargs |= {"past_key_values": cache, "use_cache": True}
     return former(input_ids, *args, **kwargs)
@@ -157,11 +160,11 @@ def is_plain(config: HSAConfig) -> bool:
 
 
 def _option(kwargs: dict[str, Any], *configs_and_name: Any) -> Any:
+    """Return the value of an option as transformers finds it: a keyword wins, even if it is None."""
     *configs, name = configs_and_name
-    for holder in (kwargs, *(vars(config) for config in configs if config is not None)):
-        if holder.get(name) is not None:
-            return holder[name]
-    return None
+    if name in kwargs:
+        return kwargs[name]
+    return next((value for config in configs if (value := getattr(config, name, None)) is not None), None)
 
 
 def _check_prompt(model: PreTrainedModel, input_ids: Any, option: Any) -> None:
@@ -226,23 +229,31 @@ def _prepare_types(
     return semantic_ids.to(input_ids.device)
 
 
-def _prepare_mask(attention_mask: Any, guessed: torch.Tensor, cache: HSACache) -> torch.Tensor:
+def _prepare_mask(
+    attention_mask: Any, input_ids: torch.Tensor, cache: HSACache, pad_token_id: int | None, end_ids: list[int]
+) -> torch.Tensor:
     """Return the mask of all tokens up to the prompt's end, (B, seen + new)."""
-    given = guessed if attention_mask is None else attention_mask
-    if not isinstance(given, torch.Tensor) or given.shape != guessed.shape:
+    given = attention_mask
+    if given is None:  # guess as transformers does: the padding token is padding unless it also ends texts
+        is_guessed = pad_token_id is not None and pad_token_id not in end_ids
+        given = (input_ids != pad_token_id).long() if is_guessed else torch.ones_like(input_ids)
+    if not isinstance(given, torch.Tensor) or given.shape != input_ids.shape:
         found = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
-        raise ValueError(f"attention_mask must have the shape of input_ids, {tuple(guessed.shape)}, got {found}.")
-    seen, given = cache.attention_mask, given.to(guessed)
+        raise ValueError(f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)}, got {found}.")
+    seen, given = cache.attention_mask, given.to(input_ids)
     if seen is None:
         return given
-    if attention_mask is not None and bool((seen > given[:, : seen.shape[1]]).any()):
+    number = seen.shape[1]
+    if attention_mask is not None and bool((seen > given[:, :number]).any()):
         raise ValueError("attention_mask takes tokens for padding that this HSACache has seen as text.")
-    return torch.cat([seen, given[:, seen.shape[1] :]], dim=1)
+    new = given[:, number:].clone()
+    if cache.ended_rows is not None:  # the last token of the turn before has not been read
+        new[:, 0] *= ~(cache.ended_rows & (input_ids[:, number] == pad_token_id))
+    return torch.cat([seen, new], dim=1)
 
 
-def _padding(input_ids: torch.Tensor, pad_token_id: int | None, eos_token_id: int | list[int] | None) -> torch.Tensor:
-    """Guess the attention mask as transformers does: the padding token is padding unless it also ends texts."""
-    ends = [eos_token_id] if isinstance(eos_token_id, int) else eos_token_id or []
-    if pad_token_id is None or pad_token_id in ends:
-        return torch.ones_like(input_ids)
-    return (input_ids != pad_token_id).long()
+def _token_ids(option: Any) -> list[int]:
+    """Return the token ids that an option of `generate` holds."""
+    if option is None:
+        return []
+    return [int(token) for token in (option if isinstance(option, (list, tuple, torch.Tensor)) else [option])]

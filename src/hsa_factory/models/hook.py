@@ -165,12 +165,12 @@ class HSAHook:
         now.layer_plans = cache.begin(tokens, semantic_ids, attention_mask, self.config)
         now.plan, now.cache = next(iter(now.layer_plans.values())), cache
 
-    def refuse_padding(self, attention_mask: torch.Tensor | None, seen: int) -> None:
-        """Refuse padding after a cache's tokens where layers would read it as text. `attention_mask`: (B, seen + …)."""
-        if seen and attention_mask is not None and not bool(attention_mask[:, seen:].all()):
+    def refuse_padding(self, attention_mask: torch.Tensor | None, start: int) -> None:
+        """Refuse padding after text where a layer would read it as text, or has. `attention_mask`: (B, …)."""
+        if attention_mask is not None and not bool(attention_mask[:, start:].all()):
             raise ValueError(
-                f"{self.model_name} has layers without softmax attention, which would read the padding after the "
-                f"{seen} cached tokens as text: give rows of different lengths a cache each."
+                f"{self.model_name} has layers without softmax attention, which read padding after text as text: give rows "
+                "of different lengths, and those that end before the others, a cache each."
             )
 
     def _tokens(self, given: dict[str, Any]) -> torch.Tensor:

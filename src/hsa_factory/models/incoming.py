@@ -1,6 +1,6 @@
 """What is known of the tokens that come into a cache: their types, and which are padding."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -97,6 +97,55 @@ class IncomingTypes:
         """Reorder, repeat or select rows."""
         if self.tagger is not None:
             self.tagger.change(change)
+
+
+class EndedRows:
+    """Which rows of a batch have written their last token. What they get until all have is padding, and no distance.
+
+    Attributes:
+        ended: (B,) bool, rows whose end token has been read; None: nothing is known of that.
+    """
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Start a sequence anew."""
+        self.expect((), 0)
+
+    def expect(self, end_ids: Sequence[int], prompt_length: int) -> None:
+        """Say which tokens end a row after its prompt; none: rows are not looked at."""
+        self._end_ids, self._prompt_length = list(end_ids), prompt_length
+        self.ended: torch.Tensor | None = None
+
+    def find_real(self, tokens: torch.Tensor, is_real: torch.Tensor | None, seen: int) -> torch.Tensor | None:
+        """Return which new tokens are neither padding nor after a row's end.
+
+        Args:
+            tokens: (B, Q) input_ids.
+            is_real: (B, Q) bool, what the mask says; None: all.
+            seen: Tokens before them.
+
+        Returns:
+            (B, Q) bool; None: all.
+        """
+        prompt = max(self._prompt_length - seen, 0)
+        if not self._end_ids or tokens.dim() != 2 or tokens.shape[1] <= prompt:
+            return is_real
+        ends = torch.isin(tokens[:, prompt:], torch.tensor(self._end_ids, device=tokens.device)).long()
+        after = ends.cumsum(dim=1) - ends > 0
+        if self.ended is not None:
+            after |= self.ended[:, None]
+        self.ended = after[:, -1] | (ends[:, -1] > 0)
+        if not bool(after.any()):
+            return is_real
+        real = torch.nn.functional.pad(~after, (prompt, 0), value=True)
+        return real if is_real is None else real & is_real
+
+    def change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Reorder, repeat or select rows."""
+        if self.ended is not None:
+            self.ended = change(self.ended)
 
 
 def check_types(types: torch.Tensor) -> torch.Tensor:

@@ -46,8 +46,10 @@ def prefill(
     has_mrope = hasattr(entry, "rope_deltas")
     size = PREFILL_CHUNK
     if hook.is_hybrid:
-        hook.refuse_padding(inputs["attention_mask"], start)
         size = 1 if start else length
+        if start:
+            is_text = inputs["attention_mask"] != 0
+            hook.refuse_padding(is_text | (is_text.cumsum(dim=1) == 0), 0)
     if has_mrope:
         add_media_types(entry, input_ids, inputs)
         if start:
