@@ -388,6 +388,13 @@ class TestBadInput:
         with pytest.raises(ValueError, match="semantic_ids are missing: going on from an HSACache"):
             model.generate(ids, past_key_values=cache, max_new_tokens=5, **GREEDY)
 
+    def test_a_cache_of_other_rows(self):
+        """Beams leave a row each behind."""
+        model, ids, kinds, cache = build(), tokens(), types(), HSACache(CONFIG)
+        ids = model.generate(ids, semantic_ids=kinds, past_key_values=cache, num_beams=3, max_new_tokens=5, **GREEDY)
+        with pytest.raises(ValueError, match="This HSACache holds 6 rows, but input_ids has 2"):
+            model.generate(ids, semantic_ids=types(2, 65), past_key_values=cache, max_new_tokens=5, **GREEDY)
+
     def test_nothing_new(self):
         model, ids, kinds, cache = build(), tokens(), types(), HSACache(CONFIG)
         model.generate(ids, semantic_ids=kinds, past_key_values=cache, max_new_tokens=5, **GREEDY)

@@ -202,6 +202,10 @@ def _prepare_types(
 ) -> torch.Tensor:
     """Return the types of all tokens up to the prompt's end, (B, seen + new)."""
     seen = cache.get_seq_length()
+    if seen and cache.attention_mask.shape[0] != input_ids.shape[0]:
+        raise ValueError(
+            f"This HSACache holds {cache.attention_mask.shape[0]} rows, but input_ids has {input_ids.shape[0]}."
+        )
     if semantic_ids is None:
         if seen:
             raise ValueError(
