@@ -322,8 +322,9 @@ class TestImages:
         model, cache = build(model_type), HSACache(CONFIG)
         ids, inputs = conversation(model, 1)
         options = {"past_key_values": cache, "max_new_tokens": 5, **GREEDY}
-        model.generate(ids, semantic_ids=torch.zeros_like(ids), **options, **with_media_types(model, ids, inputs))
-        ids, _ = conversation(model, 2)
+        media = with_media_types(model, ids, inputs)
+        written = model.generate(ids, semantic_ids=torch.zeros_like(ids), **options, **media)
+        ids = torch.cat([written, conversation(model, 2)[0][:, ids.shape[1] :]], 1)
         with pytest.raises(
             ValueError, match="image_grid_thw describes 4 tokens, but input_ids has 10: pass the images"
         ):
@@ -387,6 +388,21 @@ class TestBadInput:
         ids = model.generate(ids, semantic_ids=kinds, past_key_values=cache, max_new_tokens=5, **GREEDY)
         with pytest.raises(ValueError, match="semantic_ids are missing: going on from an HSACache"):
             model.generate(ids, past_key_values=cache, max_new_tokens=5, **GREEDY)
+
+    def test_other_tokens_than_those_seen(self):
+        """Such as the same text, encoded anew."""
+        model, ids, kinds, cache = build(), tokens(), types(), HSACache(CONFIG)
+        ids = model.generate(ids, semantic_ids=kinds, past_key_values=cache, max_new_tokens=5, **GREEDY)
+        other = ids.clone()
+        other[1, 62] += 1
+        options = {"semantic_ids": torch.nn.functional.pad(kinds, (0, 5), value=2), "max_new_tokens": 2, **GREEDY}
+        with pytest.raises(ValueError, match="differs from what .* first at token 62 of row 1: pass the tokens that"):
+            model.generate(other, past_key_values=cache, **options)
+        cache.batch_select_indices(torch.tensor([1, 0]))
+        with pytest.raises(ValueError, match="first at token 0 of row 0"):
+            model.generate(ids, past_key_values=cache, **options | {"semantic_ids": options["semantic_ids"].flip(0)})
+        options["semantic_ids"] = options["semantic_ids"].flip(0)
+        assert model.generate(ids.flip(0), past_key_values=cache, **options).shape == (2, 67)
 
     def test_a_cache_of_other_rows(self):
         """Beams leave a row each behind."""

@@ -80,6 +80,7 @@ class HSACache(Cache):
         self._seen = SeenTokens()
         self._new: Keys | None = None  # of the forward under way; None if they were foreseen
         self._is_open = False
+        self._ids: torch.Tensor | None = None
         self._incoming.forget()
         self._ends.forget()
 
@@ -181,6 +182,27 @@ class HSACache(Cache):
         self._retype_seen(semantic_ids)
         self._incoming.expect(semantic_ids, tagger)
         self._ends.expect(end_ids, semantic_ids.shape[1])
+
+    def note_ids(self, input_ids: torch.Tensor) -> None:
+        """Remember the tokens of a sequence, (B, …), as far as they have been seen, for `check_ids`."""
+        self._ids = input_ids[:, : len(self._seen)]
+
+    def check_ids(self, input_ids: torch.Tensor) -> None:
+        """Check that a sequence, (B, L), begins with the tokens noted.
+
+        Raises:
+            ValueError: If it is another one.
+        """
+        if self._ids is None or not self._seen:
+            return
+        number = min(self._ids.shape[1], len(self._seen))
+        differs = (input_ids[:, :number] != self._ids[:, :number]) & self._seen.keys.is_real[:, :number]
+        if bool(differs.any()):
+            row, place = differs.nonzero()[0].tolist()
+            raise ValueError(
+                f"input_ids differs from what this HSACache has seen, first at token {place} of row {row}: pass the tokens "
+                "that went in and came out, not their text encoded anew; for another conversation make another cache."
+            )
 
     def begin(
         self,
@@ -365,6 +387,8 @@ class HSACache(Cache):
                 layer.change(change)
         if self.rope_deltas is not None:
             self.rope_deltas = change(self.rope_deltas)
+        if self._ids is not None:
+            self._ids = change(self._ids)
         self._incoming.change(change)
         self._ends.change(change)
 

@@ -58,9 +58,53 @@ class Generate:
         return inspect.signature(self.former)
 
     def __call__(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Generate; see `_generate`."""
+        """Generate as transformers does, attending with HSA.
+
+        Takes what transformers' `generate` takes, and:
+
+        Args:
+            inputs: As `input_ids` in `kwargs`.
+            args: Passed on.
+            kwargs: `semantic_ids`: (B, L), the types of `input_ids`; None: all are of the default type. `tagger`: types
+                the tokens as they are generated; None: as the configuration says. The rest is passed on.
+
+        Raises:
+            ValueError: If something does not fit, or is asked for that HSA cannot honour.
+        """
         with _locks.setdefault(self.hook, threading.RLock()):
-            return _generate(self.model, self.former, self.hook, inputs, args, kwargs)
+            return self._generate(inputs, args, kwargs)
+
+    def _generate(self, inputs: torch.Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        model, config = self.model, self.hook.config
+        semantic_ids, tagger = kwargs.pop("semantic_ids", None), kwargs.pop("tagger", None)
+        cache = kwargs.get("past_key_values")
+        if semantic_ids is None and tagger is None and not isinstance(cache, HSACache) and is_plain(config):
+            return self.former(inputs, *args, **kwargs)
+
+        generation_config = args[0] if args else kwargs.get("generation_config")
+        option = functools.partial(_option, kwargs, generation_config, model.generation_config)
+        _check_options(model, option, kwargs, tagger)
+        if inputs is not None and kwargs.get("input_ids") is not None:
+            raise ValueError("generate() got its prompt twice: as inputs and as input_ids.")
+        input_ids = kwargs.pop("input_ids", inputs)
+        _check_prompt(model, input_ids, option)
+        cache = _prepare_cache(cache, config)
+        semantic_ids = _prepare_types(semantic_ids, input_ids, cache, config)
+        cache.check_ids(input_ids)
+
+        end_ids = _token_ids(option("eos_token_id"))
+        pad_token_id = next(iter(_token_ids(option("pad_token_id")) + end_ids), None)
+        kwargs["attention_mask"] = _prepare_mask(kwargs.get("attention_mask"), input_ids, cache, pad_token_id, end_ids)
+        beams, copies = option("num_beams") or 1, option("num_return_sequences") or 1
+        rows_end_apart = beams == 1 and len(input_ids) * copies > 1
+        tagger = tagger or make_tagger(config, kwargs.get("tokenizer") or self.hook.tokenizer)
+        cache.expect(semantic_ids, tagger, end_ids if rows_end_apart else ())
+        prefill(model, self.hook, input_ids, cache, kwargs, max(beams, copies))
+        kwargs |= {"past_key_values": cache, "use_cache": True}
+        output = self.former(input_ids, *args, **kwargs)
+        if beams == 1:
+            cache.note_ids(output if isinstance(output, torch.Tensor) else output.sequences)
+        return output
 
 
 def install_generate(model: PreTrainedModel, hook: "HSAHook") -> None:
@@ -83,72 +127,6 @@ def is_installed(model: PreTrainedModel) -> bool:
     return isinstance(model.__dict__.get("generate"), Generate)
 
 
-def _generate(
-    model: PreTrainedModel,
-    former: Any,
-    hook: "HSAHook",
-    inputs: torch.Tensor | None,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
-    """Generate as transformers does, attending with HSA.
-
-    Takes what transformers' `generate` takes, and:
-
-    Args:
-        model: With HSA on.
-        former: The stock method.
-        hook: HSA's state.
-        inputs: As `input_ids` in `kwargs`.
-        args: Passed on.
-        kwargs: `semantic_ids`: (B, L), the types of `input_ids`; None: all are of the default type. `tagger`: types the
-            tokens as they are generated; None: as the configuration says. The rest is passed on.
-
-    Raises:
-        ValueError: If something does not fit, or is asked for that HSA cannot honour.
-    """
-    semantic_ids, tagger = kwargs.pop("semantic_ids", None), kwargs.pop("tagger", None)
-    cache = kwargs.get("past_key_values")
-    if semantic_ids is None and tagger is None and not isinstance(cache, HSACache) and is_plain(hook.config):
-        return former(inputs, *args, **kwargs)
-
-    generation_config = args[0] if args else kwargs.get("generation_config")
-    option = functools.partial(_option, kwargs, generation_config, model.generation_config)
-    for name, reason in _REFUSED.items():
-        value = option(name)
-        is_off = value is None or value is False or (name == "guidance_scale" and value == 1)
-        if not is_off:
-            raise ValueError(f"generate() with HSA cannot honour {name}: {reason}.")
-    if kwargs.get("use_cache") is False:
-        raise ValueError("generate() with HSA needs its cache: leave use_cache=False out.")
-    if model.training and model.is_gradient_checkpointing:
-        raise ValueError(
-            "generate() in training mode with gradient checkpointing has no cache, neither with HSA nor without: call "
-            "model.eval() before and model.train() after."
-        )
-    if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
-        raise ValueError(f"{type(model).__name__} brings a cache of its own, so an HSACache cannot be used with it.")
-    if tagger is not None and not isinstance(tagger, Tagger):
-        raise ValueError(f"tagger must have the methods of hsa_factory.models.tagger.Tagger, got {tagger!r}.")
-
-    if inputs is not None and kwargs.get("input_ids") is not None:
-        raise ValueError("generate() got its prompt twice: as inputs and as input_ids.")
-    input_ids = kwargs.pop("input_ids", inputs)
-    _check_prompt(model, input_ids, option)
-    cache = _prepare_cache(cache, hook.config)
-    semantic_ids = _prepare_types(semantic_ids, input_ids, cache, hook.config)
-    copies = max(option("num_beams") or 1, option("num_return_sequences") or 1)
-    end_ids = _token_ids(option("eos_token_id"))
-    pad_token_id = next(iter(_token_ids(option("pad_token_id")) + end_ids), None)
-    kwargs["attention_mask"] = _prepare_mask(kwargs.get("attention_mask"), input_ids, cache, pad_token_id, end_ids)
-    rows_end_apart = (option("num_beams") or 1) == 1 and len(input_ids) * copies > 1
-    tagger = tagger or make_tagger(hook.config, kwargs.get("tokenizer") or hook.tokenizer)
-    cache.expect(semantic_ids, tagger, end_ids if rows_end_apart else ())
-    prefill(model, hook, input_ids, cache, kwargs, copies)
-    kwargs |= {"past_key_values": cache, "use_cache": True}
-    return former(input_ids, *args, **kwargs)
-
-
 def is_plain(config: HSAConfig) -> bool:
     """Whether untyped prompts and what is generated from them are seen as without HSA."""
     if config.labels is not None:
@@ -165,6 +143,25 @@ def _option(kwargs: dict[str, Any], *configs_and_name: Any) -> Any:
     if name in kwargs:
         return kwargs[name]
     return next((value for config in configs if (value := getattr(config, name, None)) is not None), None)
+
+
+def _check_options(model: PreTrainedModel, option: Any, kwargs: dict[str, Any], tagger: Any) -> None:
+    for name, reason in _REFUSED.items():
+        value = option(name)
+        is_off = value is None or value is False or (name == "guidance_scale" and value == 1)
+        if not is_off:
+            raise ValueError(f"generate() with HSA cannot honour {name}: {reason}.")
+    if kwargs.get("use_cache") is False:
+        raise ValueError("generate() with HSA needs its cache: leave use_cache=False out.")
+    if model.training and model.is_gradient_checkpointing:
+        raise ValueError(
+            "generate() in training mode with gradient checkpointing has no cache, neither with HSA nor without: call "
+            "model.eval() before and model.train() after."
+        )
+    if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
+        raise ValueError(f"{type(model).__name__} brings a cache of its own, so an HSACache cannot be used with it.")
+    if tagger is not None and not isinstance(tagger, Tagger):
+        raise ValueError(f"tagger must have the methods of hsa_factory.models.tagger.Tagger, got {tagger!r}.")
 
 
 def _check_prompt(model: PreTrainedModel, input_ids: Any, option: Any) -> None:
