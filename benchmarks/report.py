@@ -38,6 +38,18 @@ TEXTS = {
         "model": "A training step of a Qwen3 of 2 layers, hidden size {hidden}, HSA on over HSA off "
         "(`python benchmarks/model_step.py`):",
         "model_head": ("tokens", "HSA off, ms", "HSA on, ms", "on / off"),
+        "decode": "Greedy decoding with a full cache, HSA with eviction against plain transformers ({machine}; "
+        "`python benchmarks/decode.py`); 2 to 20 % of the tokens GLOBAL or LANDMARK:",
+        "decode_head": (
+            "model",
+            "tokens",
+            "memory tokens",
+            "plain, tokens/s",
+            "HSA, tokens/s",
+            "HSA / plain",
+            "cache / plain",
+        ),
+        "parameters": "{:.1f}M parameters",
         "data": "Preparing {samples} samples ({tokens} tokens) with types takes **{ratio:.2f}×** the processor time of "
         "plain LLaMA-Factory (`python benchmarks/preprocessing.py`).",
     },
@@ -52,6 +64,18 @@ TEXTS = {
         "attention_head": ("token 数", "因果注意力，毫秒", "额外内存，MiB（因果）"),
         "model": "2 层 Qwen3（hidden size {hidden}）的一个训练步，开启 HSA 与关闭 HSA 之比（`python benchmarks/model_step.py`）：",
         "model_head": ("token 数", "关闭，毫秒", "开启，毫秒", "开 / 关"),
+        "decode": "缓存已满时的贪心解码，带逐出的 HSA 与原版 transformers 之比（{machine}；`python benchmarks/decode.py`）；"
+        "2 % 到 20 % 的 token 是 GLOBAL 或 LANDMARK：",
+        "decode_head": (
+            "模型",
+            "token 数",
+            "记忆 token",
+            "原版，token/s",
+            "HSA，token/s",
+            "HSA / 原版",
+            "缓存 / 原版",
+        ),
+        "parameters": "{:.1f}M 参数",
         "data": "带语义类型预处理 {samples} 条样本（{tokens} 个 token）的处理器时间是原版 LLaMA-Factory 的 "
         "**{ratio:.2f} 倍**（`python benchmarks/preprocessing.py`）。",
     },
@@ -97,7 +121,7 @@ def tables(texts: dict) -> str:
         "![](docs/images/attention.png)",
         "",
     ]
-    lines += [*model_table(texts), ""]
+    lines += [*model_table(texts), "", *decode_table(texts), "", "![](docs/images/decode.png)", ""]
     ratio = float(data["typed_over_plain"])
     lines.append(
         texts["data"].format(samples=f"{int(data['samples']):,}", tokens=f"{int(data['tokens']):,}", ratio=ratio)
@@ -138,6 +162,33 @@ def model_table(texts: dict) -> list[str]:
         off, on = (f"{float(row[name]) * 1000:,.0f}" for name in ("off_seconds", "on_seconds"))
         lines.append(f"| {int(row['tokens']):,} | {off} | {on} | {float(row['on_over_off']):.2f} |")
     return lines
+
+
+def decode_table(texts: dict) -> list[str]:
+    """Return the Markdown lines of decoding with eviction and without HSA."""
+    rows = [row for row in read("decode.csv") if row["measured"] == "decoding"]
+    heads = texts["decode_head"]
+    lines = [texts["decode"].format(**rows[0]), "", "| " + " | ".join(heads) + " |", "|:--" + "|--:" * 6 + "|"]
+    plain = {point(row): row for row in rows if row["variant"] == "plain"}
+    for row in rows:
+        if row["variant"] == "hsa":
+            own, other = float(row["tokens_per_second"]), float(plain[point(row)]["tokens_per_second"])
+            cells = (
+                texts["parameters"].format(int(row["parameters"]) / 1e6),
+                f"{int(row['tokens']):,}",
+                f"{float(row['memory_share']):.0%}",
+                f"{other:.0f}",
+                f"{own:.0f}",
+                f"{own / other:.2f}",
+                f"{float(row['bytes_of_plain']):.3f}",
+            )
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def point(row: dict[str, str]) -> tuple[str, ...]:
+    """Return what variants that were measured side by side have in common."""
+    return row["model"], row["tokens"], row["memory_share"]
 
 
 def plot_attention() -> None:

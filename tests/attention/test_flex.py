@@ -46,9 +46,10 @@ def compare(plan, tensors, **options):
 
 def listed_blocks(numbers, indices):
     """Return (B, query blocks, key blocks) bool of a block mask's lists."""
-    blocks = torch.zeros(indices.shape, dtype=torch.bool)
-    order = torch.arange(indices.shape[-1]) < numbers[..., None]
-    return blocks.scatter(-1, indices.long(), order)[:, 0]
+    columns = indices.shape[-1]
+    is_listed = torch.arange(columns) < numbers[..., None]
+    blocks = torch.zeros(*indices.shape[:-1], columns + 1, dtype=torch.bool)
+    return blocks.scatter(-1, indices.long().where(is_listed, columns), True)[:, 0, :, :columns]
 
 
 def check_blocks(plan, sliding_window=None):
@@ -62,6 +63,8 @@ def check_blocks(plan, sliding_window=None):
     block_mask = mask.block_mask
     partial = listed_blocks(block_mask.kv_num_blocks, block_mask.kv_indices)
     full = listed_blocks(block_mask.full_kv_num_blocks, block_mask.full_kv_indices)
+    assert torch.equal(listed_blocks(block_mask.q_num_blocks, block_mask.q_indices), partial.transpose(1, 2))
+    assert torch.equal(listed_blocks(block_mask.full_q_num_blocks, block_mask.full_q_indices), full.transpose(1, 2))
     assert not (partial & full).any()
     spread = (partial | full).repeat_interleave(128, 1).repeat_interleave(128, 2)
     assert not (visible & ~spread[:, : plan.query_length, : plan.key_length]).any()
@@ -151,6 +154,14 @@ class TestBlockLists:
         memory = int((types == 1).sum())
         assert computed < 1.2 * (length * memory / 2 + length * 3 * 128)
         assert full.any() and int(partial.sum(2).max()) <= 5  # 2 or 3 of the strip, one memory block being filled
+
+    def test_missing_keys_and_documents_out_of_order_leave_full_blocks(self):
+        places = torch.arange(0, 1200, 2)[None]
+        _, full = check_blocks(AttentionPlan(torch.ones(1, 600).long(), HSAConfig(), positions=places))
+        assert int(full.sum()) == 10
+        documents = torch.tensor([[2] * 300 + [1] * 600 + [2] * 300])
+        _, full = check_blocks(AttentionPlan(torch.ones(1, 1200).long(), HSAConfig(), documents))
+        assert int(full.sum()) >= 5
 
     def test_no_windows_no_reordering(self):
         plan = AttentionPlan(random_types(1, 300), HSAConfig(noise_window=None))

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsa_factory import HSAConfig
-from hsa_factory.attention import AttentionPlan, layout, run_attention
+from hsa_factory.attention import AttentionPlan, run_attention
+from hsa_factory.attention.sequence import LOG2_E, MAX_BLOCK_ROWS
 
 
 def types_of(length, seed=0, batch=1):
@@ -23,14 +24,14 @@ def counted(plan, sliding_window=None):
         places = torch.arange(plan.key_length)[sequence.places]
         for chunk in sequence.chunks(heads=4):
             rows = range(chunk.start, chunk.stop)
-            near = chunk.near_bias[:, 0].flatten(0, 1) / layout.LOG2_E
+            near = chunk.near_bias[:, 0].flatten(0, 1) / LOG2_E
             far = {}
             for block in chunk.blocks:
                 for tile in range(block.tiles.start, block.tiles.stop):
                     for row in range(sequence.tile):
                         columns = torch.zeros(block.far_stop - block.far_start)
                         if block.bias is not None:
-                            last = block.bias[tile - block.tiles.start, 0, row] / layout.LOG2_E
+                            last = block.bias[tile - block.tiles.start, 0, row] / LOG2_E
                             columns[len(columns) - len(last) :] = last
                         far[tile * sequence.tile + row] = (block, columns)
             for number, row in enumerate(rows):
@@ -93,12 +94,12 @@ class TestShape:
         (sequence,) = AttentionPlan(types_of(3000), HSAConfig()).layout().sequences
         blocks = [block for chunk in sequence.chunks(8) for block in chunk.blocks]
         assert len(blocks) > 8
-        assert all(block.bias is None or block.bias.shape[-1] < layout.MAX_BLOCK_ROWS for block in blocks)
+        assert all(block.bias is None or block.bias.shape[-1] < MAX_BLOCK_ROWS for block in blocks)
 
     def test_biases_are_kept_for_the_other_layers_until_they_are_too_large(self, monkeypatch):
         (sequence,) = AttentionPlan(types_of(300), HSAConfig()).layout().sequences
         assert sequence.chunks(8) is sequence.chunks(8)
-        monkeypatch.setattr(layout, "_KEPT_BYTES", 0)
+        monkeypatch.setattr("hsa_factory.attention.sequence._KEPT_BYTES", 0)
         (sequence,) = AttentionPlan(types_of(300), HSAConfig()).layout().sequences
         assert sequence.chunks(8) is not sequence.chunks(8)
 

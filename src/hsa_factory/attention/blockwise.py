@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
-from .layout import LOG2_E, Chunk, Layout
+from .layout import Layout
 from .plan import AttentionPlan
+from .sequence import LOG2_E, Chunk
 from .tiles import Pass
 
 

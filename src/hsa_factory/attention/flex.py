@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from .layout import NEAR_LIMIT
 from .plan import AttentionPlan
 from .reference import zero_padding
 from .rules import EffectiveRules
+from .sequence import NEAR_LIMIT
 
 
 BLOCK = 128  # rows and columns of a block of the mask
@@ -60,7 +60,7 @@ def flex_hsa_attention(
         key, value = (_Reorder.apply(tensor, mask.order, mask.inverse) for tensor in (key, value))
 
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    arguments = (query, key, value, mask.block_mask, mask.slope, mask.query_position, mask.key_position, scale)
+    arguments = (query, key, value, mask.block_mask, mask.slope, mask.query_place, mask.key_place, scale)
     if not compiled:
         return _attend(*arguments)
     try:
@@ -79,14 +79,14 @@ def _attend(
     value: torch.Tensor,
     block_mask: BlockMask,
     slope: torch.Tensor,
-    query_position: torch.Tensor,
-    key_position: torch.Tensor,
+    query_place: torch.Tensor,
+    key_place: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
     def score_mod(
         score: torch.Tensor, b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor
     ) -> torch.Tensor:
-        return score - slope[b, k] * (query_position[b, q] - key_position[b, k])
+        return score - slope[b, k] * (query_place[b, q] - key_place[b, k])
 
     grouped = query.shape[1] != key.shape[1]
     return flex_attention(
@@ -118,6 +118,9 @@ class _Reorder(torch.autograd.Function):
 class FlexMask:
     """A plan in the form that flex attention takes.
 
+    A token's *place* is its number in its row, or, in a packed row, in the row sorted by documents. So a key is seen by
+    the queries of one interval of places, and a kernel reads four numbers instead of documents, types and windows.
+
     Args:
         plan: The plan.
         rules: The rules of the layer.
@@ -125,120 +128,112 @@ class FlexMask:
     Attributes:
         order: (B, L), the key that stands at each place of the reordered keys. None: they stay in order.
         inverse: (B, L), where each key has gone. None: nowhere.
-        query_position: (B, Q) int32, places in the documents.
-        key_position: (B, L) int32, reordered.
+        query_place: (B, Q) int32; −1 at padding.
+        key_place: (B, L) int32, reordered: also the first place that sees the key.
         slope: (B, L) float32, decay of each reordered key.
         block_mask: Which blocks of 128 queries and 128 reordered keys are computed, and which need no mask.
     """
 
     def __init__(self, plan: AttentionPlan, rules: EffectiveRules) -> None:
-        device, types, documents = plan.device, plan.semantic_ids, plan.document_ids
+        device, types, padding = plan.device, plan.semantic_ids, plan.document_ids == 0
         rows = slice(plan.key_length - plan.query_length, None)
         is_near = [window is not None and window <= NEAR_LIMIT for window in rules.windows]
         self.order = self.inverse = None
         if any(is_near) and not all(is_near):
-            self.order = torch.argsort(torch.tensor(is_near, device=device)[types].byte(), dim=1, stable=True)
-            places = torch.arange(plan.key_length, device=device).expand_as(self.order)
-            self.inverse = torch.empty_like(self.order).scatter_(1, self.order, places)
+            near = torch.tensor(is_near, device=device)[types]
+            far_number = (~near).cumsum(1)
+            self.inverse = torch.where(near, far_number[:, -1:] + near.cumsum(1), far_number) - 1
+            numbers = torch.arange(plan.key_length, device=device).expand_as(self.inverse)
+            self.order = torch.empty_like(self.inverse).scatter_(1, self.inverse, numbers)
 
         unlimited = [_NOWHERE if window is None else min(window, _NOWHERE) for window in rules.windows]
-        reach = torch.tensor(unlimited, device=device)[types]
-        self.query_position = plan.positions[:, rows].int()
-        self.key_position = self._reorder(plan.positions).int()
+        place, document_end = _places(plan)
+        last_seen = torch.minimum(place + torch.tensor(unlimited, device=device)[types], document_end)
+        self.query_place = place[:, rows].masked_fill(padding[:, rows], -1).int()
+        self.key_place = self._reorder(place.masked_fill(padding, _NOWHERE)).int()
+        last_seen = self._reorder(last_seen.masked_fill(padding, -1)).int()
         self.slope = self._reorder(torch.tensor(rules.decays, dtype=torch.float32, device=device)[types])
-        self.mask_mod = _mask_mod(
-            self.query_position,
-            documents[:, rows].masked_fill(documents[:, rows] == 0, -1),  # padding is no one's document
-            types[:, rows],
-            self.key_position,
-            self._reorder(documents),
-            self._reorder(types),
-            self._reorder(reach).int(),
-            _hidden_pairs(rules, device),
-        )
-        first_seen, last_seen, is_whole = _seen_between(plan, reach)
-        bounds_are_exact = not rules.hide and not plan.has_gaps
-        self.block_mask = self._block_mask(plan, first_seen, last_seen, is_whole & bounds_are_exact)
+        mask_mod = _mask_mod(self.query_place, self.key_place, last_seen)
+        if rules.hide:
+            pairs = _hidden_pairs(rules, device)
+            mask_mod = _hiding(mask_mod, self.query_place, self.key_place, types[:, rows], self._reorder(types), pairs)
+        self.block_mask = self._block_mask(plan, last_seen, mask_mod, may_be_full=not rules.hide)
 
     def _reorder(self, values: torch.Tensor) -> torch.Tensor:
         return values if self.order is None else values.gather(1, self.order)
 
     def _block_mask(
-        self, plan: AttentionPlan, first_seen: torch.Tensor, last_seen: torch.Tensor, may_be_full: torch.Tensor
+        self, plan: AttentionPlan, last_seen: torch.Tensor, mask_mod: Callable[..., torch.Tensor], may_be_full: bool
     ) -> BlockMask:
         """Find the blocks that hold a visible pair, and those that hold only such."""
-        first_seen = _by_block(self._reorder(first_seen), fill=_NOWHERE)
-        last_seen = _by_block(self._reorder(last_seen), fill=-1)
-        start = torch.arange(0, plan.query_length, BLOCK, device=plan.device) + plan.key_length - plan.query_length
-        stop = torch.clamp(start + BLOCK - 1, max=plan.key_length - 1)
-        start, stop = start[None, :, None], stop[None, :, None]
+        first_key, last_key = _by_block(self.key_place, fill=_NOWHERE), _by_block(last_seen, fill=-1)
+        # rows past the end join any block, padded ones only those that have a mask
+        lowest = _by_block(self.query_place, fill=_NOWHERE).amin(2)[:, :, None]
+        lowest_real = _by_block(self.query_place.masked_fill(self.query_place < 0, _NOWHERE), _NOWHERE).amin(2)
+        highest = _by_block(self.query_place, fill=-1).amax(2)[:, :, None]
 
-        visible = (first_seen.amin(2)[:, None] <= stop) & (last_seen.amax(2)[:, None] >= start)
-        full = (first_seen.amax(2)[:, None] <= start) & (last_seen.amin(2)[:, None] >= stop)
-        full &= may_be_full[:, None, None]
-        return BlockMask.from_kv_blocks(
-            *_ordered(visible & ~full),
-            *_ordered(full),
-            BLOCK_SIZE=BLOCK,
-            mask_mod=self.mask_mod,
-            seq_lengths=(plan.query_length, plan.key_length),
+        visible = (first_key.amin(2)[:, None] <= highest) & (last_key.amax(2)[:, None] >= lowest_real[:, :, None])
+        full = (first_key.amax(2)[:, None] <= lowest) & (last_key.amin(2)[:, None] >= highest)
+        full = full & visible if may_be_full else torch.zeros_like(visible)
+        partial = visible & ~full
+        return BlockMask(
+            (plan.query_length, plan.key_length),
+            *_listed(partial),
+            *_listed(full),
+            *_listed(partial.transpose(1, 2)),  # for the gradients of keys and values
+            *_listed(full.transpose(1, 2)),
+            BLOCK_SIZE=(BLOCK, BLOCK),
+            mask_mod=mask_mod,
         )
 
 
 def _mask_mod(
-    query_position: torch.Tensor,
-    query_document: torch.Tensor,
-    query_type: torch.Tensor,
-    key_position: torch.Tensor,
-    key_document: torch.Tensor,
-    key_type: torch.Tensor,
-    key_reach: torch.Tensor,
-    hidden_pairs: torch.Tensor | None,
+    query_place: torch.Tensor, first_seen: torch.Tensor, last_seen: torch.Tensor
 ) -> Callable[..., torch.Tensor]:
     def mask_mod(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        distance = query_position[b, q] - key_position[b, k]
-        visible = (query_document[b, q] == key_document[b, k]) & (distance >= 0)
-        return visible & (distance <= key_reach[b, k])
+        return (query_place[b, q] >= first_seen[b, k]) & (query_place[b, q] <= last_seen[b, k])
 
-    def mask_mod_with_hidden_pairs(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        itself = query_position[b, q] == key_position[b, k]
+    return mask_mod
+
+
+def _hiding(
+    mask_mod: Callable[..., torch.Tensor],
+    query_place: torch.Tensor,
+    key_place: torch.Tensor,
+    query_type: torch.Tensor,
+    key_type: torch.Tensor,
+    hidden_pairs: torch.Tensor,
+) -> Callable[..., torch.Tensor]:
+    def hiding_mask_mod(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        itself = query_place[b, q] == key_place[b, k]
         return mask_mod(b, h, q, k) & (itself | ~hidden_pairs[query_type[b, q], key_type[b, k]])
 
-    return mask_mod if hidden_pairs is None else mask_mod_with_hidden_pairs
+    return hiding_mask_mod
 
 
-def _hidden_pairs(rules: EffectiveRules, device: torch.device) -> torch.Tensor | None:
-    if not rules.hide:
-        return None
+def _hidden_pairs(rules: EffectiveRules, device: torch.device) -> torch.Tensor:
     hidden = torch.zeros(3, 3, dtype=torch.bool)
     for pair in rules.hide:
         hidden[pair] = True
     return hidden.to(device)
 
 
-def _seen_between(plan: AttentionPlan, reach: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Bound the queries that see a key.
+def _places(plan: AttentionPlan) -> tuple[torch.Tensor, torch.Tensor]:
+    """Number tokens so that a document's are consecutive: (B, L) their places, and the last of each one's document."""
+    if plan.has_gaps:
+        return plan.positions, torch.full_like(plan.positions, _NOWHERE)
 
-    Args:
-        plan: The plan.
-        reach: (B, L), largest distance at which a key is seen.
-
-    Returns:
-        (B, L) the first and the last place in the row, exact where the row's documents are contiguous; and (B,)
-        whether they are.
-    """
     documents, length = plan.document_ids, plan.key_length
     places = torch.arange(length, device=plan.device).expand_as(documents)
-    begins = torch.ones_like(documents, dtype=torch.bool)
-    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    is_contiguous = ~(begins & (documents != 0) & (plan.positions != 0)).any(dim=1)
+    if not plan.has_packed_rows():
+        return places, torch.full_like(places, length)
 
-    next_begin = torch.full_like(places, length)
-    next_begin[:, :-1] = torch.where(begins, places, length)[:, 1:].flip(1).cummin(dim=1).values.flip(1)
-    last = torch.minimum(next_begin - 1, places + reach)
-    last = torch.where(is_contiguous[:, None], last, length - 1)
-    padding = documents == 0
-    return places.masked_fill(padding, _NOWHERE), last.masked_fill(padding, -1), is_contiguous
+    order = torch.argsort(documents, dim=1, stable=True)
+    grouped = documents.gather(1, order)
+    ends = torch.ones_like(grouped, dtype=torch.bool)
+    ends[:, :-1] = grouped[:, 1:] != grouped[:, :-1]
+    last = torch.where(ends, places, length).flip(1).cummin(dim=1).values.flip(1)
+    return tuple(torch.empty_like(order).scatter_(1, order, values) for values in (places, last))
 
 
 def _by_block(values: torch.Tensor, fill: int) -> torch.Tensor:
@@ -247,8 +242,11 @@ def _by_block(values: torch.Tensor, fill: int) -> torch.Tensor:
     return torch.nn.functional.pad(values, (0, missing), value=fill).unflatten(1, (-1, BLOCK))
 
 
-def _ordered(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn (B, query blocks, key blocks) bool into the numbers and indices of a BlockMask, for all heads."""
-    number = blocks.sum(dim=2, dtype=torch.int32)
-    index = torch.argsort(blocks.byte(), dim=2, descending=True, stable=True).int()
-    return number[:, None].contiguous(), index[:, None].contiguous()
+def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn (B, rows, columns) bool into the numbers and indices of a BlockMask, for all heads."""
+    columns = blocks.shape[2]
+    number = blocks.cumsum(2)
+    places = torch.where(blocks, number - 1, columns)  # those not listed go to a last column that is cut off
+    index = torch.zeros(*blocks.shape[:2], columns + 1, dtype=torch.int32, device=blocks.device)
+    index.scatter_(2, places, torch.arange(columns, dtype=torch.int32, device=blocks.device).expand_as(blocks))
+    return number[:, None, :, -1].int().contiguous(), index[:, None, :, :columns].contiguous()
