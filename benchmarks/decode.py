@@ -4,9 +4,14 @@
 
 Tokens a second are those of the forward passes of greedy decoding, batch 1, on a cache that already holds a trajectory:
 turns of 100 tokens, of which a share is GLOBAL or LANDMARK; what is generated is NOISE. Keys and values of that cache
-are random numbers, which costs nothing to make and changes no time. Variants take turns. What dropping keys costs is
-timed by itself, and given as a share of the steps between two times it happens. The time to the first token
-(`--prefill`) is that of `generate` on the whole prompt.
+are random numbers, which costs nothing to make and changes no time. All lengths and variants take turns, `--steps` tokens
+each; the median of the `--rounds` counts, so what is done once in many tokens is in it, but not the rare drop of keys: that
+is timed by itself, and given as a share of the steps between two times it happens. The time to the first token
+(`--prefill`) is that of `generate` on the whole prompt, the median of as many rounds.
+
+A run replaces its own cases in the results and leaves the others, so it can be done in pieces:
+
+    python benchmarks/decode.py --models tiny --shares 0.02 --prefill
 """
 
 import argparse
@@ -23,10 +28,13 @@ from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
 
 from hsa_factory import HSAConfig, disable_hsa, enable_hsa, tiny
 from hsa_factory.models import HSACache
+from hsa_factory.models.rule_tagger import make_tagger
 
 
 CONFIG = HSAConfig(generated_type="NOISE")
 CHUNK = 256  # of keys dropped together
+VARIANTS = ("plain", "no eviction", "hsa")
+AFTERMATH = 8  # steps from the drop of keys on that may take longer for it
 
 
 def make_model(name: str) -> Qwen3ForCausalLM:
@@ -66,97 +74,103 @@ def cache_bytes(cache: DynamicCache | HSACache) -> int:
     return sum(tensor.untyped_storage().nbytes() for layer in cache.layers for tensor in (layer.keys, layer.values))
 
 
-def decode(model: Qwen3ForCausalLM, cache: DynamicCache | HSACache, token: torch.Tensor, steps: int) -> list[float]:
+def make_cache(variant: str, model: Qwen3ForCausalLM) -> DynamicCache | HSACache:
+    """Make an empty cache; HSA's types tokens as `generate` lets it."""
+    if variant == "plain":
+        return DynamicCache(config=model.config)
+    return HSACache(CONFIG, make_tagger(CONFIG), evict=variant == "hsa")
+
+
+def switch(model: Qwen3ForCausalLM, variant: str) -> None:
+    """Switch HSA on or off."""
+    disable_hsa(model) if variant == "plain" else enable_hsa(model, CONFIG)
+
+
+def decode(model: Qwen3ForCausalLM, cache: DynamicCache | HSACache, steps: int) -> list[float]:
     """Decode greedily; return the seconds of each step."""
-    seconds = []
+    token, seconds = torch.tensor([[5]]), []
     for _ in range(steps):
         start = time.perf_counter()
-        typed = {"semantic_ids": torch.full_like(token, 2)} if isinstance(cache, HSACache) else {}
-        logits = model(input_ids=token, past_key_values=cache, use_cache=True, **typed).logits
+        logits = model(input_ids=token, past_key_values=cache, use_cache=True).logits
         token = logits[:, -1:].argmax(-1)
         seconds.append(time.perf_counter() - start)
     return seconds
 
 
-def measure_decoding(model: Qwen3ForCausalLM, length: int, share: float, steps: int, rounds: int) -> list[dict]:
-    """Time the three variants, taking turns."""
-    types = make_types(length, share, scattered=False)
-    caches = {
-        "plain": DynamicCache(config=model.config),
-        "no eviction": HSACache(CONFIG, evict=False),
-        "hsa": HSACache(CONFIG),
-    }
-    for cache in caches.values():
-        fill(cache, model, types)
-    sizes = {name: cache_bytes(cache) for name, cache in caches.items()}
-    token, times = torch.tensor([[5]]), {name: [] for name in caches}
-    for round_number in range(rounds + 1):
-        for name, cache in caches.items():
-            enable_hsa(model, CONFIG) if name != "plain" else disable_hsa(model)
-            seconds = decode(model, cache, token, steps)
-            times[name] += seconds[1:] if round_number else []
+def measure_decoding(
+    model: Qwen3ForCausalLM, lengths: list[int], share: float, steps: int, rounds: int, evictions: int
+) -> list[dict]:
+    """Time all lengths and variants, taking turns."""
+    types = {length: make_types(length, share, scattered=False) for length in lengths}
+    caches = {(length, variant): make_cache(variant, model) for length in lengths for variant in VARIANTS}
+    for (length, _), cache in caches.items():
+        fill(cache, model, types[length])
+    sizes = {case: cache_bytes(cache) for case, cache in caches.items()}
+    times = {case: [] for case in caches}
+    for round_number in track(range(rounds + 1), description=f"decoding, {share:.0%}"):
+        for case, cache in caches.items():
+            switch(model, case[1])
+            decode(model, cache, 1)
+            seconds = decode(model, cache, steps)
+            times[case] += [statistics.mean(seconds)] if round_number else []
+
     enable_hsa(model, CONFIG)
-    usual = statistics.median(times["hsa"])
     records = []
-    for name, cache in caches.items():
-        kept = int((types != 2).sum()) + CONFIG.noise_window + 1 + CHUNK
+    for (length, variant), cache in caches.items():
+        kept = int((types[length] != 2).sum()) + CONFIG.noise_window + 1 + CHUNK
+        size, plain_size = sizes[length, variant], sizes[length, "plain"]
+        evicting = eviction_seconds(model, cache, evictions) / CHUNK if variant == "hsa" else 0
+        usual = statistics.median(times[length, variant])
         records.append(
             {
                 "measured": "decoding",
                 "tokens": length,
                 "memory_share": share,
-                "variant": name,
-                "cache_bytes": sizes[name],
-                "bytes_of_plain": round(sizes[name] / sizes["plain"], 5),
+                "variant": variant,
+                "cache_bytes": size,
+                "bytes_of_plain": round(size / plain_size, 5),
                 "target_bytes_of_plain": round(1.1 * kept / length, 5),
-                "tokens_per_second": round(1 / statistics.median(times[name]), 3),
-                "eviction_share": round(eviction_seconds(model, cache) / (CHUNK * usual), 6) if name == "hsa" else "",
+                "tokens_per_second": round(1 / usual, 3),
+                "eviction_share": round(evicting / usual, 6) if variant == "hsa" else "",
                 "first_token_seconds": "",
             }
         )
     return records
 
 
-def eviction_seconds(model: Qwen3ForCausalLM, cache: HSACache) -> float:
-    """Time of one eviction: the step in which it falls, less the median of the others."""
-    token, extra = torch.tensor([[5]]), []
-    for _ in range(2):
-        seconds = decode(model, cache, token, CHUNK)
-        extra.append(max(seconds[1:]) - statistics.median(seconds))
-    return min(extra)
+def eviction_seconds(model: Qwen3ForCausalLM, cache: HSACache, evictions: int) -> float:
+    """Time of one drop of keys: the step in which it happens and those after it, less as many usual ones."""
+    extra = []
+    for _ in range(evictions):
+        seconds, dropped, held = [], None, cache.layers[0].get_seq_length()
+        while dropped is None or len(seconds) < dropped + AFTERMATH:
+            seconds += decode(model, cache, 1)
+            before, held = held, cache.layers[0].get_seq_length()
+            dropped = len(seconds) - 1 if held <= before else dropped
+        extra.append(sum(seconds[dropped:]) - AFTERMATH * statistics.median(seconds))
+    return statistics.median(extra)
 
 
-def measure_prefill(model: Qwen3ForCausalLM, length: int, share: float) -> list[dict]:
-    """Time the first token of a prompt, without and with HSA."""
+def measure_prefill(model: Qwen3ForCausalLM, length: int, share: float, rounds: int) -> list[dict]:
+    """Time the first token of a prompt, without and with HSA, taking turns."""
     types = make_types(length, share, scattered=False)
     ids = torch.randint(1, 1000, (1, length))
     options = {"max_new_tokens": 1, "do_sample": False, "attention_mask": torch.ones_like(ids), "pad_token_id": 0}
-    records = []
-    for name in ("plain", "hsa"):
-        disable_hsa(model)
-        typed = {}
-        if name == "hsa":
-            enable_hsa(model, CONFIG)
-            typed = {"semantic_ids": types}
-        warm = {key: value[:, :256] if isinstance(value, torch.Tensor) else value for key, value in options.items()}
-        model.generate(ids[:, :256], **warm, **{key: value[:, :256] for key, value in typed.items()})
-        start = time.perf_counter()
-        model.generate(ids, **options, **typed)
-        records.append(
-            {
-                "measured": "first token",
-                "tokens": length,
-                "memory_share": share,
-                "variant": name,
-                "cache_bytes": "",
-                "bytes_of_plain": "",
-                "target_bytes_of_plain": "",
-                "tokens_per_second": "",
-                "eviction_share": "",
-                "first_token_seconds": round(time.perf_counter() - start, 4),
-            }
-        )
-    return records
+    times = {"plain": [], "hsa": []}
+    for round_number in range(rounds + 1):
+        for variant, seconds in times.items():
+            switch(model, variant)
+            typed = {} if variant == "plain" else {"semantic_ids": types}
+            start = time.perf_counter()
+            model.generate(ids, **options, **typed)
+            seconds += [time.perf_counter() - start] if round_number else []
+    empty = ("cache_bytes", "bytes_of_plain", "target_bytes_of_plain", "tokens_per_second", "eviction_share")
+    return [
+        {"measured": "first token", "tokens": length, "memory_share": share, "variant": variant}
+        | dict.fromkeys(empty, "")
+        | {"first_token_seconds": round(statistics.median(seconds), 4)}
+        for variant, seconds in times.items()
+    ]
 
 
 @torch.inference_mode()
@@ -164,27 +178,26 @@ def main() -> None:
     """Run the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["tiny", "100M"], choices=["tiny", "100M"])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384, 32768])
+    parser.add_argument("--lengths", type=int, nargs="*", default=[1024, 2048, 8192, 32768])
     parser.add_argument("--shares", type=float, nargs="+", default=[0.02, 0.05, 0.2])
     parser.add_argument("--prefill", type=int, nargs="*", default=[4096, 16384])
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--evictions", type=int, default=3, help="how many are timed")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--append", action="store_true", help="keep the results of the other cases")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
 
     records = []
     for name in options.models:
-        model = make_model(name)
-        known = {"model": name, "parameters": sum(parameter.numel() for parameter in model.parameters())}
-        cases = [(length, share) for length in options.lengths for share in options.shares]
-        for length, share in track(cases, description=f"{name}, decoding"):
-            found = measure_decoding(model, length, share, options.steps, options.rounds)
-            records += [known | record for record in found]
+        model, found = make_model(name), []
+        for share in options.shares if options.lengths else []:
+            found += measure_decoding(model, options.lengths, share, options.steps, options.rounds, options.evictions)
         for length in track(options.prefill, description=f"{name}, first token"):
-            records += [known | record for record in measure_prefill(model, length, options.shares[0])]
+            found += measure_prefill(model, length, options.shares[0], options.rounds)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        records += [{"model": name, "parameters": parameters} | record for record in found]
     records = [record | {"threads": options.threads, "machine": report.machine()} for record in records]
 
     table = Table(title=f"Decoding, batch 1, float32, {options.threads} threads, {report.machine()}")
@@ -195,11 +208,12 @@ def main() -> None:
         table.add_row(*(str(record[column]) for column in columns))
     Console().print(table)
 
-    if options.append:
-        keys = ("model", "measured", "tokens", "memory_share")
-        new = {tuple(str(record[key]) for key in keys) for record in records}
-        kept = [row for row in report.read("decode.csv") if tuple(row[key] for key in keys) not in new]
-        records = kept + records
+    keys = ("model", "measured", "tokens", "memory_share", "variant")
+    new = {tuple(str(record[key]) for key in keys) for record in records}
+    records += [row for row in report.read("decode.csv") if tuple(row[key] for key in keys) not in new]
+    records.sort(
+        key=lambda row: (row["model"] != "tiny", row["measured"], float(row["memory_share"]), int(row["tokens"]))
+    )
     report.write("decode.csv", records)
     report.plot_decoding()
 

@@ -125,6 +125,68 @@ def test_train_needs_a_file_first(argument, capsys):
     assert f"train needs a YAML or JSON file first, got {argument!r}" in capsys.readouterr().err
 
 
+# -- errors while a command runs -------------------------------------------------------------------------------
+
+
+def fail_with(monkeypatch, error, cause=None):
+    import llamafactory.launcher as launcher
+
+    def launch():
+        raise error from cause
+
+    monkeypatch.setattr(launcher, "launch", launch)
+
+
+@pytest.mark.parametrize("error", [ValueError("no [red] fox"), OSError("no [red] fox"), ImportError("no [red] fox")])
+def test_errors_of_the_user_are_one_message(monkeypatch, capsys, error):
+    monkeypatch.delenv("HSA_FACTORY_DEBUG", raising=False)
+    fail_with(monkeypatch, error, KeyError("because of this"))
+    assert cli.main(["chat", "--flag"]) == 2
+    assert capsys.readouterr().err == (
+        "hsa-factory: no [red] fox\n  because: 'because of this'\n(HSA_FACTORY_DEBUG=1 shows where.)\n"
+    )
+
+
+@pytest.mark.parametrize("error", [TypeError("a bug"), RuntimeError("a bug"), AttributeError("a bug")])
+def test_bugs_keep_their_traceback(monkeypatch, error):
+    fail_with(monkeypatch, error)
+    with pytest.raises(type(error), match="a bug"):
+        cli.main(["export", "--flag"])
+
+
+def test_an_error_in_a_forward_pass_keeps_its_traceback(monkeypatch):
+    import llamafactory.launcher as launcher
+    import torch
+
+    class Broken(torch.nn.Module):
+        def forward(self):
+            raise ValueError("too many values to unpack")
+
+    monkeypatch.setattr(launcher, "launch", lambda: Broken()())
+    with pytest.raises(ValueError, match="to unpack"):
+        cli.main(["chat", "--flag"])
+
+
+def test_every_traceback_can_be_seen(monkeypatch):
+    monkeypatch.setenv("HSA_FACTORY_DEBUG", "1")
+    fail_with(monkeypatch, ValueError("no fox"))
+    with pytest.raises(ValueError, match="no fox"):
+        cli.main(["chat", "--flag"])
+
+
+def test_a_command_that_is_stopped(monkeypatch, capsys):
+    fail_with(monkeypatch, KeyboardInterrupt())
+    assert cli.main(["export", "--flag"]) == 130
+    assert capsys.readouterr().err == "hsa-factory: export was stopped.\n"
+
+
+def test_a_chat_ends_with_its_input(monkeypatch):
+    fail_with(monkeypatch, EOFError())
+    assert cli.main(["chat", "--flag"]) == 0
+    with pytest.raises(EOFError):
+        cli.main(["export", "--flag"])
+
+
 # -- what is handed on -----------------------------------------------------------------------------------------
 
 

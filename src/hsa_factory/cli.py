@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
+from .user_errors import explain, is_user_error
 
 
 USAGE = """\
@@ -40,6 +41,8 @@ Several processes, as in LLaMA-Factory:
 `llamafactory-cli train --help` lists LLaMA-Factory's own options.
 """
 
+_EXTRAS = ("llamafactory", "omegaconf", "rich", "yaml", "matplotlib", "jinja2", "PIL", "pyarrow")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
@@ -48,26 +51,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments; None: those of the process.
 
     Returns:
-        The exit code: 0 for success, 1 for a run that failed, 2 for a command or file that is not usable.
+        The exit code: 0 for success, 1 for a run that failed, 2 for a command, file or option that is not usable, 130
+        if stopped.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments[0] if arguments else ""
     try:
         return _run(arguments)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in (
-            "llamafactory",
-            "omegaconf",
-            "rich",
-            "yaml",
-            "matplotlib",
-            "jinja2",
-            "PIL",
-            "pyarrow",
-        ):
+    except KeyboardInterrupt:
+        return _fail(f"{command} was stopped.", 130)
+    except EOFError:
+        if command != "chat":
             raise
-        return _fail(
-            f"{error.name} is not installed. Install what the commands need: pip install 'hsa-factory[llamafactory]'"
-        )
+        print()  # the terminal was closed, or Ctrl-D
+        return 0
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _EXTRAS:
+            return _fail(
+                f"{error.name} is not installed. Install what the commands need: pip install "
+                "'hsa-factory[llamafactory]'"
+            )
+        if not is_user_error(error):
+            raise
+        return _fail(explain(error))
 
 
 def _run(arguments: list[str]) -> int:

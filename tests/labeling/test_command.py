@@ -432,6 +432,50 @@ class TestStopping:
         assert [sample["id"] for sample in result] == list(range(20_000))
 
 
+def test_two_runs_on_one_output(tmp_path, rules):
+    """The second stops and disturbs nothing; a killed one leaves nothing locked."""
+    source, out = write(tmp_path / "in.jsonl", [{"messages": TALK, "id": k} for k in range(3)]), tmp_path / "out.jsonl"
+    command = [sys.executable, "-m", "hsa_factory.cli", "label", "-", "--rules", str(rules), "--out", str(out)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    lock = tmp_path / ".out.jsonl.lock"
+
+    def start():
+        """Start a run that waits for its input."""
+        process = subprocess.Popen(command, **pipes)
+        deadline = time.time() + 60
+        while not (lock.exists() and lock.read_text()) and process.poll() is None and time.time() < deadline:
+            time.sleep(0.01)
+        return process
+
+    first = start()
+    second = subprocess.run([*command[:4], str(source), *command[5:]], **pipes | {"stdin": subprocess.DEVNULL})
+    assert second.returncode == 2
+    assert f"another run (process {first.pid}) is writing {out}. Wait for it to end" in second.stderr.decode()
+    assert "Traceback" not in second.stderr.decode()
+    first.communicate(source.read_bytes())
+    assert first.returncode == 0 and [sample["id"] for sample in load(out)] == [0, 1, 2]
+    assert sorted(tmp_path.iterdir()) == sorted([source, out, Path(rules)])
+
+    out.unlink()
+    killed = start()
+    killed.kill()
+    killed.communicate()
+    assert lock.exists() and len(label(source, rules, out)) == 3
+    assert not lock.exists()
+
+
+def test_registering_waits_for_the_other_run(tmp_path, rules):
+    source = write(tmp_path / "in.jsonl", [{"messages": TALK}])
+    outs = [tmp_path / f"out{number}.jsonl" for number in range(4)]
+    commands = [
+        [sys.executable, "-m", "hsa_factory.cli", "label", source, "--rules", rules, "--out", out, "--register"]
+        for out in outs
+    ]
+    processes = [subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL) for command in commands]
+    assert [process.wait() for process in processes] == [0] * 4
+    assert set(json.loads((tmp_path / "dataset_info.json").read_text("utf-8"))) == {out.stem for out in outs}
+
+
 def test_standard_input(tmp_path, rules):
     samples = [{"messages": TALK, "id": k} for k in range(3)]
     text = json.dumps(samples)

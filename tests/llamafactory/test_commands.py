@@ -110,6 +110,50 @@ def test_chat_in_a_terminal(checkpoint, tmp_path):
         terminal.close()
 
 
+@pytest.mark.parametrize(
+    ("command", "changes", "message"),
+    [
+        ("chat", {"model_name_or_path": "/no/where"}, "there is no such directory. Repo id must be.* '/no/where'"),
+        (
+            "export",
+            {"model_name_or_path": "/no/where", "export_dir": "x"},
+            "there is no such directory. Repo id must be.* '/no/where'",
+        ),
+        ("chat", {"tempalte": "qwen3"}, r"Some keys are not used by the HfArgumentParser: \['tempalte'\]"),
+        ("export", {"expot_dir": "x"}, r"Some keys are not used by the HfArgumentParser: \['expot_dir'\]"),
+        ("chat", {"hsa": {"noise_windwo": 3}}, "unknown key 'noise_windwo'. Did you mean 'noise_window'?"),
+        ("chat", {"hsa": {"layers": [7]}}, "was made with another HSA configuration than the one asked"),
+        ("chat", {"infer_backend": "vllm"}, "`infer_backend: vllm` cannot run a model with HSA"),
+        ("chat", {"adapter_name_or_path": "/no/adapter"}, "Can't find 'adapter_config.json' at '/no/adapter'"),
+        (
+            "export",
+            {"adapter_name_or_path": "/no/adapter", "export_dir": "x"},
+            "Can't find 'adapter_config.json' at '/no/adapter'",
+        ),
+        ("export", {}, "Please specify `export_dir`"),
+    ],
+)
+def test_what_users_get_wrong_is_one_message(lf, checkpoint, tmp_path, capsys, monkeypatch, command, changes, message):
+    from hsa_factory import cli
+
+    monkeypatch.delenv("HSA_FACTORY_DEBUG", raising=False)
+    path = tmp_path / "file.json"
+    options = {"model_name_or_path": str(checkpoint), "template": "qwen3_nothink", **changes}
+    path.write_text(json.dumps(options), "utf-8")
+    assert cli.main([command, str(path)]) == 2
+    said = capsys.readouterr().err
+    assert re.search(f"hsa-factory: .*{message}", said, re.DOTALL) and "Traceback" not in said
+
+
+def test_a_message_is_all_that_a_process_says(tmp_path):
+    path = tmp_path / "file.yaml"
+    path.write_text("model_name_or_path: [1,\n", "utf-8")
+    for arguments in (["chat", str(path)], ["export", "--model_name_or_path", "/no/where", "--export_dir", "x"]):
+        command = [sys.executable, "-m", "hsa_factory.cli", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT})
+        assert done.returncode == 2 and "hsa-factory: " in done.stderr and "Traceback" not in done.stderr
+
+
 def test_an_exported_model_needs_nothing_else(lf, tmp_path, checkpoint):
     """Train an adapter with HSA, merge it with the command, load it as any checkpoint: its rules are found."""
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -27,6 +27,17 @@ def types(batch=2, length=LENGTH, seed=1):
     return torch.randint(0, 3, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
+def runs(batch=2, length=LENGTH, seed=1):
+    """Types that stay the same for up to 20 tokens, in each row by itself."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for _ in range(batch):
+        lengths = torch.randint(1, 20, (length,), generator=generator)
+        kinds = torch.randint(0, 3, (length,), generator=generator)
+        rows.append(kinds.repeat_interleave(lengths)[:length])
+    return torch.stack(rows)
+
+
 @torch.no_grad()
 def feed(model, cache, ids, kinds, sizes, mask=None, **inputs):
     """Feed tokens in pieces; return all logits."""
@@ -56,9 +67,10 @@ def close(actual, expected, tolerance=5e-5):
 
 
 class TestPromise5:
+    @pytest.mark.parametrize("typed", [types, runs])
     @pytest.mark.parametrize("model_type", MODELS)
-    def test_token_by_token(self, model_type):
-        model, ids, kinds = build(model_type), tokens(), types()
+    def test_token_by_token(self, model_type, typed):
+        model, ids, kinds = build(model_type), tokens(), typed()
         cache = HSACache(CONFIG, max_waiting=8)
         close(feed(model, cache, ids, kinds, [30] + [1] * 60), whole(model, ids, kinds))
         report = cache.report()
@@ -83,12 +95,13 @@ class TestPromise5:
             {"backend": "blockwise"},
         ],
     )
+    @pytest.mark.parametrize("typed", [types, runs])
     @pytest.mark.parametrize("model_type", ["qwen3", "gemma2"])
-    def test_rules(self, model_type, options):
+    def test_rules(self, model_type, options, typed):
         if model_type == "gemma2" and options.get("backend") == "blockwise":
             pytest.skip("soft-capped logits")
         config = HSAConfig(**{"noise_window": 5} | options)
-        model, ids, kinds = build(model_type, config), tokens(), types()
+        model, ids, kinds = build(model_type, config), tokens(), typed()
         cache = HSACache(config, max_waiting=8)
         close(feed(model, cache, ids, kinds, [30] + [1] * 60), whole(model, ids, kinds))
         if options.get("layers"):
@@ -97,13 +110,13 @@ class TestPromise5:
         else:
             assert cache.report().kept_tokens < LENGTH
 
-    @pytest.mark.parametrize("side", ["left", "right"])
+    @pytest.mark.parametrize("padding", [(0, 30), (10, 40), (60, 90), (47, 77)], ids=str)
     @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2_vl"])
-    def test_padding(self, model_type, side):
-        """Rows of 90 and 60 tokens, the padding at the prompt's beginning or end."""
-        model, ids, kinds = build(model_type), tokens(), types()
+    def test_padding(self, model_type, padding):
+        """Rows of 90 and 60 tokens, the padding at the prompt's beginning or end, or among the tokens after it."""
+        model, ids, kinds = build(model_type), tokens(), runs()
         mask = torch.ones_like(ids)
-        mask[0, slice(0, 30) if side == "left" else slice(10, 40)] = 0
+        mask[0, slice(*padding)] = 0
         place = (mask.cumsum(1) - 1).clamp(min=0)
         cache = HSACache(CONFIG, max_waiting=8)
         logits = []
@@ -124,6 +137,26 @@ class TestPromise5:
         close(actual[1], whole(model, ids[1:], kinds[1:])[0])
         close(actual[0][real[0]], whole(model, ids[:1][real[:1]][None], kinds[:1][real[:1]][None])[0])
         assert cache.report().kept_tokens < 0.8 * LENGTH
+
+    def test_what_stands_at_padding_does_not_leak(self):
+        model, ids, kinds = build(), tokens().clamp(max=998), runs()
+        mask = torch.ones_like(ids)
+        mask[0, :30] = 0
+        expected = feed(model, HSACache(CONFIG), ids, kinds, [40] + [1] * 50, mask)[:, 40:]
+        with torch.no_grad():
+            ids[0, :30] = 999
+            model.get_input_embeddings().weight[999] = float("nan")
+        actual = feed(model, HSACache(CONFIG, max_waiting=8), ids, kinds, [40] + [1] * 50, mask)[:, 40:]
+        close(actual, expected)
+
+    def test_a_look_at_the_cache_between_tokens_changes_nothing(self):
+        model, ids, kinds, logits = build(), tokens(), torch.full_like(tokens(), 2), []
+        cache = HSACache(CONFIG, max_waiting=8)
+        for stop in range(40, LENGTH + 1, 5):
+            logits.append(feed(model, cache, ids, kinds, [40] if stop == 40 else [1] * 5))
+            assert cache.report().seen_tokens == cache.semantic_ids.shape[1] == stop
+            assert {len(table) for table in cache.tables.values()} == {cache.layers[0].get_seq_length()}
+        close(torch.cat(logits, dim=1), whole(model, ids, kinds))
 
     def test_a_dynamic_cache_still_works(self):
         model, ids, kinds = build(), tokens(), types()
@@ -227,6 +260,7 @@ class TestTypes:
         cache = HSACache(CONFIG, max_waiting=4)
         feed(model, cache, ids, kinds, [80])
         changed = kinds.clone()
+        changed[0, 80:] = 2
         changed[0, 76:80] = torch.tensor([0, 0, 1, 1])
         cache.retype(0, 76, 78, 0)
         cache.retype(0, 78, 80, 1)
@@ -304,6 +338,45 @@ class TestBadInput:
         feed(build(), cache, tokens(), types(), [60])
         with pytest.raises(ValueError, match="belongs to another model"):
             feed(build(num_hidden_layers=3), cache, tokens(), types(), [30])
+
+    @pytest.mark.parametrize("options", [{"num_key_value_heads": 4}, {"hidden_size": 128}])
+    def test_a_model_of_another_shape(self, options):
+        cache = HSACache(CONFIG)
+        feed(build(), cache, tokens(), types(), [60])
+        with pytest.raises(ValueError, match="belongs to another model"):
+            feed(build(**options), cache, tokens(), types(), [30])
+        feed(build(), cache, tokens(), types(), [30])
+
+    @pytest.mark.parametrize("batch, length", [(2, 0), (0, 5)])
+    def test_nothing_to_read(self, batch, length):
+        with pytest.raises(ValueError, match="There is nothing to read"):
+            build()(
+                input_ids=tokens(batch, length), semantic_ids=types(batch, length), past_key_values=HSACache(CONFIG)
+            )
+
+    def test_retyping_what_is_not_there(self):
+        cache = HSACache(CONFIG)
+        with pytest.raises(ValueError, match="has seen no token whose type could change"):
+            cache.retype(0, 0, 5, 1)
+        feed(build(), cache, tokens(), types(), [60])
+        for kind in (7, "LOUD"):
+            with pytest.raises(ValueError, match="Unknown semantic type"):
+                cache.retype(0, 0, 5, kind)
+        cache.retype(0, 0, 5, "KEY_EVENT")
+        assert cache.semantic_ids[0, :5].tolist() == [1] * 5
+
+    def test_a_linear_layer_that_read_before_a_failure(self):
+        """Its state cannot be taken back, and does not show."""
+        model, ids, kinds, cache = build("qwen3_5_text"), tokens(), types(), HSACache(CONFIG)
+        feed(model, cache, ids, kinds, [60])
+        handle = model.model.layers[1].register_forward_pre_hook(
+            lambda *_: (_ for _ in ()).throw(RuntimeError("oops"))
+        )
+        with pytest.raises(RuntimeError, match="oops"):
+            feed(model, cache, ids, kinds, [1])
+        handle.remove()
+        with pytest.raises(ValueError, match="failed half-way"):
+            feed(model, cache, ids, kinds, [1])
 
     def test_a_model_without_hsa(self):
         with pytest.raises(ValueError, match=r"needs a model with HSA: call enable_hsa\(model\)"):

@@ -661,7 +661,7 @@ class TestInputs:
             with pytest.raises(RuntimeError, match="out of memory"):
                 run(model, ids, **inputs)
             handle.remove()
-            assert not active_forwards.hooks and get_hook(model).plan is None
+            assert not active_forwards.hooks and get_hook(model).forward_pass.plan is None
             assert torch.equal(run(model, ids), stock)
             assert torch.equal(run(model, ids, semantic_ids=kinds), expected)
 
@@ -675,7 +675,7 @@ class TestInputs:
             run(model, ids, semantic_ids=kinds)
         handle.remove()
         assert torch.equal(run(model, ids), stock)
-        assert not active_forwards.hooks and get_hook(model).plan is None
+        assert not active_forwards.hooks and get_hook(model).forward_pass.plan is None
 
     def test_two_models_side_by_side(self):
         ids, kinds = tokens(), types()
@@ -829,7 +829,7 @@ class TestRefusedModels:
         model = enable_hsa(HandmadeModel(HandmadeConfig(fault)).train(training), HSAConfig())
         with pytest.raises(ValueError, match=f"HandmadeModel.*{message}"):
             model(input_ids=self.IDS, semantic_ids=self.KINDS)
-        assert not active_forwards.hooks and get_hook(model).plan is None
+        assert not active_forwards.hooks and get_hook(model).forward_pass.plan is None
         model.config.fault = None
         model(input_ids=self.IDS, semantic_ids=self.KINDS)
 
@@ -953,3 +953,28 @@ def test_a_hybrid_warns_once_that_its_linear_layers_mix_packed_documents(tiny_to
     for _ in range(2):
         model(input_ids=ids, semantic_ids=types, attention_mask=torch.tensor([[1, 1, 1, 2, 2, 2, 2, 0]]))
     assert caplog.text.count("neat_packing") == 1
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2_5_vl"])
+def test_models_that_share_a_configuration(model_type):
+    """HSA on one is none of the other's business; the copy is one object wherever the model and its wrapper hold it."""
+    peft = pytest.importorskip("peft")
+    first = tiny.build_model(model_type)
+    second = type(first)(first.config).eval()
+    assert second.config is first.config
+    ids, types = torch.randint(5, 900, (1, 40)), torch.full((1, 40), 2)
+    stock = [model(input_ids=ids, use_cache=False).logits for model in (first, second)]
+
+    wrapped = peft.get_peft_model(first, peft.LoraConfig(target_modules=["q_proj"])).eval()
+    enable_hsa(wrapped, HSAConfig(noise_window=3))
+    assert wrapped.config is first.config is not second.config
+    text = first.base_model.language_model if model_type == "qwen2_5_vl" else first.base_model
+    assert text.config is first.config.get_text_config(decoder=True)
+    typed = first(input_ids=ids, semantic_ids=types, use_cache=False).logits
+    assert torch.equal(second(input_ids=ids, use_cache=False).logits, stock[1])
+
+    enable_hsa(second, HSAConfig(noise_window=7))
+    disable_hsa(wrapped)
+    assert torch.equal(first(input_ids=ids, use_cache=False).logits, stock[0])
+    assert not torch.equal(typed, stock[0])
+    assert not torch.equal(second(input_ids=ids, semantic_ids=types, use_cache=False).logits, stock[1])

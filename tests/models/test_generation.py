@@ -1,14 +1,18 @@
 """`model.generate(input_ids, semantic_ids=…)`: transformers' text, with the keys that nobody can see dropped."""
 
 import copy
+import inspect
+import io
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from transformers import DynamicCache
+from conversations import conversation, tokens, with_media_types
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from hsa_factory import HSAConfig, disable_hsa, enable_hsa, tiny
-from hsa_factory.models import HSACache, generation
+from hsa_factory.models import HSACache, prefill
 from hsa_factory.models.tagger import ConstantTagger
 
 
@@ -23,12 +27,19 @@ def build(model_type="llama", config=CONFIG, **overrides):
     return enable_hsa(tiny.build_model(model_type, **overrides), config)
 
 
-def tokens(batch=2, length=LENGTH, seed=0):
-    return torch.randint(1, 1000, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
 def types(batch=2, length=LENGTH, seed=1):
     return torch.randint(0, 3, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def pickle_copy(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+def torch_copy(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
 
 
 def left_padded(batch=2, padding=13):
@@ -159,7 +170,7 @@ class TestWays:
         mask[0, :padding] = 0
         inputs = {"attention_mask": mask, "semantic_ids": kinds, "max_new_tokens": 10, **GREEDY}
         expected = model.generate(ids, **inputs)
-        monkeypatch.setattr(generation, "PREFILL_CHUNK", 50)
+        monkeypatch.setattr(prefill, "PREFILL_CHUNK", 50)
         sizes, cache = [], HSACache(CONFIG, max_waiting=16)
         handle = model.model.register_forward_pre_hook(
             lambda module, args, kwargs: sizes.append(kwargs["input_ids"].shape[1]), with_kwargs=True
@@ -175,7 +186,7 @@ class TestWays:
         ids[0, :5] = 0
         inputs = {"semantic_ids": kinds, "max_new_tokens": 10, "eos_token_id": eos, **GREEDY}
         expected = model.generate(ids, **inputs)
-        monkeypatch.setattr(generation, "PREFILL_CHUNK", 7)
+        monkeypatch.setattr(prefill, "PREFILL_CHUNK", 7)
         assert torch.equal(model.generate(ids, **inputs), expected)
 
     def test_with_a_tagger_of_ones_own(self):
@@ -212,6 +223,35 @@ class TestTurns:
         assert sum(sizes) == cache.get_seq_length()
         assert cache.report().kept_tokens < 0.8 * cache.report().seen_tokens
 
+    @pytest.mark.parametrize("model_type", ["qwen3", "gemma3_text", "qwen2_vl"])
+    @pytest.mark.parametrize("pads_with_end", [False, True])
+    def test_rows_that_end_apart(self, model_type, pads_with_end):
+        """They go on as if each had been alone: what comes after a row's end is padding, and no distance."""
+        config = HSAConfig(noise_window=9, generated_type="NOISE")
+        model, ids, kinds = build(model_type, config), tokens(), types()
+        end = int(model.generate(ids, semantic_ids=kinds, max_new_tokens=5, **GREEDY)[0, -1])
+        options = {"do_sample": False, "eos_token_id": end, "pad_token_id": end if pads_with_end else 0}
+
+        def talk(ids, kinds, news):
+            """Return what a batch writes in each turn, the end and what follows it left out."""
+            cache, written = HSACache(config, max_waiting=8), []
+            for new in news:
+                start = ids.shape[1]
+                ids = model.generate(ids, semantic_ids=kinds, past_key_values=cache, max_new_tokens=40, **options)
+                kinds = torch.nn.functional.pad(kinds, (0, ids.shape[1] - start), value=2)
+                rows = ids[:, start:].tolist()
+                written.append([row[: row.index(end)] if end in row else row for row in rows])
+                ids, kinds = torch.cat([ids, new], 1), torch.cat([kinds, torch.full_like(new, 2)], 1)
+            return written, cache
+
+        news = [tokens(2, 12, seed) for seed in range(3)]
+        together, cache = talk(ids, kinds, news)
+        assert len(together[0][0]) < 5 and len(together[0][1]) == 40
+        for row in (0, 1):
+            alone, _ = talk(ids[row : row + 1], kinds[row : row + 1], [new[row : row + 1] for new in news])
+            assert [turn[row] for turn in together] == [turn[0] for turn in alone]
+        assert cache.attention_mask[0].sum() < cache.get_seq_length() - 30
+
     def test_types_of_what_was_generated_may_be_settled_later(self):
         """A turn is generated as NOISE, within its window it turns out to be a LANDMARK."""
         model, cache = build("llama", num_hidden_layers=1), HSACache(CONFIG, max_waiting=1)
@@ -226,41 +266,15 @@ class TestTurns:
             model.generate(output, semantic_ids=kinds, past_key_values=cache, max_new_tokens=20, **GREEDY)
 
 
-def conversation(model, turns, rows=1):
-    """Turns of 20 tokens of text and an image each, and what a processor makes of them."""
-    config, vision = model.config, model.config.vision_config
-    torch.manual_seed(turns)
-    grids, ids = [], []
-    for row in range(rows):
-        parts = []
-        for turn in range(turns):
-            sides = [2 * vision.spatial_merge_size, (turn + 2) * vision.spatial_merge_size]
-            number = sides[0] * sides[1] // vision.spatial_merge_size**2
-            grids.append([1, *sides])
-            image = [config.vision_start_token_id, *[config.image_token_id] * number, config.vision_end_token_id]
-            parts += [*tokens(1, 20, 10 * row + turn)[0].tolist(), *image, 5]
-        ids.append(parts)
-    ids, grids = torch.tensor(ids), torch.tensor(grids)
-    channels = 3 * vision.temporal_patch_size * vision.patch_size**2
-    pixels = [
-        torch.randn(size, channels, generator=torch.Generator().manual_seed(size)) for size in grids.prod(-1).tolist()
-    ]
-    return ids, {"pixel_values": torch.cat(pixels), "image_grid_thw": grids}
-
-
 @pytest.mark.parametrize("model_type", VISION)
 class TestImages:
     """M-RoPE positions follow the true length and the images, whatever is held and whatever was read before."""
-
-    @staticmethod
-    def media(model, ids, inputs):
-        return {**inputs, "mm_token_type_ids": (ids == model.config.image_token_id).long()}
 
     def check(self, model, output, kinds, inputs, start):
         kinds = torch.nn.functional.pad(kinds, (0, output.shape[1] - kinds.shape[1]), value=2)
         with torch.no_grad():
             logits = model(
-                input_ids=output, semantic_ids=kinds, use_cache=False, **self.media(model, output, inputs)
+                input_ids=output, semantic_ids=kinds, use_cache=False, **with_media_types(model, output, inputs)
             ).logits
         logits = logits[:, start - 1 : -1]
         chosen = logits.gather(-1, output[:, start:, None])[..., 0]
@@ -272,7 +286,7 @@ class TestImages:
         kinds, texts = types(1, ids.shape[1]), []
         caches = HSACache(CONFIG, max_waiting=8), HSACache(CONFIG, evict=False)
         for cache in caches:
-            media = self.media(model, ids, inputs)
+            media = with_media_types(model, ids, inputs)
             options = {"semantic_ids": kinds, "past_key_values": cache, "max_new_tokens": 40, **media, **GREEDY}
             texts.append(model.generate(ids, **options))
         assert torch.equal(*texts)
@@ -294,11 +308,11 @@ class TestImages:
             kinds = new_kinds if kinds is None else torch.cat([kinds, new_kinds], 1)
             start = ids.shape[1]
             options = {"semantic_ids": kinds, "past_key_values": cache, "max_new_tokens": 15, **GREEDY}
-            ids = model.generate(ids, **options, **self.media(model, ids, inputs))
+            ids = model.generate(ids, **options, **with_media_types(model, ids, inputs))
             kinds = torch.nn.functional.pad(kinds, (0, 15), value=2)
             other, others_inputs = conversation(model, 1)  # another conversation in between
             options = {"semantic_ids": types(1, other.shape[1]), "max_new_tokens": 2, **GREEDY}
-            model.generate(other, **options, **self.media(model, other, others_inputs))
+            model.generate(other, **options, **with_media_types(model, other, others_inputs))
             if turn > 1:
                 assert encoded[-2] == rows * int(inputs["image_grid_thw"][-1].prod())
             self.check(model, ids, kinds, inputs, start)
@@ -308,12 +322,13 @@ class TestImages:
         model, cache = build(model_type), HSACache(CONFIG)
         ids, inputs = conversation(model, 1)
         options = {"past_key_values": cache, "max_new_tokens": 5, **GREEDY}
-        model.generate(ids, semantic_ids=torch.zeros_like(ids), **options, **self.media(model, ids, inputs))
-        ids, _ = conversation(model, 2)
+        media = with_media_types(model, ids, inputs)
+        written = model.generate(ids, semantic_ids=torch.zeros_like(ids), **options, **media)
+        ids = torch.cat([written, conversation(model, 2)[0][:, ids.shape[1] :]], 1)
         with pytest.raises(
             ValueError, match="image_grid_thw describes 4 tokens, but input_ids has 10: pass the images"
         ):
-            model.generate(ids, semantic_ids=torch.zeros_like(ids), **options, **self.media(model, ids, inputs))
+            model.generate(ids, semantic_ids=torch.zeros_like(ids), **options, **with_media_types(model, ids, inputs))
 
 
 class TestSwitching:
@@ -338,9 +353,23 @@ class TestSwitching:
     def test_a_copy_generates_for_itself(self):
         model, ids, kinds = build(), tokens(), types()
         twin = copy.deepcopy(model)
-        assert twin.generate.__self__ is twin
+        assert twin.generate.model is twin
         expected = model.generate(ids, semantic_ids=kinds, max_new_tokens=5, **GREEDY)
         assert torch.equal(twin.generate(ids, semantic_ids=kinds, max_new_tokens=5, **GREEDY), expected)
+
+    @pytest.mark.parametrize("save", [pickle_copy, torch_copy])
+    def test_a_saved_model_generates_for_itself(self, save):
+        model, ids, kinds = build(), tokens(), types()
+        twin = save(model)
+        assert twin.generate.model is twin
+        expected = model.generate(ids, semantic_ids=kinds, max_new_tokens=5, **GREEDY)
+        assert torch.equal(twin.generate(ids, semantic_ids=kinds, max_new_tokens=5, **GREEDY), expected)
+        disable_hsa(twin)
+        assert "generate" not in vars(twin)
+
+    def test_it_looks_like_the_stock_method(self):
+        stock = inspect.signature(tiny.build_model("llama").generate)
+        assert inspect.signature(build().generate) == stock
 
 
 class TestBadInput:
@@ -349,7 +378,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"semantic_ids has shape .*, but input_ids has \(2, 60\)"):
             build().generate(tokens(), semantic_ids=types(*shape), max_new_tokens=5)
 
-    @pytest.mark.parametrize("kinds", [types() + 1, types() - 1, types().float()])
+    @pytest.mark.parametrize("kinds", [types() + 1, types() - 1, types().float(), types() > 0])
     def test_types_that_do_not_exist(self, kinds):
         with pytest.raises(ValueError, match="must hold whole numbers from 0"):
             build().generate(tokens(), semantic_ids=kinds, max_new_tokens=5)
@@ -359,6 +388,28 @@ class TestBadInput:
         ids = model.generate(ids, semantic_ids=kinds, past_key_values=cache, max_new_tokens=5, **GREEDY)
         with pytest.raises(ValueError, match="semantic_ids are missing: going on from an HSACache"):
             model.generate(ids, past_key_values=cache, max_new_tokens=5, **GREEDY)
+
+    def test_other_tokens_than_those_seen(self):
+        """Such as the same text, encoded anew."""
+        model, ids, kinds, cache = build(), tokens(), types(), HSACache(CONFIG)
+        ids = model.generate(ids, semantic_ids=kinds, past_key_values=cache, max_new_tokens=5, **GREEDY)
+        other = ids.clone()
+        other[1, 62] += 1
+        options = {"semantic_ids": torch.nn.functional.pad(kinds, (0, 5), value=2), "max_new_tokens": 2, **GREEDY}
+        with pytest.raises(ValueError, match="differs from what .* first at token 62 of row 1: pass the tokens that"):
+            model.generate(other, past_key_values=cache, **options)
+        cache.batch_select_indices(torch.tensor([1, 0]))
+        with pytest.raises(ValueError, match="first at token 0 of row 0"):
+            model.generate(ids, past_key_values=cache, **options | {"semantic_ids": options["semantic_ids"].flip(0)})
+        options["semantic_ids"] = options["semantic_ids"].flip(0)
+        assert model.generate(ids.flip(0), past_key_values=cache, **options).shape == (2, 67)
+
+    def test_a_cache_of_other_rows(self):
+        """Beams leave a row each behind."""
+        model, ids, kinds, cache = build(), tokens(), types(), HSACache(CONFIG)
+        ids = model.generate(ids, semantic_ids=kinds, past_key_values=cache, num_beams=3, max_new_tokens=5, **GREEDY)
+        with pytest.raises(ValueError, match="This HSACache holds 6 rows, but input_ids has 2"):
+            model.generate(ids, semantic_ids=types(2, 65), past_key_values=cache, max_new_tokens=5, **GREEDY)
 
     def test_nothing_new(self):
         model, ids, kinds, cache = build(), tokens(), types(), HSACache(CONFIG)
@@ -386,9 +437,47 @@ class TestBadInput:
         with pytest.raises(ValueError, match="empty prompt|needs input_ids of shape"):
             build().generate(torch.ones(shape, dtype=torch.long), semantic_ids=torch.zeros(shape, dtype=torch.long))
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+    def test_a_prompt_of_another_dtype(self, dtype):
+        with pytest.raises(ValueError, match=f"needs input_ids of whole numbers, got {dtype}"):
+            build().generate(tokens().to(dtype), semantic_ids=types(), max_new_tokens=5)
+
+    @pytest.mark.parametrize("shape", [(2, 59), (1, 60), (2, 1, 60, 60)])
+    def test_a_mask_of_another_shape(self, shape):
+        with pytest.raises(ValueError, match="attention_mask must have the shape of input_ids"):
+            build().generate(tokens(), semantic_ids=types(), attention_mask=torch.ones(shape), max_new_tokens=5)
+
+    def test_a_mask_that_takes_back_tokens(self):
+        model, ids, cache = build(), tokens(), HSACache(CONFIG)
+        model.generate(ids[:, :50], semantic_ids=types(2, 50), past_key_values=cache, max_new_tokens=1, **GREEDY)
+        mask = torch.ones_like(ids)
+        mask[0, 20] = 0
+        inputs = {"semantic_ids": torch.cat([types(2, 50), types(2, 10)], 1), "attention_mask": mask}
+        with pytest.raises(ValueError, match="takes tokens for padding that this HSACache has seen as text"):
+            model.generate(ids, past_key_values=cache, max_new_tokens=1, **inputs, **GREEDY)
+
+    def test_gradient_checkpointing(self):
+        model = build().train()
+        model.gradient_checkpointing_enable()
+        with pytest.raises(ValueError, match=r"call model.eval\(\) before"):
+            model.generate(tokens(), semantic_ids=types(), max_new_tokens=5)
+        assert model.eval().generate(tokens(), semantic_ids=types(), max_new_tokens=5, **GREEDY).shape == (2, 65)
+
+    def test_a_model_with_a_cache_of_its_own(self):
+        sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        layers = {"layer_types": ["linear_attention", "full_attention"], "num_local_experts": 2, "vocab_size": 1024}
+        config = AutoConfig.for_model("minimax", **sizes, **layers, num_key_value_heads=2, head_dim=16)
+        model = enable_hsa(AutoModelForCausalLM.from_config(config).eval(), CONFIG)
+        with pytest.raises(ValueError, match="MiniMaxForCausalLM brings a cache of its own"):
+            model.generate(tokens(), semantic_ids=types(), max_new_tokens=5)
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
+            ({"input_ids": tokens()}, "got its prompt twice"),
+            ({"tagger": "NOISE"}, "tagger must have the methods of .*, got 'NOISE'"),
+            ({"guidance_scale": 1.5}, "guidance_scale: classifier-free guidance"),
+            ({"token_healing": True}, "token_healing: it changes tokens of the prompt"),
             ({"assistant_model": tiny.build_model("llama")}, "assistant_model: assisted decoding"),
             ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens: prompt lookup"),
             ({"use_cache": False}, "needs its cache"),
@@ -416,3 +505,24 @@ def test_threads_that_share_a_model_take_turns():
         )
         for number, result in enumerate(results):
             assert torch.equal(result, expected[number % 2])
+
+
+def test_forwards_of_several_threads_have_a_plan_each():
+    model, ids = build("gemma3_text"), tokens()
+    kinds = [types(seed=seed) for seed in range(3)]
+    generated = model.generate(ids, semantic_ids=kinds[0], max_new_tokens=10, **GREEDY)
+
+    @torch.no_grad()
+    def forward(number):
+        return model(input_ids=ids, semantic_ids=kinds[number % 3], use_cache=False).logits
+
+    def run(number):
+        if number % 4 == 3:
+            return model.generate(ids, semantic_ids=kinds[0], max_new_tokens=10, **GREEDY)
+        return forward(number)
+
+    expected = [forward(number) for number in range(3)]
+    with ThreadPoolExecutor(4) as pool:
+        for number, result in enumerate(pool.map(run, range(24))):
+            wanted = generated if number % 4 == 3 else expected[number % 3]
+            torch.testing.assert_close(result, wanted, atol=1e-5, rtol=1e-5)

@@ -39,14 +39,18 @@ def dense_attention(
     if query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16):
         bias_dtype = torch.float32
 
+    is_causal = plan.is_causal(sliding_window, neutral)
+    bias = None if is_causal else plan.dense_bias(bias_dtype, sliding_window, neutral)
     groups = query.shape[1] // key.shape[1]
+    if query.shape[2] == 1 and groups > 1:  # heads that share a key are rows of one product, which reads it once
+        grouped = query.reshape(query.shape[0], key.shape[1], groups, query.shape[3])
+        output = F.scaled_dot_product_attention(grouped, key, value, attn_mask=bias, dropout_p=dropout, scale=scale)
+        return output.reshape(*query.shape[:3], value.shape[3])
+
     on_cpu = query.device.type == "cpu"
     if groups > 1 and not on_cpu:  # CUDA's fused kernels take no mask together with grouped heads
         key = key.repeat_interleave(groups, dim=1)
         value = value.repeat_interleave(groups, dim=1)
-
-    is_causal = plan.is_causal(sliding_window, neutral)
-    bias = None if is_causal else plan.dense_bias(bias_dtype, sliding_window, neutral)
     return F.scaled_dot_product_attention(
         query,
         key,

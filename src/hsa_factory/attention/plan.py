@@ -109,6 +109,9 @@ class AttentionPlan:
         is_padding = document_ids == 0
         self.is_padding = is_padding if bool(is_padding.any()) else None
         self._packed: bool | None = None
+        self._start()
+
+    def _start(self) -> None:
         self.calls: set[int] = set()
         self._bias: dict[tuple, torch.Tensor] = {}
         self._causal: dict[tuple, bool] = {}
@@ -203,6 +206,8 @@ class AttentionPlan:
 
     def is_causal(self, sliding_window: int | None = None, neutral: bool = False) -> bool:
         """Whether the rules come to plain causal attention: one document a row, no padding, no bias, no window."""
+        if self.query_length != self.key_length or self.has_gaps:
+            return False
         key = (sliding_window, neutral)
         if key not in self._causal:
             rules = EffectiveRules.of(self.config, sliding_window, neutral)
@@ -212,9 +217,7 @@ class AttentionPlan:
             ]
             free = torch.tensor(free, device=self.device)
             self._causal[key] = (
-                self.query_length == self.key_length
-                and not self.has_gaps
-                and self.is_padding is None
+                self.is_padding is None
                 and not rules.hide
                 and bool(free[self.semantic_ids].all())
                 and not self.has_packed_rows()

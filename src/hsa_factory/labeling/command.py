@@ -16,17 +16,19 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from .detect import detect_entry, tagged_entry
 from .formats import Layout
 from .job import BadSample, Job, parse_sample, run_job
+from .locking import locked
 from .records import Chunk, read_chunks
 from .rules import RuleSet, preset_names
 from .summary import print_summary
 
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
+WAIT = 3.0  # seconds: the workers of a run that was killed end within one, and hold its lock until then
 _EPILOG = f"""\
 Presets: {", ".join(preset_names())}. `hsa-factory label --rules PRESET --print-rules` prints one, to be changed.
 
 If it is stopped, what is done stays in OUT.partial; the same command goes on from there. OUT itself is written at the
-end, whole.
+end, whole. A second run on the same OUT stops with an error.
 """
 
 
@@ -94,6 +96,12 @@ def _run(options: argparse.Namespace, rules: RuleSet) -> None:
     out = Path(options.out)
     if out.suffix not in SUFFIXES:
         raise ValueError(f"--out {options.out!r}: the name must end with {', '.join(SUFFIXES)}.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with locked(out, WAIT):
+        _write(options, rules, out)
+
+
+def _write(options: argparse.Namespace, rules: RuleSet, out: Path) -> None:
     if out.exists() and not options.overwrite:
         raise ValueError(f"--out {options.out!r} exists. Use --overwrite to replace it.")
     workers = _cores() if options.workers is None else options.workers
@@ -116,7 +124,6 @@ def _run(options: argparse.Namespace, rules: RuleSet) -> None:
         entry = detect_entry(_samples(first))
         chunks = chain([first], chunks)
     entry = tagged_entry(entry)
-    out.parent.mkdir(parents=True, exist_ok=True)
 
     job = Job(inputs, Layout.from_entry(entry), rules, out, options.tokenizer, options.skip_bad)
     console = Console(stderr=True)
@@ -210,9 +217,10 @@ def _print_entry(console: Console, info: Path, out: Path, entry: dict[str, Any],
         return
 
     partial = info.with_name(f".{info.name}.{os.getpid()}")
-    everything = {**_read_info(info), out.stem: described}
-    partial.write_text(json.dumps(everything, ensure_ascii=False, indent=2) + "\n", "utf-8")
-    os.replace(partial, info)
+    with locked(info, 60):
+        everything = {**_read_info(info), out.stem: described}
+        partial.write_text(json.dumps(everything, ensure_ascii=False, indent=2) + "\n", "utf-8")
+        os.replace(partial, info)
     console.print(f"written to {out}, which is data set {out.stem!r} of {info} now", highlight=False, soft_wrap=True)
 
 

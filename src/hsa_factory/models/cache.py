@@ -1,6 +1,6 @@
 """A key/value cache that lets go of keys which HSA can never see again: exact, and as small as what is visible."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,14 @@ from ..attention.rules import EffectiveRules
 from ..config import HSAConfig
 from ..semantics import SemanticType
 from .cache_layer import NO_HSA, HSACacheLayer
+from .incoming import EndedRows, IncomingTypes, check_types, find_real
 from .key_table import Keys, KeyTable
+from .lookahead import Lookahead
+from .seen_tokens import SeenTokens
 from .tagger import Tagger
+
+
+_SHAPE = ("model_type", "hidden_size", "num_key_value_heads", "head_dim")  # tells models apart, as far as configs can
 
 
 @dataclass
@@ -59,35 +65,47 @@ class HSACache(Cache):
             raise ValueError(f"HSACache: max_waiting = {max_waiting!r} is not allowed: a whole number ≥ 1.")
         super().__init__(layers=[])
         self.config = config
-        self.tagger = tagger
         self.max_waiting = max_waiting if evict else None
         self.room = max_waiting
         self.tables: dict[tuple[int | None, bool], KeyTable] = {}
         self.layer_keys: dict[int, tuple[int | None, bool]] = {}
         self.rope_deltas: torch.Tensor | None = None  # of M-RoPE models
         self._bound: tuple[Any, Any] = (None, None)
+        self._shape: list[Any] = []
+        self._incoming = IncomingTypes(tagger)
+        self._ends = EndedRows()
         self._forget()
 
     def _forget(self) -> None:
-        self._seen = 0
-        self._history: list[Keys] = []  # of all tokens seen, in pieces
-        self._prompt_types: torch.Tensor | None = None
-        self._tagged_from = 0
-        self._held: list[int] = []
-        self._new: Keys | None = None
+        self._seen = SeenTokens()
+        self._new: Keys | None = None  # of the forward under way; None if they were foreseen
+        self._is_open = False
+        self._ids: torch.Tensor | None = None
+        self._incoming.forget()
+        self._ends.forget()
 
     @property
     def semantic_ids(self) -> torch.Tensor | None:
         """Types of all tokens seen, (B, seen) int64; None before the first."""
-        return self._all_keys().semantic_ids if self._history else None
+        return self._seen.keys.semantic_ids if self._seen else None
+
+    @property
+    def attention_mask(self) -> torch.Tensor | None:
+        """Which of the tokens seen are real, (B, seen) int64: 1, and 0 for padding; None before the first."""
+        return self._seen.keys.is_real.long() if self._seen else None
+
+    @property
+    def ended_rows(self) -> torch.Tensor | None:
+        """Which rows have read an end token since `expect`, (B,) bool; None: nothing is known of that."""
+        return self._ends.ended
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return how many tokens were seen, padding included; positions go on from there."""
-        return self._seen
+        return len(self._seen)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Return the length of the sequence after the next forward, and 0. (HSA needs no mask.)"""
-        return self._seen + query_length, 0
+        return len(self._seen) + query_length, 0
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -105,15 +123,15 @@ class HSACache(Cache):
         """Return `seen_tokens`, `kept_tokens` and `bytes`."""
         kept = [int(table.keys.is_real.sum(1).max()) for table in self.tables.values() if len(table)]
         size = sum(layer.nbytes() for layer in self.layers if isinstance(layer, HSACacheLayer))
-        return CacheReport(seen_tokens=self._seen, kept_tokens=max(kept, default=0), bytes=size)
+        return CacheReport(seen_tokens=len(self._seen), kept_tokens=max(kept, default=0), bytes=size)
 
     # -- one forward ------------------------------------------------------------------------------------------
 
-    def bind(self, text_config: PreTrainedConfig, windows: dict[int, int | None], config: HSAConfig) -> None:
+    def bind(self, model_config: PreTrainedConfig, windows: dict[int, int | None], config: HSAConfig) -> None:
         """Make the layers for a model, or check that they are.
 
         Args:
-            text_config: Of the text model.
+            model_config: Of the model.
             windows: The sliding window of each softmax attention layer.
             config: The model's rules.
 
@@ -131,12 +149,15 @@ class HSACache(Cache):
             index: (window, config.layers is not None and index not in config.layers)
             for index, window in windows.items()
         }
+        text_config = model_config.get_text_config(decoder=True)
+        shape = [getattr(text_config, name, None) for name in _SHAPE]
+        if self.layers and (keys != self.layer_keys or shape != self._shape):
+            raise ValueError("This HSACache belongs to another model.")
+        self._bound, self._shape = (config, windows), shape
         if self.layers:
-            if keys != self.layer_keys:
-                raise ValueError("This HSACache belongs to another model.")
             return
 
-        self.layer_keys, self._bound = keys, (config, windows)
+        self.layer_keys = keys
         self.tables = {
             key: KeyTable(EffectiveRules.of(config, *key), self.max_waiting) for key in dict.fromkeys(keys.values())
         }
@@ -144,25 +165,44 @@ class HSACache(Cache):
         for index, key in keys.items():
             self.layers[index] = HSACacheLayer(self.tables[key], self.room)
 
-    def expect(self, semantic_ids: torch.Tensor, tagger: Tagger) -> None:
-        """Say which types the next tokens have.
+    def expect(self, semantic_ids: torch.Tensor, tagger: Tagger, end_ids: Sequence[int] = ()) -> None:
+        """Say which types the next tokens have, and what ends a row.
 
         Args:
             semantic_ids: (B, n) of the first n tokens of the sequence, those seen included; where they differ from what
                 they were seen with, they change (`retype`).
             tagger: For the tokens after them.
+            end_ids: Of them those after which a row gets padding until the others have ended, too.
 
         Raises:
             ValueError: If rows are missing, or a token seen cannot change its type any more.
         """
-        if self._history and semantic_ids.shape[0] != self._history[0].positions.shape[0]:
-            raise ValueError(
-                f"This HSACache holds {self._history[0].positions.shape[0]} rows, but the input has "
-                f"{semantic_ids.shape[0]}."
-            )
+        if self._seen and semantic_ids.shape[0] != self._seen.rows:
+            raise ValueError(f"This HSACache holds {self._seen.rows} rows, but the input has {semantic_ids.shape[0]}.")
         self._retype_seen(semantic_ids)
-        self._prompt_types, self.tagger, self._held = semantic_ids.long(), tagger, []
-        self._tagged_from = semantic_ids.shape[1]
+        self._incoming.expect(semantic_ids, tagger)
+        self._ends.expect(end_ids, semantic_ids.shape[1])
+
+    def note_ids(self, input_ids: torch.Tensor) -> None:
+        """Remember the tokens of a sequence, (B, …), as far as they have been seen, for `check_ids`."""
+        self._ids = input_ids[:, : len(self._seen)]
+
+    def check_ids(self, input_ids: torch.Tensor) -> None:
+        """Check that a sequence, (B, L), begins with the tokens noted.
+
+        Raises:
+            ValueError: If it is another one.
+        """
+        if self._ids is None or not self._seen:
+            return
+        number = min(self._ids.shape[1], len(self._seen))
+        differs = (input_ids[:, :number] != self._ids[:, :number]) & self._seen.keys.is_real[:, :number]
+        if bool(differs.any()):
+            row, place = differs.nonzero()[0].tolist()
+            raise ValueError(
+                f"input_ids differs from what this HSACache has seen, first at token {place} of row {row}: pass the tokens "
+                "that went in and came out, not their text encoded anew; for another conversation make another cache."
+            )
 
     def begin(
         self,
@@ -186,33 +226,70 @@ class HSACache(Cache):
             ValueError: If something does not fit, or types are missing.
         """
         rows, number = tokens.shape[:2]
+        if not rows * number:
+            raise ValueError(f"There is nothing to read: the input has (batch, length) = {(rows, number)}.")
         self._fit_rows(rows)
-        self._check_layers()
-        types = self._new_types(tokens, semantic_ids)
-        is_real = self._new_padding(types, attention_mask)
-        last = self._history[-1].positions[:, -1:] if self._history else -1
-        self._new = Keys(last + is_real.long().cumsum(1), types, is_real)
+        if self._is_open:
+            self._check_layers()
+        types = self._types_of(tokens, semantic_ids)
+        is_real = find_real(tokens, attention_mask, len(self._seen))
+        is_real = self._ends.find_real(tokens, is_real, len(self._seen))
+        changes, released = self._incoming.news(len(self._seen))
+        for change in changes:
+            self.retype(*change)
 
-        next_positions = self._new.positions[:, -1] + 1
-        held_from, released = self._settle()
+        keys_stay = not any(table.may_drop(number, released) for table in self.tables.values())
+        if self._seen and number == 1 and is_real is None and keys_stay:
+            plans = self._plan_foreseen(types, tokens.device, config, released)
+        else:
+            plans = self._plan(check_types(types).to(tokens.device), is_real, config, released)
+        self._is_open = True
+        return {index: plans[key] for index, key in self.layer_keys.items()}
+
+    def _plan(
+        self, types: torch.Tensor, is_real: torch.Tensor | None, config: HSAConfig, released: int
+    ) -> dict[tuple[int | None, bool], AttentionPlan]:
+        """Plan any forward."""
+        number = types.shape[1]
+        is_real = torch.ones_like(types, dtype=torch.bool) if is_real is None else is_real
+        before = self._seen.last_positions if self._seen else -1
+        self._new = Keys(before + is_real.long().cumsum(1), types, is_real)
+        last = self._new.positions[:, -1]
+        held_from = self._incoming.held_from(last, len(self._seen) + number)
         plans = {}
         for key, table in self.tables.items():
-            table.begin(self._new, next_positions, held_from, released)
+            table.begin(self._new, last + 1, held_from, released)
             keys = table.new_keys
             plans[key] = (
                 AttentionPlan.of_cached_keys(keys.semantic_ids, config, keys.is_real, keys.positions, number)
                 if self._seen
                 else AttentionPlan(keys.semantic_ids, config, keys.is_real)
             )
-        return {index: plans[key] for index, key in self.layer_keys.items()}
+        return plans
+
+    def _plan_foreseen(
+        self, types: torch.Tensor, device: torch.device, config: HSAConfig, released: int
+    ) -> dict[tuple[int | None, bool], AttentionPlan]:
+        """Plan a forward of one token a row, none of them padding, after which no key goes."""
+        ahead = self._seen.ahead
+        if ahead is None or not ahead.fits(types, config):
+            types = check_types(types).to(device)
+            ahead = Lookahead(self._seen.last_positions, types, self.tables, config, before=ahead)
+            self._seen.ahead = ahead
+        self._new = None
+        for table in self.tables.values():
+            table.begin_foreseen(released)
+        return ahead.plans()
 
     def commit(self) -> None:
         """End a forward."""
         for table in self.tables.values():
             table.commit()
-        self._history.append(self._new)
-        self._seen += self._new.positions.shape[1]
-        self._new = None
+        if self._new is None:
+            self._seen.ahead.taken += 1
+        else:
+            self._seen.append(self._new)
+        self._new, self._is_open = None, False
 
     def abort(self) -> None:
         """End a forward that failed."""
@@ -222,13 +299,15 @@ class HSACache(Cache):
 
     def keep_rope_deltas(self, deltas: torch.Tensor | None) -> None:
         """Remember what an M-RoPE model would forget at its next conversation: (rows, 1), or None."""
-        if deltas is not None and self._history:
-            deltas = deltas.repeat_interleave(self._history[0].positions.shape[0] // deltas.shape[0], dim=0)
+        if deltas is self.rope_deltas:
+            return
+        if deltas is not None and self._seen:
+            deltas = deltas.repeat_interleave(self._seen.rows // deltas.shape[0], dim=0)
         self.rope_deltas = deltas
 
     # -- types ------------------------------------------------------------------------------------------------
 
-    def retype(self, row: int, start: int, stop: int, semantic_type: int) -> None:
+    def retype(self, row: int, start: int, stop: int, semantic_type: int | str) -> None:
         """Change the type of tokens that have been seen; their keys stay as they are.
 
         Args:
@@ -240,130 +319,78 @@ class HSACache(Cache):
         Raises:
             ValueError: If a key is gone that could be seen with the new type.
         """
-        history = self._all_keys()
-        semantic_ids = history.semantic_ids.clone()
+        if not self._seen:
+            raise ValueError("This HSACache has seen no token whose type could change.")
+        semantic_type, seen = SemanticType.parse(semantic_type), self._seen.keys
+        semantic_ids = seen.semantic_ids.clone()
         semantic_ids[row, start:stop] = int(semantic_type)
-        positions = history.positions[row, start:stop][history.is_real[row, start:stop]]
+        positions = seen.positions[row, start:stop][seen.is_real[row, start:stop]]
         if len(positions):
             for table in self.tables.values():
-                if not table.retype(row, positions, int(semantic_type), history.positions[row, -1] + 1):
+                if not table.retype(row, positions, int(semantic_type), seen.positions[row, -1] + 1):
                     raise ValueError(
-                        f"Tokens {start} to {stop} of row {row} cannot become {SemanticType(semantic_type).name} any "
+                        f"Tokens {start} to {stop} of row {row} cannot become {semantic_type.name} any "
                         "more: their keys are gone."
                     )
-        self._history = [history._replace(semantic_ids=semantic_ids)]
+        self._seen.retype(semantic_ids)
 
     def _retype_seen(self, semantic_ids: torch.Tensor) -> None:
         """Take over what all types, (B, seen + …), say of the tokens seen."""
         if not self._seen:
             return
-        seen = self._all_keys()
-        differs = (seen.semantic_ids != semantic_ids[:, : self._seen]) & seen.is_real
+        seen, number = self._seen.keys, len(self._seen)
+        differs = (seen.semantic_ids != semantic_ids[:, :number]) & seen.is_real
         for row in differs.any(dim=1).nonzero().flatten().tolist():
-            wanted = torch.where(differs[row], semantic_ids[row, : self._seen], -1)
+            wanted = torch.where(differs[row], semantic_ids[row, :number], -1)
             values, lengths = wanted.unique_consecutive(return_counts=True)
             stops = lengths.cumsum(0).tolist()
             for value, length, stop in zip(values.tolist(), lengths.tolist(), stops):
                 if value >= 0:
                     self.retype(row, stop - length, stop, value)
 
-    def _new_types(self, tokens: torch.Tensor, semantic_ids: torch.Tensor | None) -> torch.Tensor:
-        rows, number = tokens.shape[:2]
-        if semantic_ids is not None:
-            if semantic_ids.shape == (rows, self._seen + number):
-                self._retype_seen(semantic_ids)
-            elif semantic_ids.shape != (rows, number):
-                seen = f", {self._seen} of them cached" if self._seen else ""
-                raise ValueError(
-                    f"semantic_ids has shape {tuple(semantic_ids.shape)}, but the input has (batch, length) = "
-                    f"{(rows, self._seen + number)}{seen}."
-                )
-            new = semantic_ids[:, -number:].long()
-            if new.numel() and not 0 <= int(new.min()) <= int(new.max()) <= 2:
-                raise ValueError(f"semantic_ids holds {new[(new < 0) | (new > 2)][0]}; allowed are 0, 1 and 2.")
-            return new
-
-        given = self._prompt_types
-        types = given[:, self._seen : self._seen + number] if given is not None else tokens.new_empty(rows, 0).long()
-        if types.shape[0] != rows:
-            types = types.repeat_interleave(rows // types.shape[0], 0)
-        if types.shape[1] < number:
-            if self.tagger is None:
-                raise ValueError("semantic_ids are missing: a model that goes on from an HSACache needs them.")
-            if tokens.dim() != 2:
-                raise ValueError("Generated tokens must be input_ids to be typed, got embeddings.")
-            types = torch.cat([types, self.tagger.tag(tokens[:, types.shape[1] :]).to(types)], dim=1)
-        return types
-
-    def _settle(self) -> tuple[torch.Tensor | None, int]:
-        """Take over what the tagger knows by now.
-
-        Returns:
-            From which position on keys must stay, (B,) or None, and how many of a row no longer need to.
-        """
-        if self.tagger is None:
-            return None, 0
-
-        for row, start, stop, semantic_type in self.tagger.settled():
-            start, stop = self._tagged_from + start, min(self._tagged_from + stop, self._seen)
-            if start < stop:
-                self.retype(row, start, stop, semantic_type)
-        unsettled = self.tagger.unsettled()
-        if unsettled is None:
-            return None, 0
-        released = max((new - old for new, old in zip(unsettled, self._held)), default=0)
-        self._held = unsettled
-        positions = self._new.positions
-        ahead = self._tagged_from - self._seen - positions.shape[1] + 1  # from the last token
-        return positions[:, -1] + torch.tensor(unsettled, device=positions.device) + ahead, max(released, 0)
+    def _types_of(self, tokens: torch.Tensor, semantic_ids: torch.Tensor | None) -> torch.Tensor:
+        """Return the new tokens' types, (B, Q); where all types are given, take over what they say of those seen."""
+        if semantic_ids is None:
+            return self._incoming.of(tokens, len(self._seen))
+        rows, number, seen = *tokens.shape[:2], len(self._seen)
+        if semantic_ids.shape == (rows, seen + number):
+            self._retype_seen(semantic_ids)
+        elif semantic_ids.shape != (rows, number):
+            cached = f", {seen} of them cached" if seen else ""
+            raise ValueError(
+                f"semantic_ids has shape {tuple(semantic_ids.shape)}, but the input has (batch, length) = "
+                f"{(rows, seen + number)}{cached}."
+            )
+        return semantic_ids[:, -number:].long()
 
     # -- rows and lengths -------------------------------------------------------------------------------------
 
-    def _all_keys(self) -> Keys:
-        if len(self._history) > 1:
-            self._history = [Keys(*(torch.cat(pieces, dim=1) for pieces in zip(*self._history)))]
-        return self._history[0]
-
-    def _new_padding(self, types: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        if attention_mask is None:
-            return torch.ones_like(types, dtype=torch.bool)
-        expected = (types.shape[0], self._seen + types.shape[1])
-        if tuple(attention_mask.shape) != expected:
-            raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}, but it must cover (batch, length) = {expected}"
-                f", {self._seen} cached tokens included."
-            )
-        new = attention_mask[:, self._seen :]
-        if self._seen == 0 and bool((new > 1).any()):
-            raise ValueError("A packed row (attention_mask above 1) cannot be cached: run its documents on their own.")
-        return new != 0
-
     def _fit_rows(self, rows: int) -> None:
-        if not self._history:
+        if not self._seen or rows == self._seen.rows:
             return
-        held = self._history[0].positions.shape[0]
-        if rows % held:
-            raise ValueError(f"This HSACache holds {held} rows, but the input has {rows}.")
-        if rows != held:
-            self.batch_repeat_interleave(rows // held)
+        if rows % self._seen.rows:
+            raise ValueError(f"This HSACache holds {self._seen.rows} rows, but the input has {rows}.")
+        self.batch_repeat_interleave(rows // self._seen.rows)
 
     def _check_layers(self) -> None:
+        """Refuse to go on after a forward that did not end, if a layer took part in it (of linear ones nobody knows)."""
         for layer in self.layers:
-            if isinstance(layer, HSACacheLayer) and layer.get_seq_length() != len(layer.table):
+            if not isinstance(layer, HSACacheLayer) or layer.get_seq_length() != len(layer.table):
                 raise ValueError("A forward with this HSACache failed half-way, so it cannot be used any more.")
 
     def _change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._seen.change(change)
         for table in self.tables.values():
             table.change(change)
-        if self._history:
-            self._history = [self._all_keys().map(change)]
         for layer in self.layers:
             if isinstance(layer, HSACacheLayer):
                 layer.change(change)
         if self.rope_deltas is not None:
             self.rope_deltas = change(self.rope_deltas)
-        if self.tagger is not None:
-            self.tagger.change(change)
+        if self._ids is not None:
+            self._ids = change(self._ids)
+        self._incoming.change(change)
+        self._ends.change(change)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Let each row go on from another one, as beam search does. `beam_idx`: (B,)."""
@@ -373,8 +400,8 @@ class HSACache(Cache):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row."""
-        if self._other_layers() and self._history:
-            rows = torch.arange(self._history[0].positions.shape[0]).repeat_interleave(repeats)
+        if self._other_layers() and self._seen:
+            rows = torch.arange(self._seen.rows).repeat_interleave(repeats)
             return self.reorder_cache(rows)
         self._change(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
 
@@ -396,22 +423,21 @@ class HSACache(Cache):
         Raises:
             ValueError: If keys have been dropped: those that the remembered tokens would need may be among them.
         """
-        number = -max_length if max_length < 0 else self._seen - max_length
+        number = -max_length if max_length < 0 else len(self._seen) - max_length
         if number <= 0:
             return
         if self._other_layers():
             raise ValueError("A cache of linear attention cannot be cropped: its state has no way back.")
-        if any(len(table) < self._seen for table in self.tables.values()):
+        if any(len(table) < len(self._seen) for table in self.tables.values()):
             raise ValueError(
                 "This HSACache cannot be cropped: keys that the remaining tokens would see are gone. Assisted and "
                 "speculative decoding need HSACache(config, evict=False)."
             )
+        self._seen.change(lambda tensor: tensor[:, :-number])
         for table in self.tables.values():
             table.change(lambda tensor: tensor[:, :-number])
         for layer in self.layers:
             layer.crop(number)
-        self._history = [self._all_keys().map(lambda tensor: tensor[:, :-number])]
-        self._seen -= number
 
     def reset(self) -> None:
         """Forget everything."""

@@ -51,11 +51,14 @@ class HSACacheLayer(CacheLayerMixin):
         Raises:
             ValueError: If no forward with HSA is under way.
         """
-        if self.table.new_keys is None:
+        if not self.table.is_open:
             raise ValueError(NO_HSA)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
 
+        if self.table.new_padding is not None:
+            padding = self.table.new_padding[:, None, :, None]
+            key_states, value_states = key_states.masked_fill(padding, 0), value_states.masked_fill(padding, 0)
         new_length = self._length + key_states.shape[2]
         result = [self._append(index, states, new_length) for index, states in enumerate((key_states, value_states))]
         self._length, kept = new_length, result
@@ -99,6 +102,10 @@ class HSACacheLayer(CacheLayerMixin):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return the number of keys that the next forward sees, and 0."""
         return self._length + query_length, 0
+
+    def get_max_length(self) -> int:
+        """Return -1: there is no limit. (The name in newer transformers.)"""
+        return -1
 
     def get_max_cache_shape(self) -> int:
         """Return -1: there is no limit."""

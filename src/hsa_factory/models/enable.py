@@ -1,11 +1,13 @@
 """`enable_hsa` and `disable_hsa`: HSA on any transformers model through its public extension points."""
 
+import copy
 import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedConfig
 
 from ..attention.api import check_backend
 from ..config import CONFIG_NAME, HSAConfig
@@ -24,7 +26,8 @@ def enable_hsa(model: nn.Module, config: HSAConfig | None = None) -> nn.Module:
     From then on `model(input_ids=…, attention_mask=…, semantic_ids=…)` attends with HSA; in training a forward
     without `semantic_ids` is an error, in inference it is plain attention.
     `model.generate(input_ids, semantic_ids=…)` generates with an `HSACache`. `save_pretrained` also writes
-    ``hsa_config.json``. Enabling again replaces the configuration.
+    ``hsa_config.json``. Enabling again replaces the configuration. The model gets a copy of its transformers configuration,
+    which it may share with other models.
 
     Args:
         model: The model.
@@ -49,6 +52,7 @@ def enable_hsa(model: nn.Module, config: HSAConfig | None = None) -> nn.Module:
 
     hook = get_hook(model)
     if hook is None:
+        _give_own_config(model)
         former = parts.text.config._attn_implementation
         if former == IMPLEMENTATION:  # built from the configuration of a model that has HSA
             former = parts.text.get_correct_attn_implementation(None)
@@ -151,6 +155,16 @@ class _SaveWithConfig:
 
 def _saves_config(model: nn.Module) -> bool:
     return isinstance(model.__dict__.get("save_pretrained"), _SaveWithConfig)
+
+
+def _give_own_config(model: nn.Module) -> None:
+    """Copy a model's configuration: it chooses the attention, and other models may have been built from it too."""
+    copies: dict[int, Any] = {}
+    copy.deepcopy(unwrap(model).config, copies)
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, PreTrainedConfig) and id(value) in copies:
+                setattr(module, name, copies[id(value)])
 
 
 def _check_layers(parts: TextModel, config: HSAConfig) -> None:

@@ -3,7 +3,6 @@
 import functools
 import inspect
 import threading
-import types
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +12,17 @@ from transformers import GenerationMixin, PreTrainedModel
 from ..config import HSAConfig
 from ..semantics import SemanticType
 from .cache import HSACache
-from .media_turns import keep_new_media
+from .prefill import prefill
 from .rule_tagger import make_tagger
+from .tagger import Tagger
 
 
 if TYPE_CHECKING:
     from .hook import HSAHook
 
 
-# A hook holds the state of one forward, so threads that share a model take turns.
+# Threads that share a model take turns: it holds a conversation's M-RoPE offsets, for one.
 _locks: "weakref.WeakKeyDictionary[HSAHook, threading.RLock]" = weakref.WeakKeyDictionary()
-
-PREFILL_CHUNK = 4096  # tokens of a long prompt that go through the model together
 
 _REFUSED = {
     "assistant_model": "assisted decoding takes tokens back, but dropped keys are gone",
@@ -36,94 +34,97 @@ _REFUSED = {
     "prefill_chunk_size": "HSA takes long prompts in chunks by itself",
     "custom_generate": "only transformers' greedy search, sampling and beam search are supported",
     "penalty_alpha": "only greedy search, sampling and beam search are supported",
+    "guidance_scale": "classifier-free guidance runs a second prompt that has no types",
+    "token_healing": "it changes tokens of the prompt, which have types",
     "dola_layers": "only greedy search, sampling and beam search are supported",
     "negative_prompt_ids": "classifier-free guidance runs a second prompt that has no types",
 }
 
 
+class Generate:
+    """A model's `generate` that takes `semantic_ids` and attends with HSA; it is copied and pickled with the model.
+
+    Args:
+        model: The model.
+        hook: HSA's state.
+    """
+
+    def __init__(self, model: PreTrainedModel, hook: "HSAHook") -> None:
+        self.model, self.hook, self.former = model, hook, model.generate
+        self.replaced = model.__dict__.get("generate")
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.former)
+
+    def __call__(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Generate as transformers does, attending with HSA.
+
+        Takes what transformers' `generate` takes, and:
+
+        Args:
+            inputs: As `input_ids` in `kwargs`.
+            args: Passed on.
+            kwargs: `semantic_ids`: (B, L), the types of `input_ids`; None: all are of the default type. `tagger`: types
+                the tokens as they are generated; None: as the configuration says. The rest is passed on.
+
+        Raises:
+            ValueError: If something does not fit, or is asked for that HSA cannot honour.
+        """
+        with _locks.setdefault(self.hook, threading.RLock()):
+            return self._generate(inputs, args, kwargs)
+
+    def _generate(self, inputs: torch.Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        model, config = self.model, self.hook.config
+        semantic_ids, tagger = kwargs.pop("semantic_ids", None), kwargs.pop("tagger", None)
+        cache = kwargs.get("past_key_values")
+        if semantic_ids is None and tagger is None and not isinstance(cache, HSACache) and is_plain(config):
+            return self.former(inputs, *args, **kwargs)
+
+        generation_config = args[0] if args else kwargs.get("generation_config")
+        option = functools.partial(_option, kwargs, generation_config, model.generation_config)
+        _check_options(model, option, kwargs, tagger)
+        if inputs is not None and kwargs.get("input_ids") is not None:
+            raise ValueError("generate() got its prompt twice: as inputs and as input_ids.")
+        input_ids = kwargs.pop("input_ids", inputs)
+        _check_prompt(model, input_ids, option)
+        cache = _prepare_cache(cache, config)
+        semantic_ids = _prepare_types(semantic_ids, input_ids, cache, config)
+        cache.check_ids(input_ids)
+
+        end_ids = _token_ids(option("eos_token_id"))
+        pad_token_id = next(iter(_token_ids(option("pad_token_id")) + end_ids), None)
+        kwargs["attention_mask"] = _prepare_mask(kwargs.get("attention_mask"), input_ids, cache, pad_token_id, end_ids)
+        beams, copies = option("num_beams") or 1, option("num_return_sequences") or 1
+        rows_end_apart = beams == 1 and len(input_ids) * copies > 1
+        tagger = tagger or make_tagger(config, kwargs.get("tokenizer") or self.hook.tokenizer)
+        cache.expect(semantic_ids, tagger, end_ids if rows_end_apart else ())
+        prefill(model, self.hook, input_ids, cache, kwargs, max(beams, copies))
+        kwargs |= {"past_key_values": cache, "use_cache": True}
+        output = self.former(input_ids, *args, **kwargs)
+        if beams == 1:
+            cache.note_ids(output if isinstance(output, torch.Tensor) else output.sequences)
+        return output
+
+
 def install_generate(model: PreTrainedModel, hook: "HSAHook") -> None:
     """Let a model's `generate` take `semantic_ids`; nothing happens if it has no `generate`."""
-    if not isinstance(model, GenerationMixin) or is_installed(model):
-        return
-    former = model.generate
-
-    @functools.wraps(former.__func__)
-    def generate(self: PreTrainedModel, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        with _locks.setdefault(hook, threading.RLock()):
-            return _generate(self, former, hook, inputs, args, kwargs)
-
-    generate.hsa_former = model.__dict__.get("generate")
-    model.generate = types.MethodType(generate, model)
+    if isinstance(model, GenerationMixin) and not is_installed(model):
+        model.generate = Generate(model, hook)
 
 
 def remove_generate(model: PreTrainedModel) -> None:
     """Put the former `generate` back."""
     if is_installed(model):
-        former = model.generate.__func__.hsa_former
+        replaced = model.generate.replaced
         del model.generate
-        if former is not None:
-            model.generate = former
+        if replaced is not None:
+            model.generate = replaced
 
 
 def is_installed(model: PreTrainedModel) -> bool:
     """Whether `install_generate` was called."""
-    return hasattr(getattr(model.__dict__.get("generate"), "__func__", None), "hsa_former")
-
-
-def _generate(
-    model: PreTrainedModel,
-    former: Any,
-    hook: "HSAHook",
-    inputs: torch.Tensor | None,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
-    """Generate as transformers does, attending with HSA.
-
-    Takes what transformers' `generate` takes, and:
-
-    Args:
-        model: With HSA on.
-        former: The stock method.
-        hook: HSA's state.
-        inputs: As `input_ids` in `kwargs`.
-        args: Passed on.
-        kwargs: `semantic_ids`: (B, L), the types of `input_ids`; None: all are of the default type. `tagger`: types the
-            tokens as they are generated; None: as the configuration says. The rest is passed on.
-
-    Raises:
-        ValueError: If something does not fit, or is asked for that HSA cannot honour.
-    """
-    semantic_ids, tagger = kwargs.pop("semantic_ids", None), kwargs.pop("tagger", None)
-    cache = kwargs.get("past_key_values")
-    if semantic_ids is None and tagger is None and not isinstance(cache, HSACache) and is_plain(hook.config):
-        return former(inputs, *args, **kwargs)
-
-    generation_config = args[0] if args else kwargs.get("generation_config")
-    option = functools.partial(_option, kwargs, generation_config, model.generation_config)
-    for name, reason in _REFUSED.items():
-        if option(name) is not None:
-            raise ValueError(f"generate() with HSA cannot honour {name}: {reason}.")
-    if kwargs.get("use_cache") is False:
-        raise ValueError("generate() with HSA needs its cache: leave use_cache=False out.")
-
-    input_ids = kwargs.pop("input_ids", inputs)
-    _check_prompt(model, input_ids, option)
-    cache = _prepare_cache(cache, hook.config)
-    semantic_ids = _prepare_types(semantic_ids, input_ids, cache, hook.config)
-    cache.expect(semantic_ids, tagger or make_tagger(hook.config, kwargs.get("tokenizer") or hook.tokenizer))
-    entry = model.base_model
-    if cache.get_seq_length() and hasattr(entry, "rope_deltas"):
-        deltas = keep_new_media(entry, input_ids, cache.get_seq_length(), kwargs)
-        if deltas is not None:
-            cache.keep_rope_deltas(deltas)
-        entry.rope_deltas = cache.rope_deltas
-    kwargs |= {"past_key_values": cache, "use_cache": True}
-    if not hook.is_hybrid and not hasattr(entry, "rope_deltas"):
-        if kwargs.get("attention_mask") is None and not cache.get_seq_length():
-            kwargs["attention_mask"] = _padding(input_ids, option("pad_token_id"), option("eos_token_id"))
-        _prefill(model, input_ids, cache, kwargs.get("attention_mask"))
-    return former(input_ids, *args, **kwargs)
+    return isinstance(model.__dict__.get("generate"), Generate)
 
 
 def is_plain(config: HSAConfig) -> bool:
@@ -137,17 +138,38 @@ def is_plain(config: HSAConfig) -> bool:
 
 
 def _option(kwargs: dict[str, Any], *configs_and_name: Any) -> Any:
+    """Return the value of an option as transformers finds it: a keyword wins, even if it is None."""
     *configs, name = configs_and_name
-    for holder in (kwargs, *(vars(config) for config in configs if config is not None)):
-        if holder.get(name) is not None:
-            return holder[name]
-    return None
+    if name in kwargs:
+        return kwargs[name]
+    return next((value for config in configs if (value := getattr(config, name, None)) is not None), None)
+
+
+def _check_options(model: PreTrainedModel, option: Any, kwargs: dict[str, Any], tagger: Any) -> None:
+    for name, reason in _REFUSED.items():
+        value = option(name)
+        is_off = value is None or value is False or (name == "guidance_scale" and value == 1)
+        if not is_off:
+            raise ValueError(f"generate() with HSA cannot honour {name}: {reason}.")
+    if kwargs.get("use_cache") is False:
+        raise ValueError("generate() with HSA needs its cache: leave use_cache=False out.")
+    if model.training and model.is_gradient_checkpointing:
+        raise ValueError(
+            "generate() in training mode with gradient checkpointing has no cache, neither with HSA nor without: call "
+            "model.eval() before and model.train() after."
+        )
+    if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
+        raise ValueError(f"{type(model).__name__} brings a cache of its own, so an HSACache cannot be used with it.")
+    if tagger is not None and not isinstance(tagger, Tagger):
+        raise ValueError(f"tagger must have the methods of hsa_factory.models.tagger.Tagger, got {tagger!r}.")
 
 
 def _check_prompt(model: PreTrainedModel, input_ids: Any, option: Any) -> None:
     if not isinstance(input_ids, torch.Tensor) or input_ids.dim() != 2:
         shape = tuple(input_ids.shape) if isinstance(input_ids, torch.Tensor) else type(input_ids).__name__
         raise ValueError(f"generate() with HSA needs input_ids of shape (batch, length), got {shape}.")
+    if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+        raise ValueError(f"generate() with HSA needs input_ids of whole numbers, got {input_ids.dtype}.")
     if not input_ids.numel():
         raise ValueError(f"generate() with HSA got an empty prompt: input_ids has shape {tuple(input_ids.shape)}.")
 
@@ -177,6 +199,10 @@ def _prepare_types(
 ) -> torch.Tensor:
     """Return the types of all tokens up to the prompt's end, (B, seen + new)."""
     seen = cache.get_seq_length()
+    if seen and cache.attention_mask.shape[0] != input_ids.shape[0]:
+        raise ValueError(
+            f"This HSACache holds {cache.attention_mask.shape[0]} rows, but input_ids has {input_ids.shape[0]}."
+        )
     if semantic_ids is None:
         if seen:
             raise ValueError(
@@ -190,7 +216,11 @@ def _prepare_types(
         raise ValueError(
             f"semantic_ids has shape {tuple(semantic_ids.shape)}, but input_ids has {tuple(input_ids.shape)}."
         )
-    if semantic_ids.is_floating_point() or not bool(((semantic_ids >= 0) & (semantic_ids <= 2)).all()):
+    if (
+        semantic_ids.is_floating_point()
+        or semantic_ids.dtype == torch.bool
+        or not bool(((semantic_ids >= 0) & (semantic_ids <= 2)).all())
+    ):
         raise ValueError("semantic_ids must hold whole numbers from 0 (GLOBAL) to 2 (NOISE).")
     if seen >= input_ids.shape[1]:
         raise ValueError(
@@ -200,35 +230,31 @@ def _prepare_types(
     return semantic_ids.to(input_ids.device)
 
 
-def _padding(input_ids: torch.Tensor, pad_token_id: int | None, eos_token_id: int | list[int] | None) -> torch.Tensor:
-    """Guess the attention mask as transformers does: the padding token is padding unless it also ends texts."""
-    ends = [eos_token_id] if isinstance(eos_token_id, int) else eos_token_id or []
-    if pad_token_id is None or pad_token_id in ends:
-        return torch.ones_like(input_ids)
-    return (input_ids != pad_token_id).long()
+def _prepare_mask(
+    attention_mask: Any, input_ids: torch.Tensor, cache: HSACache, pad_token_id: int | None, end_ids: list[int]
+) -> torch.Tensor:
+    """Return the mask of all tokens up to the prompt's end, (B, seen + new)."""
+    given = attention_mask
+    if given is None:  # guess as transformers does: the padding token is padding unless it also ends texts
+        is_guessed = pad_token_id is not None and pad_token_id not in end_ids
+        given = (input_ids != pad_token_id).long() if is_guessed else torch.ones_like(input_ids)
+    if not isinstance(given, torch.Tensor) or given.shape != input_ids.shape:
+        found = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
+        raise ValueError(f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)}, got {found}.")
+    seen, given = cache.attention_mask, given.to(input_ids)
+    if seen is None:
+        return given
+    number = seen.shape[1]
+    if attention_mask is not None and bool((seen > given[:, :number]).any()):
+        raise ValueError("attention_mask takes tokens for padding that this HSACache has seen as text.")
+    new = given[:, number:].clone()
+    if cache.ended_rows is not None:  # the last token of the turn before has not been read
+        new[:, 0] *= ~(cache.ended_rows & (input_ids[:, number] == pad_token_id))
+    return torch.cat([seen, new], dim=1)
 
 
-@torch.no_grad()
-def _prefill(
-    model: PreTrainedModel, input_ids: torch.Tensor, cache: HSACache, attention_mask: torch.Tensor | None
-) -> None:
-    """Read a long prompt in chunks, all but the last, so that memory grows with what is kept only."""
-    length, start = input_ids.shape[1], cache.get_seq_length()
-    if length - start <= PREFILL_CHUNK or (attention_mask is not None and attention_mask.shape != input_ids.shape):
-        return
-    if attention_mask is None:
-        attention_mask = torch.ones_like(input_ids)
-
-    positions = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
-    last_logits = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    while length - start > PREFILL_CHUNK:
-        chunk = slice(start, start + PREFILL_CHUNK)
-        model(
-            input_ids=input_ids[:, chunk],
-            attention_mask=attention_mask[:, : chunk.stop],
-            position_ids=positions[:, chunk],
-            past_key_values=cache,
-            use_cache=True,
-            **last_logits,
-        )
-        start = chunk.stop
+def _token_ids(option: Any) -> list[int]:
+    """Return the token ids that an option of `generate` holds."""
+    if option is None:
+        return []
+    return [int(token) for token in (option if isinstance(option, (list, tuple, torch.Tensor)) else [option])]

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import threading
 from typing import Any
 
 import torch
@@ -16,8 +17,34 @@ from .interface import PLAN_KEYWORD, active_forwards
 logger = logging.getLogger(__name__)
 
 
+class ForwardPass(threading.local):
+    """The forward pass of a model that is under way in a thread.
+
+    Attributes:
+        plan: Its plan; None between passes and without `semantic_ids`.
+        layer_plans: With an `HSACache`, the plan of each layer: they may hold different keys.
+        cache: That cache.
+        mask_windows: Sliding windows for which the model asked a mask.
+        layer_windows: Sliding windows with which its attention was called.
+    """
+
+    def __init__(self) -> None:
+        self.forget()
+        self.mask_windows: set[int | None] = set()
+        self.layer_windows: set[int | None] = set()
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return type(self), ()  # a copy of the model is in no forward pass
+
+    def forget(self) -> None:
+        """End the pass."""
+        self.plan: AttentionPlan | None = None
+        self.layer_plans: dict[int, AttentionPlan] | None = None
+        self.cache: HSACache | None = None
+
+
 class HSAHook:
-    """HSA's state on one model: its configuration and, during a forward pass, the plan.
+    """HSA's state on one model.
 
     Attributes:
         config: The rules.
@@ -25,12 +52,8 @@ class HSAHook:
         model_name: For messages.
         windows: The model's own sliding window (or None) of each layer whose attention HSA must reach.
         is_hybrid: Whether the model has layers without softmax attention.
-        plan: The plan of the forward pass under way; None between passes and without `semantic_ids`.
-        layer_plans: With an `HSACache`, the plan of each layer: they may hold different keys.
-        cache: That cache.
+        forward_pass: The forward pass under way.
         tokenizer: For rules that look at the text of generated tokens, where `generate` is given none; None: unknown.
-        mask_windows: Sliding windows for which the model asked a mask in this pass.
-        layer_windows: Sliding windows with which its attention was called.
     """
 
     def __init__(
@@ -46,12 +69,8 @@ class HSAHook:
         self.model_name = model_name
         self.windows = windows
         self.is_hybrid, self.warned = is_hybrid, False
-        self.plan: AttentionPlan | None = None
-        self.layer_plans: dict[int, AttentionPlan] | None = None
-        self.cache: HSACache | None = None
+        self.forward_pass = ForwardPass()
         self.tokenizer: Any = None
-        self.mask_windows: set[int | None] = set()
-        self.layer_windows: set[int | None] = set()
 
     def before_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -63,7 +82,8 @@ class HSAHook:
         """
         semantic_ids = kwargs.pop("semantic_ids", None)
         document_ids = kwargs.pop("document_ids", None)
-        self._forget()
+        now = self.forward_pass
+        now.forget()
         cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, HSACache)), None)
         if cache is not None or semantic_ids is not None:
             given = kwargs
@@ -72,18 +92,18 @@ class HSAHook:
             if cache is not None:
                 self._plan_cached(module, cache, given, semantic_ids, document_ids)
             else:
-                self.plan = self._build_plan(given, semantic_ids, document_ids)
+                now.plan = self._build_plan(given, semantic_ids, document_ids)
         elif module.training and torch.is_grad_enabled():
             raise ValueError(
                 f"{self.model_name} has HSA enabled, but this training forward got no `semantic_ids`. Most often "
                 "the Trainer dropped the column: set `remove_unused_columns: false` and use a collator that pads "
                 "semantic_ids. (Inference without semantic_ids is plain attention.)"
             )
-        if self.plan is not None:
-            kwargs[PLAN_KEYWORD] = self.plan
+        if now.plan is not None:
+            kwargs[PLAN_KEYWORD] = now.plan
 
-        self.mask_windows.clear()
-        self.layer_windows.clear()
+        now.mask_windows.clear()
+        now.layer_windows.clear()
         if self in active_forwards.hooks:  # left behind by an interrupt, after which torch calls no hooks
             active_forwards.hooks.remove(self)
         active_forwards.hooks.append(self)
@@ -97,11 +117,12 @@ class HSAHook:
         """
         if self in active_forwards.hooks:
             active_forwards.hooks.remove(self)
-        plan, cache = self.plan, self.cache
-        self._forget()
+        now = self.forward_pass
+        plan, cache = now.plan, now.cache
+        now.forget()
         if cache is not None:
             cache.commit() if output is not None else cache.abort()
-            cache.keep_rope_deltas(getattr(module, "rope_deltas", None))
+            cache.keep_rope_deltas(vars(module).get("rope_deltas"))
         if plan is None or output is None:  # output is None when the forward raised
             return
 
@@ -111,15 +132,12 @@ class HSAHook:
                 f"{self.model_name} does not hand keywords on to its attention: HSA's plan did not reach layers "
                 f"{missing}. This model cannot be used with HSA."
             )
-        lost = {window for window in self.mask_windows - self.layer_windows if window is not None}
+        lost = {window for window in now.mask_windows - now.layer_windows if window is not None}
         if lost and "sliding_attention" in (getattr(module.config, "layer_types", None) or ["sliding_attention"]):
             raise ValueError(
                 f"{self.model_name} has a sliding window of {lost} that its attention layers are not told of, so HSA "
                 "cannot honour it."
             )
-
-    def _forget(self) -> None:
-        self.plan = self.layer_plans = self.cache = None
 
     def _plan_cached(
         self,
@@ -133,16 +151,27 @@ class HSAHook:
         tokens, attention_mask = self._tokens(given), given.get("attention_mask")
         if document_ids is not None:
             raise ValueError("A packed row (document_ids) cannot be cached: run its documents on their own.")
-        cache.bind(module.config.get_text_config(decoder=True), self.windows, self.config)
-        if self.is_hybrid and cache.get_seq_length() and tokens.shape[1] > 1:
-            raise ValueError(
-                f"{self.model_name} has layers without softmax attention, which go on from a cache by one token at a "
-                f"time only; got {tokens.shape[1]}."
-            )
+        cache.bind(module.config, self.windows, self.config)
+        if self.is_hybrid and cache.get_seq_length():
+            if tokens.shape[1] > 1:
+                raise ValueError(
+                    f"{self.model_name} has layers without softmax attention, which go on from a cache by one token at "
+                    f"a time only; got {tokens.shape[1]}. Pass them one by one, as model.generate() does."
+                )
+            self.refuse_padding(attention_mask, cache.get_seq_length())
         if cache.get_seq_length() and cache.rope_deltas is not None:
             module.rope_deltas = cache.rope_deltas  # another conversation may have left its own
-        self.layer_plans = cache.begin(tokens, semantic_ids, attention_mask, self.config)
-        self.plan, self.cache = next(iter(self.layer_plans.values())), cache
+        now = self.forward_pass
+        now.layer_plans = cache.begin(tokens, semantic_ids, attention_mask, self.config)
+        now.plan, now.cache = next(iter(now.layer_plans.values())), cache
+
+    def refuse_padding(self, attention_mask: torch.Tensor | None, start: int) -> None:
+        """Refuse padding after text where a layer would read it as text, or has. `attention_mask`: (B, …)."""
+        if attention_mask is not None and not bool(attention_mask[:, start:].all()):
+            raise ValueError(
+                f"{self.model_name} has layers without softmax attention, which read padding after text as text: give rows "
+                "of different lengths, and those that end before the others, a cache each."
+            )
 
     def _tokens(self, given: dict[str, Any]) -> torch.Tensor:
         tokens = given.get("input_ids")

@@ -49,7 +49,7 @@ def hsa_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
         ValueError: If the model asks for more than a causal or sliding mask, such as image tokens that see ahead.
     """
     hook = active_forwards.hooks[-1] if active_forwards.hooks else None
-    if hook is None or hook.plan is None:
+    if hook is None or hook.forward_pass.plan is None:
         former = hook.former_implementation if hook is not None else "sdpa"
         return ALL_MASK_ATTENTION_FUNCTIONS[former](*args, **kwargs)
 
@@ -58,7 +58,7 @@ def hsa_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
             f"{hook.model_name} lays another mask over the causal one (for example image tokens that see ahead of "
             "themselves), which HSA cannot honour."
         )
-    hook.mask_windows.add(kwargs.get("local_size"))
+    hook.forward_pass.mask_windows.add(kwargs.get("local_size"))
     return None
 
 
@@ -102,7 +102,7 @@ def hsa_attention_forward(
 
     plan: AttentionPlan | None = kwargs.pop(PLAN_KEYWORD, None)
     if plan is None:
-        if hook.plan is not None or (module.training and torch.is_grad_enabled()):
+        if hook.forward_pass.plan is not None or (module.training and torch.is_grad_enabled()):
             raise ValueError(
                 f"{hook.model_name} did not hand HSA's plan on to {type(module).__name__} (layer {module.layer_idx}): "
                 "its forward was bypassed or drops keywords, so HSA cannot be used with it."
@@ -124,9 +124,9 @@ def hsa_attention_forward(
 
     plan.calls.add(module.layer_idx)
     sliding_window = kwargs.get("sliding_window")
-    hook.layer_windows.add(sliding_window)
-    if hook.layer_plans is not None:  # with an HSACache
-        plan = hook.layer_plans[module.layer_idx]
+    hook.forward_pass.layer_windows.add(sliding_window)
+    if hook.forward_pass.layer_plans is not None:  # with an HSACache
+        plan = hook.forward_pass.layer_plans[module.layer_idx]
         if sliding_window != hook.windows[module.layer_idx]:
             raise ValueError(
                 f"{hook.model_name} calls layer {module.layer_idx} with a sliding window of {sliding_window}, but its "

@@ -59,9 +59,10 @@ class KeyTable:
         max_waiting: How many keys of a row that nobody can see any more may wait; they go together. None: none goes.
 
     Attributes:
-        keys: Those held; None before the first forward.
-        new_keys: During a forward, those held and the new ones.
+        new_keys: During a forward, those held and the new ones; None if the new one was foreseen.
+        new_padding: During a forward, (B, Q) bool, the new keys that are padding; None: none is.
         keep: During a forward, (B, K′) places in `new_keys` of those to keep after it, ascending. None: all.
+        is_open: Whether a forward is under way.
     """
 
     def __init__(self, rules: EffectiveRules, max_waiting: int | None) -> None:
@@ -70,13 +71,31 @@ class KeyTable:
         hidden = {key_type for _, key_type in rules.hide}
         self._fading_types = sum(window is not None or kind in hidden for kind, window in enumerate(rules.windows))
         self._waiting = 0  # an upper bound
-        self._visible: torch.Tensor | None = None
-        self.keys: Keys | None = None
-        self.new_keys: Keys | None = None
-        self.keep: torch.Tensor | None = None
+        self._held: Keys | None = None  # and foreseen
+        self._length = 0  # without those foreseen
+        self.abort()
 
     def __len__(self) -> int:
-        return 0 if self.keys is None else self.keys.positions.shape[1]
+        return self._length
+
+    @property
+    def keys(self) -> Keys | None:
+        """The keys held; None before the first forward."""
+        return None if self._held is None else self._held.map(lambda tensor: tensor[:, : self._length])
+
+    def _hold(self, keys: Keys) -> None:
+        self._held, self._length = keys, keys.positions.shape[1]
+
+    def may_drop(self, number: int, released: int) -> bool:
+        """Whether so many keys might wait after a forward of `number` tokens that they go.
+
+        Args:
+            number: Q.
+            released: How many keys of a row were held until now because their type was open, and no longer are.
+        """
+        if self.max_waiting is None or not self._fading_types:
+            return False
+        return self._waiting + number * self._fading_types + released >= self.max_waiting
 
     def begin(
         self, new: Keys, next_positions: torch.Tensor, held_from: torch.Tensor | None = None, released: int = 0
@@ -89,17 +108,14 @@ class KeyTable:
             held_from: (B,), keys from this position on stay because their type is not settled. None: none.
             released: How many keys of a row were held until now and no longer are.
         """
-        number = new.positions.shape[1]
-        self.keep = self._visible = None
-        self.new_keys = new
-        if self.keys is not None:
-            self.new_keys = Keys(*(torch.cat(pair, dim=1) for pair in zip(self.keys, new)))
-        if self.max_waiting is None or not self._fading_types:
+        number, may_drop = new.positions.shape[1], self.may_drop(new.positions.shape[1], released)
+        self.abort()
+        self.is_open, self.new_keys = True, self._join(new)
+        self.new_padding = None if bool(new.is_real.all()) else ~new.is_real
+        self._waiting += number * self._fading_types + released
+        if not may_drop:
             return
 
-        self._waiting += number * self._fading_types + released
-        if self._waiting < self.max_waiting:
-            return
         visible = find_visible(self.new_keys, next_positions, self.rules)
         if held_from is not None:
             visible |= self.new_keys.is_real & (self.new_keys.positions >= held_from[:, None])
@@ -109,23 +125,41 @@ class KeyTable:
             order = visible.byte().sort(dim=1, stable=True).indices  # what goes first: rows end together
             self.keep, self._visible = order[:, order.shape[1] - width :], visible
 
+    def foresee(self, new: Keys) -> Keys:
+        """Take in what will be known of the next tokens' keys, and return it with that of the keys held."""
+        self._held = self._join(new)
+        return self._held
+
+    def begin_foreseen(self, released: int = 0) -> None:
+        """Begin a forward of one token, the next of those foreseen; no key goes after it."""
+        self.abort()
+        self.is_open = True
+        self._waiting += self._fading_types + released
+
+    def _join(self, new: Keys) -> Keys:
+        return new if self._held is None else Keys(*(torch.cat(pair, dim=1) for pair in zip(self.keys, new)))
+
     def commit(self) -> None:
         """End the forward: what was decided holds."""
-        self.keys = self.new_keys
-        if self.keep is not None:
+        if self.new_keys is None:
+            self._length += 1
+        elif self.keep is None:
+            self._hold(self.new_keys)
+        else:
             keep = self.keep
-            self.keys = Keys(*self.keys[:2], self._visible).map(lambda tensor: tensor.gather(1, keep))
+            self._hold(Keys(*self.new_keys[:2], self._visible).map(lambda tensor: tensor.gather(1, keep)))
             self._waiting = 0
         self.abort()
 
     def abort(self) -> None:
         """Forget the forward."""
-        self.new_keys = self.keep = self._visible = None
+        self.is_open = False
+        self.new_keys = self.new_padding = self.keep = self._visible = None
 
     def change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Apply a function to what is known of all keys held."""
-        if self.keys is not None:
-            self.keys = self.keys.map(change)
+        if self._held is not None:
+            self._hold(self.keys.map(change))
 
     def retype(self, row: int, positions: torch.Tensor, semantic_type: int, next_position: torch.Tensor) -> bool:
         """Change the type of a row's keys.
@@ -139,7 +173,7 @@ class KeyTable:
         Returns:
             Whether it could be done: False if keys are gone that could be seen with the new type.
         """
-        held, types, is_real = (tensor[row] for tensor in self.keys)
+        held, _, is_real = (tensor[row] for tensor in self.keys)
         chosen = is_real & (held >= positions[0]) & (held <= positions[-1])
         gone = positions[~torch.isin(positions, held[chosen])]
         lost = Keys(gone, torch.full_like(gone, semantic_type), torch.ones_like(gone, dtype=torch.bool))
@@ -147,6 +181,6 @@ class KeyTable:
             return False
         semantic_ids = self.keys.semantic_ids.clone()
         semantic_ids[row, chosen] = semantic_type
-        self.keys = self.keys._replace(semantic_ids=semantic_ids)
+        self._hold(self.keys._replace(semantic_ids=semantic_ids))
         self._waiting += len(positions)
         return True

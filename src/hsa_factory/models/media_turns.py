@@ -1,7 +1,7 @@
-"""Going on with a conversation that has images: M-RoPE's positions of the new ones, and only they are encoded."""
+"""Prompts with images and videos: where each lies, its M-RoPE positions, and the pixels of one piece of a prompt."""
 
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -11,73 +11,156 @@ _MEDIA = (
     ("pixel_values", "image_grid_thw", "image_token_id"),
     ("pixel_values_videos", "video_grid_thw", "video_token_id"),
 )
+MEDIA_NAMES = frozenset(name for pixels, grid, _ in _MEDIA for name in (pixels, grid))
 
 
-def keep_new_media(
-    entry: nn.Module, input_ids: torch.Tensor, seen: int, inputs: dict[str, Any]
-) -> torch.Tensor | None:
-    """Take the images and videos that a cache has seen out of the inputs, and place the new tokens.
+class _Span(NamedTuple):
+    """The tokens of one image or video, from its first placeholder to its last; a video may have text in between."""
 
-    transformers gives all tokens after a cache the positions of text. Here they get those that one forward over the whole
-    conversation would give them.
+    start: int
+    stop: int
+
+
+class MediaPrompt:
+    """The images and videos of a conversation.
 
     Args:
         entry: The model that has `get_rope_index`.
         input_ids: (B, L), the whole conversation.
-        seen: How many of its tokens are cached.
-        inputs: What the processor makes of the whole conversation (`pixel_values`, `image_grid_thw`, …). What is seen is
-            taken out, and `position_ids` (4, B, L) are put in; unchanged if there is no media.
-
-    Returns:
-        The rope deltas, (B, 1); None if there is no media.
+        inputs: What the processor makes of it (`pixel_values`, `image_grid_thw`, …).
 
     Raises:
         ValueError: If images or videos do not fit the tokens.
     """
+
+    def __init__(self, entry: nn.Module, input_ids: torch.Tensor, inputs: dict[str, Any]) -> None:
+        self._inputs = dict(inputs)
+        self._spans: dict[str, list[_Span]] = {}
+        for pixels, grid, token in _MEDIA:
+            if inputs.get(grid) is not None and inputs.get(pixels) is not None:
+                numbers = inputs[grid].prod(-1) // entry.config.vision_config.spatial_merge_size**2
+                self._spans[grid] = _find_spans(input_ids == getattr(entry.config, token), numbers.tolist(), grid)
+
+    def __bool__(self) -> bool:
+        return bool(self._spans)
+
+    def last_place(self) -> int:
+        """Return the place after the last image's or video's last token, in whichever row that is."""
+        return max((span.stop for spans in self._spans.values() for span in spans), default=0)
+
+    def next_cut(self, start: int, wanted: int) -> int:
+        """Return where a piece that begins at `start` may end: at best at `wanted`, but in no image or video."""
+        inside = [span for spans in self._spans.values() for span in spans if span.stop > start]
+        earlier = _move_out(wanted, inside, forwards=False)
+        return earlier if earlier > start else _move_out(wanted, inside, forwards=True)
+
+    def select(self, start: int, stop: int | None = None) -> dict[str, torch.Tensor]:
+        """Return the pixels and grids of the images and videos that lie in a piece; nothing if there are none.
+
+        Raises:
+            ValueError: If one lies in it in part.
+        """
+        chosen = {}
+        for pixels, grid, _ in _MEDIA:
+            numbers = []
+            for number, span in enumerate(self._spans.get(grid, ())):
+                if span.start < start < span.stop:
+                    raise ValueError(f"The cache ends inside an image or video ({grid}, number {number}).")
+                if span.start >= start and (stop is None or span.start < stop):
+                    numbers.append(number)
+            if numbers:
+                parts = self._inputs[pixels].split(self._inputs[grid].prod(-1).tolist())
+                chosen[pixels] = torch.cat([parts[number] for number in numbers])
+                chosen[grid] = self._inputs[grid][numbers]
+        return chosen
+
+
+def find_rope_positions(
+    entry: nn.Module,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    inputs: dict[str, Any],
+    deltas: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the M-RoPE positions that one forward over a whole conversation would give its tokens.
+
+    transformers gives all tokens after a cache the positions of text.
+
+    Args:
+        entry: The model that has `get_rope_index`.
+        input_ids: (B, L), the whole conversation.
+        attention_mask: (B, L).
+        inputs: What the processor makes of it.
+        deltas: (B, 1), how far text is shifted where `inputs` hold no images; None: not at all.
+
+    Returns:
+        (4, B, L) position ids: the text's, and the three of M-RoPE; and (B, 1), how far later text is shifted.
+    """
+    text = text_positions(attention_mask)
     if all(inputs.get(grid) is None for _, grid, _ in _MEDIA):
-        return None
-    if max(inputs.get("num_beams") or 1, inputs.get("num_return_sequences") or 1) > 1:
-        raise ValueError("A conversation with images cannot go on from a cache with beams or several sequences.")
+        deltas = text.new_zeros(text.shape[0], 1) if deltas is None else deltas.to(text)
+        return torch.cat([text[None], (text + deltas).expand(3, -1, -1)]), deltas
 
-    new = {}
-    for _, grid, token in _MEDIA:
-        if inputs.get(grid) is not None:
-            numbers = inputs[grid].prod(-1) // entry.config.vision_config.spatial_merge_size**2
-            new[grid] = _find_new(input_ids == getattr(entry.config, token), seen, numbers.tolist(), grid)
-
-    mask = inputs.get("attention_mask")
-    mask = torch.ones_like(input_ids) if mask is None else mask
     known = inspect.signature(entry.get_rope_index).parameters
     given = {name: value for name, value in inputs.items() if name in known}
-    places, deltas = entry.get_rope_index(input_ids, **given | {"attention_mask": mask})
-    text = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
-    inputs["position_ids"] = torch.cat([text[None], places.to(text)], dim=0)
-
-    for pixels, grid, _ in _MEDIA:
-        if new.get(grid):
-            parts = inputs[pixels].split(inputs[grid].prod(-1).tolist())
-            inputs[pixels] = torch.cat([parts[index] for index in new[grid]])
-            inputs[grid] = inputs[grid][new[grid]]
-        else:
-            inputs[pixels] = inputs[grid] = None
-    return deltas
+    places, deltas = entry.get_rope_index(input_ids, **given | {"attention_mask": attention_mask})
+    return torch.cat([text[None], places.to(text)]), deltas
 
 
-def _find_new(is_media: torch.Tensor, seen: int, numbers: list[int], grid: str) -> list[int]:
-    """Return which images, in the order of the rows, come after the first `seen` tokens of their row."""
+def add_media_types(entry: nn.Module, input_ids: torch.Tensor, inputs: dict[str, Any]) -> None:
+    """Tell images (1) and videos (2) from text (0) as the processor does, where the caller did not.
+
+    Without ``mm_token_type_ids`` transformers' `generate` would silently give images the positions of text, which are not
+    those that the model was trained with.
+
+    Args:
+        entry: The model that has `get_rope_index`.
+        input_ids: (B, L).
+        inputs: What `generate` is given; `mm_token_type_ids` (B, L) are put in if there are images or videos.
+
+    Raises:
+        ValueError: If they are missing and cannot be told from the tokens.
+    """
+    has_media = any(inputs.get(grid) is not None for _, grid, _ in _MEDIA)
+    known = inspect.signature(entry.get_rope_index).parameters
+    if not has_media or "mm_token_type_ids" not in known or inputs.get("mm_token_type_ids") is not None:
+        return
+    if inputs.get("video_grid_thw") is not None and hasattr(entry.config, "video_start_token_id"):
+        raise ValueError(
+            "generate() with videos needs mm_token_type_ids here, which the processor returns with input_ids: the model "
+            "marks images and videos by the same token."
+        )
+    types = torch.zeros_like(input_ids)
+    for kind, (_, _, token) in enumerate(_MEDIA, start=1):
+        types[input_ids == getattr(entry.config, token)] = kind
+    inputs["mm_token_type_ids"] = types
+
+
+def text_positions(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Return each token's place in its row, padding not counted, (B, L)."""
+    return (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
+
+
+def _find_spans(is_media: torch.Tensor, numbers: list[int], grid: str) -> list[_Span]:
+    """Return where each image lies, in the order of the rows. `numbers`: how many placeholders each has."""
     if int(is_media.sum()) != sum(numbers):
         raise ValueError(
             f"{grid} describes {sum(numbers)} tokens, but input_ids has {int(is_media.sum())}: pass the images and videos "
             "of the whole conversation, those already seen included."
         )
-    new, index = [], 0
-    for row in is_media:
-        total, cached, place = int(row.sum()), int(row[:seen].sum()), 0
-        while place < total:
-            if place >= cached:
-                new.append(index)
-            elif place + numbers[index] > cached:
-                raise ValueError(f"The cache ends inside an image or video ({grid}, number {index}).")
-            place += numbers[index]
-            index += 1
-    return new
+    spans: list[_Span] = []
+    for row, line in enumerate(is_media):
+        places = line.nonzero().flatten().tolist()
+        while places:
+            own, places = places[: numbers[len(spans)]], places[numbers[len(spans)] :]
+            if len(own) < numbers[len(spans)]:
+                raise ValueError(f"{grid}, number {len(spans)}: its tokens do not all lie in row {row} of input_ids.")
+            spans.append(_Span(own[0], own[-1] + 1))
+    return spans
+
+
+def _move_out(place: int, spans: list[_Span], forwards: bool) -> int:
+    """Return the nearest place that lies in no span."""
+    while around := next((span for span in spans if span.start < place < span.stop), None):
+        place = around.stop if forwards else around.start
+    return place

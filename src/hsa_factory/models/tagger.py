@@ -1,7 +1,7 @@
 """Which type a generated token has: the protocol, and the simplest answer."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
@@ -22,11 +22,12 @@ class Settled(NamedTuple):
     semantic_type: int
 
 
+@runtime_checkable
 class Tagger(Protocol):
     """Types the tokens that a model generates, as they come."""
 
     def tag(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Take in the next tokens, (B, Q), and return their types for now, (B, Q)."""
+        """Take in the next tokens, (B, Q), and return their types for now, (B, Q), on any device."""
 
     def settled(self) -> list[Settled]:
         """Return the tokens whose type has changed since the last call."""
@@ -52,8 +53,8 @@ class ConstantTagger:
         self.semantic_type = int(semantic_type)
 
     def tag(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Return the type for each of (B, Q) tokens."""
-        return torch.full_like(token_ids, self.semantic_type)
+        """Return the type for each of (B, Q) tokens, on the CPU, where it is looked at."""
+        return torch.full(token_ids.shape, self.semantic_type)
 
     def settled(self) -> list[Settled]:
         """Return nothing."""

@@ -1,0 +1,107 @@
+"""Reading a prompt, all but its last piece, before `generate` goes on from it."""
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedModel
+
+from .cache import HSACache
+from .media_turns import MEDIA_NAMES, MediaPrompt, add_media_types, find_rope_positions, text_positions
+
+
+if TYPE_CHECKING:
+    from .hook import HSAHook
+
+
+PREFILL_CHUNK = 4096  # tokens of a long prompt that go through the model together
+
+
+@torch.no_grad()
+def prefill(
+    model: PreTrainedModel,
+    hook: "HSAHook",
+    input_ids: torch.Tensor,
+    cache: HSACache,
+    inputs: dict[str, Any],
+    copies: int = 1,
+) -> None:
+    """Read a prompt in pieces, so that memory grows with what is kept only; the last one is left to `generate`.
+
+    Pieces do not cut images or videos. After a cache, layers of linear attention go on by one token at a time.
+
+    Args:
+        model: With HSA on.
+        hook: HSA's state.
+        input_ids: (B, L), the whole conversation.
+        cache: What of it has been seen.
+        inputs: What else `generate` is given, `attention_mask` (B, L) included. Images that were read are taken out, and
+            `mm_token_type_ids` and M-RoPE positions are put in where transformers would not find them.
+        copies: Into how many rows `generate` will make of each.
+
+    Raises:
+        ValueError: If images or videos do not fit the tokens, or cannot be read.
+    """
+    entry, length, start = model.base_model, input_ids.shape[1], cache.get_seq_length()
+    has_mrope = hasattr(entry, "rope_deltas")
+    size = PREFILL_CHUNK
+    if hook.is_hybrid:
+        size = 1 if start else length
+        if start:
+            is_text = inputs["attention_mask"] != 0
+            hook.refuse_padding(is_text | (is_text.cumsum(dim=1) == 0), 0)
+    if has_mrope:
+        add_media_types(entry, input_ids, inputs)
+        if start:
+            entry.rope_deltas = cache.rope_deltas  # another conversation may have left its own
+    if _has_other_media(model, inputs, has_mrope) or not (start or length > size):
+        return
+
+    media = MediaPrompt(entry, input_ids, inputs if has_mrope else {})
+    new_media = media.select(start)
+    if new_media and hook.is_hybrid:
+        raise ValueError(
+            f"{hook.model_name} has layers without softmax attention, which go on from a cache by one token at a time: "
+            "it reads images and videos in the first turn only. Begin a new cache."
+        )
+    text_only_from = media.last_place() if new_media and copies > 1 else 0
+    if text_only_from >= length:
+        raise ValueError("A prompt that ends with an image cannot have beams or several sequences here: add text.")
+
+    if has_mrope:
+        positions, deltas = find_rope_positions(entry, input_ids, inputs["attention_mask"], inputs, cache.rope_deltas)
+        cache.keep_rope_deltas(deltas)
+        entry.rope_deltas = cache.rope_deltas
+    else:
+        positions = text_positions(inputs["attention_mask"])
+
+    last_logits = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    while length - start > size or start < text_only_from:
+        stop = media.next_cut(start, min(start + size, length - 1))
+        if stop >= length:
+            break
+        model(
+            input_ids=input_ids[:, start:stop],
+            attention_mask=inputs["attention_mask"][:, :stop],
+            position_ids=positions[..., start:stop],
+            past_key_values=cache,
+            use_cache=True,
+            **media.select(start, stop),
+            **last_logits,
+        )
+        start = stop
+
+    if media:
+        inputs["position_ids"] = positions
+        for name in MEDIA_NAMES:
+            inputs.pop(name, None)
+        inputs |= media.select(start)
+
+
+def _has_other_media(model: PreTrainedModel, inputs: dict[str, Any], has_mrope: bool) -> bool:
+    """Whether the model is given tensors of which we do not know how to hand them out in pieces."""
+    known = {"attention_mask"}
+    if has_mrope:
+        known |= MEDIA_NAMES | set(inspect.signature(model.base_model.get_rope_index).parameters)
+    taken = set(inspect.signature(model.forward).parameters) - known
+    return any(isinstance(value, torch.Tensor) for name, value in inputs.items() if name in taken)
