@@ -167,6 +167,23 @@ def test_an_error_in_a_forward_pass_keeps_its_traceback(monkeypatch):
         cli.main(["chat", "--flag"])
 
 
+def test_an_error_in_a_training_loop_keeps_its_traceback(monkeypatch):
+    import llamafactory.launcher as launcher
+    from transformers import Trainer
+
+    class FullDisk(Trainer):
+        def __init__(self):
+            pass
+
+        def _inner_training_loop(self):
+            raise OSError("no space left on device")
+
+    assert "_inner_training_loop" in vars(Trainer)
+    monkeypatch.setattr(launcher, "launch", lambda: FullDisk()._inner_training_loop())
+    with pytest.raises(OSError, match="no space left"):
+        cli.main(["chat", "--flag"])
+
+
 def test_every_traceback_can_be_seen(monkeypatch):
     monkeypatch.setenv("HSA_FACTORY_DEBUG", "1")
     fail_with(monkeypatch, ValueError("no fox"))

@@ -8,16 +8,17 @@ DEBUG = "HSA_FACTORY_DEBUG"
 """Environment variable: if it is set, every error comes with its traceback."""
 
 _KINDS = (ValueError, OSError, ImportError)
+_AT_WORK = ("_call_impl", "_inner_training_loop")  # torch's modules, and the loop of transformers' Trainer
 
 
 def is_user_error(error: BaseException) -> bool:
     """Whether an error tells of a file, an option or an installation that is not usable.
 
-    Not one that comes out of a model's forward pass: that is a bug somewhere, and its place matters.
+    Not one that comes out of a model's forward pass or a training loop: the run was under way, and the place matters.
     """
     if os.environ.get(DEBUG) or not isinstance(error, _KINDS):
         return False
-    return all(frame.name != "_call_impl" for frame in traceback.extract_tb(error.__traceback__))
+    return all(frame.name not in _AT_WORK for frame in traceback.extract_tb(error.__traceback__))
 
 
 def explain(error: BaseException) -> str:

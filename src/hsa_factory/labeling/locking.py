@@ -32,7 +32,7 @@ def locked(path: Path, wait: float) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            place.unlink()  # before it is released: who opened it in the meantime sees that it is gone
+            place.unlink()  # before it is released: filelock sees that a file it opened is gone, and tries again
         lock.release()
 
 
