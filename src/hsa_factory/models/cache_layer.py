@@ -56,7 +56,7 @@ class HSACacheLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
 
-        if self.table.new_padding is not None:
+        if self.table.new_padding is not None:  # zeros: a bias of −∞ hides them, but would not hide NaN
             padding = self.table.new_padding[:, None, :, None]
             key_states, value_states = key_states.masked_fill(padding, 0), value_states.masked_fill(padding, 0)
         new_length = self._length + key_states.shape[2]
