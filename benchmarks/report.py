@@ -14,6 +14,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator
 
 
 ROOT = Path(__file__).parent.parent
@@ -193,7 +194,7 @@ def point(row: dict[str, str]) -> tuple[str, ...]:
 
 def plot_attention() -> None:
     """Plot speed-up and extra memory of attention by length."""
-    rows = read("attention.csv")
+    rows = sorted(read("attention.csv"), key=lambda row: int(row["tokens"]))
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     for axis, layout in zip(axes, ("scattered", "turns")):
         own = [row for row in rows if row["method"] == "blockwise" and row["layout"] == layout]
@@ -280,6 +281,8 @@ def plot_decoding() -> None:
             axis.set(xscale="log", yscale="log", xlabel="tokens seen", ylabel=label, xticks=lengths, xticklabels=ticks)
             axis.set_title(f"Qwen3, {model}")
             axis.minorticks_off()
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:g}")
             axis.grid(alpha=0.3)
     axes[0][0].legend(frameon=False, fontsize=8)
     figure.savefig(ROOT / "docs" / "images" / "decode.png", dpi=110)
