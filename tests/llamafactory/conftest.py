@@ -90,6 +90,12 @@ class Pipeline:
             self._models[key] = directory
         return self._models[key]
 
+    def save_checkpoint(self, directory: Path, config: HSAConfig) -> Path:
+        """Save a tiny model with HSA as training saves it; return the directory."""
+        tiny.save_tiny("qwen3", directory, [], tokenizer=self.new_tokenizer())
+        config.save_pretrained(directory)
+        return directory
+
     # -- data --------------------------------------------------------------------------------------------------
 
     def write_data(self, directory: Path, **datasets: Any) -> Path:

@@ -20,7 +20,7 @@ httpx = pytest.importorskip("httpx")
 
 from llamafactory.chat import ChatModel  # noqa: E402
 
-from hsa_factory import HSAConfig, tiny  # noqa: E402
+from hsa_factory import HSAConfig  # noqa: E402
 from hsa_factory.llamafactory import integrate  # noqa: E402
 
 
@@ -63,10 +63,7 @@ class Server:
 @pytest.fixture(scope="module")
 def checkpoint(lf, tmp_path_factory):
     """A model with HSA, saved as training saves it."""
-    directory = tmp_path_factory.mktemp("served")
-    tiny.save_tiny("qwen3", directory, [], tokenizer=lf.new_tokenizer())
-    HSA.save_pretrained(directory)
-    return directory
+    return lf.save_checkpoint(tmp_path_factory.mktemp("served"), HSA)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hsa_factory import HSAConfig, enable_hsa, tiny
+from hsa_factory import HSAConfig, enable_hsa
 from hsa_factory.llamafactory import integrate
 from hsa_factory.models.enable import get_hook
 
@@ -27,10 +27,7 @@ ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TERM": "dumb"
 @pytest.fixture(scope="module")
 def checkpoint(lf, tmp_path_factory):
     """A model with HSA, saved as training saves it."""
-    directory = tmp_path_factory.mktemp("checkpoint")
-    tiny.save_tiny("qwen3", directory, [], tokenizer=lf.new_tokenizer())
-    HSA.save_pretrained(directory)
-    return directory
+    return lf.save_checkpoint(tmp_path_factory.mktemp("checkpoint"), HSA)
 
 
 def answers(checkpoint, hsa):

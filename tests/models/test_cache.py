@@ -55,6 +55,14 @@ def feed(model, cache, ids, kinds, sizes, mask=None, **inputs):
     return torch.cat(logits, dim=1)
 
 
+def fail(model, cache, ids, kinds):
+    """Feed the next token; the forward breaks off before the second layer."""
+    handle = model.model.layers[1].register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("oops")))
+    with pytest.raises(RuntimeError, match="oops"):
+        feed(model, cache, ids, kinds, [1])
+    handle.remove()
+
+
 @torch.no_grad()
 def whole(model, ids, kinds, **inputs):
     return model(input_ids=ids, semantic_ids=kinds, use_cache=False, **inputs).logits
@@ -369,12 +377,7 @@ class TestBadInput:
         """Its state cannot be taken back, and does not show."""
         model, ids, kinds, cache = build("qwen3_5_text"), tokens(), types(), HSACache(CONFIG)
         feed(model, cache, ids, kinds, [60])
-        handle = model.model.layers[1].register_forward_pre_hook(
-            lambda *_: (_ for _ in ()).throw(RuntimeError("oops"))
-        )
-        with pytest.raises(RuntimeError, match="oops"):
-            feed(model, cache, ids, kinds, [1])
-        handle.remove()
+        fail(model, cache, ids, kinds)
         with pytest.raises(ValueError, match="failed half-way"):
             feed(model, cache, ids, kinds, [1])
 
@@ -398,12 +401,7 @@ class TestBadInput:
     def test_a_forward_that_failed(self):
         model, ids, kinds, cache = build(), tokens(), types(), HSACache(CONFIG)
         feed(model, cache, ids, kinds, [60])
-        handle = model.model.layers[1].register_forward_pre_hook(
-            lambda *_: (_ for _ in ()).throw(RuntimeError("oops"))
-        )
-        with pytest.raises(RuntimeError, match="oops"):
-            feed(model, cache, ids, kinds, [1])
-        handle.remove()
+        fail(model, cache, ids, kinds)
         assert cache.get_seq_length() == 60
         with pytest.raises(ValueError, match="failed half-way"):
             feed(model, cache, ids, kinds, [1])
