@@ -29,7 +29,7 @@ from rich.table import Table
 
 from hsa_factory import HSAConfig
 from hsa_factory.attention import AttentionPlan, run_attention
-from hsa_factory.attention.flex import flex_hsa_attention
+from hsa_factory.attention.backends.flex import flex_hsa_attention
 
 
 TURN = 100  # tokens of a turn of a trajectory

@@ -5,7 +5,7 @@ import torch
 
 from hsa_factory import HSAConfig
 from hsa_factory.attention import AttentionPlan, run_attention
-from hsa_factory.attention.reference import reference_attention
+from hsa_factory.attention.backends.reference import reference_attention
 
 
 CONFIGS = {

@@ -2,7 +2,7 @@
 
 from .api import hsa_attention, run_attention
 from .plan import AttentionPlan
-from .reference import reference_attention
+from .backends.reference import reference_attention
 
 
 __all__ = ["AttentionPlan", "hsa_attention", "reference_attention", "run_attention"]

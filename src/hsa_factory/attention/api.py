@@ -6,10 +6,10 @@ import torch
 from torch.utils._triton import has_triton
 
 from ..config import BACKENDS, HSAConfig
-from .blockwise import blockwise_attention
-from .dense import dense_attention
+from .backends.blockwise import blockwise_attention
+from .backends.dense import dense_attention
 from .plan import AttentionPlan
-from .reference import reference_attention
+from .backends.reference import reference_attention
 
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def run_attention(
         reason = _flex_obstacle(query)
         if reason:
             raise ValueError(f"The HSA backend 'flex' needs {reason}: use 'auto' or 'blockwise'.")
-        from .flex import flex_hsa_attention  # here: it imports torch's compiler
+        from .backends.flex import flex_hsa_attention  # here: it imports torch's compiler
 
         return flex_hsa_attention(query, key, value, plan, scale, sliding_window, neutral), None
 

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..config import HSAConfig
-from .layout import Layout
-from .rules import EffectiveRules
+from .backends.blockwise.layout import Layout
+from .layer_rules import EffectiveRules
 
 
 if TYPE_CHECKING:
-    from .flex import FlexMask
+    from .backends.flex import FlexMask
 
 
 _CELLS = 2**18  # of the dense bias filled at a time, a row of the batch: the temporaries stay in the cache
@@ -196,7 +196,7 @@ class AttentionPlan:
             sliding_window: The model's own: a query sees keys with d < sliding_window only. None: no such limit.
             neutral: Leave HSA's own rules out.
         """
-        from .flex import FlexMask  # here: it imports torch's compiler
+        from .backends.flex import FlexMask  # here: it imports torch's compiler
 
         key = (sliding_window, neutral)
         if key not in self._flex_masks:

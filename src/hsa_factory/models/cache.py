@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils import ModelOutput
 
 from ..attention import AttentionPlan
-from ..attention.rules import EffectiveRules
+from ..attention.layer_rules import EffectiveRules
 from ..config import HSAConfig
 from ..semantics import SemanticType
 from .cache_layer import NO_HSA, HSACacheLayer

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from .layout import Layout
-from .plan import AttentionPlan
-from .sequence import LOG2_E, Chunk
+from ...plan import AttentionPlan
+from .segment import LOG2_E, Chunk
 from .tiles import Pass
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from .sequence import LOG2_E, Chunk, Sequence
+from .segment import LOG2_E, Chunk, Sequence
 from .workspace import Workspace
 
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from .rules import EffectiveRules
-from .sequence import Sequence
+from ...layer_rules import EffectiveRules
+from .segment import Sequence
 from .workspace import WorkspacePool
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hsa_factory import HSAConfig
 from hsa_factory.attention import AttentionPlan, run_attention
-from hsa_factory.attention.sequence import LOG2_E, MAX_BLOCK_ROWS
+from hsa_factory.attention.backends.blockwise.segment import LOG2_E, MAX_BLOCK_ROWS
 
 
 def types_of(length, seed=0, batch=1):
@@ -99,7 +99,7 @@ class TestShape:
     def test_biases_are_kept_for_the_other_layers_until_they_are_too_large(self, monkeypatch):
         (sequence,) = AttentionPlan(types_of(300), HSAConfig()).layout().sequences
         assert sequence.chunks(8) is sequence.chunks(8)
-        monkeypatch.setattr("hsa_factory.attention.sequence._KEPT_BYTES", 0)
+        monkeypatch.setattr("hsa_factory.attention.backends.blockwise.segment._KEPT_BYTES", 0)
         (sequence,) = AttentionPlan(types_of(300), HSAConfig()).layout().sequences
         assert sequence.chunks(8) is not sequence.chunks(8)
 

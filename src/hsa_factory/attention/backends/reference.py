@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from .plan import AttentionPlan
+from ..plan import AttentionPlan
 
 
 def reference_attention(

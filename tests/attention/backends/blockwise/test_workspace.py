@@ -3,7 +3,7 @@ import torch
 
 from hsa_factory import HSAConfig
 from hsa_factory.attention import AttentionPlan, run_attention
-from hsa_factory.attention.workspace import WorkspacePool
+from hsa_factory.attention.backends.blockwise.workspace import WorkspacePool
 
 
 LIKE = torch.empty(1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .rules import EffectiveRules
+from ...layer_rules import EffectiveRules
 
 
 NEAR_LIMIT = 256  # windows up to this many tokens are cheap to read as a strip of all keys
