@@ -28,7 +28,7 @@ from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
 
 from hsa_factory import HSAConfig, disable_hsa, enable_hsa, tiny
 from hsa_factory.models import HSACache
-from hsa_factory.models.rule_tagger import make_tagger
+from hsa_factory.models.generation.rule_tagger import make_tagger
 
 
 CONFIG = HSAConfig(generated_type="NOISE")

@@ -70,7 +70,7 @@ def measure(variant: str, directory: Path, length: int, steps: int) -> dict[str,
     from llamafactory.train.tuner import run_exp
     from transformers import TrainerCallback
 
-    import hsa_factory.models.interface as interface
+    import hsa_factory.models.attention_interface as interface
     from hsa_factory import HSAConfig
     from hsa_factory.llamafactory import integrate
 

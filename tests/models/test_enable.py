@@ -16,8 +16,8 @@ from typed_models import MODELS, build, close, differs, enabled, run, step, toke
 from hsa_factory import HSAConfig, apply_hsa_patch, disable_hsa, enable_hsa, tiny
 from hsa_factory.attention.api import available_backends
 from hsa_factory.config import BACKENDS
+from hsa_factory.models.attention_interface import active_forwards
 from hsa_factory.models.enable import get_hook
-from hsa_factory.models.interface import active_forwards
 
 
 class TestSwitching:

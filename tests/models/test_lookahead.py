@@ -6,7 +6,7 @@ import torch
 from hsa_factory import HSAConfig
 from hsa_factory.attention import AttentionPlan
 from hsa_factory.attention.layer_rules import EffectiveRules
-from hsa_factory.models.key_table import Keys, KeyTable
+from hsa_factory.models.cache.key_table import Keys, KeyTable
 from hsa_factory.models.lookahead import Lookahead
 
 

@@ -17,8 +17,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from typed_models import build, close, differs
 
 from hsa_factory import HSAConfig, enable_hsa
+from hsa_factory.models.attention_interface import active_forwards
 from hsa_factory.models.enable import get_hook
-from hsa_factory.models.interface import active_forwards
 
 
 class HandmadeConfig(PreTrainedConfig):

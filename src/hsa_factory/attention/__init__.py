@@ -1,8 +1,8 @@
 """HSA attention in pure torch."""
 
 from .api import hsa_attention, run_attention
-from .plan import AttentionPlan
 from .backends.reference import reference_attention
+from .plan import AttentionPlan
 
 
 __all__ = ["AttentionPlan", "hsa_attention", "reference_attention", "run_attention"]

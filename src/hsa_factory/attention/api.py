@@ -8,8 +8,8 @@ from torch.utils._triton import has_triton
 from ..config import BACKENDS, HSAConfig
 from .backends.blockwise import blockwise_attention
 from .backends.dense import dense_attention
-from .plan import AttentionPlan
 from .backends.reference import reference_attention
+from .plan import AttentionPlan
 
 
 logger = logging.getLogger(__name__)

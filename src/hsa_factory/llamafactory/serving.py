@@ -20,7 +20,7 @@ from ..labeling.rules import RuleSet
 from ..labeling.token_ids import fill_types, semantic_ids_of
 from ..labeling.typed_text import TypedText
 from ..models.enable import get_hook
-from ..models.rule_tagger import make_tagger
+from ..models.generation.rule_tagger import make_tagger
 from ..semantics import SemanticType
 from .options import check_serving
 from .seams import Seam

@@ -1,6 +1,6 @@
 """HSA on transformers models."""
 
-from .cache import HSACache
+from .cache.hsa_cache import HSACache
 from .enable import apply_hsa_patch, disable_hsa, enable_hsa, saved_config
 
 

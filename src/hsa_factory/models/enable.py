@@ -11,10 +11,10 @@ from transformers import PreTrainedConfig
 
 from ..attention.api import check_backend
 from ..config import CONFIG_NAME, HSAConfig
-from .generation import install_generate, remove_generate
-from .hook import HSAHook
-from .interface import IMPLEMENTATION, register_interface
-from .support import TextModel, find_text_model, sliding_windows, unwrap, wrapping
+from .attention_interface import IMPLEMENTATION, register_interface
+from .forward_hooks import HSAHook
+from .generation.generate import install_generate, remove_generate
+from .text_model import TextModel, find_text_model, sliding_windows, unwrap, wrapping
 
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ import torch
 from ..attention import AttentionPlan
 from ..attention.query_plan import QueryPlan
 from ..config import HSAConfig
-from .key_table import Keys, KeyTable
+from .cache.key_table import Keys, KeyTable
 
 
 _STEPS = 16  # at most

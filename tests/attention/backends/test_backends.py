@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsa_factory import HSAConfig
-from hsa_factory.attention import AttentionPlan, hsa_attention, run_attention, sequence
+from hsa_factory.attention import AttentionPlan, hsa_attention, run_attention
 from hsa_factory.attention.api import available_backends
+from hsa_factory.attention.backends.blockwise import segment
 
 
 BACKENDS = [backend for backend in available_backends() if backend not in ("auto", "reference")]
@@ -389,8 +390,8 @@ def test_blockwise_with_blocks_as_small_as_they_get_and_nothing_kept(config, mon
     tensors, types = draw(1, (4, 2), 400), some_types("trajectory", 1, 400)
     expected = run("blockwise", tensors, types, config)
     check(expected, run("reference", tensors, types, config))
-    monkeypatch.setattr(sequence, "_BLOCK_BYTES", 0)
-    monkeypatch.setattr(sequence, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(segment, "_BLOCK_BYTES", 0)
+    monkeypatch.setattr(segment, "_KEPT_BYTES", 0)
     check(run("blockwise", tensors, types, config), expected)
 
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 
 from hsa_factory import HSAConfig
-from hsa_factory.attention import AttentionPlan, flex, hsa_attention, reference_attention
+from hsa_factory.attention import AttentionPlan, hsa_attention, reference_attention
+from hsa_factory.attention.backends import flex
 
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from ..plan import AttentionPlan
-from .reference import zero_padding
 from ..layer_rules import EffectiveRules
+from ..plan import AttentionPlan
 from .blockwise.segment import NEAR_LIMIT
+from .reference import zero_padding
 
 
 BLOCK = 128  # rows and columns of a block of the mask

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from .layout import Layout
 from ...plan import AttentionPlan
+from .layout import Layout
 from .segment import LOG2_E, Chunk
 from .tiles import Pass
 

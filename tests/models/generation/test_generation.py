@@ -12,8 +12,9 @@ from conversations import conversation, tokens, with_media_types
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from hsa_factory import HSAConfig, disable_hsa, enable_hsa, tiny
-from hsa_factory.models import HSACache, prefill
-from hsa_factory.models.tagger import ConstantTagger
+from hsa_factory.models import HSACache
+from hsa_factory.models.cache.tagger import ConstantTagger
+from hsa_factory.models.generation import prefill
 
 
 MODELS = tiny.MODEL_TYPES

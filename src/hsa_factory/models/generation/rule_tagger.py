@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from ..config import HSAConfig
-from ..labeling.matching import Message, label_messages
-from ..labeling.rules import Rule, RuleSet
-from ..labeling.tags import find_elements
-from ..labeling.typed_text import TypedText, token_types
-from ..semantics import SemanticType
-from .tagger import ConstantTagger, Settled, Tagger
+from ...config import HSAConfig
+from ...labeling.matching import Message, label_messages
+from ...labeling.rules import Rule, RuleSet
+from ...labeling.tags import find_elements
+from ...labeling.typed_text import TypedText, token_types
+from ...semantics import SemanticType
+from ..cache.tagger import ConstantTagger, Settled, Tagger
 
 
 ROLE = "assistant"

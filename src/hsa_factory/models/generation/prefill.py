@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel
 
-from .cache import HSACache
-from .media_turns import MEDIA_NAMES, MediaPrompt, add_media_types, find_rope_positions, text_positions
+from ..cache.hsa_cache import HSACache
+from .media import MEDIA_NAMES, MediaPrompt, add_media_types, find_rope_positions, text_positions
 
 
 if TYPE_CHECKING:
-    from .hook import HSAHook
+    from ..forward_hooks import HSAHook
 
 
 PREFILL_CHUNK = 4096  # tokens of a long prompt that go through the model together

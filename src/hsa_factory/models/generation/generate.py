@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationMixin, PreTrainedModel
 
-from ..config import HSAConfig
-from ..semantics import SemanticType
-from .cache import HSACache
+from ...config import HSAConfig
+from ...semantics import SemanticType
+from ..cache.hsa_cache import HSACache
+from ..cache.tagger import Tagger
 from .prefill import prefill
 from .rule_tagger import make_tagger
-from .tagger import Tagger
 
 
 if TYPE_CHECKING:
-    from .hook import HSAHook
+    from ..forward_hooks import HSAHook
 
 
 # Threads that share a model take turns: it holds a conversation's M-RoPE offsets, for one.
@@ -161,7 +161,7 @@ def _check_options(model: PreTrainedModel, option: Any, kwargs: dict[str, Any], 
     if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
         raise ValueError(f"{type(model).__name__} brings a cache of its own, so an HSACache cannot be used with it.")
     if tagger is not None and not isinstance(tagger, Tagger):
-        raise ValueError(f"tagger must have the methods of hsa_factory.models.tagger.Tagger, got {tagger!r}.")
+        raise ValueError(f"tagger must have the methods of hsa_factory.models.cache.tagger.Tagger, got {tagger!r}.")
 
 
 def _check_prompt(model: PreTrainedModel, input_ids: Any, option: Any) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hsa_factory import HSAConfig
 from hsa_factory.attention import AttentionPlan
 from hsa_factory.attention.layer_rules import EffectiveRules
-from hsa_factory.models.key_table import Keys, KeyTable, find_visible
+from hsa_factory.models.cache.key_table import Keys, KeyTable, find_visible
 
 
 def keys_of(types, padding=0):

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import torch
 
+from ..lookahead import Lookahead
 from .key_table import Keys
-from .lookahead import Lookahead
 
 
 class SeenTokens:

@@ -14,7 +14,7 @@ from ..attention import AttentionPlan, run_attention
 
 
 if TYPE_CHECKING:
-    from .hook import HSAHook
+    from .forward_hooks import HSAHook
 
 
 IMPLEMENTATION = "hsa"

@@ -9,15 +9,15 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils import ModelOutput
 
-from ..attention import AttentionPlan
-from ..attention.layer_rules import EffectiveRules
-from ..config import HSAConfig
-from ..semantics import SemanticType
-from .cache_layer import NO_HSA, HSACacheLayer
+from ...attention import AttentionPlan
+from ...attention.layer_rules import EffectiveRules
+from ...config import HSAConfig
+from ...semantics import SemanticType
+from ..lookahead import Lookahead
 from .incoming import EndedRows, IncomingTypes, check_types, find_real
 from .key_table import Keys, KeyTable
-from .lookahead import Lookahead
-from .seen_tokens import SeenTokens
+from .layer import NO_HSA, HSACacheLayer
+from .sequence import SeenTokens
 from .tagger import Tagger
 
 

@@ -3,9 +3,9 @@
 import torch
 
 from hsa_factory import HSAConfig
-from hsa_factory.models.key_table import Keys
+from hsa_factory.models.cache.key_table import Keys
+from hsa_factory.models.cache.sequence import SeenTokens
 from hsa_factory.models.lookahead import Lookahead
-from hsa_factory.models.seen_tokens import SeenTokens
 
 
 def keys(start, types):

@@ -6,8 +6,9 @@ from conversations import tokens, with_media_types
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from hsa_factory import HSAConfig, enable_hsa, tiny
-from hsa_factory.models import HSACache, prefill
-from hsa_factory.models.media_turns import MediaPrompt
+from hsa_factory.models import HSACache
+from hsa_factory.models.generation import prefill
+from hsa_factory.models.generation.media import MediaPrompt
 
 
 CONFIG = HSAConfig(noise_window=5, generated_type="NOISE")

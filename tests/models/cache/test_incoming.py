@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hsa_factory.models.incoming import EndedRows, IncomingTypes, check_types, find_real
-from hsa_factory.models.tagger import ConstantTagger, Settled
+from hsa_factory.models.cache.incoming import EndedRows, IncomingTypes, check_types, find_real
+from hsa_factory.models.cache.tagger import ConstantTagger, Settled
 
 
 class Script(ConstantTagger):

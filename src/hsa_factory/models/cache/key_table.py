@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..attention.layer_rules import EffectiveRules
+from ...attention.layer_rules import EffectiveRules
 
 
 _FOREVER = 2**62

@@ -10,8 +10,8 @@ from torch import nn
 
 from ..attention import AttentionPlan
 from ..config import HSAConfig
-from .cache import HSACache
-from .interface import PLAN_KEYWORD, active_forwards
+from .attention_interface import PLAN_KEYWORD, active_forwards
+from .cache.hsa_cache import HSACache
 
 
 logger = logging.getLogger(__name__)
