@@ -88,11 +88,11 @@ def _run(arguments: list[str]) -> int:
     if command == "train":
         return _train(arguments)
     if command == "inspect":
-        from .inspection.command import main as inspect_main
+        from .commands.inspect import main as inspect_main
 
         return inspect_main(arguments)
     if command == "label":
-        from .labeling.command import main as label_main
+        from .commands.label import main as label_main
 
         return label_main(arguments)
     if command == "quickstart":

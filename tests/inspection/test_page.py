@@ -12,8 +12,8 @@ from PIL import Image
 
 from hsa_factory import HSAConfig
 from hsa_factory.attention.plan import AttentionPlan
+from hsa_factory.inspection.inspected_sample import InspectedSample, Media, Part, RowSummary, Turn, count_trained
 from hsa_factory.inspection.page import PageWriter
-from hsa_factory.inspection.sample import InspectedSample, Media, Part, RowSummary, Turn, count_trained
 
 
 EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'> &amp; <b>bold</b>"

@@ -8,8 +8,8 @@ from datasets import Dataset, Features
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hsa_factory.labeling.token_ids import type_token_ids
 from hsa_factory.llamafactory.rows import Tokens, TokenTable, to_lists, to_table
+from hsa_factory.typed.ids import type_token_ids
 
 
 PADDING = 7

@@ -13,10 +13,10 @@ import torch
 from llamafactory.chat import ChatModel
 
 from hsa_factory import HSAConfig
-from hsa_factory.labeling.typed_text import TypedText
 from hsa_factory.llamafactory import integrate
 from hsa_factory.llamafactory.serving import type_messages
 from hsa_factory.models.enable import get_hook
+from hsa_factory.typed.text import TypedText
 
 
 G, L, N = 0, 1, 2

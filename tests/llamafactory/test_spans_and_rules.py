@@ -315,9 +315,9 @@ def typing(lf):
     from llamafactory.data.template import TEMPLATES
 
     from hsa_factory import SemanticType
-    from hsa_factory.labeling.token_ids import semantic_ids_of
-    from hsa_factory.labeling.typed_text import TypedText
     from hsa_factory.llamafactory.template import TEXT_KEY, typed_template
+    from hsa_factory.typed.ids import semantic_ids_of
+    from hsa_factory.typed.text import TypedText
 
     tokenizer = lf.new_tokenizer()
     template = TEMPLATES["qwen"]

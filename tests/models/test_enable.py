@@ -248,7 +248,7 @@ import sys
 import hsa_factory
 assert "transformers" not in sys.modules and "torch" not in sys.modules, "heavy import"
 hsa_factory.HSAConfig(), hsa_factory.FeedbackConfig(), hsa_factory.SemanticType
-import hsa_factory.attention, hsa_factory.feedback, hsa_factory.labeling.token_ids, hsa_factory.labeling.typed_text
+import hsa_factory.attention, hsa_factory.feedback, hsa_factory.typed.ids, hsa_factory.typed.text
 assert "transformers" not in sys.modules, "transformers imported"
 
 from transformers import AttentionInterface, AttentionMaskInterface

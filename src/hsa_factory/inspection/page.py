@@ -13,7 +13,7 @@ from ..feedback import Reason
 from ..semantics import SemanticType
 from .cells import group_tokens
 from .images import ImageStore
-from .sample import InspectedSample, RowSummary, Turn
+from .inspected_sample import InspectedSample, RowSummary, Turn
 
 
 PAGE_LIMIT = 200 * 2**20  # bytes of samples and pictures: browsers still open such a page

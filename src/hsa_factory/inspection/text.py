@@ -8,7 +8,7 @@ from rich.text import Text
 
 from ..feedback import IGNORE_INDEX
 from ..semantics import SemanticType
-from .sample import InspectedSample, Turn, count_trained
+from .inspected_sample import InspectedSample, Turn, count_trained
 
 
 COLOURS = {SemanticType.GLOBAL: "cyan", SemanticType.LANDMARK: "green", SemanticType.NOISE: "yellow"}

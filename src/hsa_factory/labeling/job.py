@@ -16,11 +16,11 @@ from typing import Any
 
 from .. import __version__
 from .formats import Layout
+from .labeller import SampleLabeller, add_anchor
 from .records import CHUNK_BYTES, CHUNK_SAMPLES, Chunk, read_chunks
 from .rules import RuleSet
-from .sample import SampleLabeller, add_anchor
 from .summary import Summary
-from .tokens import TokenCounter, load_tokenizer
+from .token_counter import TokenCounter, load_tokenizer
 
 
 MANIFEST = "manifest.json"

@@ -8,10 +8,10 @@ from fnmatch import fnmatchcase
 from functools import cache, lru_cache
 from typing import NamedTuple
 
+from ..typed.text import find_runs
 from .rule import SPAN_GROUP, Rule, compile_pattern
 from .rules import RuleSet
 from .tags import find_elements
-from .typed_text import find_runs
 
 
 PATTERN_TIMEOUT = 1.0  # seconds that one pattern may take on one message

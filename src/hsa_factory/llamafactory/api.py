@@ -12,9 +12,9 @@ from llamafactory.api.protocol import ChatCompletionRequest, ChatMessage, Multim
 from llamafactory.chat.hf_engine import HuggingfaceEngine
 from llamafactory.extras import logging
 
-from ..labeling.typed_text import TypedText
 from ..models.enable import get_hook
 from ..semantics import SemanticType
+from ..typed.text import TypedText
 from .seams import Seam
 from .template import TYPE_KEY
 

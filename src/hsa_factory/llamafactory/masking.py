@@ -7,7 +7,7 @@ from typing import Any
 
 from ..config import FeedbackConfig
 from ..feedback import REPLIES, EncodedMessage, Reason, Span, deciding_markers, find_markers, untrained_spans
-from ..labeling.token_ids import TypedTokenId, mark_untrained, tag_id
+from ..typed.ids import TypedTokenId, mark_untrained, tag_id
 from .template import WEIGHT_KEY, Pairs
 
 

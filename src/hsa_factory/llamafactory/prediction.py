@@ -6,7 +6,7 @@ from typing import Any
 
 from llamafactory.data.processor import UnsupervisedDatasetProcessor
 
-from ..labeling.token_ids import fill_types, read_off
+from ..typed.ids import fill_types, read_off
 from .converter import INDEX_COLUMN, SOURCE_COLUMN
 from .processor import (
     INVALID,

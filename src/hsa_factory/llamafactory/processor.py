@@ -11,9 +11,9 @@ from llamafactory.data.processor import PackedSupervisedDatasetProcessor, Superv
 from .. import __version__
 from ..config import FeedbackConfig, HSAConfig
 from ..feedback import apply_loss_mask
-from ..labeling.token_ids import fill_types, tags_of
-from ..labeling.typed_text import TypedText
 from ..semantics import SemanticType
+from ..typed.ids import fill_types, tags_of
+from ..typed.text import TypedText
 from .converter import (
     INDEX_COLUMN,
     RULES_COLUMN,

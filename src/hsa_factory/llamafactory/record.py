@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..feedback import IGNORE_INDEX, REPLIES, Reason
-from ..inspection.sample import Media, Turn
-from ..labeling.token_ids import tag_id
+from ..inspection.inspected_sample import Media, Turn
+from ..typed.ids import tag_id
 from .media import PLACEHOLDERS
 from .processor import MEDIA_COLUMNS, TypedProcessorMixin
 from .report import DatasetAccount

@@ -16,7 +16,7 @@ from llamafactory.hparams import get_train_args
 
 from ..config import FeedbackConfig, HSAConfig
 from ..feedback import IGNORE_INDEX, Reason
-from ..inspection.sample import InspectedSample, Part, RowSummary
+from ..inspection.inspected_sample import InspectedSample, Part, RowSummary
 from ..training_file import TrainingFile
 from .collator import trained_labels
 from .converter import INDEX_COLUMN

@@ -17,11 +17,11 @@ from ..config import HSAConfig
 from ..labeling.conversation import type_conversation
 from ..labeling.matching import Message, Typing, runs
 from ..labeling.rules import RuleSet
-from ..labeling.token_ids import fill_types, semantic_ids_of
-from ..labeling.typed_text import TypedText
 from ..models.enable import get_hook
 from ..models.generation.rule_tagger import make_tagger
 from ..semantics import SemanticType
+from ..typed.ids import fill_types, semantic_ids_of
+from ..typed.text import TypedText
 from .options import check_serving
 from .seams import Seam
 from .template import PLACEHOLDERS, TEXT_KEY, TYPE_KEY, typed_template

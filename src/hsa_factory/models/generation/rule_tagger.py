@@ -12,8 +12,8 @@ from ...config import HSAConfig
 from ...labeling.matching import Message, label_messages
 from ...labeling.rules import Rule, RuleSet
 from ...labeling.tags import find_elements
-from ...labeling.typed_text import TypedText, token_types
 from ...semantics import SemanticType
+from ...typed.text import TypedText, token_types
 from ..cache.tagger import ConstantTagger, Settled, Tagger
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..semantics import SemanticType
+from ..typed.text import TypedText, token_types
 from .matching import Typing, runs
-from .typed_text import TypedText, token_types
 
 
 _UNTYPED = len(SemanticType)  # after all types: a token that holds a typed character has its type

@@ -13,13 +13,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from .detect import detect_entry, tagged_entry
-from .formats import Layout
-from .job import BadSample, Job, parse_sample, run_job
-from .locking import locked
-from .records import Chunk, read_chunks
-from .rules import RuleSet, preset_names
-from .summary import print_summary
+from ..labeling.detect import detect_entry, tagged_entry
+from ..labeling.formats import Layout
+from ..labeling.job import BadSample, Job, parse_sample, run_job
+from ..labeling.locking import locked
+from ..labeling.records import Chunk, read_chunks
+from ..labeling.rules import RuleSet, preset_names
+from ..labeling.summary import print_summary
 
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
@@ -108,7 +108,7 @@ def _write(options: argparse.Namespace, rules: RuleSet, out: Path) -> None:
     if workers < 1:
         raise ValueError(f"--workers {workers}: expected a whole number ≥ 1.")
     if options.tokenizer is not None:
-        from .tokens import load_tokenizer
+        from ..labeling.token_counter import load_tokenizer
 
         load_tokenizer(options.tokenizer)  # before any work is done
     info = out.with_name("dataset_info.json")

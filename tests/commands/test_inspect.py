@@ -11,8 +11,8 @@ import yaml
 from rich.console import Console
 
 from hsa_factory import FeedbackConfig, HSAConfig, tiny
+from hsa_factory.commands.inspect import main, parse_range
 from hsa_factory.inspection.check import check_rules
-from hsa_factory.inspection.command import main, parse_range
 
 
 pytest.importorskip("llamafactory")
@@ -450,7 +450,7 @@ def test_pages_of_files_without_hsa(run):
 
 
 def test_a_full_page_says_so(run, monkeypatch):
-    from hsa_factory.inspection import command
+    from hsa_factory.commands import inspect as command
 
     monkeypatch.setattr(command, "PAGE_LIMIT", 100)
     code, written, said = run("--format", "html")

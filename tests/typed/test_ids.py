@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hsa_factory import SemanticType
-from hsa_factory.labeling.token_ids import (
+from hsa_factory.typed.ids import (
     TypedTokenId,
     fill_types,
     mark_untrained,

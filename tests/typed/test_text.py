@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hsa_factory import SemanticType
-from hsa_factory.labeling.typed_text import TypedText, carry_types, find_runs, token_types, type_rendered_text, without
+from hsa_factory.typed.text import TypedText, carry_types, find_runs, token_types, type_rendered_text, without
 
 
 GLOBAL, LANDMARK, NOISE = SemanticType

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console
 from rich.progress import track
 
+from ..inspection.check import check_accounts, check_rules
+from ..inspection.inspected_sample import InspectedSample
+from ..inspection.output import open_output
+from ..inspection.page import PAGE_LIMIT, PageWriter
+from ..inspection.text import print_legend, print_sample
 from ..training_file import TrainingFile, read_training_file
-from .check import check_accounts, check_rules
-from .output import open_output
-from .page import PAGE_LIMIT, PageWriter
-from .sample import InspectedSample
-from .text import print_legend, print_sample
 
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Texts and ids that carry their semantic type."""
