@@ -101,7 +101,7 @@ def test_json_is_what_the_collator_hands_over(run, tiny_tokenizer):
     from llamafactory.train.sft import workflow
 
     from hsa_factory.llamafactory import integrate
-    from hsa_factory.llamafactory.collator import HSADataCollator
+    from hsa_factory.llamafactory.data.collator import HSADataCollator
 
     samples = rows(run, "--samples", "0-2")
     hsa, feedback = HSAConfig(noise_window=20), FeedbackConfig()
@@ -529,7 +529,7 @@ def test_html_needs_an_output(run, capsys):
 
 @pytest.mark.parametrize("output", ["nowhere/page.html", "."])
 def test_outputs_that_cannot_be_written_stop_before_the_work(run, tmp_path, capsys, monkeypatch, output):
-    import hsa_factory.llamafactory.samples as samples
+    import hsa_factory.llamafactory.inspect.prepared_data as samples
 
     run("--samples", "0")
     monkeypatch.setattr(samples, "load_samples", lambda *args, **more: pytest.fail("data were prepared"))

@@ -207,7 +207,7 @@ class Pipeline:
         """Return the collator as `run_sft` makes it; without `hsa` and `feedback` LLaMA-Factory's own."""
         from llamafactory.data import SFTDataCollatorWith4DAttentionMask
 
-        from hsa_factory.llamafactory.collator import HSADataCollator
+        from hsa_factory.llamafactory.data.collator import HSADataCollator
 
         values = {
             "template": prepared.template,
@@ -258,7 +258,7 @@ class Pipeline:
         self, template: Any, tokenizer: Any, data_args: Any, samples: Any, feedback: Any = None, processor: Any = None
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Run the typed processor over one batch (as in `Oracle`); return its rows and its account."""
-        from hsa_factory.llamafactory.processor import TypedPackedProcessor, TypedSupervisedProcessor
+        from hsa_factory.llamafactory.data.processor import TypedPackedProcessor, TypedSupervisedProcessor
 
         made = (TypedPackedProcessor if data_args.packing else TypedSupervisedProcessor)(
             template, tokenizer, processor, data_args, hsa_config=HSAConfig(), feedback_config=feedback

@@ -150,7 +150,7 @@ for name, module in list(sys.modules.items()):
             before[name, attribute] = (vars(module), attribute, value)
             if isinstance(value, type):
                 before |= {(name, attribute, inner): (vars(value), inner, was) for inner, was in vars(value).items()}
-import hsa_factory.llamafactory, hsa_factory.llamafactory.launch, hsa_factory.llamafactory.samples
+import hsa_factory.llamafactory, hsa_factory.llamafactory.launch, hsa_factory.llamafactory.inspect.prepared_data
 print([key for key, (owner, name, value) in before.items() if owner.get(name) is not value])
 print(len(before) > 1000)
 """

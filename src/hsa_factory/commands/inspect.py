@@ -21,7 +21,7 @@ from ..training_file import TrainingFile, read_training_file
 
 
 if TYPE_CHECKING:
-    from ..llamafactory.samples import PreparedData
+    from ..llamafactory.inspect.prepared_data import PreparedData
 
 
 _SAMPLES = {"text": "0-2", "json": "0-2", "html": "0-19"}
@@ -143,7 +143,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _load(options: argparse.Namespace, training_file: TrainingFile) -> "PreparedData":
     with redirect_stdout(sys.stderr):  # LLaMA-Factory's log handlers keep the stream they find when imported
-        from ..llamafactory.samples import load_samples
+        from ..llamafactory.inspect.prepared_data import load_samples
 
         return load_samples(training_file, options.split, allow_empty=options.check)
 

@@ -33,22 +33,22 @@ from ..labeling.rules import RuleSet
 from ..models import enable_hsa
 from ..models.enable import get_hook
 from ..semantics import SemanticType
-from .collator import HSADataCollator
-from .converter import INDEX_COLUMN, typed_converter
-from .marker import ensure_marker, fit_embeddings, initialize_row
-from .mixed_content import load_dataset
+from .chat.hf_engine import Serving
+from .data.collator import HSADataCollator
+from .data.converter import INDEX_COLUMN, typed_converter
+from .data.parts_table import load_dataset
+from .data.prediction import TypedPredictionProcessor
+from .data.processor import TypedPackedProcessor, TypedSupervisedProcessor
+from .data.report import REPORT_NAME, DataReport
+from .data.token_table import ACCOUNT_COLUMN
+from .data.tokenized_path import check_tokenized, run_settings
+from .model.feedback_token import ensure_marker, fit_embeddings, initialize_row
 from .options import SAVED, check_options, check_stage, resolve_config
-from .prediction import TypedPredictionProcessor
-from .processor import TypedPackedProcessor, TypedSupervisedProcessor
-from .report import REPORT_NAME, DataReport
-from .rows import ACCOUNT_COLUMN
 from .seams import Seam, installed
-from .serving import Serving
-from .tokenized import check_tokenized, run_settings
 
 
 if is_fastapi_available():
-    from .api import api_seams
+    from .chat.api import api_seams
 
 
 logger = logging.get_logger(__name__)

@@ -13,18 +13,18 @@ from llamafactory.hparams import read_args
 from llamafactory.hparams.parser import _parse_infer_args
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from ..config import HSAConfig
-from ..labeling.conversation import type_conversation
-from ..labeling.matching import Message, Typing, runs
-from ..labeling.rules import RuleSet
-from ..models.enable import get_hook
-from ..models.generation.rule_tagger import make_tagger
-from ..semantics import SemanticType
-from ..typed.ids import fill_types, semantic_ids_of
-from ..typed.text import TypedText
-from .options import check_serving
-from .seams import Seam
-from .template import PLACEHOLDERS, TEXT_KEY, TYPE_KEY, typed_template
+from ...config import HSAConfig
+from ...labeling.conversation import type_conversation
+from ...labeling.matching import Message, Typing, runs
+from ...labeling.rules import RuleSet
+from ...models.enable import get_hook
+from ...models.generation.rule_tagger import make_tagger
+from ...semantics import SemanticType
+from ...typed.ids import fill_types, semantic_ids_of
+from ...typed.text import TypedText
+from ..data.template import PLACEHOLDERS, TEXT_KEY, TYPE_KEY, typed_template
+from ..options import check_serving
+from ..seams import Seam
 
 
 logger = logging.get_logger(__name__)

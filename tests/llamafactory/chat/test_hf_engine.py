@@ -14,7 +14,7 @@ from llamafactory.chat import ChatModel
 
 from hsa_factory import HSAConfig
 from hsa_factory.llamafactory import integrate
-from hsa_factory.llamafactory.serving import type_messages
+from hsa_factory.llamafactory.chat.hf_engine import type_messages
 from hsa_factory.models.enable import get_hook
 from hsa_factory.typed.text import TypedText
 

@@ -12,7 +12,7 @@ from llamafactory.hparams import DataArguments
 from typed_oracle import types_by_mark
 
 from hsa_factory import HSAConfig, SemanticType
-from hsa_factory.llamafactory.converter import typed_converter
+from hsa_factory.llamafactory.data.converter import typed_converter
 
 
 HSA = HSAConfig()

@@ -9,9 +9,9 @@ from llamafactory.data.formatter import SLOTS, Formatter
 from llamafactory.data.template import Template
 from llamafactory.extras.constants import AUDIO_PLACEHOLDER, IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 
-from ..semantics import SemanticType
-from ..typed.ids import fill_types, type_token_ids
-from ..typed.text import TypedText, carry_types, find_runs, token_types, type_rendered_text, without
+from ...semantics import SemanticType
+from ...typed.ids import fill_types, type_token_ids
+from ...typed.text import TypedText, carry_types, find_runs, token_types, type_rendered_text, without
 from .text_encoder import TextEncoder
 
 

@@ -15,8 +15,8 @@ from llamafactory.data.template import TEMPLATES, Llama2Template, ReasoningTempl
 from llamafactory.hparams import DataArguments
 
 from hsa_factory import FeedbackConfig, HSAConfig
-from hsa_factory.llamafactory.processor import TypedSupervisedProcessor
-from hsa_factory.llamafactory.record import record_sample
+from hsa_factory.llamafactory.data.processor import TypedSupervisedProcessor
+from hsa_factory.llamafactory.inspect.trace import record_sample
 
 
 G, L, N = 0, 1, 2

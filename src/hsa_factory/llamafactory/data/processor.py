@@ -8,12 +8,12 @@ from typing import Any
 import pyarrow as pa
 from llamafactory.data.processor import PackedSupervisedDatasetProcessor, SupervisedDatasetProcessor
 
-from .. import __version__
-from ..config import FeedbackConfig, HSAConfig
-from ..feedback import apply_loss_mask
-from ..semantics import SemanticType
-from ..typed.ids import fill_types, tags_of
-from ..typed.text import TypedText
+from ... import __version__
+from ...config import FeedbackConfig, HSAConfig
+from ...feedback import apply_loss_mask
+from ...semantics import SemanticType
+from ...typed.ids import fill_types, tags_of
+from ...typed.text import TypedText
 from .converter import (
     INDEX_COLUMN,
     RULES_COLUMN,
@@ -24,11 +24,11 @@ from .converter import (
     TYPED_COLUMN,
     decode_spans,
 )
-from .masking import DECIDING, MaskedPairs, mask_pairs
-from .media import count_media, media_token_ids, plan_cut
+from .loss_mask import DECIDING, MaskedPairs, mask_pairs
 from .report import DatasetAccount, serialize_accounts
-from .rows import ACCOUNT_COLUMN, LOSS_MASK_COLUMN, Tokens, TokenTable, padding_row, to_lists, to_table
 from .template import TEXT_KEY, TYPE_KEY, Pairs, typed_template
+from .token_table import ACCOUNT_COLUMN, LOSS_MASK_COLUMN, Tokens, TokenTable, padding_row, to_lists, to_table
+from .truncation import count_media, media_token_ids, plan_cut
 
 
 MEDIA_COLUMNS = ("_images", "_videos", "_audios")

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from ..config import FeedbackConfig, HSAConfig
-from ..semantics import SemanticType
+from ...config import FeedbackConfig, HSAConfig
+from ...semantics import SemanticType
 from .report import REPORT_NAME, DataReport
-from .rows import LOSS_MASK_COLUMN, SEMANTIC_COLUMN
+from .token_table import LOSS_MASK_COLUMN, SEMANTIC_COLUMN
 
 
 def run_settings(hsa_config: HSAConfig | None, feedback_config: FeedbackConfig | None) -> dict[str, Any]:

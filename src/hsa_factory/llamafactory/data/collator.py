@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from llamafactory.data.collator import SFTDataCollatorWith4DAttentionMask
 
-from ..config import FeedbackConfig, HSAConfig
-from ..feedback import IGNORE_INDEX, apply_loss_mask, mask_labels
-from ..semantics import SemanticType
-from .rows import LOSS_MASK_COLUMN, ROW_SAMPLES_COLUMN, ROW_SOURCE_COLUMN, SEMANTIC_COLUMN
+from ...config import FeedbackConfig, HSAConfig
+from ...feedback import IGNORE_INDEX, apply_loss_mask, mask_labels
+from ...semantics import SemanticType
+from .token_table import LOSS_MASK_COLUMN, ROW_SAMPLES_COLUMN, ROW_SOURCE_COLUMN, SEMANTIC_COLUMN
 
 
 @dataclass

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hsa_factory.llamafactory.text_encoder import TextEncoder
+from hsa_factory.llamafactory.data.text_encoder import TextEncoder
 
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<m0>", "<m40>", "<|feedback|>")

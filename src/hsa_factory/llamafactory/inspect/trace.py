@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..feedback import IGNORE_INDEX, REPLIES, Reason
-from ..inspection.inspected_sample import Media, Turn
-from ..typed.ids import tag_id
-from .media import PLACEHOLDERS
-from .processor import MEDIA_COLUMNS, TypedProcessorMixin
-from .report import DatasetAccount
-from .template import TURN_KEY, Pairs
+from ...feedback import IGNORE_INDEX, REPLIES, Reason
+from ...inspection.inspected_sample import Media, Turn
+from ...typed.ids import tag_id
+from ..data.processor import MEDIA_COLUMNS, TypedProcessorMixin
+from ..data.report import DatasetAccount
+from ..data.template import TURN_KEY, Pairs
+from ..data.truncation import PLACEHOLDERS
 
 
 KINDS = ("image", "video", "audio")

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..semantics import SemanticType
+from ...semantics import SemanticType
 
 
 REPORT_NAME = "hsa_report.json"

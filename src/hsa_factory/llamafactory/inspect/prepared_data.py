@@ -14,18 +14,18 @@ from llamafactory.data import get_template_and_fix_tokenizer
 from llamafactory.extras.misc import has_tokenized_data
 from llamafactory.hparams import get_train_args
 
-from ..config import FeedbackConfig, HSAConfig
-from ..feedback import IGNORE_INDEX, Reason
-from ..inspection.inspected_sample import InspectedSample, Part, RowSummary
-from ..training_file import TrainingFile
-from .collator import trained_labels
-from .converter import INDEX_COLUMN
-from .integration import STREAM_PREVIEW, NothingToTrain, integrate
-from .options import check_stage, resolve_config
-from .processor import TypedProcessorMixin, TypedSupervisedProcessor
-from .record import record_sample
-from .report import DatasetAccount
-from .rows import LOSS_MASK_COLUMN, ROW_SAMPLES_COLUMN, ROW_SOURCE_COLUMN, SEMANTIC_COLUMN
+from ...config import FeedbackConfig, HSAConfig
+from ...feedback import IGNORE_INDEX, Reason
+from ...inspection.inspected_sample import InspectedSample, Part, RowSummary
+from ...training_file import TrainingFile
+from ..data.collator import trained_labels
+from ..data.converter import INDEX_COLUMN
+from ..data.processor import TypedProcessorMixin, TypedSupervisedProcessor
+from ..data.report import DatasetAccount
+from ..data.token_table import LOSS_MASK_COLUMN, ROW_SAMPLES_COLUMN, ROW_SOURCE_COLUMN, SEMANTIC_COLUMN
+from ..integration import STREAM_PREVIEW, NothingToTrain, integrate
+from ..options import check_stage, resolve_config
+from .trace import record_sample
 
 
 # Options that only matter once a model runs: some machines refuse them, and others lay out rows for generation.

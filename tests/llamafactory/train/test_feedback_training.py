@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hsa_factory import FeedbackConfig, HSAConfig
 from hsa_factory.llamafactory import integrate
-from hsa_factory.llamafactory.marker import ensure_marker, fit_embeddings
+from hsa_factory.llamafactory.model.feedback_token import ensure_marker, fit_embeddings
 
 
 M = "<|feedback|>"

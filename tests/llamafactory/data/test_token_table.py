@@ -8,7 +8,7 @@ from datasets import Dataset, Features
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hsa_factory.llamafactory.rows import Tokens, TokenTable, to_lists, to_table
+from hsa_factory.llamafactory.data.token_table import Tokens, TokenTable, to_lists, to_table
 from hsa_factory.typed.ids import type_token_ids
 
 

@@ -11,13 +11,13 @@ import datasets
 from datasets.exceptions import DatasetGenerationError
 from llamafactory.extras import logging
 
-from .. import __version__
-from ..labeling.columns import write_rows
-from ..labeling.formats import Layout
-from ..labeling.job import parse_sample
-from ..labeling.parts import uniform_parts
-from ..labeling.records import read_chunks
-from ..semantics import SemanticType
+from ... import __version__
+from ...labeling.columns import write_rows
+from ...labeling.formats import Layout
+from ...labeling.job import parse_sample
+from ...labeling.parts import uniform_parts
+from ...labeling.records import read_chunks
+from ...semantics import SemanticType
 
 
 logger = logging.get_logger(__name__)

@@ -6,7 +6,7 @@ from typing import Any
 
 from llamafactory.data.processor import UnsupervisedDatasetProcessor
 
-from ..typed.ids import fill_types, read_off
+from ...typed.ids import fill_types, read_off
 from .converter import INDEX_COLUMN, SOURCE_COLUMN
 from .processor import (
     INVALID,
@@ -17,7 +17,7 @@ from .processor import (
     TypedProcessorMixin,
 )
 from .report import DatasetAccount
-from .rows import Tokens
+from .token_table import Tokens
 
 
 @dataclass

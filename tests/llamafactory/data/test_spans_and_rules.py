@@ -315,7 +315,7 @@ def typing(lf):
     from llamafactory.data.template import TEMPLATES
 
     from hsa_factory import SemanticType
-    from hsa_factory.llamafactory.template import TEXT_KEY, typed_template
+    from hsa_factory.llamafactory.data.template import TEXT_KEY, typed_template
     from hsa_factory.typed.ids import semantic_ids_of
     from hsa_factory.typed.text import TypedText
 

@@ -12,11 +12,11 @@ from llamafactory.api.protocol import ChatCompletionRequest, ChatMessage, Multim
 from llamafactory.chat.hf_engine import HuggingfaceEngine
 from llamafactory.extras import logging
 
-from ..models.enable import get_hook
-from ..semantics import SemanticType
-from ..typed.text import TypedText
-from .seams import Seam
-from .template import TYPE_KEY
+from ...models.enable import get_hook
+from ...semantics import SemanticType
+from ...typed.text import TypedText
+from ..data.template import TYPE_KEY
+from ..seams import Seam
 
 
 logger = logging.get_logger(__name__)

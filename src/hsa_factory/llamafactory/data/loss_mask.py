@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from ..config import FeedbackConfig
-from ..feedback import REPLIES, EncodedMessage, Reason, Span, deciding_markers, find_markers, untrained_spans
-from ..typed.ids import TypedTokenId, mark_untrained, tag_id
+from ...config import FeedbackConfig
+from ...feedback import REPLIES, EncodedMessage, Reason, Span, deciding_markers, find_markers, untrained_spans
+from ...typed.ids import TypedTokenId, mark_untrained, tag_id
 from .template import WEIGHT_KEY, Pairs
 
 

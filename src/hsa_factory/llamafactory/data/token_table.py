@@ -17,9 +17,9 @@ from datasets.arrow_writer import OptimizedTypedSequence
 from datasets.features.features import generate_from_arrow_type
 from llamafactory.data.processor.supervised import MAX_SU_SEQ_IDX
 
-from ..feedback import IGNORE_INDEX
-from ..semantics import SemanticType
-from ..typed.ids import TypedTokenId, read_off
+from ...feedback import IGNORE_INDEX
+from ...semantics import SemanticType
+from ...typed.ids import TypedTokenId, read_off
 
 
 SEMANTIC_COLUMN = "semantic_ids"

@@ -11,7 +11,7 @@ from llamafactory.hparams import DataArguments
 from transformers import AutoProcessor
 
 from hsa_factory import FeedbackConfig, HSAConfig, tiny
-from hsa_factory.llamafactory.processor import TypedSupervisedProcessor
+from hsa_factory.llamafactory.data.processor import TypedSupervisedProcessor
 
 
 HSA = HSAConfig()
@@ -138,7 +138,7 @@ def as_tensors(batch):
 
 
 def collator(trajectory, model, feedback=None):
-    from hsa_factory.llamafactory.collator import HSADataCollator
+    from hsa_factory.llamafactory.data.collator import HSADataCollator
 
     return HSADataCollator(
         template=trajectory.template,

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 from llamafactory.data.converter import DatasetConverter
 
-from .. import __version__
-from ..labeling.formats import Layout, Turn, read_turns, type_turns
-from ..labeling.matching import Typing, runs
-from ..labeling.rule import MEDIA
-from ..labeling.rules import RuleSet
-from ..semantics import SemanticType
+from ... import __version__
+from ...labeling.formats import Layout, Turn, read_turns, type_turns
+from ...labeling.matching import Typing, runs
+from ...labeling.rule import MEDIA
+from ...labeling.rules import RuleSet
+from ...semantics import SemanticType
 from .template import TURN_KEY, TYPE_KEY, WEIGHT_KEY
 
 

@@ -1,0 +1,1 @@
+"""Serving, as in llamafactory.chat."""

@@ -1,0 +1,1 @@
+"""From data sets to batches, as in llamafactory.data."""

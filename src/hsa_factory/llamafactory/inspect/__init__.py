@@ -1,0 +1,1 @@
+"""What the data became, for `hsa-factory inspect`."""

@@ -1,0 +1,1 @@
+"""Loading tokenizers and models, as in llamafactory.model."""
