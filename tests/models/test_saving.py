@@ -9,7 +9,7 @@ from transformers import (
 from typed_models import VISION, build, close, differs, enabled, run, step, tokens, types
 
 from hsa_factory import HSAConfig, disable_hsa, enable_hsa
-from hsa_factory.models.enable import get_hook
+from hsa_factory.models.enable import get_state
 
 
 class TestSaving:
@@ -27,20 +27,20 @@ class TestSaving:
         loaded = auto_class.from_pretrained(tmp_path)
         assert torch.equal(run(loaded, ids), stock)
         assert enable_hsa(loaded) is loaded
-        assert get_hook(loaded).config == config
+        assert get_state(loaded).config == config
         assert torch.equal(run(loaded, ids, semantic_ids=kinds), expected)
 
     def test_a_configuration_given_stands_above_the_saved_one(self, tmp_path):
         enabled("llama", HSAConfig(noise_window=3)).save_pretrained(tmp_path)
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-        assert get_hook(enable_hsa(loaded, HSAConfig(noise_window=4))).config == HSAConfig(noise_window=4)
+        assert get_state(enable_hsa(loaded, HSAConfig(noise_window=4))).config == HSAConfig(noise_window=4)
         loaded.save_pretrained(tmp_path)
         assert HSAConfig.from_pretrained(tmp_path) == HSAConfig(noise_window=4)
 
     def test_defaults_where_nothing_was_saved(self, tmp_path):
         build("llama").save_pretrained(tmp_path)
         assert not (tmp_path / "hsa_config.json").exists()
-        assert get_hook(enable_hsa(AutoModelForCausalLM.from_pretrained(tmp_path))).config == HSAConfig()
+        assert get_state(enable_hsa(AutoModelForCausalLM.from_pretrained(tmp_path))).config == HSAConfig()
 
     def test_a_broken_saved_configuration_is_an_error(self, tmp_path):
         build("llama").save_pretrained(tmp_path)
@@ -116,7 +116,7 @@ class TestPeft:
         assert torch.equal(run(disable_hsa(model), ids), stock)
         model.save_pretrained(tmp_path)
         assert not (tmp_path / "hsa_config.json").exists()
-        assert get_hook(model) is None and "save_pretrained" not in {*vars(model), *vars(model.get_base_model())}
+        assert get_state(model) is None and "save_pretrained" not in {*vars(model), *vars(model.get_base_model())}
 
     def test_reentrant_checkpointing(self):
         model, ids, kinds = enable_hsa(self.wrap(build("qwen3")), HSAConfig()), tokens(), types()

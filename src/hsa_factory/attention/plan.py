@@ -28,6 +28,7 @@ class AttentionPlan:
         query_length: Q.
         has_gaps: Whether keys between those of the plan may be missing, as a cache leaves them.
         has_padding: Whether a key is padding; None: look.
+        has_clean_padding: Whether keys and values hold zeros at padding, as in a cache; else `zero_padding` sees to it.
         is_packed: Whether a row holds more than one document; None: look when it matters.
 
     Attributes:
@@ -42,11 +43,13 @@ class AttentionPlan:
         query_length: int,
         has_gaps: bool = False,
         has_padding: bool | None = None,
+        has_clean_padding: bool = False,
         is_packed: bool | None = None,
     ) -> None:
         self.semantic_ids, self.document_ids, self.positions = semantic_ids, document_ids, positions
         self.batch_size, self.key_length = semantic_ids.shape
         self.query_length, self.has_gaps = query_length, has_gaps
+        self._has_clean_padding = has_clean_padding
         self.is_padding: torch.Tensor | None = None
         if has_padding is not False:
             is_padding = document_ids == 0
@@ -153,7 +156,10 @@ class AttentionPlan:
 
         padded_keys = self.is_padding[:, None, :, None]
         padded_queries = padded_keys[:, :, self.key_length - self.query_length :]
-        return query.masked_fill(padded_queries, 0), key.masked_fill(padded_keys, 0), value.masked_fill(padded_keys, 0)
+        query = query.masked_fill(padded_queries, 0)
+        if self._has_clean_padding:
+            return query, key, value
+        return query, key.masked_fill(padded_keys, 0), value.masked_fill(padded_keys, 0)
 
     def dense_bias(self, dtype: torch.dtype, rules: LayerRules) -> torch.Tensor:
         """Return the bias to add to the logits, built on the first call and kept for the other layers.

@@ -31,7 +31,7 @@ from ..config import FeedbackConfig, HSAConfig
 from ..labeling.formats import Layout
 from ..labeling.rules import RuleSet
 from ..models import enable_hsa
-from ..models.enable import get_hook
+from ..models.enable import get_state
 from ..semantics import SemanticType
 from .chat.hf_engine import Serving
 from .data.collator import HSADataCollator
@@ -300,7 +300,7 @@ class Integration:
                 self.hsa_config = resolve_config(self.hsa, model_args, None)
             if self.hsa_config is not None:
                 enable_hsa(model, self.hsa_config)
-                get_hook(model).tokenizer = tokenizer
+                get_state(model).tokenizer = tokenizer
         is_trainable = kwargs.get("is_trainable", bool(args and args[0]))
         if is_trainable and self.added_token is not None and finetuning_args.finetuning_type != "full":
             trained = finetuning_args.additional_target or []

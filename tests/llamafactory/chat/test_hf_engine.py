@@ -15,7 +15,7 @@ from llamafactory.chat import ChatModel
 from hsa_factory import HSAConfig
 from hsa_factory.llamafactory import integrate
 from hsa_factory.llamafactory.chat.hf_engine import type_messages
-from hsa_factory.models.enable import get_hook
+from hsa_factory.models.enable import get_state
 from hsa_factory.typed.text import TypedText
 
 
@@ -287,7 +287,7 @@ def test_a_model_without_hsa_runs_as_it_is(lf):
     messages = talk(lf, "user", "assistant", "user")
     expected = plain.chat(messages, max_new_tokens=NEW)[0].response_text
     with chat_model(directory, "saved") as model:
-        assert get_hook(model.engine.model) is None
+        assert get_state(model.engine.model) is None
         assert "semantic_ids" not in prompt_of(model, messages)
         assert model.chat(messages)[0].response_text == expected
         assert "".join(model.stream_chat(messages)) == expected
@@ -299,7 +299,7 @@ def test_the_saved_rules_are_found(lf, tmp_path):
     tiny.save_tiny("qwen3", tmp_path, [], tokenizer=lf.new_tokenizer())
     HSA.save_pretrained(tmp_path)
     with chat_model(tmp_path, "saved") as model:
-        assert get_hook(model.engine.model).config == HSA
+        assert get_state(model.engine.model).config == HSA
 
 
 def test_webchat(lf, served):

@@ -17,7 +17,7 @@ from ...config import HSAConfig
 from ...labeling.conversation import type_conversation
 from ...labeling.matching import Message, Typing, runs
 from ...labeling.rules import RuleSet
-from ...models.enable import get_hook
+from ...models.enable import get_state
 from ...models.generation.rule_tagger import make_tagger
 from ...semantics import SemanticType
 from ...typed.ids import fill_types, semantic_ids_of
@@ -106,7 +106,7 @@ class Serving:
         input_kwargs = dict(input_kwargs or {})
         control = input_kwargs.pop(_CONTROL_KEY, None)
         media = (images, videos, audios)
-        hook = get_hook(model)
+        hook = get_state(model)
         prompt: list[int] = []
         if hook is not None:
             template = typed_template(template, SemanticType.parse(hook.config.default_type))
@@ -129,7 +129,7 @@ class Serving:
 
     def chat(self, original: Any, model: Any, *args: Any) -> Any:
         """Answer at once, one request at a time."""
-        with self._generating if get_hook(model) is not None else nullcontext():
+        with self._generating if get_state(model) is not None else nullcontext():
             return original(model, *args)
 
     async def stream_chat(

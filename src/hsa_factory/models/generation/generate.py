@@ -4,25 +4,21 @@ import functools
 import inspect
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import GenerationMixin, PreTrainedModel
 
 from ...config import HSAConfig
 from ...semantics import SemanticType
-from ..cache.hsa_cache import HSACache
-from ..cache.tagger import Tagger
+from ..cache import HSACache, Tagger
+from ..forward_pass import HSAState
 from .prefill import prefill
 from .rule_tagger import make_tagger
 
 
-if TYPE_CHECKING:
-    from ..forward_hooks import HSAHook
-
-
 # Threads that share a model take turns: it holds a conversation's M-RoPE offsets, for one.
-_locks: "weakref.WeakKeyDictionary[HSAHook, threading.RLock]" = weakref.WeakKeyDictionary()
+_locks: "weakref.WeakKeyDictionary[HSAState, threading.RLock]" = weakref.WeakKeyDictionary()
 
 _REFUSED = {
     "assistant_model": "assisted decoding takes tokens back, but dropped keys are gone",
@@ -46,11 +42,11 @@ class Generate:
 
     Args:
         model: The model.
-        hook: HSA's state.
+        state: HSA's state.
     """
 
-    def __init__(self, model: PreTrainedModel, hook: "HSAHook") -> None:
-        self.model, self.hook, self.former = model, hook, model.generate
+    def __init__(self, model: PreTrainedModel, state: HSAState) -> None:
+        self.model, self.state, self.former = model, state, model.generate
         self.replaced = model.__dict__.get("generate")
 
     @property
@@ -71,11 +67,13 @@ class Generate:
         Raises:
             ValueError: If something does not fit, or is asked for that HSA cannot honour.
         """
-        with _locks.setdefault(self.hook, threading.RLock()):
+        if not self.state.is_on:  # somebody has put a `generate` of his own above this one, and disabled HSA since
+            return self.former(inputs, *args, **kwargs)
+        with _locks.setdefault(self.state, threading.RLock()):
             return self._generate(inputs, args, kwargs)
 
     def _generate(self, inputs: torch.Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        model, config = self.model, self.hook.config
+        model, config = self.model, self.state.config
         semantic_ids, tagger = kwargs.pop("semantic_ids", None), kwargs.pop("tagger", None)
         cache = kwargs.get("past_key_values")
         if semantic_ids is None and tagger is None and not isinstance(cache, HSACache) and is_plain(config):
@@ -97,9 +95,9 @@ class Generate:
         kwargs["attention_mask"] = _prepare_mask(kwargs.get("attention_mask"), input_ids, cache, pad_token_id, end_ids)
         beams, copies = option("num_beams") or 1, option("num_return_sequences") or 1
         rows_end_apart = beams == 1 and len(input_ids) * copies > 1
-        tagger = tagger or make_tagger(config, kwargs.get("tokenizer") or self.hook.tokenizer)
+        tagger = tagger or make_tagger(config, kwargs.get("tokenizer") or self.state.tokenizer)
         cache.expect(semantic_ids, tagger, end_ids if rows_end_apart else ())
-        prefill(model, self.hook, input_ids, cache, kwargs, max(beams, copies))
+        prefill(model, self.state, input_ids, cache, kwargs, max(beams, copies))
         kwargs |= {"past_key_values": cache, "use_cache": True}
         output = self.former(input_ids, *args, **kwargs)
         if beams == 1:
@@ -107,10 +105,10 @@ class Generate:
         return output
 
 
-def install_generate(model: PreTrainedModel, hook: "HSAHook") -> None:
+def install_generate(model: PreTrainedModel, state: HSAState) -> None:
     """Let a model's `generate` take `semantic_ids`; nothing happens if it has no `generate`."""
     if isinstance(model, GenerationMixin) and not is_installed(model):
-        model.generate = Generate(model, hook)
+        model.generate = Generate(model, state)
 
 
 def remove_generate(model: PreTrainedModel) -> None:

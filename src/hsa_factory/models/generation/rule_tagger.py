@@ -69,6 +69,9 @@ def _applicable(rules: RuleSet, roles: Sequence[str] | None) -> list[Rule]:
     return kept
 
 
+_LISTS = ("ids", "offsets", "types", "reported")  # of a text, a number for each token
+
+
 @dataclass
 class _Text:
     """The message that a row is writing: its text, and the place and type of each token in it."""
@@ -149,6 +152,18 @@ class RuleTagger:
     def change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Reorder, repeat or select rows, by a function on a tensor (B, …)."""
         self.rows = [self.rows[index].copy() for index in change(torch.arange(len(self.rows))).tolist()]
+
+    def snapshot(self) -> list[tuple[_Text, dict[str, Any], dict[str, int]]]:
+        """Return what `restore` goes back to: lists are added to or replaced, so that their lengths are enough."""
+        return [(row, dict(vars(row)), {name: len(getattr(row, name)) for name in _LISTS}) for row in self.rows]
+
+    def restore(self, snapshot: list[tuple[_Text, dict[str, Any], dict[str, int]]]) -> None:
+        """Forget what has come since a snapshot."""
+        for row, values, lengths in snapshot:
+            vars(row).update(values)
+            for name, length in lengths.items():
+                del getattr(row, name)[length:]
+        self.rows = [row for row, _, _ in snapshot]
 
     def _add(self, row: _Text, token_id: int) -> None:
         row.ids.append(token_id)
