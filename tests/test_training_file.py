@@ -6,6 +6,7 @@ import pytest
 
 from hsa_factory import FeedbackConfig, HSAConfig
 from hsa_factory.training_file import is_training_file, read_training_file
+from hsa_factory.user_errors import UserError
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("name", ["missing.yaml", "."])
     def test_missing_file_is_named(self, tmp_path, name):
-        with pytest.raises(FileNotFoundError, match=f"{tmp_path / name}.* does not exist"):
+        with pytest.raises(UserError, match=f"{tmp_path / name}.* does not exist"):
             read_training_file(tmp_path / name)
 
     def test_path_may_be_text(self, tmp_path):
