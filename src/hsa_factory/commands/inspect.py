@@ -68,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--check",
         action="store_true",
         help="exit with 1 and a list if samples have nothing to train, truncation took a feedback marker, or a rule of "
-        "hsa.labels never matched; samples are shown only with --output",
+        "hsa.rules never matched; samples are shown only with --output",
     )
     parser.add_argument(
         "--max-dropped",
