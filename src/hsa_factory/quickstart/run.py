@@ -78,9 +78,9 @@ def run_quickstart(
     paths = _prepare(output_dir, seed, epochs)
     outcomes = []
     with progress_display(console) as progress:
-        waiting = {"step": "", "loss": "", "note": "waiting"}
         tasks = {
-            recipe.name: progress.add_task(recipe.title, start=False, total=None, **waiting) for recipe in RECIPES
+            recipe.name: progress.add_task(recipe.title, start=False, total=None, step="", loss="", note="waiting")
+            for recipe in RECIPES
         }
         for recipe in RECIPES:
             log = output_dir / "logs" / f"{recipe.name}.log"
@@ -180,7 +180,10 @@ def _parameters(log: Path) -> tuple[int | None, int | None]:
     """Read LLaMA-Factory's count of trained and of all parameters off its log."""
     text = log.read_text(encoding="utf-8", errors="replace")
     found = re.search(r"trainable params: ([\d,]+) \|\| all params: ([\d,]+)", text)
-    return tuple(int(number.replace(",", "")) for number in found.groups()) if found else (None, None)
+    if found is None:
+        return None, None
+    trained, total = (int(number.replace(",", "")) for number in found.groups())
+    return trained, total
 
 
 def _explain_failure(console: "Console", recipe: Recipe, log: Path, code: int) -> None:
