@@ -16,7 +16,7 @@ from ..inspection.check import check_accounts, check_rules
 from ..inspection.inspected_sample import InspectedSample
 from ..inspection.output import open_output
 from ..inspection.page import PAGE_LIMIT, PageWriter
-from ..inspection.text import print_legend, print_sample
+from ..inspection.terminal import print_legend, print_sample
 from ..training_file import TrainingFile, read_training_file
 from ..user_errors import UserError, explain
 
