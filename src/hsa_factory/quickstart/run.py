@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..user_errors import UserError
 from .recipes import DATA_DIR, RECIPES, Recipe, write_recipes
 
 
@@ -42,25 +43,24 @@ def run_quickstart(
         overwrite: Whether to replace an earlier quickstart in that directory.
 
     Returns:
-        0 if all four runs end well and every loss falls by a third or more, 1 if not, 2 if nothing was started.
+        0 if all four runs end well and every loss falls by a third or more, 1 if not.
+
+    Raises:
+        UserError: Before anything is started, if a package is missing or the directory holds an earlier quickstart.
     """
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        print(
-            f"quickstart: {', '.join(missing)} not installed; run: pip install 'hsa-factory[llamafactory]'",
-            file=sys.stderr,
+        raise UserError(
+            f"quickstart: {', '.join(missing)} not installed; run: pip install 'hsa-factory[llamafactory]'"
         )
-        return 2
 
     output_dir = Path(output_dir)
     present = [output_dir / name for name in MADE if (output_dir / name).exists()]
     if present and not overwrite:
-        print(
+        raise UserError(
             f"quickstart: {output_dir} already holds {', '.join(path.name for path in present)}; "
-            "choose another --output-dir, or --overwrite.",
-            file=sys.stderr,
+            "choose another --output-dir, or --overwrite."
         )
-        return 2
     for path in present:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
