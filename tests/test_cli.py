@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-from functools import partialmethod
 
 import pytest
 import torch
@@ -159,46 +158,30 @@ def test_bugs_keep_their_traceback(monkeypatch, error):
         cli.main(["export", "--flag"])
 
 
-class ToyTrainer(Trainer):
-    """transformers' own loop around a model that may fail in its forward pass."""
+class Toy(torch.nn.Module):
+    """A model that may fail in its forward pass."""
 
-    def __init__(self, directory, error=None, **more):
-        class Toy(torch.nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.weight = torch.nn.Parameter(torch.zeros(1))
+    def __init__(self, error):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.error = error
 
-            def forward(self, x):
-                if error is not None:
-                    raise error
-                return {"loss": (self.weight * x).sum()}
-
-        options = {
-            "do_train": True,
-            "max_steps": 1,
-            "use_cpu": True,
-            "report_to": "none",
-            "disable_tqdm": True,
-            **more,
-        }
-        super().__init__(
-            Toy(),
-            TrainingArguments(str(directory), **options),
-            train_dataset=[{"x": torch.ones(1)}],
-            eval_dataset=[{"x": torch.ones(1)}],
-        )
+    def forward(self, x):
+        if self.error is not None:
+            raise self.error
+        return {"loss": (self.weight * x).sum()}
 
 
 def run_toy(monkeypatch, work, directory, error=None, **more):
-    """Let LLaMA-Factory's training be a toy's."""
+    """Let LLaMA-Factory's training be transformers' own loop around a toy."""
     import llamafactory.train.tuner as tuner
 
+    options = {"do_train": True, "max_steps": 1, "use_cpu": True, "report_to": "none", "disable_tqdm": True, **more}
+
     def run_exp(args, callbacks=None):
-        trainer = ToyTrainer.__new__(ToyTrainer)
-        options = {"callbacks": callbacks}
-        monkeypatch.setattr(Trainer, "__init__", partialmethod(Trainer.__init__, **options))
-        trainer.__init__(directory, error, **more)
-        work(trainer)
+        data = [{"x": torch.ones(1)}]
+        arguments = TrainingArguments(str(directory), **options)
+        work(Trainer(Toy(error), arguments, train_dataset=data, eval_dataset=data, callbacks=callbacks))
 
     monkeypatch.delenv("FORCE_TORCHRUN", raising=False)
     monkeypatch.delenv("HSA_FACTORY_DEBUG", raising=False)
