@@ -29,7 +29,7 @@ from hsa_factory import HSAConfig, SemanticType
 from hsa_factory.attention import AttentionPlan, LayerRules
 from hsa_factory.inspection.inspected_sample import InspectedSample
 from hsa_factory.inspection.page import PageWriter
-from hsa_factory.inspection.text import print_legend, print_sample
+from hsa_factory.inspection.terminal import print_legend, print_sample
 from hsa_factory.llamafactory.inspect.prepared_data import PreparedData, load_samples
 from hsa_factory.quickstart.recipes import DATA_DIR, RECIPES
 from hsa_factory.tiny import save_tiny

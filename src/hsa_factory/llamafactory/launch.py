@@ -17,6 +17,7 @@ from ..config import FeedbackConfig, HSAConfig
 from ..training_file import TrainingFile, is_training_file, read_training_file
 from .integration import integrate
 from .options import SAVED
+from .under_way import BeginningCallback, first_answer_begins
 
 
 _MODEL_COMMANDS = ("api", "chat", "export", "webchat", "webui")
@@ -46,7 +47,7 @@ def run(training_file: TrainingFile) -> None:
     from llamafactory.train.tuner import run_exp
 
     with _integration(training_file.hsa, training_file.feedback):
-        run_exp(dict(training_file.args))
+        run_exp(dict(training_file.args), callbacks=[BeginningCallback()])
 
 
 def pass_on(command: str, arguments: Sequence[str]) -> None:
@@ -56,7 +57,7 @@ def pass_on(command: str, arguments: Sequence[str]) -> None:
     """
     hsa = SAVED if command in _MODEL_COMMANDS else None
     if not arguments or not is_training_file(arguments[0]):
-        with _integration(hsa, None), _argv(command, *arguments), _undisturbed(command):
+        with _integration(hsa, None), first_answer_begins(), _argv(command, *arguments), _undisturbed(command):
             launcher.launch()
         return
 
@@ -66,7 +67,12 @@ def pass_on(command: str, arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         plain = Path(directory) / "arguments.yaml"
         plain.write_text(yaml.safe_dump(training_file.args, allow_unicode=True), encoding="utf-8")
-        with _integration(hsa, training_file.feedback), _argv(command, str(plain)), _undisturbed(command):
+        with (
+            _integration(hsa, training_file.feedback),
+            first_answer_begins(),
+            _argv(command, str(plain)),
+            _undisturbed(command),
+        ):
             launcher.launch()
 
 

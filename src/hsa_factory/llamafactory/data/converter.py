@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from llamafactory.data.converter import DatasetConverter
 
-from ... import __version__
+from ..._version import __version__
 from ...labeling.formats import Layout, Turn, read_turns, type_turns
 from ...labeling.matching import Typing, runs
 from ...labeling.rule import MEDIA
