@@ -13,7 +13,8 @@ from llamafactory.hparams import get_train_args
 
 from hsa_factory import FeedbackConfig, HSAConfig
 from hsa_factory.llamafactory import integrate, integration
-from hsa_factory.llamafactory.options import check_options, resolve_config
+from hsa_factory.llamafactory.model.checkpoint import resolve_config
+from hsa_factory.llamafactory.options import check_options
 from hsa_factory.llamafactory.seams import Seam, installed
 
 

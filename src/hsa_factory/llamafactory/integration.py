@@ -42,8 +42,9 @@ from .data.processor import TypedPackedProcessor, TypedSupervisedProcessor
 from .data.report import REPORT_NAME, DataReport
 from .data.token_table import ACCOUNT_COLUMN
 from .data.tokenized_path import check_tokenized, run_settings
+from .model.checkpoint import SAVED, resolve_config
 from .model.feedback_token import ensure_marker, fit_embeddings, initialize_row
-from .options import SAVED, check_options, check_stage, resolve_config
+from .options import check_options, check_stage
 from .seams import Seam, installed
 
 

@@ -16,7 +16,7 @@ from llamafactory.extras.misc import get_device_count, is_env_enabled, use_ray
 from ..config import FeedbackConfig, HSAConfig
 from ..training_file import TrainingFile, is_training_file, read_training_file
 from .integration import integrate
-from .options import SAVED
+from .model.checkpoint import SAVED
 
 
 _MODEL_COMMANDS = ("api", "chat", "export", "webchat", "webui")

@@ -24,7 +24,8 @@ from ..data.processor import TypedProcessorMixin, TypedSupervisedProcessor
 from ..data.report import DatasetAccount
 from ..data.token_table import LOSS_MASK_COLUMN, ROW_SAMPLES_COLUMN, ROW_SOURCE_COLUMN, SEMANTIC_COLUMN
 from ..integration import STREAM_PREVIEW, NothingToTrain, integrate
-from ..options import check_stage, resolve_config
+from ..model.checkpoint import resolve_config
+from ..options import check_stage
 from .trace import record_sample
 
 
