@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import llamafactory.data.loader as loader
+import llamafactory.launcher as launcher
 import llamafactory.train.sft.workflow as workflow
 import llamafactory.train.tuner as tuner
 import pytest
@@ -45,10 +46,10 @@ def test_everything_is_taken_back():
     before = snapshot()
     with integrate(HSA, FEEDBACK) as active:
         during = changed(before, snapshot())
-        seams = {(*str(seam).rsplit(".", 1),) for seam in active.seams()}
+        seams = {(*str(seam).rsplit(".", 1),) for seam in integration.all_seams(active)}
     assert changed(before, snapshot()) == []
     assert {(key[-2].split(".")[-1] if len(key) == 3 else key[0], key[-1]) for key in during} == seams
-    assert {"run_sft", "run_dpo", "load_model", "load_tokenizer", "align_dataset", "join"} <= {
+    assert {"get_train_args", "load_model", "fix_special_tokens", "align_dataset", "join"} <= {
         key[-1] for key in during
     }
 
@@ -77,11 +78,11 @@ def test_a_run_leaves_llamafactory_as_it_was(lf, tmp_path):
 
 def test_the_same_settings_may_be_nested():
     with integrate(HSAConfig(), FeedbackConfig()) as outer:
-        replaced = tuner.run_sft
+        replaced = tuner.get_train_args
         with integrate(HSAConfig(), FeedbackConfig()) as inner:
-            assert inner is outer and tuner.run_sft is replaced
-        assert tuner.run_sft is replaced  # the inner block ends, the outer one goes on
-    assert not hasattr(tuner.run_sft, "hsa_original")
+            assert inner is outer and tuner.get_train_args is replaced
+        assert tuner.get_train_args is replaced  # the inner block ends, the outer one goes on
+    assert not hasattr(tuner.get_train_args, "hsa_original")
 
 
 @pytest.mark.parametrize(
@@ -90,10 +91,10 @@ def test_the_same_settings_may_be_nested():
 )
 def test_other_settings_may_not(other):
     with integrate(HSA, FEEDBACK):
-        replaced = tuner.run_sft
+        replaced = tuner.get_train_args
         with pytest.raises(RuntimeError, match="already integrated with other settings"), integrate(*other):
             pass
-        assert tuner.run_sft is replaced
+        assert tuner.get_train_args is replaced
     with integrate(*other):
         pass
 
@@ -117,7 +118,12 @@ def test_an_unknown_version_is_refused_by_name(monkeypatch, version):
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(loader, "align_dataset"), (loader, "_get_preprocessed_dataset"), (workflow, "load_model"), (tuner, "run_kto")],
+    [
+        (loader, "align_dataset"),
+        (loader, "_get_preprocessed_dataset"),
+        (workflow, "load_model"),
+        (tuner, "get_train_args"),
+    ],
 )
 def test_a_missing_seam_is_refused_before_anything_changes(monkeypatch, owner, name):
     monkeypatch.delattr(owner, name)
@@ -129,13 +135,16 @@ def test_a_missing_seam_is_refused_before_anything_changes(monkeypatch, owner, n
 
 
 def test_a_seam_that_another_copy_has_replaced_is_refused(monkeypatch):
-    stock = tuner.run_sft
-    with installed([Seam(tuner, "run_sft", lambda original, *args: original(*args))]):
+    stock = tuner.get_train_args
+    with installed([Seam(tuner, "get_train_args", lambda original, *args: original(*args))]):
         before = snapshot()
-        with pytest.raises(RuntimeError, match="llamafactory.train.tuner.run_sft is replaced already"), integrate(HSA):
+        with (
+            pytest.raises(RuntimeError, match="llamafactory.train.tuner.get_train_args is replaced already"),
+            integrate(HSA),
+        ):
             pass
         assert changed(before, snapshot()) == []
-    assert tuner.run_sft is stock
+    assert tuner.get_train_args is stock
 
 
 IMPORTS = """
@@ -192,11 +201,16 @@ def check(arguments, hsa=HSA, feedback=FEEDBACK):
 FOR_HSA_ONLY = {
     "shift_attn": ("model", True, "LongLoRA"),
     "mixture_of_depths": ("model", "convert", "skip layers"),
-    "use_hyper_parallel": ("finetuning", True, "training loop of its own"),
-    "use_mca": ("finetuning", True, "Megatron"),
     "use_asft_loss": ("finetuning", True, "reference model would run without HSA"),
 }
-ALWAYS = {"use_unsloth": ("model", True, "training loop"), "use_kt": ("model", True, "kernels")}
+ALWAYS = {
+    "use_unsloth": ("model", True, "training loop"),
+    "use_kt": ("model", True, "kernels"),
+    "use_hyper_parallel": ("finetuning", True, "training loop of its own"),
+    "use_mca": ("finetuning", True, "Megatron"),
+    "use_megatron_bridge": ("finetuning", True, "Megatron"),
+}
+SETTINGS = pytest.mark.parametrize("settings", [(HSA, None), (None, FEEDBACK)], ids=["hsa", "feedback"])
 
 
 @pytest.mark.parametrize("option", [*FOR_HSA_ONLY, *ALWAYS])
@@ -219,6 +233,68 @@ def test_they_are_refused_before_anything_is_loaded(lf, tmp_path, monkeypatch, o
     monkeypatch.setattr(workflow, "load_tokenizer", lambda *args: pytest.fail("something was loaded"))
     with pytest.raises(ValueError, match=f"`{option}` cannot be combined"), integrate(HSA):
         tuner.run_exp(lf.args(tmp_path, "data", **{option: True}))
+
+
+@pytest.fixture
+def nothing_is_loaded(monkeypatch):
+    """Fail if a run goes so far as to load something or to start processes."""
+    monkeypatch.setattr(workflow, "load_tokenizer", lambda *args: pytest.fail("something was loaded"))
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail("a process was started"))
+
+
+@SETTINGS
+def test_other_trainers_are_refused_before_the_tuner_branches_off(lf, tmp_path, nothing_is_loaded, settings):
+    """LLaMA-Factory asks for `use_hyper_parallel` before it comes to `run_sft`."""
+    message = "`use_hyper_parallel` cannot be combined with HSA / Feedback"
+    with pytest.raises(ValueError, match=message), integrate(*settings):
+        tuner.run_exp(lf.args(tmp_path, "data", use_hyper_parallel=True))
+
+
+@SETTINGS
+@pytest.mark.parametrize("variable", ["USE_V1", "USE_MCA", "USE_MEGATRON_BRIDGE"])
+def test_other_trainers_by_environment(lf, tmp_path, monkeypatch, nothing_is_loaded, settings, variable):
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(ValueError, match=f"{variable} is set: .*standard trainer only"), integrate(*settings):
+        tuner.run_exp(lf.args(tmp_path, "data"))
+
+
+@SETTINGS
+def test_ray_is_refused(lf, tmp_path, monkeypatch, nothing_is_loaded, settings):
+    """Its workers are processes of their own."""
+    monkeypatch.setenv("USE_RAY", "1")
+    with pytest.raises(ValueError, match="Ray is not supported"), integrate(*settings):
+        tuner.run_exp(lf.args(tmp_path, "data"))
+
+
+@SETTINGS
+def test_launching_processes_without_the_integration_is_refused(monkeypatch, nothing_is_loaded, capsys, settings):
+    monkeypatch.setenv("FORCE_TORCHRUN", "1")
+    with integrate(*settings):
+        monkeypatch.setattr(sys, "argv", ["llamafactory-cli", "train", "file.yaml"])
+        with pytest.raises(ValueError, match="know neither HSA nor Feedback. Run `hsa-factory train`"):
+            launcher.launch()
+        monkeypatch.setattr(sys, "argv", ["llamafactory-cli", "version"])
+        launcher.launch()
+    assert "Welcome to LLaMA Factory" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", ["option", "environment"])
+def test_context_parallelism_is_refused_with_hsa(lf, tmp_path, monkeypatch, nothing_is_loaded, given):
+    if given == "environment":
+        monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+        monkeypatch.setenv("PARALLELISM_CONFIG_CP_SIZE", "2")
+        args = lf.args(tmp_path, "data")
+    else:
+        args = lf.args(tmp_path, "data", parallelism_config={"cp_size": 2})
+    with pytest.raises(ValueError, match="(?i)cp_size = 2 cannot be combined with HSA yet"), integrate(HSA):
+        tuner.run_exp(args)
+
+
+def test_a_deepspeed_file_with_sequence_parallelism_is_refused(arguments):
+    arguments.training.hf_deepspeed_config = SimpleNamespace(config={"sequence_parallel_size": 2})
+    with pytest.raises(ValueError, match="sequence_parallel_size = 2 in the DeepSpeed configuration cannot"):
+        check(arguments)
+    check(arguments, hsa=None)
 
 
 @pytest.mark.parametrize("value", ["fa2", "fa3", "disabled"])

@@ -1,32 +1,69 @@
 """LLaMA-Factory's options against HSA and Feedback: what is overridden, what is refused, before anything is loaded."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from llamafactory.extras import logging
 from llamafactory.extras.constants import EngineName
+from llamafactory.extras.misc import is_env_enabled
 
 from ..config import FeedbackConfig, HSAConfig
+from ..models.parallelism import check_parallelism
 from .model.checkpoint import resolve_config
 
 
 logger = logging.get_logger(__name__)
+
+SUPPORTED_STAGES = ("sft",)
+NO_RAY = "Ray is not supported with HSA and Feedback: its workers know neither. Use torchrun (FORCE_TORCHRUN=1)."
+
+_OTHER_TRAINERS = {
+    "use_hyper_parallel": "it has a training loop of its own, with LLaMA-Factory's own collator",
+    "use_mca": "it has a model and a training loop of its own (Megatron)",
+    "use_megatron_bridge": "it has a model and a training loop of its own (Megatron)",
+}
+"""They train beside LLaMA-Factory's standard trainer: types, masked labels and the new token's row would all be lost."""
 
 _REPLACED = {
     "use_unsloth": "it replaces the attention and the training loop",
     "use_kt": "its kernels replace the attention",
 }
 
+_REPLACED_ATTENTION = {
+    "shift_attn": "it replaces the attention (LongLoRA)",
+    "mixture_of_depths": "it lets tokens skip layers",
+    "use_asft_loss": "its reference model would run without HSA",
+}
+"""What is lost is HSA: labels stay masked, so that Feedback alone may go with them."""
+
+_OTHER_TRAINER_VARIABLES = ("USE_V1", "USE_MCA", "USE_MEGATRON_BRIDGE")
+
 
 def check_stage(stage: str) -> None:
     """Refuse a training stage that HSA and Feedback do not know yet.
 
     Raises:
-        ValueError: Always; `stage` is the one to name.
+        ValueError: Naming the stage and what to do.
     """
-    raise ValueError(
-        f"HSA and Feedback support `stage: sft`, not `stage: {stage}` yet. Remove the hsa and feedback blocks to run "
-        "it with plain LLaMA-Factory."
-    )
+    if stage not in SUPPORTED_STAGES:
+        raise ValueError(
+            f"HSA and Feedback support `stage: sft`, not `stage: {stage}` yet. Remove the hsa and feedback blocks to run "
+            "it with plain LLaMA-Factory."
+        )
+
+
+def check_environment() -> None:
+    """Refuse environment variables that let LLaMA-Factory train with something else than its standard trainer.
+
+    Raises:
+        ValueError: Naming the variable and what to do.
+    """
+    for variable in _OTHER_TRAINER_VARIABLES:
+        if is_env_enabled(variable):
+            raise ValueError(
+                f"{variable} is set: HSA and Feedback work with LLaMA-Factory's standard trainer only. Unset it, or remove "
+                "the hsa and feedback blocks."
+            )
 
 
 def check_options(
@@ -42,15 +79,9 @@ def check_options(
     Raises:
         ValueError: Naming the option and what to do.
     """
-    refused = dict(_REPLACED)
+    refused = _OTHER_TRAINERS | _REPLACED
     if hsa_config is not None:
-        refused |= {
-            "shift_attn": "it replaces the attention (LongLoRA)",
-            "mixture_of_depths": "it lets tokens skip layers",
-            "use_hyper_parallel": "it has a training loop of its own",
-            "use_mca": "it has a model of its own (Megatron)",
-            "use_asft_loss": "its reference model would run without HSA",
-        }
+        refused |= _REPLACED_ATTENTION
     _refuse(refused, model_args, finetuning_args, training_args)
     if data_args.streaming and training_args.dataloader_num_workers < 1:
         logger.warning_rank0("`streaming` needs a data loading worker; `dataloader_num_workers` is set to 1.")
@@ -58,6 +89,10 @@ def check_options(
     if hsa_config is None:
         return
 
+    check_parallelism(
+        parallelism_config=training_args.parallelism_config,
+        deepspeed_config=_deepspeed_config(training_args),
+    )
     flash_attn = getattr(model_args.flash_attn, "value", model_args.flash_attn)
     if flash_attn not in ("auto", "sdpa"):
         logger.warning_rank0(
@@ -69,12 +104,6 @@ def check_options(
             "`packing` without `neat_packing`: as in plain LLaMA-Factory, samples packed into one row see each other. "
             "Set `neat_packing: true` to keep them apart."
         )
-
-
-def _refuse(options: dict[str, str], *arguments: Any) -> None:
-    for option, reason in options.items():
-        if any(getattr(args, option, None) for args in arguments):
-            raise ValueError(f"`{option}` cannot be combined with HSA / Feedback: {reason}. Remove it.")
 
 
 def check_serving(hsa: HSAConfig | bool | str, model_args: Any, finetuning_args: Any) -> None:
@@ -98,6 +127,17 @@ def check_serving(hsa: HSAConfig | bool | str, model_args: Any, finetuning_args:
             "in which every key stays visible, so that its answers would be those of another model. Use "
             f"`infer_backend: {EngineName.HF.value}`, or `hsa: false` in a YAML to run it without HSA."
         )
-    if finetuning_args.stage != "sft":
-        check_stage(finetuning_args.stage)
+    check_stage(finetuning_args.stage)
     _refuse(_REPLACED, model_args, finetuning_args)
+
+
+def _refuse(options: Mapping[str, str], *arguments: Any) -> None:
+    for option, reason in options.items():
+        if any(getattr(args, option, None) for args in arguments):
+            raise ValueError(f"`{option}` cannot be combined with HSA / Feedback: {reason}. Remove it.")
+
+
+def _deepspeed_config(training_args: Any) -> Mapping[str, Any] | None:
+    """Return the DeepSpeed configuration of a run as transformers has read it from a file or a mapping."""
+    read = getattr(training_args, "hf_deepspeed_config", None)
+    return getattr(read, "config", None)

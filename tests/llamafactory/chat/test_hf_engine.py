@@ -360,7 +360,7 @@ def test_generations_do_not_overlap(lf, served, monkeypatch):
     """Even if LLaMA-Factory lets several requests in at once (`MAX_CONCURRENT`)."""
     monkeypatch.setattr(served.engine, "semaphore", asyncio.Semaphore(8))
     running, most, lock = 0, 0, threading.Lock()
-    stock = served.engine.model.generate
+    stock = served.engine.model.generate.former  # called when the model is free
 
     def generate(*args, **kwargs):
         nonlocal running, most
@@ -375,7 +375,7 @@ def test_generations_do_not_overlap(lf, served, monkeypatch):
 
     messages = talk(lf, "user", "assistant", "user")
     expected = served.chat(messages)[0].response_text
-    monkeypatch.setattr(served.engine.model, "generate", generate)
+    monkeypatch.setattr(served.engine.model.generate, "former", generate)
 
     async def ask(streamed):
         if streamed:
@@ -420,7 +420,7 @@ def test_other_values_than_those_are_refused():
 
 
 def test_the_engine_is_given_back():
-    stock = hf_engine.HuggingfaceEngine.__dict__["_chat"]
+    stock = hf_engine.HuggingfaceEngine.__dict__["_process_args"]
     with integrate(HSA):
-        assert hf_engine.HuggingfaceEngine.__dict__["_chat"] is not stock
-    assert hf_engine.HuggingfaceEngine.__dict__["_chat"] is stock and isinstance(stock, staticmethod)
+        assert hf_engine.HuggingfaceEngine.__dict__["_process_args"] is not stock
+    assert hf_engine.HuggingfaceEngine.__dict__["_process_args"] is stock and isinstance(stock, staticmethod)

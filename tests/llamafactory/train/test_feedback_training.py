@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hsa_factory import FeedbackConfig, HSAConfig
 from hsa_factory.llamafactory import integrate
-from hsa_factory.llamafactory.model.feedback_token import ensure_marker, fit_embeddings
+from hsa_factory.llamafactory.model.feedback_token import ensure_token, fit_embeddings
 
 
 M = "<|feedback|>"
@@ -419,7 +419,7 @@ def test_a_saved_tokenizer_still_has_the_marker_as_one_token(lf, model_dir, tmp_
     number = prepared.tokenizer.convert_tokens_to_ids(M)
     assert again.encode(M, add_special_tokens=False) == [number]
     assert again.decode([number], skip_special_tokens=True) == ""
-    assert ensure_marker(again, M) is None
+    assert not ensure_token(again, M).is_new
 
 
 # -- the embeddings --------------------------------------------------------------------------------------------
@@ -490,14 +490,13 @@ def test_a_quantized_model_cannot_take_a_new_token(lf, tiny_qwen3):
     model = AutoModelForCausalLM.from_pretrained(tiny_qwen3)
     model.quantization_method = "bitsandbytes"
     tokenizer = AutoTokenizer.from_pretrained(tiny_qwen3)
-    fit_embeddings(model, tokenizer)  # large enough: nothing to do
-    tokenizer.add_tokens([M])
+    fit_embeddings(model, len(tokenizer))  # large enough: nothing to do
     with pytest.raises(ValueError, match="quantized model cannot take a new token. Add it to the unquantized"):
-        fit_embeddings(model, tokenizer)
+        fit_embeddings(model, len(tokenizer) + 1)
 
 
 def test_a_smaller_tokenizer_never_shrinks_the_table(tiny_qwen3):
     model = AutoModelForCausalLM.from_pretrained(tiny_qwen3)
     before = model.get_input_embeddings().weight.clone()
-    fit_embeddings(model, range(3))  # nothing but its length is asked for
+    fit_embeddings(model, 3)
     assert torch.equal(model.get_input_embeddings().weight, before)

@@ -4,6 +4,7 @@ import functools
 import inspect
 import threading
 import weakref
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,7 +72,7 @@ class Generate:
         Raises:
             ValueError: If something does not fit, or is asked for that HSA cannot honour.
         """
-        with _locks.setdefault(self.hook, threading.RLock()):
+        with generation_lock(self.hook):
             return self._generate(inputs, args, kwargs)
 
     def _generate(self, inputs: torch.Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -105,6 +106,11 @@ class Generate:
         if beams == 1:
             cache.note_ids(output if isinstance(output, torch.Tensor) else output.sequences)
         return output
+
+
+def generation_lock(hook: "HSAHook") -> AbstractContextManager[Any]:
+    """Return the lock by which generations of one model take turns; the thread that holds it may generate."""
+    return _locks.setdefault(hook, threading.RLock())
 
 
 def install_generate(model: PreTrainedModel, hook: "HSAHook") -> None:
