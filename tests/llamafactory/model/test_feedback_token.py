@@ -1,12 +1,26 @@
 """The feedback token in the tokenizer, and its rows in the embeddings."""
 
+import contextlib
+import sys
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hsa_factory import FeedbackConfig, HSAConfig
+from hsa_factory import FeedbackConfig, HSAConfig, tiny
 from hsa_factory.llamafactory import integrate
-from hsa_factory.llamafactory.model.feedback_token import ensure_token, fit_embeddings
+from hsa_factory.llamafactory.inspect.prepared_data import load_samples
+from hsa_factory.llamafactory.model import feedback_token
+from hsa_factory.llamafactory.model.feedback_token import (
+    FeedbackToken,
+    ensure_token,
+    fit_embeddings,
+    initialize_rows,
+    table_sizes,
+)
+from hsa_factory.training_file import TrainingFile
 
 
 M = "<|feedback|>"
@@ -40,6 +54,8 @@ def test_a_missing_marker_becomes_one_special_token(lf, tiny_qwen3, tmp_path):
     assert number == len(before) and len(tokenizer) == len(before) + 1
     assert tokenizer.encode(f"a{M}b", add_special_tokens=False).count(number) == 1
     assert tokenizer.decode([number], skip_special_tokens=True) == ""
+    labels = lf.collator(prepared, HSA, feedback)([dict(prepared.rows()[0])])["labels"][0].tolist()
+    assert prepared.text([label for label in labels if label != -100]) == "<m2><|im_end|>\n"
     assert {name: i for name, i in tokenizer.get_vocab().items() if i != number} == before.get_vocab()
 
 
@@ -107,6 +123,19 @@ def weights(model):
     return [layer.weight.detach() for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
 
 
+@pytest.fixture
+def lacking(lf, tmp_path):
+    """A model of 256 rows whose tokenizer knows the feedback token as number 256."""
+    size = 256
+    directory = tmp_path / "lacking"
+    tokenizer = lf.new_tokenizer()
+    tokenizer.add_tokens([f"<filler{k}>" for k in range(size - len(tokenizer))])
+    tiny.save_tiny("qwen3", directory, [], tokenizer=tokenizer, vocab_size=len(tokenizer))
+    tokenizer.add_tokens([M], special_tokens=True)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
 def test_the_new_row_is_the_mean_of_those_before(lf, tmp_path, tied, padded):
@@ -122,13 +151,14 @@ def test_the_new_row_is_the_mean_of_those_before(lf, tmp_path, tied, padded):
         if padded:
             assert after.shape == before.shape  # never smaller, and never larger than needed
             assert torch.equal(after[number + 1 :], before[number + 1 :])
-        else:
+        else:  # every row that padding added beside it
+            assert torch.equal(after[number + 1 :], after[number].expand_as(after[number + 1 :]))
             assert before.shape[0] == number < after.shape[0] == model.config.vocab_size
         assert torch.equal(after[:number], before[:number])
         assert torch.allclose(after[number], before[:number].mean(dim=0), atol=1e-6)
 
     again = weights(lf.load(lf.args(data, "data", directory), HSA, FeedbackConfig())[1])
-    assert all(torch.equal(first[: number + 1], second[: number + 1]) for first, second in zip(now, again))
+    assert all(torch.equal(first, second) for first, second in zip(now, again))
 
 
 def test_a_known_marker_leaves_the_embeddings_alone(lf, model_dir, tmp_path):
@@ -178,3 +208,153 @@ def test_a_smaller_tokenizer_never_shrinks_the_table(tiny_qwen3):
     before = model.get_input_embeddings().weight.clone()
     fit_embeddings(model, 3)
     assert torch.equal(model.get_input_embeddings().weight, before)
+
+
+def test_a_known_marker_without_a_row_gets_one(lf, lacking, tmp_path):
+    """Somebody added the token to the tokenizer's files alone."""
+    data = lf.write_data(tmp_path, data=[dialogue(lf, "<m0>", M + "<m1>")])
+    args = lf.args(data, "data", lacking, max_steps=1)
+    tokenizer, model = lf.load(args, HSA, FeedbackConfig())
+    former, now = (weights(each)[0] for each in (AutoModelForCausalLM.from_pretrained(lacking), model))
+    number = tokenizer.convert_tokens_to_ids(M)
+    assert former.shape[0] == number < now.shape[0]
+    assert torch.equal(now[:number], former)
+    assert torch.allclose(now[number:], former.mean(dim=0).expand_as(now[number:]), atol=1e-6)
+    assert 0 < lf.train(args, HSA, FeedbackConfig())[0] < 20
+
+
+@pytest.mark.parametrize("resize_vocab", [False, True])
+def test_rows_of_the_templates_tokens(lf, tiny_qwen3, tmp_path, resize_vocab):
+    """Without `resize_vocab` they are new rows as others are; with it LLaMA-Factory sets them as it does plainly."""
+    data = lf.write_data(tmp_path, data=[dialogue(lf, "<m0>", M + "<m1>")])
+    args = lf.args(data, "data", tiny_qwen3, template="llama3", resize_vocab=resize_vocab)
+    former = weights(AutoModelForCausalLM.from_pretrained(tiny_qwen3))
+    tokenizer, model = lf.load(args, HSA, FeedbackConfig())
+    stop, number = tokenizer.convert_tokens_to_ids(["<|eot_id|>", M])
+    assert former[0].shape[0] <= stop < number
+    for before, after in zip(former, weights(model)):
+        mean = before.mean(dim=0)
+        assert torch.equal(after[: len(before)], before)
+        assert torch.allclose(after[number:], mean.expand_as(after[number:]), atol=1e-6)
+        assert torch.allclose(after[stop], mean, atol=1e-6) != resize_vocab
+
+
+def test_an_output_bias_gets_its_entries():
+    from transformers import PhiConfig, PhiForCausalLM
+
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = PhiForCausalLM(PhiConfig(vocab_size=100, pad_token_id=None, **shape))
+    torch.nn.init.normal_(model.lm_head.bias)
+    bias = model.lm_head.bias.detach().clone()
+    former_sizes = table_sizes(model)
+    fit_embeddings(model, 101)
+    initialize_rows(model, FeedbackToken(M, 100, True, 100), former_sizes)
+    assert len(model.lm_head.bias) == 128
+    assert torch.equal(model.lm_head.bias[:100], bias)
+    assert torch.allclose(model.lm_head.bias[100:], bias.mean().expand(28))
+
+
+def test_rows_that_zero_3_has_scattered(lf, tiny_qwen3, monkeypatch):
+    """A stand-in for DeepSpeed: tables are empty but while they are gathered."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_qwen3)
+    whole = {id(table): table.data for table in (model.get_input_embeddings().weight, model.lm_head.weight)}
+    former = {key: table.clone() for key, table in whole.items()}
+
+    @contextmanager
+    def gather(parameters, modifier_rank):
+        assert modifier_rank == 0  # the others receive what it has written
+        for parameter in parameters:
+            parameter.data = whole[id(parameter)]
+        yield
+        for parameter in parameters:
+            whole[id(parameter)] = parameter.data
+            parameter.data = torch.empty(0)
+
+    zero = SimpleNamespace(GatheredParameters=gather)
+    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(zero=zero))
+    monkeypatch.setattr(feedback_token, "is_deepspeed_zero3_enabled", lambda: True)
+    for table in (model.get_input_embeddings().weight, model.lm_head.weight):
+        table.data = torch.empty(0)
+
+    rows = len(next(iter(whole.values())))
+    assert table_sizes(model) == (rows,) * len(whole)
+    initialize_rows(model, FeedbackToken(M, rows - 1, True, rows - 5), table_sizes(model))
+    for key, table in whole.items():
+        assert torch.equal(table[: rows - 1], former[key][: rows - 1])
+        assert torch.allclose(table[rows - 1], former[key][: rows - 5].mean(dim=0), atol=1e-6)
+    assert not model.lm_head.weight.numel()
+
+
+def test_a_reference_model_knows_the_new_token(lf, tiny_qwen3, tmp_path):
+    """LLaMA-Factory loads it with a tokenizer of its own, which no template has touched."""
+    data = lf.write_data(tmp_path, data=[dialogue(lf, "<m0>", M + "<m1>")])
+    args = lf.args(data, "data", tiny_qwen3, template="llama3", max_steps=1, use_asft_loss=True)
+    assert 0 < lf.train(args, None, FeedbackConfig())[0] < 20
+
+
+# -- ids are those of plain LLaMA-Factory ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("template", ["llama3", "gemma", "chatml", "qwen3", "glm4"])
+def test_the_token_comes_after_those_of_the_template(lf, tiny_qwen3, tmp_path, template):
+    """Where the tokenizer lacks the template's stop token, that takes the next id with Feedback as without it."""
+    data = lf.write_data(tmp_path, data=[dialogue(lf, "<m0>", "<m1>", "<m2>", "<m3>")])
+    args = lf.args(data, "data", tiny_qwen3, template=template)
+    plain = lf.prepare(args)
+    ours = lf.prepare({**args, "overwrite_cache": True}, HSA, FeedbackConfig())
+    assert [row["input_ids"] for row in ours.rows()] == [row["input_ids"] for row in plain.rows()]
+    vocabulary = ours.tokenizer.get_vocab()
+    assert vocabulary.pop(M) == len(plain.tokenizer)
+    assert vocabulary == plain.tokenizer.get_vocab()
+
+
+def test_tokenized_data_and_inspect_have_plain_ids(lf, tiny_qwen3, tmp_path):
+    samples = [dialogue(lf, "<m0>", M + "<m1>"), dialogue(lf, "<m2>", "<m3>")]
+    args = lf.args(lf.write_data(tmp_path, data=samples), "data", tiny_qwen3, template="llama3")
+    plain = lf.prepare(args)
+    args["tokenized_path"] = str(tmp_path / "tokenized")
+    written, read = (lf.prepare(args, HSA, FeedbackConfig()) for _ in range(2))
+    with contextlib.redirect_stdout(None):
+        inspected = load_samples(TrainingFile(args, HSA, FeedbackConfig()))
+    number = len(plain.tokenizer)
+    for rows in (written.rows(), read.rows(), list(inspected.rows)):
+        assert rows[1]["input_ids"] == plain.rows()[1]["input_ids"]
+        assert number in rows[0]["input_ids"]
+    assert inspected.marker_id == number
+
+
+def test_chat_and_export_have_plain_ids(lf, tiny_qwen3, tmp_path):
+    from llamafactory.chat import ChatModel
+    from llamafactory.train.tuner import export_model
+
+    args = {"model_name_or_path": str(tiny_qwen3), "template": "llama3"}
+    plain = ChatModel(args).engine.tokenizer
+    with integrate(HSA, FeedbackConfig()):
+        engine = ChatModel(args).engine
+        export_model({**args, "export_dir": str(tmp_path / "exported")})
+    exported = AutoTokenizer.from_pretrained(tmp_path / "exported")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
+    for tokenizer, rows in ((engine.tokenizer, weights(engine.model)[0]), (exported, weights(model)[0])):
+        vocabulary = tokenizer.get_vocab()
+        assert vocabulary.pop(M) == len(plain) < len(rows)
+        assert vocabulary == plain.get_vocab()
+
+
+def test_the_rows_that_qwen_has_to_spare(lf, qwen_tokenizer, tmp_path):
+    """They keep their values, that of a template's token too; only the feedback token's own is set."""
+    directory = tmp_path / "qwen"
+    tiny.save_tiny("qwen3", directory, [], tokenizer=qwen_tokenizer, vocab_size=152064, hidden_size=16)
+    data = lf.write_data(tmp_path, data=[dialogue(lf, "<m0>", "<m1>")])
+    args = lf.args(data, "data", directory, template="llama3")
+    plain = lf.prepare(args)
+    ours = lf.prepare({**args, "overwrite_cache": True}, HSA, FeedbackConfig())
+    assert ours.rows()[0]["input_ids"] == plain.rows()[0]["input_ids"]
+
+    known = len(AutoTokenizer.from_pretrained(directory))
+    tokenizer, model = lf.load(args, HSA, FeedbackConfig())
+    number = tokenizer.convert_tokens_to_ids(M)
+    assert known < number == len(plain.tokenizer)
+    for before, after in zip(weights(AutoModelForCausalLM.from_pretrained(directory)), weights(model)):
+        others = [row for row in range(known - 5, len(before)) if row != number]
+        assert after.shape == before.shape and torch.equal(after[others], before[others])
+        assert torch.allclose(after[number], before[:known].mean(dim=0), atol=1e-6)
