@@ -14,8 +14,10 @@ from llamafactory.chat import ChatModel
 
 from hsa_factory import HSAConfig
 from hsa_factory.llamafactory import integrate
+from hsa_factory.llamafactory.chat import hf_engine as ours
 from hsa_factory.llamafactory.chat.hf_engine import type_messages
 from hsa_factory.models.enable import get_hook
+from hsa_factory.models.generation.generate import generation_lock
 from hsa_factory.typed.text import TypedText
 
 
@@ -387,6 +389,33 @@ def test_generations_do_not_overlap(lf, served, monkeypatch):
 
     answers = asyncio.run_coroutine_threadsafe(ask_all(), served._loop).result(timeout=60)
     assert answers == [expected] * 6 and most == 1
+
+
+def test_a_request_whose_reader_left_while_it_waited_generates_nothing(lf, served, monkeypatch):
+    generated = []
+    monkeypatch.setattr(served.engine.model.generate, "former", lambda *args, **kwargs: generated.append(args))
+
+    async def ask_and_leave():
+        asking = asyncio.ensure_future(anext(served.engine.stream_chat(talk(lf, "user"))))
+        await asyncio.sleep(0.3)
+        waiting = [thread for thread in threading.enumerate() if "run" in thread.name]
+        asking.cancel()
+        await asyncio.wait([asking])
+        return waiting
+
+    with generation_lock(get_hook(served.engine.model)):  # somebody else has his turn
+        waiting = asyncio.run_coroutine_threadsafe(ask_and_leave(), served._loop).result(timeout=30)
+    assert len(waiting) == 1
+    waiting[0].join(timeout=10)
+    assert not waiting[0].is_alive() and not generated
+
+
+def test_a_request_makes_one_tagger(lf, served, monkeypatch):
+    made = []
+    stock = ours.make_tagger
+    monkeypatch.setattr(ours, "make_tagger", lambda *args: made.append(args) or stock(*args))
+    served.chat(talk(lf, "user"))
+    assert len(made) == 1
 
 
 # -- refused ---------------------------------------------------------------------------------------------------
