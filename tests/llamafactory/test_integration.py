@@ -243,11 +243,12 @@ def nothing_is_loaded(monkeypatch):
 
 
 @SETTINGS
-def test_other_trainers_are_refused_before_the_tuner_branches_off(lf, tmp_path, nothing_is_loaded, settings):
-    """LLaMA-Factory asks for `use_hyper_parallel` before it comes to `run_sft`."""
-    message = "`use_hyper_parallel` cannot be combined with HSA / Feedback"
+@pytest.mark.parametrize("option", ["use_hyper_parallel", "use_mca", "use_megatron_bridge"])
+def test_other_trainers_are_refused_before_the_tuner_branches_off(lf, tmp_path, nothing_is_loaded, settings, option):
+    """LLaMA-Factory asks for them before it comes to `run_sft`."""
+    message = f"`{option}` cannot be combined with HSA / Feedback"
     with pytest.raises(ValueError, match=message), integrate(*settings):
-        tuner.run_exp(lf.args(tmp_path, "data", use_hyper_parallel=True))
+        tuner.run_exp(lf.args(tmp_path, "data", **{option: True}))
 
 
 @SETTINGS

@@ -17,7 +17,7 @@ from ..config import FeedbackConfig, HSAConfig
 from ..training_file import TrainingFile, is_training_file, read_training_file
 from .integration import integrate
 from .model.checkpoint import SAVED
-from .options import NO_RAY, check_environment
+from .options import NO_RAY, check_trainer
 
 
 _MODEL_COMMANDS = ("api", "chat", "export", "webchat", "webui")
@@ -78,7 +78,7 @@ def _integration(hsa: HSAConfig | bool | str | None, feedback: FeedbackConfig | 
 def _check(training_file: TrainingFile) -> None:
     if training_file.is_plain:
         return
-    check_environment()
+    check_trainer(training_file.args)
     if use_ray() or training_file.args.get("use_ray"):
         raise ValueError(NO_RAY)
 

@@ -1,6 +1,7 @@
 """LLaMA-Factory's options against HSA and Feedback: what is overridden, what is refused, before anything is loaded."""
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from llamafactory.extras import logging
@@ -52,11 +53,15 @@ def check_stage(stage: str) -> None:
         )
 
 
-def check_environment() -> None:
-    """Refuse environment variables that let LLaMA-Factory train with something else than its standard trainer.
+def check_trainer(args: Any) -> None:
+    """Refuse options and environment variables that let LLaMA-Factory train with something else than its own trainer.
+
+    Args:
+        args: As LLaMA-Factory's `get_train_args` takes them. Of a mapping the options are checked as they were asked
+            for: LLaMA-Factory overwrites `use_mca` by the environment.
 
     Raises:
-        ValueError: Naming the variable and what to do.
+        ValueError: Naming the option or the variable, and what to do.
     """
     for variable in _OTHER_TRAINER_VARIABLES:
         if is_env_enabled(variable):
@@ -64,6 +69,8 @@ def check_environment() -> None:
                 f"{variable} is set: HSA and Feedback work with LLaMA-Factory's standard trainer only. Unset it, or remove "
                 "the hsa and feedback blocks."
             )
+    if isinstance(args, Mapping):
+        _refuse(_OTHER_TRAINERS, SimpleNamespace(**args))
 
 
 def check_options(

@@ -22,7 +22,7 @@ from ...models.enable import get_hook
 from ...models.generation.generate import generation_lock
 from ...models.generation.rule_tagger import make_tagger
 from ...semantics import SemanticType
-from ...typed.ids import fill_types, semantic_ids_of
+from ...typed.ids import TypedTokenId, fill_types, semantic_ids_of
 from ...typed.text import TypedText
 from ..data.template import PLACEHOLDERS, TEXT_KEY, TYPE_KEY, typed_template
 from ..model.loader import load_model_seam
@@ -210,7 +210,7 @@ def _with_placeholders(messages: list[dict[str, Any]], media: tuple) -> list[dic
     return messages
 
 
-def _with_prefix(prompt: list[int], input_ids: list[int]) -> list[int]:
+def _with_prefix(prompt: list[int], input_ids: list[int]) -> list[TypedTokenId]:
     """Return a prompt's typed ids with the ids that LLaMA-Factory put before them (the images of PaliGemma).
 
     Raises:

@@ -9,7 +9,7 @@ import llamafactory.train.tuner
 from llamafactory.extras.misc import get_device_count, is_env_enabled
 
 from ..model.loader import load_model_seam
-from ..options import NO_RAY, check_environment, check_options, check_stage
+from ..options import NO_RAY, check_options, check_stage, check_trainer
 from ..seams import Seam
 from ..state import Integration
 from .sft import sft_seams
@@ -52,7 +52,7 @@ def _refuse_ray(original: Any, *args: Any, **kwargs: Any) -> None:
 
 def _get_train_args(state: Integration, original: Any, args: Any = None) -> Any:
     """Check everything that can be checked before data and model are loaded."""
-    check_environment()
+    check_trainer(args)
     parsed = original(args)
     model_args, data_args, training_args, finetuning_args, _ = parsed
     check_stage(finetuning_args.stage)
