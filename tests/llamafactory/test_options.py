@@ -39,8 +39,8 @@ def arguments(lf, tmp_path):
     return SimpleNamespace(**dict(zip(names, get_train_args(lf.args(tmp_path, "data")))))
 
 
-def check(arguments, hsa=HSA, feedback=FEEDBACK):
-    check_options(arguments.model, arguments.data, arguments.training, arguments.finetuning, hsa, feedback)
+def check(arguments, hsa=HSA):
+    check_options(arguments.model, arguments.data, arguments.training, arguments.finetuning, hsa)
 
 
 FOR_HSA_ONLY = {
@@ -147,7 +147,7 @@ def test_a_deepspeed_file_with_sequence_parallelism_is_refused(arguments):
 def test_another_attention_kernel_is_overridden_and_said(lf, tmp_path, arguments, caplog, value):
     parsed = get_train_args(lf.args(tmp_path, "data", flash_attn=value))
     with caplog.at_level("WARNING"):
-        check_options(*parsed[:4], HSA, None)
+        check_options(*parsed[:4], HSA)
     assert parsed[0].flash_attn == "sdpa"
     assert f"`flash_attn: {value}` is overridden" in caplog.text
 
@@ -156,23 +156,23 @@ def test_another_attention_kernel_is_overridden_and_said(lf, tmp_path, arguments
 def test_the_usual_kernels_stay(lf, tmp_path, caplog, value):
     parsed = get_train_args(lf.args(tmp_path, "data", flash_attn=value))
     with caplog.at_level("WARNING"):
-        check_options(*parsed[:4], HSA, None)
-        check_options(*get_train_args(lf.args(tmp_path, "data", flash_attn="fa2"))[:4], None, FEEDBACK)
+        check_options(*parsed[:4], HSA)
+        check_options(*get_train_args(lf.args(tmp_path, "data", flash_attn="fa2"))[:4], None)
     assert parsed[0].flash_attn == value
     assert "overridden" not in caplog.text
 
 
 def test_packing_without_boundaries_is_said(lf, tmp_path, caplog):
     with caplog.at_level("WARNING"):
-        check_options(*get_train_args(lf.args(tmp_path, "data", neat_packing=True))[:4], HSA, None)
+        check_options(*get_train_args(lf.args(tmp_path, "data", neat_packing=True))[:4], HSA)
         assert "see each other" not in caplog.text
-        check_options(*get_train_args(lf.args(tmp_path, "data", packing=True))[:4], HSA, None)
+        check_options(*get_train_args(lf.args(tmp_path, "data", packing=True))[:4], HSA)
     assert "samples packed into one row see each other" in caplog.text
 
 
 def test_streaming_gets_a_worker(lf, tmp_path, caplog):
     parsed = get_train_args(lf.args(tmp_path, "data", streaming=True))
     with caplog.at_level("WARNING"):
-        check_options(*parsed[:4], HSA, None)
+        check_options(*parsed[:4], HSA)
     assert parsed[2].dataloader_num_workers == 1
     assert "`dataloader_num_workers` is set to 1" in caplog.text

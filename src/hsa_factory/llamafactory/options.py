@@ -8,7 +8,7 @@ from llamafactory.extras import logging
 from llamafactory.extras.constants import EngineName
 from llamafactory.extras.misc import is_env_enabled
 
-from ..config import FeedbackConfig, HSAConfig
+from ..config import HSAConfig
 from ..models.parallelism import check_parallelism
 from .model.checkpoint import resolve_config
 
@@ -79,9 +79,15 @@ def check_options(
     training_args: Any,
     finetuning_args: Any,
     hsa_config: HSAConfig | None,
-    feedback_config: FeedbackConfig | None,
 ) -> None:
     """Refuse options that cannot be honoured and override those that only name another attention kernel.
+
+    Args:
+        model_args: LLaMA-Factory's, as the next three; changed in place.
+        data_args: LLaMA-Factory's.
+        training_args: LLaMA-Factory's.
+        finetuning_args: LLaMA-Factory's.
+        hsa_config: The rules of the run; None: Feedback alone.
 
     Raises:
         ValueError: Naming the option and what to do.

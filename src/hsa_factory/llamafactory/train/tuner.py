@@ -57,5 +57,5 @@ def _get_train_args(state: Integration, original: Any, args: Any = None) -> Any:
     model_args, data_args, training_args, finetuning_args, _ = parsed
     check_stage(finetuning_args.stage)
     hsa_config = state.resolve(model_args, training_args)
-    check_options(model_args, data_args, training_args, finetuning_args, hsa_config, state.feedback_config)
+    check_options(model_args, data_args, training_args, finetuning_args, hsa_config)
     return parsed
