@@ -5,6 +5,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import llamafactory.cli as cli
 import llamafactory.launcher as launcher
 import llamafactory.train.sft.workflow as workflow
 import llamafactory.train.tuner as tuner
@@ -102,6 +103,14 @@ def test_other_trainers_by_environment(lf, tmp_path, monkeypatch, nothing_is_loa
     monkeypatch.setenv(variable, "1")
     with pytest.raises(ValueError, match=f"{variable} is set: .*standard trainer only"), integrate(*settings):
         tuner.run_exp(lf.args(tmp_path, "data"))
+
+
+@SETTINGS
+def test_the_command_of_llamafactory_with_another_launcher(monkeypatch, nothing_is_loaded, settings):
+    monkeypatch.setenv("USE_V1", "1")
+    monkeypatch.setattr(sys, "argv", ["llamafactory-cli", "sft", "file.yaml"])
+    with pytest.raises(ValueError, match="USE_V1 is set"), integrate(*settings):
+        cli.main()
 
 
 @SETTINGS

@@ -141,7 +141,7 @@ def check_serving(hsa: HSAConfig | bool | str, model_args: Any, finetuning_args:
             f"`infer_backend: {EngineName.HF.value}`, or `hsa: false` in a YAML to run it without HSA."
         )
     check_stage(finetuning_args.stage)
-    _refuse(_REPLACED, model_args, finetuning_args)
+    _refuse(_REPLACED | {"mixture_of_depths": _REPLACED_ATTENTION["mixture_of_depths"]}, model_args, finetuning_args)
 
 
 def _refuse(options: Mapping[str, str], *arguments: Any) -> None:

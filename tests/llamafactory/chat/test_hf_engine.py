@@ -438,9 +438,11 @@ def test_other_engines_are_left_to_models_without_hsa(tmp_path):
         ChatModel(args)
 
 
-def test_what_replaces_the_attention_is_refused(lf):
-    with pytest.raises(ValueError, match="`use_unsloth` cannot be combined with HSA"), integrate(HSA):
-        ChatModel({"model_name_or_path": str(lf.model_dir("qwen3")), "template": "qwen3", "use_unsloth": True})
+@pytest.mark.parametrize("option", [{"use_unsloth": True}, {"mixture_of_depths": "load"}])
+def test_what_replaces_the_attention_is_refused(lf, option):
+    (name,) = option
+    with pytest.raises(ValueError, match=f"`{name}` cannot be combined with HSA"), integrate(HSA):
+        ChatModel({"model_name_or_path": str(lf.model_dir("qwen3")), "template": "qwen3", **option})
 
 
 def test_other_values_than_those_are_refused():

@@ -4,6 +4,7 @@ import sys
 from functools import partial
 from typing import Any
 
+import llamafactory.cli
 import llamafactory.launcher
 import llamafactory.train.tuner
 from llamafactory.extras.misc import get_device_count, is_env_enabled
@@ -19,12 +20,19 @@ def train_seams(state: Integration) -> list[Seam]:
     """Return what is replaced in LLaMA-Factory's tuner and in the stages that are supported."""
     tuner = llamafactory.train.tuner
     return [
+        Seam(llamafactory.cli, "main", _main),
         Seam(llamafactory.launcher, "launch", _launch),
         Seam(tuner, "_ray_training_function", _refuse_ray),
         Seam(tuner, "get_train_args", partial(_get_train_args, state)),
         load_model_seam(tuner, state),  # of `export`
         *sft_seams(state),
     ]
+
+
+def _main(original: Any) -> None:
+    """Refuse the variables by which LLaMA-Factory's command goes past its launcher."""
+    check_trainer(None)
+    original()
 
 
 def _launch(original: Any) -> None:
