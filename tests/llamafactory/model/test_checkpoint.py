@@ -9,6 +9,7 @@ import pytest
 from hsa_factory import HSAConfig
 from hsa_factory.llamafactory import integrate
 from hsa_factory.llamafactory.model.checkpoint import resolve_config
+from hsa_factory.models.enable import get_hook
 
 
 HSA = HSAConfig()
@@ -79,3 +80,16 @@ def test_the_run_stops_before_anything_is_loaded(lf, tmp_path, monkeypatch, chec
     args = lf.args(tmp_path, "data", resume_from_checkpoint=checkpoint)
     with pytest.raises(ValueError, match="noise_window: 7 there, 50 here"), integrate(HSA):
         tuner.run_exp(args)
+
+
+def test_each_run_of_a_block_has_the_rules_of_its_own_checkpoint(lf, tmp_path):
+    from llamafactory.chat import ChatModel
+
+    data = lf.write_data(tmp_path, data=[lf.dialogue(["GLOBAL", "NOISE"])])
+    with integrate(True) as active:
+        for window in (7, 9):
+            saved = lf.save_checkpoint(tmp_path / str(window), HSAConfig(noise_window=window))
+            tuner.run_exp(lf.args(data, "data", saved, max_steps=1))
+            assert active.hsa_config.noise_window == window
+        engine = ChatModel({"model_name_or_path": str(tmp_path / "7"), "template": "qwen3"}).engine
+    assert get_hook(engine.model).config.noise_window == 7
