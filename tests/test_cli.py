@@ -40,7 +40,7 @@ def launched(monkeypatch):
     def launch():
         path = sys.argv[-1] if sys.argv[-1].endswith((".yaml", ".yml", ".json")) else None
         content = yaml.safe_load(open(path, encoding="utf-8")) if path else None
-        calls.append((sys.argv[1:], content, hasattr(tuner.run_sft, "hsa_original")))
+        calls.append((sys.argv[1:], content, hasattr(tuner.get_train_args, "hsa_original")))
 
     monkeypatch.setattr(llamafactory.launcher, "launch", launch)
     return calls

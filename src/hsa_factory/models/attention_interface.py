@@ -85,13 +85,14 @@ def hsa_attention_forward(
             "naming the implementation."
         )
 
+    layer: Any = module.layer_idx
     forward: ForwardPass | None = kwargs.pop(KEYWORD, None)
     if forward is None:
         under_way = find_pass(state)
         has_plan = under_way is not None and under_way.plan is not None
         if has_plan or (module.training and torch.is_grad_enabled()):
             raise ValueError(
-                f"{state.model_name} did not hand HSA's plan on to {type(module).__name__} (layer {module.layer_idx}): "
+                f"{state.model_name} did not hand HSA's plan on to {type(module).__name__} (layer {layer}): "
                 "its forward was bypassed or drops keywords, so HSA cannot be used with it."
             )
         former = _former_attention(module, state.former_implementation)
@@ -113,7 +114,7 @@ def hsa_attention_forward(
         if kwargs.get(name) is not None:
             raise ValueError(f"{state.model_name} gives its attention {name!r}, which HSA cannot honour.")
 
-    plan, rules = forward.reach(module.layer_idx, kwargs.get("sliding_window"))
+    plan, rules = forward.reach(layer, kwargs.get("sliding_window"))
     plan.check(query, key)
     output, weights = run_attention(
         query,

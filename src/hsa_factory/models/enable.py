@@ -155,9 +155,10 @@ def _give_own_config(model: nn.Module) -> None:
 
 
 def _check_layers(parts: TextModel, config: HSAConfig) -> None:
-    unknown = sorted(set(config.layers or ()) - set(parts.attention_layers))
+    wanted = config.layers or ()
+    unknown = sorted(set(wanted) - set(parts.attention_layers))
     if unknown:
         raise ValueError(
-            f"HSAConfig.layers = {list(config.layers)}: {type(parts.base).__name__} has softmax attention in layers "
+            f"HSAConfig.layers = {list(wanted)}: {type(parts.base).__name__} has softmax attention in layers "
             f"{sorted(parts.attention_layers)}, not in {unknown}."
         )

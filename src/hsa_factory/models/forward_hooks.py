@@ -5,23 +5,25 @@ import logging
 from typing import Any
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from ..attention import AttentionPlan
 from .cache.hsa_cache import HSACache
 from .forward_pass import KEYWORD, ForwardPass, HSAState, enter, leave
+from .parallelism import check_parallelism
 
 
 logger = logging.getLogger(__name__)
 
 
 def before_forward(
-    state: HSAState, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    state: HSAState, module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Take `semantic_ids` (and `document_ids`) out of the keywords and put the forward pass in.
 
     Raises:
-        ValueError: If a training forward has no `semantic_ids`, or they do not fit the input.
+        ValueError: If a training forward has no `semantic_ids`, they do not fit the input, or sequences are cut up among
+            devices.
     """
     leave(state)
     semantic_ids = kwargs.pop("semantic_ids", None)
@@ -37,6 +39,7 @@ def before_forward(
         enter(ForwardPass(state))
         return args, kwargs
 
+    check_parallelism()
     given = _signature(type(module)).bind_partial(module, *args, **kwargs).arguments if args else kwargs
     if cache is not None:
         forward = _pass_with_cache(state, module, cache, given, semantic_ids, document_ids)
@@ -47,7 +50,7 @@ def before_forward(
 
 
 def after_forward(
-    state: HSAState, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    state: HSAState, module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> None:
     """Close the pass; if it did not reach every softmax layer, say so instead of training without HSA.
 
@@ -69,7 +72,7 @@ def after_forward(
         raise ValueError(problem)
 
 
-def _left_out(forward: ForwardPass, module: nn.Module) -> str | None:
+def _left_out(forward: ForwardPass, module: PreTrainedModel) -> str | None:
     """Say which layer or window the pass did not reach; None: none."""
     name = forward.state.model_name
     missing = sorted(set(forward.state.windows) - forward.layers_reached)
@@ -86,7 +89,7 @@ def _left_out(forward: ForwardPass, module: nn.Module) -> str | None:
 
 def _pass_with_cache(
     state: HSAState,
-    module: nn.Module,
+    module: PreTrainedModel,
     cache: HSACache,
     given: dict[str, Any],
     semantic_ids: torch.Tensor | None,
@@ -112,7 +115,7 @@ def _pass_with_cache(
 
 
 def _tokens(state: HSAState, given: dict[str, Any]) -> torch.Tensor:
-    tokens = given.get("input_ids")
+    tokens: torch.Tensor | None = given.get("input_ids")
     tokens = given.get("inputs_embeds") if tokens is None else tokens
     if tokens is None:
         raise ValueError(f"{state.model_name}: pass input_ids or inputs_embeds along with semantic_ids.")
@@ -158,10 +161,10 @@ def _plan_of(
 _signatures: dict[type, inspect.Signature] = {}
 
 
-def _signature(model_class: type) -> inspect.Signature:
+def _signature(model_class: type[PreTrainedModel]) -> inspect.Signature:
     """Return a forward's signature; to make one is slow enough to be seen in a short step."""
     if model_class not in _signatures:
-        _signatures[model_class] = inspect.signature(model_class.forward)  # type: ignore[attr-defined]
+        _signatures[model_class] = inspect.signature(model_class.forward)
     return _signatures[model_class]
 
 

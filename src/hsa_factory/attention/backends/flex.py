@@ -54,7 +54,7 @@ def flex_hsa_attention(
     query, key, value = plan.zero_padding(query, key, value)
     mask = plan.once(FlexMask, rules)
     if mask.order is not None:
-        key, value = (_Reorder.apply(tensor, mask.order, mask.inverse) for tensor in (key, value))
+        key, value = (_reorder(tensor, mask.order, mask.inverse) for tensor in (key, value))
 
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     arguments = (query, key, value, mask.block_mask, mask.slope, mask.query_place, mask.key_place, scale)
@@ -111,6 +111,11 @@ class _Reorder(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
         return grad.take_along_dim(inverse[:, None, :, None], dim=2), None, None
+
+
+def _reorder(tensor: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    reordered: torch.Tensor = _Reorder.apply(tensor, order, inverse)  # type: ignore[no-untyped-call]
+    return reordered
 
 
 class FlexMask:

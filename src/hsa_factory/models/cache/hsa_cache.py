@@ -84,6 +84,11 @@ class HSACache(Cache):
         return self._seen.keys.is_real.long() if self._seen else None
 
     @property
+    def rows(self) -> int:
+        """B; 0 before the first token."""
+        return self._seen.rows
+
+    @property
     def ended_rows(self) -> torch.Tensor | None:
         """Which rows have read an end token since `expect`, (B,) bool; None: nothing is known of that."""
         return self._ends.ended
@@ -332,7 +337,7 @@ class HSACache(Cache):
         self._incoming.change(change)
         self._ends.change(change)
 
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Let each row go on from another one, as beam search does. `beam_idx`: (B,)."""
         self._change(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
         for layer in self._other_layers():
@@ -379,7 +384,7 @@ class HSACache(Cache):
         self._seen.change(lambda tensor: tensor[:, :-number])
         for table in self.tables.values():
             table.change(lambda tensor: tensor[:, :-number])
-        for layer in self.layers:
+        for layer in self._own_layers():
             layer.crop(number)
 
     def reset(self) -> None:

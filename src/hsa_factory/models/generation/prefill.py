@@ -39,7 +39,8 @@ def prefill(
     Raises:
         ValueError: If images or videos do not fit the tokens, or cannot be read.
     """
-    entry, length, start = model.base_model, input_ids.shape[1], cache.get_seq_length()
+    entry: Any = model.base_model
+    length, start = input_ids.shape[1], cache.get_seq_length()
     has_mrope = hasattr(entry, "rope_deltas")
     size = PREFILL_CHUNK
     if state.is_hybrid:
@@ -51,7 +52,7 @@ def prefill(
         add_media_types(entry, input_ids, inputs)
         if start:
             entry.rope_deltas = cache.rope_deltas  # another conversation may have left its own
-    if _has_other_media(model, inputs, has_mrope) or not (start or length > size):
+    if _has_other_media(model, entry, inputs, has_mrope) or not (start or length > size):
         return
 
     media = MediaPrompt(entry, input_ids, inputs if has_mrope else {})
@@ -95,10 +96,10 @@ def prefill(
         inputs |= media.select(start)
 
 
-def _has_other_media(model: PreTrainedModel, inputs: dict[str, Any], has_mrope: bool) -> bool:
+def _has_other_media(model: PreTrainedModel, entry: Any, inputs: dict[str, Any], has_mrope: bool) -> bool:
     """Whether the model is given tensors of which we do not know how to hand them out in pieces."""
     known = {"attention_mask"}
     if has_mrope:
-        known |= MEDIA_NAMES | set(inspect.signature(model.base_model.get_rope_index).parameters)
+        known |= MEDIA_NAMES | set(inspect.signature(entry.get_rope_index).parameters)
     taken = set(inspect.signature(model.forward).parameters) - known
     return any(isinstance(value, torch.Tensor) for name, value in inputs.items() if name in taken)

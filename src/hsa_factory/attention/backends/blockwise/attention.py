@@ -58,7 +58,7 @@ def blockwise_attention(
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _run(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scale: float) -> torch.Tensor:
-    output: torch.Tensor = _BlockwiseAttention.apply(query, key, value, layout, scale)
+    output: torch.Tensor = _BlockwiseAttention.apply(query, key, value, layout, scale)  # type: ignore[no-untyped-call]
     return output
 
 
