@@ -27,8 +27,8 @@ from rich.table import Table
 from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
 
 from hsa_factory import HSAConfig, disable_hsa, enable_hsa, tiny
-from hsa_factory.models import HSACache
-from hsa_factory.models.generation.rule_tagger import make_tagger
+from hsa_factory.attention import LayerRules
+from hsa_factory.models import HSACache, make_tagger
 
 
 CONFIG = HSAConfig(generated_type="NOISE")
@@ -59,8 +59,8 @@ def fill(cache: DynamicCache | HSACache, model: Qwen3ForCausalLM, types: torch.T
     config, length = model.config, types.shape[1]
     shape = (1, config.num_key_value_heads, length, config.head_dim)
     if isinstance(cache, HSACache):
-        cache.bind(config, dict.fromkeys(range(config.num_hidden_layers)), CONFIG)
-        cache.begin(types, types, None, CONFIG)
+        cache.bind(config, dict.fromkeys(range(config.num_hidden_layers), LayerRules.of(CONFIG)), CONFIG)
+        cache.begin(types, types, None)
     for layer in range(config.num_hidden_layers):
         cache.update(torch.randn(shape), torch.randn(shape), layer)
     if isinstance(cache, HSACache):

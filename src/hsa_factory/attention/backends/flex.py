@@ -53,7 +53,7 @@ def flex_hsa_attention(
     """
     query, key, value = plan.zero_padding(query, key, value)
     mask = plan.once(FlexMask, rules)
-    if mask.order is not None:
+    if mask.order is not None and mask.inverse is not None:
         key, value = (_reorder(tensor, mask.order, mask.inverse) for tensor in (key, value))
 
     scale = query.shape[-1] ** -0.5 if scale is None else scale
