@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .labeling.rules import normalize_labels
+from .labeling.rule_set import normalize_labels
 from .semantics import SemanticType
 from .suggestions import did_you_mean
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hsa_factory import SemanticType
 from hsa_factory.labeling.matching import Message, PatternTimeout, label_messages, runs
-from hsa_factory.labeling.rules import RuleSet
+from hsa_factory.labeling.rule_set import RuleSet
 
 
 G, L, N = SemanticType

@@ -1,9 +1,9 @@
-"""The layout of samples that no ``dataset_info.json`` describes, from a look at some of them."""
+"""The format of samples that no ``dataset_info.json`` describes, from a look at some of them."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .formats import Layout
+from .formats import DatasetFormat
 from .parts import TYPE_KEY
 from .rule import ROLES
 
@@ -63,7 +63,7 @@ def _detect_messages(samples: list[Mapping[str, Any]], column: str) -> dict[str,
     if len(pairs) != 1:
         raise ValueError(f"{column}: expected messages with `role` and `content`, or `from` and `value`. {_HELP}")
 
-    (role_key, content_key), defaults = pairs[0], Layout()
+    (role_key, content_key), defaults = pairs[0], DatasetFormat()
     tags = {"role_tag": role_key, "content_tag": content_key}
     roles = dict.fromkeys(message[role_key] for message in messages if isinstance(message.get(role_key), str))
     for role, tag in _TAGS.items():
@@ -82,7 +82,7 @@ def tagged_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
     tags = dict(entry.get("tags") or {})
     if tags.get("semantic_tag") is None:
         if not tags and entry.get("formatting", "alpaca") != "alpaca":
-            defaults = Layout()  # a `tags` block replaces all of LLaMA-Factory's defaults
+            defaults = DatasetFormat()  # a `tags` block replaces all of LLaMA-Factory's defaults
             names = ("role_tag", "content_tag", *_TAGS.values(), "system_tag")
             tags = {name: getattr(defaults, name) for name in names}
         tags["semantic_tag"] = TYPE_KEY

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..semantics import SemanticType
 from ..typed.text import TypedText, token_types
-from .matching import Typing, runs
+from .matching import MessageTypes, runs
 
 
 _UNTYPED = len(SemanticType)  # after all types: a token that holds a typed character has its type
@@ -40,7 +40,7 @@ class TokenCounter:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
 
-    def __call__(self, text: str, typing: Typing) -> Counter:
+    def __call__(self, text: str, typing: MessageTypes) -> Counter:
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         typed = TypedText(text, spans=runs(typing, len(text), _UNTYPED))
         types = token_types(typed, encoding.offsets, len(encoding.ids))

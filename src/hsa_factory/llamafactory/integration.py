@@ -28,8 +28,8 @@ from llamafactory.extras.packages import is_fastapi_available
 
 from ..attention.api import check_backend
 from ..config import FeedbackConfig, HSAConfig
-from ..labeling.formats import Layout
-from ..labeling.rules import RuleSet
+from ..labeling.formats import DatasetFormat
+from ..labeling.rule_set import RuleSet
 from ..models import enable_hsa
 from ..models.enable import get_hook
 from ..semantics import SemanticType
@@ -84,7 +84,7 @@ class Integration:
         self.feedback_config = feedback
         self.report = DataReport()
         self.added_token: int | None = None
-        self._layout = Layout()  # of the data set being loaded
+        self._layout = DatasetFormat()  # of the data set being loaded
         self.aligned: dict[str, Any] = {}
         self._is_resolved = False  # whether hsa_config has been settled with the checkpoints'
 
@@ -154,7 +154,7 @@ class Integration:
 
     def load_single_dataset(self, original: Any, attributes: Any, *args: Any) -> Any:
         """Remember which data set is being loaded."""
-        self._layout = Layout.from_attributes(attributes)
+        self._layout = DatasetFormat.from_attributes(attributes)
         return original(attributes, *args)
 
     def load_dataset(self, original: Any, **kwargs: Any) -> Any:

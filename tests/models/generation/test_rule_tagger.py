@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hsa_factory import HSAConfig, enable_hsa, tiny
 from hsa_factory.labeling.matching import Message, label_messages
-from hsa_factory.labeling.rules import RuleSet
+from hsa_factory.labeling.rule_set import RuleSet
 from hsa_factory.models import HSACache
 from hsa_factory.models.cache.tagger import ConstantTagger
 from hsa_factory.models.generation.rule_tagger import RuleTagger, make_tagger

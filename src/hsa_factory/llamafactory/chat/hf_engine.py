@@ -15,8 +15,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ...config import HSAConfig
 from ...labeling.conversation import type_conversation
-from ...labeling.matching import Message, Typing, runs
-from ...labeling.rules import RuleSet
+from ...labeling.matching import Message, MessageTypes, runs
+from ...labeling.rule_set import RuleSet
 from ...models.enable import get_hook
 from ...models.generation.rule_tagger import make_tagger
 from ...semantics import SemanticType
@@ -205,7 +205,7 @@ def type_messages(
     return typed, system
 
 
-def _typed_text(text: str, typing: Typing) -> TypedText:
+def _typed_text(text: str, typing: MessageTypes) -> TypedText:
     return TypedText(str(text), typing.semantic_type, runs(typing, len(text)))
 
 

@@ -10,7 +10,7 @@ import torch
 
 from ...config import HSAConfig
 from ...labeling.matching import Message, label_messages
-from ...labeling.rules import Rule, RuleSet
+from ...labeling.rule_set import Rule, RuleSet
 from ...labeling.tags import find_elements
 from ...semantics import SemanticType
 from ...typed.text import TypedText, token_types
