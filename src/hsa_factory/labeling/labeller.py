@@ -6,7 +6,7 @@ from typing import Any
 
 from ..semantics import SemanticType
 from .formats import SAMPLE_TYPES_KEY, DatasetFormat, SampleMessage, read_sample, type_sample
-from .matching import MessageTypes, runs
+from .matching import MessageTypes
 from .parts import SPANS_KEY, TYPE_KEY, write_spans
 from .rule_set import RuleSet
 from .summary import Summary
@@ -101,9 +101,10 @@ def add_anchor(sample: dict[str, Any], dataset_format: DatasetFormat) -> None:
 
 def count_characters(text: str, typing: MessageTypes) -> Counter:
     """Count characters by type's name; those that take the default type as ``default``."""
-    counts: Counter = Counter()
-    for length, semantic_type in runs(typing, len(text)):
-        counts[_name(semantic_type) or "default"] += length
+    counts: Counter[str] = Counter()
+    for start, end, semantic_type in typing.spans:
+        counts[SemanticType(semantic_type).name] += end - start
+    counts[_name(typing.semantic_type) or "default"] += len(text) - counts.total()
     return counts
 
 

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from functools import cache, lru_cache
 from typing import NamedTuple
 
-from ..typed.text import find_runs
+from ..typed.spans import Span, find_runs
 from .rule import SPAN_GROUP, Rule, compile_pattern
 from .rule_set import RuleSet
 from .tags import find_elements
@@ -17,8 +17,6 @@ from .tags import find_elements
 PATTERN_TIMEOUT = 1.0  # seconds that one pattern may take on one message
 _UNTYPED = 255
 _BEFORE_VERB = " \t\r\n\"'`*([{-:“‘「"
-
-Span = tuple[int, int, int]  # start, end (exclusive), type; in characters
 
 
 class PatternTimeout(ValueError):
@@ -269,23 +267,3 @@ def _called_tools(text: str) -> tuple[str, ...]:
 
 
 _DECODER = json.JSONDecoder()
-
-
-def runs(typing: MessageTypes, length: int, default: int | None = None) -> list[tuple[int, int | None]]:
-    """Return (number of characters, type) of each run that covers a text of a given length.
-
-    Args:
-        typing: The message's.
-        length: Characters of its text.
-        default: Type where the typing has none.
-    """
-    base = default if typing.semantic_type is None else typing.semantic_type
-    covered, position = [], 0
-    for start, end, semantic_type in typing.spans:
-        if start > position:
-            covered.append((start - position, base))
-        covered.append((end - start, semantic_type))
-        position = end
-    if position < length or not covered:
-        covered.append((length - position, base))
-    return covered

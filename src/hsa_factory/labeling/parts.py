@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ..semantics import SemanticType
-from .matching import Span
+from ..typed.spans import Span
 from .rule import MEDIA
 
 

@@ -15,7 +15,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ...config import HSAConfig
 from ...labeling.conversation import type_conversation
-from ...labeling.matching import Message, MessageTypes, runs
+from ...labeling.matching import Message, MessageTypes
 from ...labeling.rule_set import RuleSet
 from ...models.enable import get_hook
 from ...models.generation.rule_tagger import make_tagger
@@ -206,7 +206,7 @@ def type_messages(
 
 
 def _typed_text(text: str, typing: MessageTypes) -> TypedText:
-    return TypedText(str(text), typing.semantic_type, runs(typing, len(text)))
+    return TypedText(str(text), typing.semantic_type, typing.spans)
 
 
 def _with_placeholders(messages: list[dict[str, Any]], media: tuple) -> list[dict[str, Any]]:

@@ -12,10 +12,11 @@ from llamafactory.data.converter import DatasetConverter
 
 from ... import __version__
 from ...labeling.formats import DatasetFormat, SampleMessage, read_sample, type_sample
-from ...labeling.matching import MessageTypes, runs
+from ...labeling.matching import MessageTypes
 from ...labeling.rule import MEDIA
 from ...labeling.rule_set import RuleSet
 from ...semantics import SemanticType
+from ...typed.spans import Span, encode_spans, fill_gaps, shift
 from .template import TURN_KEY, TYPE_KEY, WEIGHT_KEY
 
 
@@ -35,14 +36,14 @@ class _AlignedMessage(NamedTuple):
 
     Attributes:
         semantic_type: The message's; None: it has none.
-        spans: (length, type) of all parts of its text; none if there is one type only.
+        spans: Types of parts of its text; none if there is one type only.
         is_given: Whether the data gave a type.
         weight: 0 keeps the message out of the loss.
         number: Its place among the messages of the data; -1: it has none.
     """
 
     semantic_type: int | None
-    spans: tuple[tuple[int, int], ...]
+    spans: tuple[Span, ...]
     is_given: bool = False
     weight: int = 1
     number: int = -1
@@ -84,9 +85,7 @@ class TypedConverterMixin:
             message[SPANS_KEY] = encode_spans(turn.spans)
 
         output[SYSTEM_TYPE_COLUMN] = int(SemanticType.GLOBAL if system.semantic_type is None else system.semantic_type)
-        rest = len(output["_system"] or "") - sum(length for length, _ in system.spans)
-        spans = (*system.spans, (rest, output[SYSTEM_TYPE_COLUMN])) if system.spans and rest > 0 else system.spans
-        output[SYSTEM_SPANS_COLUMN] = encode_spans(spans)
+        output[SYSTEM_SPANS_COLUMN] = encode_spans(system.spans)
         output[TYPED_COLUMN] = sum(turn.is_given for turn in aligned)
         ruled = sum(not turn.is_given and (turn.semantic_type is not None or bool(turn.spans)) for turn in aligned)
         output[RULES_COLUMN] = json.dumps([ruled, matches]) if matches is not None else ""
@@ -179,17 +178,6 @@ def typed_converter(
     return type(name, (TypedConverterMixin, converter_class), attributes)
 
 
-def encode_spans(spans: Sequence[tuple[int, int]]) -> str:
-    """Write (length, type) pairs as a text: the same column type for every data set, whatever is in it."""
-    return " ".join(f"{length}:{semantic_type}" for length, semantic_type in spans)
-
-
-def decode_spans(text: str) -> list[tuple[int, int]]:
-    """Read back what `encode_spans` wrote."""
-    pairs = (pair.split(":") for pair in text.split())
-    return [(int(length), int(semantic_type)) for length, semantic_type in pairs]
-
-
 def _with_joined_parts(
     example: dict[str, Any], turns: list[SampleMessage], dataset_format: DatasetFormat
 ) -> dict[str, Any]:
@@ -233,13 +221,15 @@ def _join(turns: Sequence[tuple[SampleMessage, MessageTypes]], default: int) -> 
     is_given = any(turn.message.semantic_type is not None or turn.message.spans for turn, _ in turns)
     bases = [typing.semantic_type for _, typing in turns if typing.semantic_type is not None]
     base = min(bases, default=None)
-    spans: list[tuple[int, int]] = []
+    spans: list[Span] = []
     if any(typing.spans for _, typing in turns):
         rest = default if base is None else base
-        for number, (turn, typing) in enumerate(turns):
-            if number:
-                spans.append((len(REPLY_JOINT), rest))
-            spans += runs(typing, len(turn.message.text), rest)
+        start = 0
+        for turn, typing in turns:
+            own = rest if typing.semantic_type is None else typing.semantic_type
+            length = len(turn.message.text)
+            spans += shift(fill_gaps(typing.spans, length, own), start)
+            start += length + len(REPLY_JOINT)
     weight = min(_parse_weight(turn) for turn, _ in turns)
     return _AlignedMessage(base, tuple(spans), is_given, weight, turns[0][0].number)
 

@@ -57,6 +57,7 @@ class TypedPredictionProcessor(TypedProcessorMixin, UnsupervisedDatasetProcessor
         cut_away = len(self._prompt) - len(input_ids)
         semantic_ids, _ = read_off(input_ids)
         account.keep(semantic_ids, 0)
+        account.guessed_messages += self.template.guessed
         account.text_truncated += cut_away > 0
         facts = {"dataset": source, "index": index, "cut": cut_away, "marker_cut": False}
         reference = array("i", labels)

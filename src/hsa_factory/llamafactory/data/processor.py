@@ -13,6 +13,7 @@ from ...config import FeedbackConfig, HSAConfig
 from ...feedback import apply_loss_mask
 from ...semantics import SemanticType
 from ...typed.ids import fill_types, tags_of
+from ...typed.spans import decode_spans
 from ...typed.text import TypedText
 from .converter import (
     INDEX_COLUMN,
@@ -22,7 +23,6 @@ from .converter import (
     SYSTEM_SPANS_COLUMN,
     SYSTEM_TYPE_COLUMN,
     TYPED_COLUMN,
-    decode_spans,
 )
 from .loss_mask import DECIDING, MaskedPairs, mask_pairs
 from .report import DatasetAccount, serialize_accounts
@@ -166,6 +166,7 @@ class TypedProcessorMixin:
 
         self._trim_media(columns, i, media)
         account.keep(sample.tokens.semantic_ids, trained)
+        account.guessed_messages += self.template.guessed
         if sample.cut is not None and sample.cut.turns_removed:
             account.turns_removed += 1
         elif cut_away:
