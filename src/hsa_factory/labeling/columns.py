@@ -18,7 +18,7 @@ _BATCH = 1000
 
 
 def labelled_table(
-    batch: pa.RecordBatch, kept: Sequence[int], samples: Sequence[dict[str, Any]], dataset_format: DatasetFormat
+    batch: pa.RecordBatch, kept: Sequence[int], samples: Sequence[dict[Any, Any]], dataset_format: DatasetFormat
 ) -> Any:
     """Return the rows that are kept, all columns as they were but those that types were added to.
 
@@ -47,11 +47,11 @@ def labelled_table(
     return table.replace_schema_metadata(None)  # it may describe columns that are no more as they were
 
 
-def _with_types(kind: pa.DataType, tag: str) -> pa.DataType:
+def _with_types(kind: pa.DataType, tag: str | None) -> pa.DataType:
     """Return the type of messages with the keys of types added."""
     if not pa.types.is_struct(kind):
         return pa.list_(_with_types(kind.value_type, tag))
-    fields = {field.name: field.type for field in kind}
+    fields: dict[Any, pa.DataType] = {field.name: field.type for field in kind}
     if fields.get(tag) in (None, pa.null()):
         fields[tag] = pa.string()
     return pa.struct({**fields, SPANS_KEY: _SPANS})

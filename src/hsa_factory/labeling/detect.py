@@ -31,7 +31,7 @@ def detect_entry(samples: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     entry: dict[str, Any] = {}
     if {"chosen", "rejected"} <= columns:
         entry["ranking"] = True
-    optional = [name for name in ("system", "tools", "images", "videos", "audios") if name in columns]
+    optional: list[str] = [name for name in ("system", "tools", "images", "videos", "audios") if name in columns]
     optional += ["chosen", "rejected"] if entry.get("ranking") else []
     listed = [name for name in ("messages", "conversations") if name in columns]
     if listed:
@@ -50,13 +50,14 @@ def detect_entry(samples: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return entry
 
 
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _detect_messages(samples: list[Mapping[str, Any]], column: str) -> dict[str, Any]:
     """Return format and tags of samples with a list of messages."""
     messages = [
-        message
-        for sample in samples
-        for message in (sample.get(column) if isinstance(sample.get(column), list) else [])
-        if isinstance(message, Mapping)
+        message for sample in samples for message in _as_list(sample.get(column)) if isinstance(message, Mapping)
     ]
     keys = {key for message in messages for key in message}
     pairs = [(role, content) for role, content in (("role", "content"), ("from", "value")) if {role, content} <= keys]

@@ -19,6 +19,9 @@ _COLUMNS = ("prompt", "query", "response", "history", "messages", "system", "cho
 _TAGS = ("role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag")
 
 
+Sample = Mapping[Any, Any]  # a column that a format does not name is looked up as None, which no sample has
+
+
 @dataclass(frozen=True)
 class DatasetFormat:
     """Which columns and keys of a data set hold what, as in an entry of ``dataset_info.json``."""
@@ -59,7 +62,8 @@ class DatasetFormat:
     @classmethod
     def from_attributes(cls, attributes: Any) -> "DatasetFormat":
         """Take over LLaMA-Factory's `DatasetAttr`."""
-        return cls(**{field.name: getattr(attributes, field.name, None) for field in fields(cls)})
+        values: dict[str, Any] = {field.name: getattr(attributes, field.name, None) for field in fields(cls)}
+        return cls(**values)
 
     @cached_property
     def roles(self) -> dict[str, str]:
@@ -87,12 +91,12 @@ class SampleMessage(NamedTuple):
 
     message: Message
     where: str
-    source: dict[str, Any] | None = None
+    source: Mapping[str, Any] | None = None
     media: tuple[tuple[int, str, Any], ...] = ()
     number: int = -1
 
 
-def read_sample(sample: Mapping[str, Any], dataset_format: DatasetFormat) -> list[SampleMessage]:
+def read_sample(sample: Sample, dataset_format: DatasetFormat) -> list[SampleMessage]:
     """Return a sample's messages in order: the system message or column, if any, then the others.
 
     With `ranking`, the chosen and the rejected reply stand at the end. A role that the format does not name stays as it
@@ -131,7 +135,7 @@ def type_sample(
         raise PatternTimeout(f"{turns[timeout.index].where}: {timeout}") from None
 
 
-def _read_messages(sample: Mapping[str, Any], dataset_format: DatasetFormat) -> list[SampleMessage]:
+def _read_messages(sample: Sample, dataset_format: DatasetFormat) -> list[SampleMessage]:
     messages = sample.get(dataset_format.messages)
     if not isinstance(messages, list):
         raise ValueError(f"{dataset_format.messages}: expected a list of messages, got {messages!r:.80}.")
@@ -148,13 +152,14 @@ def _read_messages(sample: Mapping[str, Any], dataset_format: DatasetFormat) -> 
     return turns
 
 
-def _read_message(message: Any, number: int | str, dataset_format: DatasetFormat) -> SampleMessage:
+def _read_message(message: Any, number: int | str | None, dataset_format: DatasetFormat) -> SampleMessage:
     where = f"turn {number}"
     role_tag, content_tag = dataset_format.role_tag, dataset_format.content_tag
     if not isinstance(message, (dict, Mapping)) or role_tag not in message or content_tag not in message:
         raise _missing(message, where, dataset_format)
 
-    role = dataset_format.roles.get(message[role_tag], message[role_tag])
+    name: str = message[role_tag]
+    role = dataset_format.roles.get(name, name)
     tools = None
     try:
         given = message[content_tag]
@@ -188,7 +193,7 @@ def _missing(message: Any, where: str, dataset_format: DatasetFormat) -> ValueEr
     return ValueError(f"{where}: {tag!r} ({name}) is missing; it has {', '.join(map(repr, message))}.")
 
 
-def _read_alpaca(sample: Mapping[str, Any], dataset_format: DatasetFormat) -> list[SampleMessage]:
+def _read_alpaca(sample: Sample, dataset_format: DatasetFormat) -> list[SampleMessage]:
     texts: list[tuple[str, Any]] = []
     if dataset_format.system and sample.get(dataset_format.system):
         texts.append(("system", sample[dataset_format.system]))
@@ -216,7 +221,7 @@ def _read_alpaca(sample: Mapping[str, Any], dataset_format: DatasetFormat) -> li
     return turns
 
 
-def _add_sample_types(turns: list[SampleMessage], sample: Mapping[str, Any], dataset_format: DatasetFormat) -> None:
+def _add_sample_types(turns: list[SampleMessage], sample: Sample, dataset_format: DatasetFormat) -> None:
     """Give the texts that are no messages the types that stand beside them, one entry for each text."""
     given = sample.get(SAMPLE_TYPES_KEY) if dataset_format.semantic_tag is not None else None
     if given is None:

@@ -98,7 +98,8 @@ def run_job(
         ValueError: If the input is broken or empty.
     """
     _prepare_directory(job)
-    summary, done = Summary(), []
+    summary = Summary()
+    done: list[int] = []
     pool = None
     if workers > 1:
         pool = ProcessPoolExecutor(workers, initializer=_start_process, initargs=(job, os.getpid()))
@@ -109,10 +110,11 @@ def run_job(
         for chunk in chunks if chunks is not None else read_chunks(job.inputs):
             future = None
             was_there = _summary_path(job, chunk.index).is_file()
-            if not was_there and pool is None:
-                _label_chunk(chunk)
-            elif not was_there:
-                future = pool.submit(_label_chunk, chunk)
+            if not was_there:
+                if pool is None:
+                    _label_chunk(chunk)
+                else:
+                    future = pool.submit(_label_chunk, chunk)
             waiting.append((chunk.without_samples(), future, was_there))
             if len(waiting) > 2 * workers or pool is None:
                 _collect(job, waiting, summary, done, on_chunk)
@@ -170,7 +172,7 @@ def _summary_path(job: Job, index: int) -> Path:
 # -- in a worker -----------------------------------------------------------------------------------------------
 
 
-_worker: tuple[Job, SampleLabeller] | None = None
+_worker: tuple[Job, SampleLabeller]  # set when the process starts
 
 
 def _start_worker(job: Job) -> None:

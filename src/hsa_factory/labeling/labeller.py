@@ -6,7 +6,7 @@ from typing import Any
 
 from ..semantics import SemanticType
 from .formats import SAMPLE_TYPES_KEY, DatasetFormat, SampleMessage, read_sample, type_sample
-from .matching import MessageTypes
+from .matching import Message, MessageTypes
 from .parts import SPANS_KEY, TYPE_KEY, write_spans
 from .rule_set import RuleSet
 from .summary import Summary
@@ -59,14 +59,14 @@ class SampleLabeller:
                 )
 
     def _write(
-        self, sample: Mapping[str, Any], turns: list[SampleMessage], typings: list[MessageTypes]
+        self, sample: Mapping[Any, Any], turns: list[SampleMessage], typings: list[MessageTypes]
     ) -> dict[str, Any]:
         written = {
-            id(turn.source): self._message(turn, typing)
+            id(turn.source): self._message(turn.source, turn.message, typing)
             for turn, typing in zip(turns, typings)
             if turn.source is not None
         }
-        labelled = dict(sample)
+        labelled: dict[Any, Any] = dict(sample)
         if self.dataset_format.formatting != "alpaca":
             column = self.dataset_format.messages
             labelled[column] = [written[id(message)] for message in sample[column]]
@@ -83,16 +83,16 @@ class SampleLabeller:
             ]
         return labelled
 
-    def _message(self, turn: SampleMessage, typing: MessageTypes) -> dict[str, Any]:
-        message = dict(turn.source)
-        if turn.message.semantic_type is None:
+    def _message(self, source: Mapping[str, Any], read: Message, typing: MessageTypes) -> dict[Any, Any]:
+        message: dict[Any, Any] = dict(source)
+        if read.semantic_type is None:
             message[self.dataset_format.semantic_tag] = _name(typing.semantic_type)
         if typing.spans:
             message[SPANS_KEY] = write_spans(typing.spans)
         return message
 
 
-def add_anchor(sample: dict[str, Any], dataset_format: DatasetFormat) -> None:
+def add_anchor(sample: dict[Any, Any], dataset_format: DatasetFormat) -> None:
     """Give a sample spans if it has none, so that a reader that guesses columns from the first rows knows them."""
     for rows in (sample.get(SAMPLE_TYPES_KEY), sample.get(dataset_format.messages)):
         if rows and not any(row.get(SPANS_KEY) for row in rows):

@@ -88,6 +88,7 @@ def _read_json(path: str, name: str) -> Iterator[tuple[list[bytes], list[int], s
             raise ValueError(f"{name}: is UTF-16; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8).")
         start = start.removeprefix(codecs.BOM_UTF8)
         first = start.lstrip()[:1]
+        reader: _ListReader | _LineReader
         if first == b"[":
             reader, unit = _ListReader(file, start, name), "sample"
         elif first == b"{":

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,16 @@ class RuleSet:
             number = seen[rule.name]
             named.append(rule if number == 1 else replace(rule, name=f"{rule.name} ({number})"))
         object.__setattr__(self, "rules", tuple(named))
-        by_role = {role: tuple(rule for rule in named if not rule.role or role in rule.role) for role in _ROLES}
-        object.__setattr__(self, "_by_role", by_role)
 
     def __iter__(self) -> Iterator[Rule]:
         return iter(self.rules)
 
     def __len__(self) -> int:
         return len(self.rules)
+
+    @cached_property
+    def _by_role(self) -> dict[str | None, tuple[Rule, ...]]:
+        return {role: tuple(rule for rule in self.rules if not rule.role or role in rule.role) for role in _ROLES}
 
     def of_role(self, role: str) -> tuple[Rule, ...]:
         """Return the rules for messages of a role, in order; a role that no rule can name has those without one."""
