@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
 import regex
@@ -144,7 +144,7 @@ class Rule:
         name = self.name if isinstance(self.name, str) and self.name else self._describe()
         raise ValueError(f"rule {name!r}: {field} = {value!r} is not allowed: {allowed}.")
 
-    @cached_property
+    @property
     def types_parts(self) -> bool:
         """Whether it types parts of a text, not whole messages."""
         return bool(self.tag or self.pattern or self.media)

@@ -2,8 +2,8 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class RuleSet:
     """
 
     rules: tuple[Rule, ...]
+    _by_role: dict[str | None, tuple[Rule, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.rules:
@@ -38,16 +39,14 @@ class RuleSet:
             number = seen[rule.name]
             named.append(rule if number == 1 else replace(rule, name=f"{rule.name} ({number})"))
         object.__setattr__(self, "rules", tuple(named))
+        by_role = {role: tuple(rule for rule in named if not rule.role or role in rule.role) for role in _ROLES}
+        object.__setattr__(self, "_by_role", by_role)
 
     def __iter__(self) -> Iterator[Rule]:
         return iter(self.rules)
 
     def __len__(self) -> int:
         return len(self.rules)
-
-    @cached_property
-    def _by_role(self) -> dict[str | None, tuple[Rule, ...]]:
-        return {role: tuple(rule for rule in self.rules if not rule.role or role in rule.role) for role in _ROLES}
 
     def of_role(self, role: str) -> tuple[Rule, ...]:
         """Return the rules for messages of a role, in order; a role that no rule can name has those without one."""
