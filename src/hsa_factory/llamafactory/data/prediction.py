@@ -6,7 +6,7 @@ from typing import Any
 
 from llamafactory.data.processor import UnsupervisedDatasetProcessor
 
-from ...typed.ids import fill_types, read_off
+from ...typed.ids import count_plain, fill_types, read_off
 from .converter import INDEX_COLUMN, SOURCE_COLUMN
 from .processor import (
     INVALID,
@@ -40,11 +40,13 @@ class TypedPredictionProcessor(TypedProcessorMixin, UnsupervisedDatasetProcessor
             ValueError: If it cannot be encoded; names the data set and the sample.
         """
         source, index = columns[SOURCE_COLUMN][i], columns[INDEX_COLUMN][i]
-        arguments = self._typed_columns(columns, i)
-        if len(arguments[0]) % 2 != 1:
-            raise SampleDropped(INVALID)
         try:
+            arguments = self._typed_columns(columns, i)
+            if len(arguments[0]) % 2 != 1:
+                raise SampleDropped(INVALID)
             input_ids, labels = self._encode_uncached(*arguments)
+        except SampleDropped:
+            raise
         except Exception as error:
             raise ValueError(f"dataset {source!r}, sample {index}: {error}") from error
 
@@ -53,11 +55,13 @@ class TypedPredictionProcessor(TypedProcessorMixin, UnsupervisedDatasetProcessor
         if self._count_media_tokens(input_ids) < self._count_media_tokens(self._prompt):
             raise SampleDropped(MEDIA_TOO_LONG)
 
+        added = count_plain(input_ids)
         input_ids = fill_types(input_ids)
         cut_away = len(self._prompt) - len(input_ids)
         semantic_ids, _ = read_off(input_ids)
         account.keep(semantic_ids, 0)
         account.guessed_messages += self.template.guessed
+        account.filled_tokens += self.template.filled + added
         account.text_truncated += cut_away > 0
         facts = {"dataset": source, "index": index, "cut": cut_away, "marker_cut": False}
         reference = array("i", labels)

@@ -12,7 +12,7 @@ from ... import __version__
 from ...config import FeedbackConfig, HSAConfig
 from ...feedback import apply_loss_mask
 from ...semantics import SemanticType
-from ...typed.ids import fill_types, tags_of
+from ...typed.ids import count_plain, fill_types, tags_of
 from ...typed.spans import decode_spans
 from ...typed.text import TypedText
 from .converter import (
@@ -126,14 +126,13 @@ class TypedProcessorMixin:
             SampleDropped: With the reason.
             ValueError: If it cannot be encoded, or a policy says ``error``; names the data set and the sample.
         """
-        prompt, response, system, tools, *media = self._typed_columns(columns, i)
-        if len(prompt) % 2 != 1 or len(response) != 1:
-            raise SampleDropped(INVALID)
-
         source, index = columns[SOURCE_COLUMN][i], columns[INDEX_COLUMN][i]
         where = f"dataset {source!r}, sample {index}"
-        self._sample = sample = Sample(prompt + response)
         try:
+            prompt, response, system, tools, *media = self._typed_columns(columns, i)
+            if len(prompt) % 2 != 1 or len(response) != 1:
+                raise SampleDropped(INVALID)
+            self._sample = sample = Sample(prompt + response)
             if any(media) and not self._media_stand_in_front(media):
                 sample.media = count_media(prompt + response)
             input_ids, labels = self._encode_uncached(prompt, response, system, tools, *media)
@@ -144,7 +143,7 @@ class TypedProcessorMixin:
 
         added = 0  # by LLaMA-Factory: media in front, an EOS behind
         if input_ids and (type(input_ids[0]) is int or type(input_ids[-1]) is int):
-            added = list(map(type, input_ids)).count(int)
+            added = count_plain(input_ids)
         cut_away = sample.whole_length + added - len(input_ids)
         deciding = sample.masked.deciding if cut_away else 0
         marker_is_cut = deciding > 0 and tags_of(input_ids).count(DECIDING) < deciding
@@ -167,6 +166,7 @@ class TypedProcessorMixin:
         self._trim_media(columns, i, media)
         account.keep(sample.tokens.semantic_ids, trained)
         account.guessed_messages += self.template.guessed
+        account.filled_tokens += self.template.filled + added
         if sample.cut is not None and sample.cut.turns_removed:
             account.turns_removed += 1
         elif cut_away:

@@ -37,6 +37,8 @@ class DatasetAccount:
         ruled_messages: Other messages that a rule of `hsa.labels` typed.
         guessed_messages: Messages of kept samples whose parts have several types and whose text was changed on the way, so
             that parts of it took the type among several that remembers most.
+        filled_tokens: Tokens of kept samples, before truncation, that LLaMA-Factory added itself (a BOS, an empty thinking
+            block, an EOS, pictures in front): each has the type of the token before it in its message, or else the next.
         rules: How often each rule decided, by name: messages and parts of messages.
         tokens: Tokens kept, by semantic type.
         trained_tokens: Tokens kept that the loss counts.
@@ -55,6 +57,7 @@ class DatasetAccount:
     typed_messages: int = 0
     ruled_messages: int = 0
     guessed_messages: int = 0
+    filled_tokens: int = 0
     rules: Counter = field(default_factory=Counter)
     tokens: Counter = field(default_factory=Counter)
     trained_tokens: int = 0

@@ -11,7 +11,7 @@ from llamafactory.extras.constants import AUDIO_PLACEHOLDER, IMAGE_PLACEHOLDER, 
 
 from ...semantics import SemanticType
 from ...typed.carry import align, carry_types, type_rendered_text
-from ...typed.ids import fill_types, type_token_ids
+from ...typed.ids import count_plain, fill_types, type_token_ids
 from ...typed.spans import find_runs
 from ...typed.text import TypedText, token_types, without
 from .text_encoder import TextEncoder
@@ -76,6 +76,8 @@ class TypedTemplateMixin:
             before it; 0 where it is no text of its own.
         guessed: Messages of the conversation encoded last of which not all types are known for sure: the text was changed on
             the way, or the tokenizer does not say which characters a token stands for.
+        filled: Ids of it that LLaMA-Factory added itself (a BOS, an empty thinking block); each takes what the id before it
+            in its message carries, or else the next.
         on_pairs: Called with the (prompt ids, response ids) of a whole sample before LLaMA-Factory cuts it; returns
             the pairs to go on with.
         on_prompt: Called with the prompt ids of a conversation that the model is to continue.
@@ -84,6 +86,7 @@ class TypedTemplateMixin:
     default_type: SemanticType
     system_length: int
     guessed: int
+    filled: int
     on_pairs: Callable[[Pairs], Pairs] | None
     on_prompt: Callable[[list[int]], Any] | None
 
@@ -91,6 +94,7 @@ class TypedTemplateMixin:
         self, tokenizer: Any, messages: list[dict[str, Any]], *args: Any, **kwargs: Any
     ) -> tuple[list[int], list[int]]:
         prompt_ids, response_ids = super().encode_oneturn(tokenizer, _with_spans(messages), *args, **kwargs)
+        self.filled = count_plain(prompt_ids)
         prompt_ids = fill_types(prompt_ids)
         if self.on_prompt is not None:
             self.on_prompt(prompt_ids)
@@ -98,7 +102,8 @@ class TypedTemplateMixin:
 
     def encode_multiturn(self, tokenizer: Any, messages: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Pairs:
         pairs = super().encode_multiturn(tokenizer, _with_spans(messages), *args, **kwargs)
-        if int in set(map(type, chain.from_iterable(chain.from_iterable(pairs)))):
+        self.filled = count_plain(chain.from_iterable(chain.from_iterable(pairs)))
+        if self.filled:
             pairs = [(fill_types(prompt_ids), fill_types(response_ids)) for prompt_ids, response_ids in pairs]
         return self.on_pairs(pairs) if self.on_pairs is not None else pairs
 
@@ -166,7 +171,7 @@ def typed_template(template: Template, default_type: SemanticType) -> Template:
 
     typed.default_system = TypedText(template.default_system, SemanticType.GLOBAL)
     typed.default_type = default_type
-    typed.system_length = typed.guessed = 0
+    typed.system_length = typed.guessed = typed.filled = 0
     typed.on_pairs = typed.on_prompt = None
     return typed
 
