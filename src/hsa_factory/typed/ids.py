@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from functools import cache
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -81,7 +81,7 @@ def _rebuild(token_id: int, semantic_type: int, untrained: str) -> TypedTokenId:
     return _instances(semantic_type, untrained)[token_id]
 
 
-def _rebuild_tagged(token_id: int, semantic_type: int, untrained: str, tag: Any) -> TaggedTokenId:
+def _rebuild_tagged(token_id: int, semantic_type: int, untrained: str, tag: Any) -> TypedTokenId:
     return tag_id(_rebuild(token_id, semantic_type, untrained), tag)
 
 
@@ -103,7 +103,7 @@ def mark_untrained(token_ids: Sequence[TypedTokenId], reason: str) -> list[Typed
     return marked
 
 
-def tag_id(token: TypedTokenId, tag: Any) -> TaggedTokenId:
+def tag_id(token: TypedTokenId, tag: Any) -> TypedTokenId:
     """Return the same id with a tag, in the place of one that it may have."""
     tagged = _tagged_class(token.semantic_type, token.untrained)(token)
     tagged.tag = tag
@@ -126,14 +126,21 @@ def count_plain(token_ids: Iterable[int]) -> int:
     return list(map(type, token_ids)).count(int)
 
 
+def _all_typed(token_ids: Sequence[int]) -> TypeGuard[Sequence[TypedTokenId]]:
+    return int not in set(map(type, token_ids))
+
+
 def fill_types(token_ids: Sequence[int]) -> list[TypedTokenId]:
     """Give ids that carry nothing what the id before them carries (but for its tag), or else the next; see `count_plain`.
 
     Raises:
         ValueError: If no id carries anything.
     """
+    if _all_typed(token_ids):
+        return list(token_ids)
+
     carrier = next((token for token in token_ids if isinstance(token, TypedTokenId)), None)
-    if carrier is None and token_ids:
+    if carrier is None:
         raise ValueError("None of these token ids carries a semantic type.")
 
     filled: list[TypedTokenId] = []
@@ -141,7 +148,7 @@ def fill_types(token_ids: Sequence[int]) -> list[TypedTokenId]:
         if isinstance(token, TypedTokenId):
             carrier = token
             filled.append(token)
-        elif carrier is not None:
+        else:
             filled.append(_instances(carrier.semantic_type, carrier.untrained)[token])
 
     return filled

@@ -270,7 +270,7 @@ def test_what_llamafactory_adds_itself_is_counted(name, lf):
     filled = []
     for turns in (1, 2, 3):
         messages = [{**make(0), "semantic_type": N} for _ in range(turns) for make in (user, assistant)]
-        _, account = lf.typed_rows(template, tokenizer, DataArguments(), [(messages, "", G, "")])
+        _, account = lf.typed_rows(template, tokenizer, DataArguments(), [(messages, "", G, "")], processor=PROCESSOR)
         filled.append(account["filled_tokens"])
     block = len(template.get_thought_word_ids(tokenizer)) if name in REASONING else 0
     assert filled[1] - filled[0] == filled[2] - filled[1] == block

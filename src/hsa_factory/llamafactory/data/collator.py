@@ -58,11 +58,12 @@ class HSADataCollator(SFTDataCollatorWith4DAttentionMask, PaddedPositionsMixin):
         super().__post_init__()
         if self.hsa_config is not None:
             self.block_diag_attn = False  # the plan reads the documents from the 2-D mask; no N×N mask is built
-        self.marker_id = None
+        self.marker_id: int | None = None
         if self.feedback_config is not None:
-            self.marker_id = self.tokenizer.convert_tokens_to_ids(self.feedback_config.token)
+            tokenizer: Any = self.tokenizer
+            self.marker_id = tokenizer.convert_tokens_to_ids(self.feedback_config.token)
 
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> dict[str, torch.Tensor]:
         features = [dict(feature) for feature in features]
         semantic_rows, mask_rows = [], []
         for feature in features:
@@ -159,7 +160,7 @@ def trained_labels(feature: dict[str, Any], config: FeedbackConfig | None, marke
     loss_mask = feature.get(LOSS_MASK_COLUMN)
     if loss_mask is not None:
         return apply_loss_mask(labels, _as_list(loss_mask))
-    if config is None:
+    if config is None or marker_id is None:
         return labels
     return mask_labels(labels, _as_list(feature["input_ids"]), marker_id, config)
 

@@ -6,7 +6,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llamafactory.data.converter import DatasetConverter
 
@@ -18,6 +18,12 @@ from ...labeling.rule_set import RuleSet
 from ...semantics import SemanticType
 from ...typed.spans import Span, encode_spans, fill_gaps, shift
 from .template import TURN_KEY, TYPE_KEY, WEIGHT_KEY
+
+
+if TYPE_CHECKING:
+    from llamafactory.data.converter import DatasetConverter as MixedInto
+else:
+    MixedInto = object
 
 
 INDEX_COLUMN = "_hsa_index"  # the sample's number in its data set, before and after conversion
@@ -52,7 +58,7 @@ class _AlignedMessage(NamedTuple):
 UNTYPED_MESSAGE = _AlignedMessage(None, ())
 
 
-class TypedConverterMixin:
+class TypedConverterMixin(MixedInto):
     """Adds type, weight and turn to every message, whatever the format: all data sets have the same columns and mix.
 
     Set by the integration on the data set's attributes: `semantic_tag`, `hsa_name`.
@@ -117,7 +123,8 @@ class TypedConverterMixin:
 
     @property
     def _name(self) -> str:
-        return getattr(self.dataset_attr, "hsa_name", self.dataset_attr.dataset_name)
+        name: str = getattr(self.dataset_attr, "hsa_name", self.dataset_attr.dataset_name)
+        return name
 
     def _place_media(self, output: dict[str, Any], example: dict[str, Any], turns: list[SampleMessage]) -> None:
         """Put the files that parts name among those of the sample's columns, in the order of their placeholders."""
@@ -179,10 +186,10 @@ def typed_converter(
 
 
 def _with_joined_parts(
-    example: dict[str, Any], turns: list[SampleMessage], dataset_format: DatasetFormat
-) -> dict[str, Any]:
+    example: dict[Any, Any], turns: list[SampleMessage], dataset_format: DatasetFormat
+) -> dict[Any, Any]:
     """Return a sample with texts where content is a list of parts."""
-    tag = dataset_format.content_tag
+    tag: Any = dataset_format.content_tag
     texts = {id(turn.source): turn.message.text for turn in turns if turn.source is not None}
 
     def joined(message: Any) -> Any:
@@ -190,7 +197,9 @@ def _with_joined_parts(
 
     if not any(turn.source is not None and isinstance(turn.source.get(tag), list) for turn in turns):
         return example
-    changed = {dataset_format.messages: [joined(message) for message in example[dataset_format.messages]]}
+    changed: dict[Any, Any] = {
+        dataset_format.messages: [joined(message) for message in example[dataset_format.messages]]
+    }
     if dataset_format.ranking:
         changed |= {column: joined(example[column]) for column in (dataset_format.chosen, dataset_format.rejected)}
     return {**example, **changed}

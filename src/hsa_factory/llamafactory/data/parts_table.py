@@ -13,7 +13,7 @@ from llamafactory.extras import logging
 
 from ... import __version__
 from ...labeling.columns import write_rows
-from ...labeling.formats import DatasetFormat
+from ...labeling.formats import DatasetFormat, Sample
 from ...labeling.job import parse_sample
 from ...labeling.parts import uniform_parts
 from ...labeling.records import read_chunks
@@ -73,18 +73,18 @@ def _samples(files: list[str]) -> Iterator[dict[str, Any]]:
                 raise ValueError(f"{', '.join(files)}, {chunk.where(number)}: {error}") from None
 
 
-def _contents(sample: dict[str, Any], dataset_format: DatasetFormat) -> Iterator[Any]:
+def _contents(sample: Sample, dataset_format: DatasetFormat) -> Iterator[Any]:
     messages = sample.get(dataset_format.messages)
     for message in messages if isinstance(messages, list) else []:
         yield message.get(dataset_format.content_tag)
 
 
-def _uniform(sample: dict[str, Any], dataset_format: DatasetFormat) -> dict[str, Any]:
+def _uniform(sample: Sample, dataset_format: DatasetFormat) -> dict[Any, Any]:
     """Return a sample whose contents are lists of parts that all have the same keys, and whose types are names."""
     messages = []
     for number, message in enumerate(sample[dataset_format.messages]):
         try:
-            changed = {
+            changed: dict[Any, Any] = {
                 dataset_format.content_tag: uniform_parts(
                     message[dataset_format.content_tag], dataset_format.semantic_tag
                 )

@@ -1,9 +1,9 @@
 """LLaMA-Factory's chat templates with typed token ids: same ids, each carrying the type of its message."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, repeat
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llamafactory.data.formatter import SLOTS, Formatter
 from llamafactory.data.template import Template
@@ -11,13 +11,19 @@ from llamafactory.extras.constants import AUDIO_PLACEHOLDER, IMAGE_PLACEHOLDER, 
 
 from ...semantics import SemanticType
 from ...typed.carry import align, carry_types, type_rendered_text
-from ...typed.ids import count_plain, fill_types, type_token_ids
+from ...typed.ids import TypedTokenId, count_plain, fill_types, type_token_ids
 from ...typed.spans import find_runs
 from ...typed.text import TypedText, token_types, without
 from .text_encoder import TextEncoder
 
 
-Pairs = list[tuple[list[int], list[int]]]
+if TYPE_CHECKING:
+    from llamafactory.data.template import Template as MixedInto
+else:
+    MixedInto = object
+
+
+Pairs = list[tuple[list[TypedTokenId], list[TypedTokenId]]]
 PLACEHOLDERS = (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, AUDIO_PLACEHOLDER)  # in the order of LLaMA-Factory's arguments
 TYPE_KEY = "semantic_type"  # of a message, beside "role" and "content"
 TEXT_KEY = "typed_content"  # the content with its spans, where a message has parts of several types
@@ -67,7 +73,7 @@ class _TypedFormatter:
         return typed
 
 
-class TypedTemplateMixin:
+class TypedTemplateMixin(MixedInto):
     """Overrides what turns messages into ids; made by `typed_template`.
 
     Attributes:
@@ -88,11 +94,11 @@ class TypedTemplateMixin:
     guessed: int
     filled: int
     on_pairs: Callable[[Pairs], Pairs] | None
-    on_prompt: Callable[[list[int]], Any] | None
+    on_prompt: Callable[[list[TypedTokenId]], Any] | None
 
     def encode_oneturn(
         self, tokenizer: Any, messages: list[dict[str, Any]], *args: Any, **kwargs: Any
-    ) -> tuple[list[int], list[int]]:
+    ) -> tuple[list[TypedTokenId], list[int]]:
         prompt_ids, response_ids = super().encode_oneturn(tokenizer, _with_spans(messages), *args, **kwargs)
         self.filled = count_plain(prompt_ids)
         prompt_ids = fill_types(prompt_ids)
@@ -114,7 +120,7 @@ class TypedTemplateMixin:
 
         thought = re.compile(f"{re.escape(self.thought_words[0])}.*?{re.escape(self.thought_words[1])}", re.DOTALL)
         typed = without(content, [match.span() for match in thought.finditer(content)])
-        typed = typed[len(typed) - len(typed.lstrip("\n")) :]
+        typed = typed.part(len(typed) - len(typed.lstrip("\n")), len(typed))
         return typed if typed == kept else align(content, kept)
 
     def _encode(self, tokenizer: Any, messages: list[dict[str, Any]], system: str | None, tools: str | None) -> list:
@@ -137,7 +143,7 @@ class TypedTemplateMixin:
                 self.system_length = len(token_ids)
         return token_ids
 
-    def _convert_element(self, encoder: TextEncoder, element: Any) -> list[int]:
+    def _convert_element(self, encoder: TextEncoder, element: Any) -> Sequence[int]:
         if isinstance(element, TypedText):
             if not element:
                 return []
@@ -146,7 +152,7 @@ class TypedTemplateMixin:
                 return type_token_ids(encoder.encode(str(element)), element.semantic_type)
             ids, offsets = encoder.encode_with_offsets(str(element))
             self.guessed += offsets is None and not element.is_guessed
-            typed = []
+            typed: list[TypedTokenId] = []
             for start, end, semantic_type in find_runs(token_types(element, offsets, len(ids))):
                 typed += type_token_ids(ids[start:end], semantic_type)
             return typed
