@@ -11,7 +11,7 @@ help:
 	@echo "make setup       virtual environment .venv with the pinned versions"
 	@echo "make quickstart  train tiny models offline with HSA and Feedback, from nothing to a loss curve"
 	@echo "make test        the tests"
-	@echo "make lint        ruff"
+	@echo "make lint        ruff and mypy"
 
 setup: $(INSTALLED)
 
@@ -30,6 +30,7 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

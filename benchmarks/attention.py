@@ -28,13 +28,15 @@ from rich.progress import Progress
 from rich.table import Table
 
 from hsa_factory import HSAConfig
-from hsa_factory.attention import AttentionPlan, run_attention
+from hsa_factory.attention import AttentionPlan, LayerRules, run_attention
+from hsa_factory.attention.backends.blockwise.layout import Layout
 from hsa_factory.attention.backends.flex import flex_hsa_attention
 
 
 TURN = 100  # tokens of a turn of a trajectory
 LONGEST = {"dense": 8192, "forks": 4096, "flex": 16384}  # tokens; longer rows would take gigabytes or minutes
 CONFIG = HSAConfig()
+RULES = LayerRules.of(CONFIG)
 Attend = Callable[[], torch.Tensor]
 
 
@@ -106,15 +108,15 @@ def _status_mib(field: str) -> float:
 
 def methods(inputs: tuple[torch.Tensor, ...], types: torch.Tensor, with_flex: bool) -> dict[str, tuple[Attend, bool]]:
     """Return the methods for a row: the call, and whether it has a backward pass."""
-    plan, length = AttentionPlan(types, CONFIG), types.shape[1]
+    plan, length = AttentionPlan.from_inputs(types), types.shape[1]
     calls = {
-        "blockwise": (lambda: run_attention(*inputs, plan, "blockwise")[0], True),
-        "dense": (lambda: run_attention(*inputs, plan, "dense")[0], True),
+        "blockwise": (lambda: run_attention(*inputs, plan, RULES, "blockwise")[0], True),
+        "dense": (lambda: run_attention(*inputs, plan, RULES, "dense")[0], True),
         "forks": (lambda: forks_attention(*inputs, types), True),
     }
     if with_flex:
         leaves = tuple(tensor.detach() for tensor in inputs)
-        calls["flex"] = (lambda: flex_hsa_attention(*leaves, plan), False)
+        calls["flex"] = (lambda: flex_hsa_attention(*leaves, plan, RULES), False)
     return {name: call for name, call in calls.items() if length <= LONGEST.get(name, length)}
 
 
@@ -133,7 +135,7 @@ def measure_length(
     for share, scattered in cases:
         types = make_types(length, share, scattered)
         start = time.perf_counter()
-        layout = AttentionPlan(types, CONFIG).layout()
+        layout = AttentionPlan.from_inputs(types).once(Layout, RULES)
         plan_seconds[share, scattered] = time.perf_counter() - start
         del layout
         is_worst = scattered and share == min(share for share, _ in cases)

@@ -1,4 +1,4 @@
-"""Make the READMEs' tables and the plots from the committed results.
+"""Make the tables of docs/benchmarks.md (and of its Chinese twin) and the plots from the committed results.
 
 python benchmarks/report.py
 """
@@ -26,8 +26,13 @@ VARIANTS = {
     "forks": ("HSA, the forks' way", "旧分支的 HSA"),
 }
 TEXTS = {
-    "README.md": {
+    "docs/benchmarks.md": {
         "language": 0,
+        "plots": (
+            "Time and memory of a training step by length",
+            "Speed-up and memory of attention by length",
+            "Tokens a second and memory of the cache by length",
+        ),
         "step": "One LLaMA-Factory SFT step of the tiny Qwen3, batch of 1, one CPU thread ({machine}; "
         "`python benchmarks/sft_step.py`):",
         "head": ("tokens", "variant", "ms a step", "time / plain", "forks' way / this", "memory of the step, MiB"),
@@ -54,8 +59,13 @@ TEXTS = {
         "data": "Preparing {samples} samples ({tokens} tokens) with types takes **{ratio:.2f}×** the processor time of "
         "plain LLaMA-Factory (`python benchmarks/preprocessing.py`).",
     },
-    "README_zh.md": {
+    "docs/benchmarks_zh.md": {
         "language": 1,
+        "plots": (
+            "训练步的耗时与内存随长度的变化",
+            "注意力的加速比与内存随长度的变化",
+            "解码速度与缓存大小随长度的变化",
+        ),
         "step": "微型 Qwen3 的一个 LLaMA-Factory SFT 训练步，批大小 1，单 CPU 线程（{machine}；"
         "`python benchmarks/sft_step.py`）：",
         "head": ("token 数", "方式", "每步毫秒", "耗时 / 原版", "旧分支 / 本行", "训练步内存，MiB"),
@@ -99,8 +109,9 @@ def write(name: str, records: list[dict[str, Any]]) -> None:
 
 
 def tables(texts: dict) -> str:
-    """Return the Markdown of one README."""
+    """Return the Markdown between the markers of one page."""
     steps, data = read("sft_step.csv"), read("preprocessing.csv")[0]
+    step_plot, attention_plot, decode_plot = texts["plots"]
     lines = [texts["step"].format(machine=steps[0]["machine"]), ""]
     lines += ["| " + " | ".join(texts["head"]) + " |", "|--:|:--|" + "--:|" * 4]
     for row in steps:
@@ -115,14 +126,14 @@ def tables(texts: dict) -> str:
         lines.append("| " + " | ".join(values) + " |")
     lines += [
         "",
-        "![](docs/images/sft_step.png)",
+        f"![{step_plot}](images/sft_step.png)",
         "",
         *attention_table(texts),
         "",
-        "![](docs/images/attention.png)",
+        f"![{attention_plot}](images/attention.png)",
         "",
     ]
-    lines += [*model_table(texts), "", *decode_table(texts), "", "![](docs/images/decode.png)", ""]
+    lines += [*model_table(texts), "", *decode_table(texts), "", f"![{decode_plot}](images/decode.png)", ""]
     ratio = float(data["typed_over_plain"])
     lines.append(
         texts["data"].format(samples=f"{int(data['samples']):,}", tokens=f"{int(data['tokens']):,}", ratio=ratio)
@@ -298,16 +309,21 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores"
 
 
-def main() -> None:
-    """Write everything."""
-    plot()
-    plot_decoding()
-    plot_attention()
+def write_tables() -> None:
+    """Write the tables between the markers of each page."""
     for name, texts in TEXTS.items():
         path = ROOT / name
         before, _, rest = path.read_text(encoding="utf-8").partition(START)
         _, _, after = rest.partition(END)
         path.write_text(f"{before}{START}\n{tables(texts)}\n{END}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    """Write everything."""
+    plot()
+    plot_decoding()
+    plot_attention()
+    write_tables()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What all tests share: one thread each, a tiny tokenizer, and hypothesis without a database or time limits."""
 
+from collections import Counter
+
 import hypothesis
 import pytest
 import torch
@@ -23,3 +25,22 @@ TOKENIZER_TEXTS = [
 def tiny_tokenizer():
     """A byte-level tokenizer with Qwen's special tokens; texts that it knows become several characters a token."""
     return tiny.build_tokenizer(TOKENIZER_TEXTS)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Sum up in one line what was skipped, and why."""
+    line = skip_line([report.longrepr for report in terminalreporter.stats.get("skipped", [])])
+    if line:
+        terminalreporter.write_line(line)
+
+
+def skip_line(skips):
+    """Return ``23 skipped: needs CUDA (12), ../shared is absent (11)``; nothing without skips.
+
+    Args:
+        skips: What pytest knows of each: a file, a line and a reason, or any text.
+    """
+    reasons = [skip[2] if isinstance(skip, (tuple, list)) else str(skip) for skip in skips]
+    counts = Counter(reason.removeprefix("Skipped: ") for reason in reasons)
+    listed = ", ".join(f"{reason} ({count})" for reason, count in counts.most_common())
+    return f"{len(skips)} skipped: {listed}" if skips else ""

@@ -1,11 +1,15 @@
 """The command line: commands, help, exit codes, and errors without a traceback."""
 
+import asyncio
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
+import torch
 import yaml
+from transformers import Trainer, TrainingArguments
 
 from hsa_factory import FeedbackConfig, HSAConfig, __version__, cli
 
@@ -36,7 +40,7 @@ def launched(monkeypatch):
     def launch():
         path = sys.argv[-1] if sys.argv[-1].endswith((".yaml", ".yml", ".json")) else None
         content = yaml.safe_load(open(path, encoding="utf-8")) if path else None
-        calls.append((sys.argv[1:], content, hasattr(tuner.run_sft, "hsa_original")))
+        calls.append((sys.argv[1:], content, hasattr(tuner.get_train_args, "hsa_original")))
 
     monkeypatch.setattr(llamafactory.launcher, "launch", launch)
     return calls
@@ -154,34 +158,107 @@ def test_bugs_keep_their_traceback(monkeypatch, error):
         cli.main(["export", "--flag"])
 
 
-def test_an_error_in_a_forward_pass_keeps_its_traceback(monkeypatch):
-    import llamafactory.launcher as launcher
-    import torch
+class Toy(torch.nn.Module):
+    """A model that may fail in its forward pass."""
 
-    class Broken(torch.nn.Module):
-        def forward(self):
-            raise ValueError("too many values to unpack")
+    def __init__(self, error):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.error = error
 
-    monkeypatch.setattr(launcher, "launch", lambda: Broken()())
-    with pytest.raises(ValueError, match="to unpack"):
-        cli.main(["chat", "--flag"])
+    def forward(self, x):
+        if self.error is not None:
+            raise self.error
+        return {"loss": (self.weight * x).sum()}
 
 
-def test_an_error_in_a_training_loop_keeps_its_traceback(monkeypatch):
-    import llamafactory.launcher as launcher
-    from transformers import Trainer
+def run_toy(monkeypatch, work, directory, error=None, **more):
+    """Let LLaMA-Factory's training be transformers' own loop around a toy."""
+    import llamafactory.train.tuner as tuner
 
-    class FullDisk(Trainer):
-        def __init__(self):
-            pass
+    options = {"do_train": True, "max_steps": 1, "use_cpu": True, "report_to": "none", "disable_tqdm": True, **more}
 
-        def _inner_training_loop(self):
-            raise OSError("no space left on device")
+    def run_exp(args, callbacks=None):
+        data = [{"x": torch.ones(1)}]
+        arguments = TrainingArguments(str(directory), **options)
+        work(Trainer(Toy(error), arguments, train_dataset=data, eval_dataset=data, callbacks=callbacks))
 
-    assert "_inner_training_loop" in vars(Trainer)
-    monkeypatch.setattr(launcher, "launch", lambda: FullDisk()._inner_training_loop())
+    monkeypatch.delenv("FORCE_TORCHRUN", raising=False)
+    monkeypatch.delenv("HSA_FACTORY_DEBUG", raising=False)
+    monkeypatch.setattr(tuner, "run_exp", run_exp)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("too many values to unpack"), OSError("no space left"), ImportError("x")]
+)
+@pytest.mark.parametrize(
+    ("work", "options"),
+    [
+        (lambda trainer: trainer.train(), {}),
+        (lambda trainer: trainer.evaluate(), {"do_train": False, "do_eval": True}),
+        (lambda trainer: trainer.predict(trainer.eval_dataset), {"do_train": False, "do_predict": True}),
+    ],
+    ids=["train", "evaluate", "predict"],
+)
+def test_an_error_in_a_forward_pass_keeps_its_traceback(file, monkeypatch, tmp_path, error, work, options):
+    run_toy(monkeypatch, work, tmp_path / "out", error, **options)
+    with pytest.raises(type(error), match=str(error)):
+        cli.main(["train", file(model_name_or_path="m", hsa=True)])
+
+
+def test_an_error_after_training_keeps_its_traceback(file, monkeypatch, tmp_path):
+    def work(trainer):
+        trainer.train()
+        raise OSError("no space left on device")
+
+    run_toy(monkeypatch, work, tmp_path / "out")
     with pytest.raises(OSError, match="no space left"):
-        cli.main(["chat", "--flag"])
+        cli.main(["train", file(model_name_or_path="m")])
+
+
+def test_a_checkpoint_that_is_not_there_is_one_message(file, monkeypatch, tmp_path, capsys):
+    """Transformers looks for it in `train`, before the first step."""
+    run_toy(monkeypatch, lambda trainer: trainer.train(resume_from_checkpoint=str(tmp_path)), tmp_path / "out")
+    assert cli.main(["train", file(model_name_or_path="m")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("hsa-factory: Can't find a valid checkpoint at") and "Traceback" not in said
+
+
+def test_a_run_that_failed_under_way_leaves_no_trace(file, monkeypatch, tmp_path, capsys):
+    """The next command of the process is being set up again."""
+    run_toy(monkeypatch, lambda trainer: trainer.train(), tmp_path / "out", ValueError("in a forward"))
+    with pytest.raises(ValueError, match="in a forward"):
+        cli.main(["train", file(model_name_or_path="m")])
+    fail_with(monkeypatch, ValueError("no fox"))
+    assert cli.main(["export", "--flag"]) == 2
+
+
+@pytest.mark.parametrize("flags", [["--flag"], []], ids=["options", "file"])
+def test_an_error_in_an_answer_keeps_its_traceback(file, monkeypatch, flags, capsys):
+    import llamafactory.launcher as launcher
+    from llamafactory.chat import ChatModel
+
+    async def astream_chat(self, *args):
+        raise ValueError("too many values to unpack")
+        yield
+
+    def launch():
+        model = ChatModel.__new__(ChatModel)
+        model._loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=model._loop.run_forever)
+        thread.start()
+        try:
+            list(model.stream_chat([]))
+        finally:
+            model._loop.call_soon_threadsafe(model._loop.stop)
+            thread.join()
+
+    monkeypatch.delenv("HSA_FACTORY_DEBUG", raising=False)
+    monkeypatch.setattr(ChatModel, "astream_chat", astream_chat)
+    monkeypatch.setattr(launcher, "launch", launch)
+    with pytest.raises(ValueError, match="to unpack"):
+        cli.main(["chat", *(flags or [file(model_name_or_path="m")])])
+    assert not hasattr(ChatModel.stream_chat, "hsa_original")
 
 
 def test_every_traceback_can_be_seen(monkeypatch):
@@ -213,7 +290,7 @@ def test_train_runs_the_file_with_its_blocks(file, monkeypatch):
     from hsa_factory.llamafactory import integration
 
     seen = []
-    monkeypatch.setattr(tuner, "run_exp", lambda args: seen.append((args, integration._active)))
+    monkeypatch.setattr(tuner, "run_exp", lambda args, callbacks: seen.append((args, integration._active)))
     monkeypatch.delenv("FORCE_TORCHRUN", raising=False)
     path = file(model_name_or_path="m", learning_rate=1e-4, hsa={"noise_window": 9}, feedback=True)
     assert cli.main(["train", path, "learning_rate=0.5", "hsa.noise_decay=0.25"]) == 0

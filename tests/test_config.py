@@ -1,13 +1,17 @@
 """HSAConfig and FeedbackConfig: what they refuse and how they say it, saving, loading, comparing."""
 
+import copy
 import dataclasses
 import json
-from pathlib import Path
+import os
+import pickle
 
 import pytest
+import torch
 import yaml
 
 from hsa_factory import FeedbackConfig, HSAConfig, SemanticType
+from hsa_factory.attention import hsa_attention
 
 
 EVERYTHING_SET = {
@@ -22,8 +26,10 @@ EVERYTHING_SET = {
     "layers": [3, 1, 1],
     "default_type": "noise",
     "generated_type": 1,
-    "labels": [{"name": "ü", "type": "LANDMARK", "tag": ["think"], "verbs": ["a"]}],
+    "rules": [{"name": "ü", "type": "LANDMARK", "tag": ["think"], "verbs": ["a"]}],
 }
+RULES = [{"name": "thoughts", "type": "NOISE", "tag": ["think"]}, {"name": "rest", "type": "GLOBAL"}]
+OTHER = [{"name": "all", "type": "LANDMARK"}]
 
 
 class TestValues:
@@ -40,7 +46,7 @@ class TestValues:
             "layers": None,
             "default_type": "GLOBAL_CONDITION",
             "generated_type": None,
-            "labels": None,
+            "rules": None,
         }
         assert FeedbackConfig().to_dict() == {
             "token": "<|feedback|>",
@@ -215,16 +221,15 @@ class TestFiles:
 
     def test_a_save_that_dies_leaves_the_old_file_whole(self, tmp_path, monkeypatch):
         HSAConfig(noise_window=1).save_pretrained(tmp_path)
-        write = Path.write_text
 
-        def dies_half_way(self, text, **kwargs):
-            write(self, text[: len(text) // 2], **kwargs)
+        def full_disk(number):
             raise OSError("No space left on device")
 
-        monkeypatch.setattr(Path, "write_text", dies_half_way)
+        monkeypatch.setattr(os, "fsync", full_disk)
         with pytest.raises(OSError, match="No space left"):
             HSAConfig(noise_window=2).save_pretrained(tmp_path)
         assert HSAConfig.from_pretrained(tmp_path) == HSAConfig(noise_window=1)
+        assert os.listdir(tmp_path) == ["hsa_config.json"]
 
     def test_missing_file_is_named(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=f"No hsa_config.json in '{tmp_path}'"):
@@ -244,6 +249,100 @@ class TestFiles:
         (tmp_path / "hsa_config.json").write_text(content)
         with pytest.raises(ValueError, match=message):
             HSAConfig.from_pretrained(tmp_path)
+
+
+class TestRules:
+    """`rules`, and `labels`, its former name."""
+
+    @pytest.mark.parametrize("value", [None, "react", RULES])
+    def test_either_name(self, value):
+        config = HSAConfig(rules=value)
+        assert config == HSAConfig(labels=value) == HSAConfig(rules=value, labels=value)
+        assert (
+            config == HSAConfig.from_dict({"labels": value}) == HSAConfig.from_dict({"labels": value, "rules": value})
+        )
+        assert config.labels == config.rules and "labels" not in config.to_dict()
+        assert (config.rules is None) == (value is None)
+
+    @pytest.mark.parametrize(
+        ("rules", "labels"), [("react", "think-tags"), (RULES, "react"), ("react", RULES), (RULES, OTHER)]
+    )
+    def test_both_with_different_values(self, rules, labels, tmp_path):
+        with pytest.raises(ValueError, match="both are given with different values"):
+            HSAConfig(rules=rules, labels=labels)
+        with pytest.raises(ValueError, match="both are given with different values"):
+            HSAConfig.from_dict({"rules": rules, "labels": labels})
+        values = {**HSAConfig(rules=rules).to_dict(), "labels": labels}
+        (tmp_path / "hsa_config.json").write_text(json.dumps(values), "utf-8")
+        with pytest.raises(ValueError, match="both are given with different values"):
+            HSAConfig.from_pretrained(tmp_path)
+
+    @pytest.mark.parametrize("name", ["rules", "labels"])
+    @pytest.mark.parametrize("former", [None, "react", RULES])
+    @pytest.mark.parametrize("new", [None, "think-tags", OTHER])
+    def test_replace_by_either_name(self, name, former, new):
+        config = HSAConfig(noise_window=7, rules=former)
+        assert dataclasses.replace(config, **{name: new}) == HSAConfig(noise_window=7, rules=new)
+        assert dataclasses.replace(config, noise_window=8) == HSAConfig(noise_window=8, rules=former)
+
+    def test_a_file_of_before_is_read(self, tmp_path):
+        values = {**HSAConfig().to_dict(), "noise_window": 9}
+        del values["rules"]
+        (tmp_path / "hsa_config.json").write_text(json.dumps({**values, "labels": RULES}), "utf-8")
+        assert HSAConfig.from_pretrained(tmp_path) == HSAConfig(noise_window=9, rules=RULES)
+        HSAConfig.from_pretrained(tmp_path).save_pretrained(tmp_path)
+        written = json.loads((tmp_path / "hsa_config.json").read_text("utf-8"))
+        assert written["rules"] == RULES and "labels" not in written
+
+    @pytest.mark.parametrize("name", ["rules", "labels"])
+    def test_an_error_names_the_option_that_was_given(self, name):
+        with pytest.raises(ValueError, match=f"HSAConfig.{name}: rule 1, 'everything': type: Unknown"):
+            HSAConfig(**{name: [{"type": "x"}]})
+        with pytest.raises(ValueError, match=f"HSAConfig.{name}: rule 1, 'everything': type: Unknown"):
+            HSAConfig.from_dict({name: [{"type": "x"}]})
+
+    def test_nothing_from_outside_changes_it(self):
+        rules = copy.deepcopy(RULES)
+        config = HSAConfig(rules=rules)
+        rules[0]["tag"].append("plan")
+        rules.append({"type": "NOISE"})
+        config.to_dict()["rules"].append({"type": "NOISE"})
+        config.to_dict()["rules"][0]["tag"].append("plan")
+        assert config == HSAConfig(rules=RULES) and config.to_dict()["rules"] == RULES
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            config.labels = None
+
+    @pytest.mark.parametrize("options", [{}, {"rules": "react"}, {"rules": RULES}, EVERYTHING_SET])
+    def test_equal_configurations_are_one_key(self, options):
+        config = HSAConfig(**options)
+        copies = [
+            HSAConfig(**copy.deepcopy(options)),
+            copy.deepcopy(config),
+            pickle.loads(pickle.dumps(config)),
+            dataclasses.replace(config),
+            HSAConfig.from_dict(config.to_dict()),
+        ]
+        assert all(other == config and hash(other) == hash(config) for other in copies)
+        assert len({config, *copies, HSAConfig(rules=OTHER)}) == 2
+
+    def test_the_types_of_what_has_none(self):
+        assert (HSAConfig().default, HSAConfig().generated) == (SemanticType.GLOBAL, SemanticType.GLOBAL)
+        assert HSAConfig(default_type="noise").generated is SemanticType.NOISE
+        config = HSAConfig(default_type=2, generated_type="KEY_EVENT")
+        assert (config.default, config.generated) == (SemanticType.NOISE, SemanticType.LANDMARK)
+
+
+def test_the_example_of_the_docstring():
+    """The weights of the last token are those of the added logits that the table there shows."""
+    semantic_ids = torch.tensor([[0, 2, 2, 1, 0]])
+    query = torch.zeros(1, 1, 5, 5)
+    value = torch.eye(5)[None, None]
+    weights = hsa_attention(query, query, value, semantic_ids, HSAConfig(noise_window=2), backend="reference")[
+        0, 0, -1
+    ]
+    added = torch.tensor([0, -torch.inf, -0.5 * 2, -0.001 * 1, 0])
+    torch.testing.assert_close(weights, added.softmax(0))
+    assert "added logit  0         −∞       −0.5 · 2    −0.001 · 1  0" in HSAConfig.__doc__
 
 
 class TestAttentionRules:
@@ -277,7 +376,7 @@ class TestAttentionRules:
         assert HSAConfig(**options).attention_rules() != HSAConfig().attention_rules()
 
     def test_every_option_is_sorted_into_one_of_the_two(self):
-        neutral = {"backend", "default_type", "generated_type", "labels"}
+        neutral = {"backend", "default_type", "generated_type", "rules"}
         decisive = {f"{kind}_{what}" for kind in ("global", "landmark", "noise") for what in ("decay", "window")}
         assert {field.name for field in dataclasses.fields(HSAConfig)} == neutral | decisive | {"hide", "layers"}
 

@@ -13,12 +13,13 @@ for module in ("yaml", "omegaconf", "rich", "PIL"):
 
 from PIL import Image, ImageChops
 
-from hsa_factory import FeedbackConfig
+from hsa_factory import FeedbackConfig, cli
 from hsa_factory.quickstart.display import Outcome, data_table, read_log
 from hsa_factory.quickstart.recipes import DATA_DIR, RECIPES, write_examples
 from hsa_factory.quickstart.run import run_quickstart
 from hsa_factory.tiny import build_tokenizer
 from hsa_factory.training_file import read_training_file
+from hsa_factory.user_errors import UserError
 
 
 ROOT = Path(__file__).parents[1]
@@ -136,13 +137,15 @@ class TestDirectory:
     def test_earlier_results_are_kept_unless_told_otherwise(self, tmp_path, capsys):
         pytest.importorskip("llamafactory")
         (tmp_path / "runs").mkdir()
-        assert run_quickstart(tmp_path) == 2
-        assert "already holds runs" in capsys.readouterr().err
+        with pytest.raises(UserError, match="already holds runs"):
+            run_quickstart(tmp_path)
+        assert cli.main(["quickstart", "--output-dir", str(tmp_path)]) == 2
+        assert capsys.readouterr().err.startswith(f"hsa-factory: quickstart: {tmp_path} already holds runs")
 
-    def test_missing_packages_are_named(self, tmp_path, capsys, monkeypatch):
+    def test_missing_packages_are_named(self, tmp_path, monkeypatch):
         monkeypatch.setattr("hsa_factory.quickstart.run._NEEDED", ("llamafactory_of_nowhere",))
-        assert run_quickstart(tmp_path) == 2
-        assert "llamafactory_of_nowhere" in capsys.readouterr().err
+        with pytest.raises(UserError, match="llamafactory_of_nowhere not installed"):
+            run_quickstart(tmp_path)
         assert not list(tmp_path.iterdir())
 
 

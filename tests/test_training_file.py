@@ -6,6 +6,7 @@ import pytest
 
 from hsa_factory import FeedbackConfig, HSAConfig
 from hsa_factory.training_file import is_training_file, read_training_file
+from hsa_factory.user_errors import UserError
 
 
 @pytest.fixture
@@ -99,6 +100,36 @@ class TestOverrides:
             read("hsa: true", "hsa.noise_windo=3")
 
 
+class TestRulesByEitherName:
+    @pytest.mark.parametrize("name", ["rules", "labels"])
+    @pytest.mark.parametrize(
+        ("value", "rules"),
+        [
+            ("react", "react"),
+            ("null", None),
+            ("[{type: NOISE, role: user}]", [{"type": "NOISE", "role": "user"}]),
+            ("[{preset: react},{type: NOISE}]", [{"preset": "react"}, {"type": "NOISE"}]),
+        ],
+    )
+    def test_in_the_file_and_behind_it(self, read, name, value, rules):
+        expected = HSAConfig(rules=rules)
+        assert read(f"hsa: {{{name}: {value}}}").hsa == expected
+        assert read("hsa: true", f"hsa.{name}={value}").hsa == expected
+        assert read("hsa: {noise_window: 50}", f"hsa.{name}={value}").hsa == expected
+
+    @pytest.mark.parametrize(("there", "here"), [("labels", "rules"), ("rules", "labels")])
+    def test_two_different_values_are_an_error(self, read, there, here):
+        with pytest.raises(UserError, match="hsa: .*both are given with different values"):
+            read(f"hsa: {{{there}: react}}", f"hsa.{here}=think-tags")
+        assert read(f"hsa: {{{there}: react}}", f"hsa.{here}=react").hsa == HSAConfig(rules="react")
+
+    def test_a_misspelt_preset(self, read):
+        with pytest.raises(
+            UserError, match="hsa: HSAConfig.rules: rules 'reakt': neither a preset nor a file. Did you"
+        ):
+            read("hsa: true", "hsa.rules=reakt")
+
+
 class TestFiles:
     def test_json(self, read):
         text = json.dumps({"stage": "sft", "hsa": {"noise_window": None}, "feedback": True})
@@ -119,7 +150,19 @@ class TestFiles:
 
     @pytest.mark.parametrize(
         "text",
-        ["hsa: {noise_window: 3", "a: 1\n  b: 2", "a: [1, 2", "\tkey: 1", "a: ${nothing}", "- a\n- b", "[1, 2]", "3"],
+        [
+            "hsa: {noise_window: 3",
+            "a: 1\n  b: 2",
+            "a: [1, 2",
+            "\tkey: 1",
+            "a: ${nothing}",
+            "- a\n- b",
+            "[1, 2]",
+            "3",
+            "&x [*x]",
+            "!!python/object:os.system x",
+            "a: \x00",
+        ],
     )
     def test_what_is_not_a_yaml_mapping_is_an_error_that_names_the_file(self, read, text):
         with pytest.raises(ValueError, match="broken.yaml: "):
@@ -137,7 +180,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("name", ["missing.yaml", "."])
     def test_missing_file_is_named(self, tmp_path, name):
-        with pytest.raises(FileNotFoundError, match=f"{tmp_path / name}.* does not exist"):
+        with pytest.raises(UserError, match=f"{tmp_path / name}.* does not exist"):
             read_training_file(tmp_path / name)
 
     def test_path_may_be_text(self, tmp_path):

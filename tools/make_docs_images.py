@@ -26,10 +26,10 @@ from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 
 from hsa_factory import HSAConfig, SemanticType
-from hsa_factory.attention import AttentionPlan
+from hsa_factory.attention import AttentionPlan, LayerRules
 from hsa_factory.inspection.inspected_sample import InspectedSample
 from hsa_factory.inspection.page import PageWriter
-from hsa_factory.inspection.text import print_legend, print_sample
+from hsa_factory.inspection.terminal import print_legend, print_sample
 from hsa_factory.llamafactory.inspect.prepared_data import PreparedData, load_samples
 from hsa_factory.quickstart.recipes import DATA_DIR, RECIPES
 from hsa_factory.tiny import save_tiny
@@ -59,8 +59,10 @@ def prepare_data(directory: Path) -> PreparedData:
 def draw_bias(sample: InspectedSample, path: Path) -> None:
     """Draw the stock causal mask and HSA's bias of a sample side by side, types on the axes."""
     semantic_ids = torch.tensor([sample.semantic_ids])
-    plain = AttentionPlan(torch.zeros_like(semantic_ids), HSAConfig()).dense_bias(torch.float32)[0, 0].numpy()
-    biased = AttentionPlan(semantic_ids, HSAConfig()).dense_bias(torch.float32)[0, 0].numpy()
+    plain = AttentionPlan.from_inputs(semantic_ids).dense_bias(torch.float32, LayerRules.plain())[0, 0].numpy()
+    biased = (
+        AttentionPlan.from_inputs(semantic_ids).dense_bias(torch.float32, LayerRules.of(HSAConfig()))[0, 0].numpy()
+    )
 
     figure = Figure(figsize=(9.6, 5.0), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)

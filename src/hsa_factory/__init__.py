@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ._version import __version__
 from .config import FeedbackConfig, HSAConfig
 from .semantics import SemanticType
 
@@ -9,11 +10,11 @@ from .semantics import SemanticType
 if TYPE_CHECKING:
     from .models import apply_hsa_patch, disable_hsa, enable_hsa
 
-__version__ = "0.1.0"
 __all__ = [
     "FeedbackConfig",
     "HSAConfig",
     "SemanticType",
+    "__version__",
     "apply_hsa_patch",
     "disable_hsa",
     "enable_hsa",

@@ -1,10 +1,10 @@
 """The command line: `hsa-factory COMMAND …`."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from . import __version__
-from .user_errors import explain, is_user_error
+from ._version import __version__
+from .user_errors import UserError, setting_up, shows_tracebacks
 
 
 USAGE = """\
@@ -25,23 +25,9 @@ passed on as they are:
 
 `hsa-factory COMMAND --help` says more about a command.
 """
-TRAIN_USAGE = """\
-usage: hsa-factory train FILE.yaml [key=value …]
 
-Train as `llamafactory-cli train` does. The file is a LLaMA-Factory YAML with up to two blocks more:
-
-  hsa: {noise_window: 50}        `hsa: true` for the defaults
-  feedback: {token: <|feedback|>}
-
-Arguments override the file, also inside the blocks: learning_rate=1e-5 hsa.noise_window=20 feedback=false
-
-Several processes, as in LLaMA-Factory:
-  FORCE_TORCHRUN=1 NPROC_PER_NODE=2 hsa-factory train FILE.yaml
-
-`llamafactory-cli train --help` lists LLaMA-Factory's own options.
-"""
-
-_EXTRAS = ("llamafactory", "omegaconf", "rich", "yaml", "matplotlib", "jinja2", "PIL", "pyarrow")
+_WITH_A_PARSER = ("inspect", "label")  # argparse begins their messages with the command's name, and so do we
+_PASSED_ON = ("api", "chat", "eval", "export", "webchat", "webui", "env", "version")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,102 +41,61 @@ def main(argv: Sequence[str] | None = None) -> int:
         if stopped.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    command = arguments[0] if arguments else ""
+    command = arguments.pop(0) if arguments else "--help"
     try:
-        return _run(arguments)
+        with setting_up():
+            return _find(command)(arguments)
+    except UserError as error:
+        if shows_tracebacks():
+            raise
+        return _fail(command, str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail(f"{command} was stopped.", 130)
+        return _fail(command, f"{command} was stopped.", 130)
     except EOFError:
         if command != "chat":
             raise
         print()  # the terminal was closed, or Ctrl-D
         return 0
-    except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _EXTRAS:
-            return _fail(
-                f"{error.name} is not installed. Install what the commands need: pip install "
-                "'hsa-factory[llamafactory]'"
-            )
-        if not is_user_error(error):
-            raise
-        return _fail(explain(error))
 
 
-def _run(arguments: list[str]) -> int:
-    command = arguments.pop(0) if arguments else "--help"
+def _find(command: str) -> Callable[[Sequence[str]], int]:
+    """Return a command's function; only what it needs is imported."""
     if command in ("-h", "--help", "help"):
-        print(USAGE)
-        return 0
+        return lambda _: _say(USAGE)
     if command in ("-V", "--version"):
-        print(f"hsa-factory {__version__}")
-        return 0
-
+        return lambda _: _say(f"hsa-factory {__version__}")
     if command == "train":
-        return _train(arguments)
+        from .commands import train
+
+        return train.main
     if command == "inspect":
-        from .commands.inspect import main as inspect_main
+        from .commands import inspect
 
-        return inspect_main(arguments)
+        return inspect.main
     if command == "label":
-        from .commands.label import main as label_main
+        from .commands import label
 
-        return label_main(arguments)
+        return label.main
     if command == "quickstart":
-        from .quickstart.run import main as quickstart_main
+        from .quickstart import run
 
-        return quickstart_main(arguments)
-    if command in ("api", "chat", "eval", "export", "webchat", "webui", "env", "version"):
-        problem = _file_problem(arguments)
-        if problem:
-            return _fail(problem)
+        return run.main
+    if command in _PASSED_ON:
+        from .commands import pass_on
 
-        from .llamafactory.launch import pass_on
-
-        pass_on(command, arguments)
-        return 0
-
-    return _fail(f"unknown command {command!r}.\n\n{USAGE}")
+        return lambda arguments: pass_on.main(command, arguments)
+    raise UserError(f"unknown command {command!r}.\n\n{USAGE}")
 
 
-def _train(arguments: list[str]) -> int:
-    from .training_file import is_training_file
-
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(TRAIN_USAGE)
-        return 0 if arguments else 2
-    if not is_training_file(arguments[0]):
-        return _fail(f"train needs a YAML or JSON file first, got {arguments[0]!r}.\n\n{TRAIN_USAGE}")
-    problem = _file_problem(arguments)  # before the seconds that the imports below take
-    if problem:
-        return _fail(problem)
-
-    import subprocess
-
-    from .llamafactory.launch import train
-
-    try:
-        train(arguments[0], arguments[1:])
-    except subprocess.CalledProcessError as error:
-        return _fail(f"training failed in a launched process (exit code {error.returncode}); see above.", 1)
-
+def _say(text: str) -> int:
+    print(text)
     return 0
 
 
-def _file_problem(arguments: list[str]) -> str | None:
-    """Return what is wrong with the file that a command's arguments begin with; None if nothing is, or there is none."""
-    from .training_file import is_training_file, read_training_file
-
-    try:
-        if arguments and is_training_file(arguments[0]):
-            read_training_file(arguments[0], arguments[1:])
-    except (ValueError, FileNotFoundError) as error:
-        return str(error)
-    return None
-
-
-def _fail(message: str, code: int = 2) -> int:
-    print(f"hsa-factory: {message}", file=sys.stderr)
-    return code
+def _fail(command: str, message: str, exit_code: int) -> int:
+    program = f"hsa-factory {command}" if command in _WITH_A_PARSER else "hsa-factory"
+    print(f"{program}: {message}", file=sys.stderr)
+    return exit_code
 
 
 if __name__ == "__main__":

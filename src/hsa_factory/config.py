@@ -3,14 +3,16 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from .labeling.rule_set import normalize_labels
+from .labeling.rule_set import RuleSet
+from .rules_option import agreed_rules, parse_rules, takes_labels
 from .semantics import SemanticType
 from .suggestions import did_you_mean
+from .whole_files import write_whole
 
 
 CONFIG_NAME = "hsa_config.json"
@@ -18,11 +20,12 @@ BACKENDS = ("auto", "reference", "dense", "blockwise", "flex")
 ROLES = ("user", "observation", "assistant", "function", "system")  # of messages, as LLaMA-Factory names them
 
 
+@dataclass(frozen=True)
 class _Config:
     """What both configurations share: reading from a mapping and writing back."""
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "_Config":
+    def from_dict(cls, values: dict[str, Any]) -> Self:
         """Build the configuration from a mapping; an unknown key is an error with a suggestion.
 
         Raises:
@@ -44,10 +47,11 @@ class _Config:
         """Return the options as plain values that JSON and YAML can hold."""
         return asdict(self)
 
-    def _fail(self, field: str, allowed: str) -> None:
+    def _fail(self, field: str, allowed: str) -> NoReturn:
         raise ValueError(f"{type(self).__name__}.{field} = {getattr(self, field)!r} is not allowed: {allowed}.")
 
 
+@takes_labels
 @dataclass(frozen=True)
 class HSAConfig(_Config):
     """How Hierarchical Semantic Attention biases the attention logits (before softmax).
@@ -68,11 +72,25 @@ class HSAConfig(_Config):
         layers: Indices of the layers that use HSA; None: all softmax attention layers.
         default_type: Type of a message that has none.
         generated_type: Type of generated tokens; None: `default_type`.
-        labels: Rules for messages that have no type of their own: a preset's name, a list of rules, or the path of a
-            YAML file, which is replaced by the rules in it.
+        rules: Rules that give types to messages, or parts of them, that have none of their own: a preset's name, a list
+            of rules as mappings, a `RuleSet`, or the path of a YAML file, in whose place the rules in it are kept.
+            None: there are none. `labels` is its former name, taken wherever `rules` is; it never means the labels of
+            the loss.
 
     Raises:
         ValueError: If a value is not allowed; the message names the field, the value and what is allowed.
+
+    Example:
+        A conversation of five tokens, seen from the last one:
+
+        >>> config = HSAConfig(noise_window=2)
+
+        ===========  ========  =======  ==========  ==========  ==========
+        token        pick      walk     walk        open        done
+        type         GLOBAL    NOISE    NOISE       LANDMARK    GLOBAL
+        distance d   4         3        2           1           0
+        added logit  0         −∞       −0.5 · 2    −0.001 · 1  0
+        ===========  ========  =======  ==========  ==========  ==========
     """
 
     landmark_decay: float = 0.001
@@ -86,7 +104,16 @@ class HSAConfig(_Config):
     layers: tuple[int, ...] | None = None
     default_type: str | int = "GLOBAL_CONDITION"
     generated_type: str | int | None = None
-    labels: str | Sequence[dict[str, Any]] | None = None
+    rules: str | RuleSet | Sequence[Mapping[str, Any]] | None = None
+
+    if TYPE_CHECKING:
+        labels: str | RuleSet | Sequence[Mapping[str, Any]] | None = None
+    else:
+
+        @property
+        def labels(self):
+            """The former name of `rules`."""
+            return self.rules
 
     def __post_init__(self) -> None:
         for name in ("landmark_decay", "noise_decay", "global_decay"):
@@ -105,11 +132,7 @@ class HSAConfig(_Config):
         if self.backend not in BACKENDS:
             self._fail("backend", f"one of {', '.join(BACKENDS)}")
 
-        try:
-            object.__setattr__(self, "labels", normalize_labels(self.labels))
-        except ValueError as error:
-            raise ValueError(f"HSAConfig.labels: {error}") from None
-
+        object.__setattr__(self, "rules", parse_rules("rules", self.rules))
         object.__setattr__(self, "hide", self._parse_hide())
         object.__setattr__(self, "layers", self._parse_layers())
         for name in ("default_type", "generated_type"):
@@ -160,24 +183,49 @@ class HSAConfig(_Config):
         """Window of a key, indexed by its `SemanticType`; None: no limit."""
         return (self.global_window, self.landmark_window, self.noise_window)
 
+    @property
+    def default(self) -> SemanticType:
+        """Type of a message that has none."""
+        return SemanticType.parse(self.default_type)
+
+    @property
+    def generated(self) -> SemanticType:
+        """Type of generated tokens that no rule types."""
+        return self.default if self.generated_type is None else SemanticType.parse(self.generated_type)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as plain values that JSON and YAML can hold."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "rules": self.rules.to_list() if isinstance(self.rules, RuleSet) else self.rules}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build the configuration from a mapping; an unknown key is an error with a suggestion.
+
+        Raises:
+            ValueError: If a key or a value is not allowed, or `rules` and its former name `labels` differ.
+        """
+        if not isinstance(values, dict) or "labels" not in values:
+            return super().from_dict(values)
+        rules = agreed_rules(parse_rules("labels", values["labels"]), values.get("rules"))
+        rest = {name: value for name, value in values.items() if name != "labels"}
+        return super().from_dict({**rest, "rules": rules})
+
     def attention_rules(self) -> dict[str, Any]:
         """Return what decides the attention's result, so that two configurations can be compared by it."""
         return {"decays": self.decays, "windows": self.windows, "hide": self.hide, "layers": self.layers}
 
-    def save_pretrained(self, save_directory: str | os.PathLike) -> Path:
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Path:
         """Write ``hsa_config.json`` into a directory (made if missing) and return its path.
 
         The file is replaced as a whole, so that a killed process leaves no half-written file.
         """
         path = Path(save_directory) / CONFIG_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{CONFIG_NAME}.{os.getpid()}")
-        partial.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
         return path
 
     @classmethod
-    def from_pretrained(cls, directory: str | os.PathLike) -> "HSAConfig":
+    def from_pretrained(cls, directory: str | os.PathLike[str]) -> "HSAConfig":
         """Read ``hsa_config.json`` from a checkpoint's or adapter's directory.
 
         Raises:

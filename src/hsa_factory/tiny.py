@@ -108,16 +108,17 @@ def build_tokenizer(
     learner.train_from_iterator(texts, trainer=trainer)
 
     learnt = json.loads(learner.to_str())["model"]
-    tokenizer = Qwen2Tokenizer(
-        vocab=learnt["vocab"],
-        merges=[tuple(pair) for pair in learnt["merges"]],
-        unk_token=None,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        extra_special_tokens=[token for token in special if token not in ("<|im_end|>", "<|endoftext|>")],
-        added_tokens_decoder={len(learnt["vocab"]) + i: token for i, token in enumerate(added)},
-        model_max_length=32768,
-    )
+    options: dict[str, Any] = {
+        "vocab": learnt["vocab"],
+        "merges": [tuple(pair) for pair in learnt["merges"]],
+        "unk_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "extra_special_tokens": [token for token in special if token not in ("<|im_end|>", "<|endoftext|>")],
+        "added_tokens_decoder": {len(learnt["vocab"]) + i: token for i, token in enumerate(added)},
+        "model_max_length": 32768,
+    }
+    tokenizer = Qwen2Tokenizer(**options)
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
@@ -283,7 +284,10 @@ def build_model(
         known = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
         if model_type in VISION_MODELS:
             tokens = (IMAGE_TOKEN, VIDEO_TOKEN, "<|vision_start|>", "<|vision_end|>")
-            known |= dict(zip(_TOP_LEVEL[1:], tokenizer.convert_tokens_to_ids(list(tokens)), strict=True))
+            known |= {
+                name: tokenizer.convert_tokens_to_ids(token)
+                for name, token in zip(_TOP_LEVEL[1:], tokens, strict=True)
+            }
         overrides = known | overrides
     if vocab_size is None:
         vocab_size = 1024 if tokenizer is None else len(tokenizer)

@@ -4,15 +4,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from .config import FeedbackConfig, HSAConfig
+from .user_errors import UserError
 
 
 BLOCKS = ("hsa", "feedback")
+Config = TypeVar("Config", HSAConfig, FeedbackConfig)
 
 
 @dataclass(frozen=True)
@@ -50,16 +53,33 @@ def read_training_file(path: str | Path, overrides: Sequence[str] = ()) -> Train
         overrides: ``key=value`` arguments, also into the blocks (``hsa.noise_window=20``, ``feedback=false``).
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be parsed, or a block has an unknown key or a value that is not allowed.
+        UserError: If there is no such file, it cannot be parsed, or a block has an unknown key or a value that is not
+            allowed.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"Training file {str(path)!r} does not exist.")
+        raise UserError(f"Training file {str(path)!r} does not exist.")
 
+    args = _parse(path, overrides)
+    hsa, feedback = args.pop("hsa", None), args.pop("feedback", None)
+    return TrainingFile(
+        args,
+        hsa=True if hsa is True else _read_block("hsa", hsa, HSAConfig),
+        feedback=_read_block("feedback", feedback, FeedbackConfig),
+        hsa_off=hsa is False,
+    )
+
+
+def _parse(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return what a file and the arguments behind it say, all references resolved."""
     try:
-        text = path.read_text(encoding="utf-8")
-        file_args = OmegaConf.create(json.loads(text) if path.suffix == ".json" else text or "{}")
+        if path.suffix == ".json":
+            file_args = OmegaConf.create(json.loads(path.read_text(encoding="utf-8")))
+        else:
+            file_args = OmegaConf.load(path)
+        if not isinstance(file_args, DictConfig):
+            raise UserError(f"{path}: expected a mapping of options.")
+
         cli_args = OmegaConf.from_cli(list(overrides))
         for block in BLOCKS:  # `hsa: true` in the file and hsa.noise_window=20 behind it: a mapping wins over true
             if (
@@ -69,26 +89,25 @@ def read_training_file(path: str | Path, overrides: Sequence[str] = ()) -> Train
             ):
                 file_args[block] = {}
         args = OmegaConf.to_container(OmegaConf.merge(file_args, cli_args), resolve=True)
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: cannot be parsed: {error}") from None
-    except Exception as error:  # the YAML library's own errors share no base with these
-        raise ValueError(f"{path}: not valid YAML: {error}") from None
+    except UserError:
+        raise
+    except YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    except (OmegaConfBaseException, OSError, RecursionError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: cannot be parsed: {error}") from None
     if not isinstance(args, dict):
-        raise ValueError(f"{path}: expected a mapping of options.")
-
-    hsa, feedback = args.pop("hsa", None), args.pop("feedback", None)
-    blocks = _read_block("hsa", hsa, HSAConfig), _read_block("feedback", feedback, FeedbackConfig)
-    return TrainingFile(args, *blocks, hsa_off=hsa is False)
+        raise UserError(f"{path}: expected a mapping of options.")
+    return {str(name): value for name, value in args.items()}
 
 
-def _read_block(name: str, block: Any, config_class: type) -> Any:
+def _read_block(name: str, block: Any, config_class: type[Config]) -> Config | None:
     if block is None or block is False:
         return None
     if block is True:
-        return True if config_class is HSAConfig else config_class()
+        return config_class()
     if not isinstance(block, dict):
-        raise ValueError(f"{name}: expected true, false or a mapping of options, got {block!r}.")
+        raise UserError(f"{name}: expected true, false or a mapping of options, got {block!r}.")
     try:
         return config_class.from_dict(block)
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+        raise UserError(f"{name}: {error}") from None

@@ -1,28 +1,68 @@
-"""Which errors of a command are the user's to correct, and how they are told: in one message, without a traceback."""
+"""Errors that a user can correct are told in one message; errors of a run that is under way keep their traceback."""
 
 import os
-import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 
 DEBUG = "HSA_FACTORY_DEBUG"
 """Environment variable: if it is set, every error comes with its traceback."""
 
 _KINDS = (ValueError, OSError, ImportError)
-_AT_WORK = ("_call_impl", "_inner_training_loop")  # torch's modules, and the loop of transformers' Trainer
+_EXTRAS = ("llamafactory", "omegaconf", "rich", "yaml", "matplotlib", "jinja2", "PIL", "pyarrow")
+_is_under_way: ContextVar[bool] = ContextVar("is_under_way", default=False)
 
 
-def is_user_error(error: BaseException) -> bool:
-    """Whether an error tells of a file, an option or an installation that is not usable.
+class UserError(ValueError):
+    """A file, an option or an installation is not usable; the message says which, and what to do.
 
-    Not one that comes out of a model's forward pass or a training loop: the run was under way, and the place matters.
+    Args:
+        message: What the command line shows, without a traceback.
+        exit_code: What the command ends with: 2 if it could not do what was asked for, 1 if it began and failed.
     """
-    if os.environ.get(DEBUG) or not isinstance(error, _KINDS):
-        return False
-    return all(frame.name not in _AT_WORK for frame in traceback.extract_tb(error.__traceback__))
+
+    def __init__(self, message: str, exit_code: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@contextmanager
+def setting_up() -> Iterator[None]:
+    """Turn errors of other packages into a `UserError` while a command reads files, options and checkpoints.
+
+    What they raise before a run begins is about what the user gave: values, files, installed packages. Once the run is
+    under way (`run_begins`) the place of an error matters, and it passes as it is.
+
+    Raises:
+        UserError: For a `ValueError`, `OSError` or `ImportError` before the run began.
+    """
+    token = _is_under_way.set(False)
+    try:
+        yield
+    except (UserError, BrokenPipeError):  # a pipe is closed by its reader: `| head` has seen enough
+        raise
+    except _KINDS as error:
+        is_missing_extra = isinstance(error, ModuleNotFoundError) and _top_level(error) in _EXTRAS
+        if _is_under_way.get() and not is_missing_extra:
+            raise
+        raise UserError(explain(error)) from error
+    finally:
+        _is_under_way.reset(token)
+
+
+def run_begins() -> None:
+    """Say that training, evaluation or an answer begins: the set-up is over."""
+    _is_under_way.set(True)
 
 
 def explain(error: BaseException) -> str:
     """Return an error's message with those of its causes, and how to see its traceback."""
+    if isinstance(error, ModuleNotFoundError) and _top_level(error) in _EXTRAS:
+        return (
+            f"{error.name} is not installed. Install what the commands need: pip install 'hsa-factory[llamafactory]'"
+        )
+
     messages: list[str] = []
     cause: BaseException | None = error
     while cause is not None:
@@ -33,3 +73,12 @@ def explain(error: BaseException) -> str:
             messages.append(message)
         cause = cause.__cause__
     return "\n  because: ".join(messages) + f"\n({DEBUG}=1 shows where.)"
+
+
+def shows_tracebacks() -> bool:
+    """Whether the user asked for the traceback of every error."""
+    return bool(os.environ.get(DEBUG))
+
+
+def _top_level(error: ModuleNotFoundError) -> str:
+    return (error.name or "").partition(".")[0]

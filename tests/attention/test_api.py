@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hsa_factory import HSAConfig
-from hsa_factory.attention import AttentionPlan, api, hsa_attention, run_attention
+from hsa_factory.attention import AttentionPlan, LayerRules, api, hsa_attention, run_attention
 from hsa_factory.attention.api import available_backends
 from hsa_factory.config import BACKENDS
 
@@ -19,6 +19,7 @@ def tensors(heads=4, key_heads=2, length=6, size=8, **options):
     ]
 
 
+DEFAULTS = LayerRules.of(HSAConfig())
 TYPES = torch.tensor([[0, 1, 2, 2, 1, 0], [2, 2, 2, 0, 0, 1]])
 
 
@@ -73,9 +74,11 @@ class TestRefusals:
         assert {"auto", "reference", "dense", "blockwise"} <= set(available_backends())
 
     def test_dense_names_what_it_cannot_honour(self):
-        plan = AttentionPlan(TYPES, HSAConfig())
+        plan = AttentionPlan.from_inputs(TYPES)
         with pytest.raises(ValueError) as error:
-            run_attention(*tensors(), plan, "dense", softcap=1.0, sinks=torch.zeros(4), output_attentions=True)
+            run_attention(
+                *tensors(), plan, DEFAULTS, "dense", softcap=1.0, sinks=torch.zeros(4), output_attentions=True
+            )
         message = str(error.value)
         for part in ("'dense'", "soft-capped logits", "attention sinks", "output_attentions", "'auto' or 'reference'"):
             assert part in message
@@ -92,11 +95,11 @@ class TestChoice:
 
     def test_auto_says_once_what_it_chose_and_why(self, caplog, monkeypatch):
         monkeypatch.setattr(api, "_logged_choices", set())
-        plan = AttentionPlan(TYPES, HSAConfig())
+        plan = AttentionPlan.from_inputs(TYPES)
         with caplog.at_level(logging.INFO, logger="hsa_factory"):
             for _ in range(3):
-                run_attention(*tensors(), plan)
-                run_attention(*tensors(), plan, softcap=1.0)
+                run_attention(*tensors(), plan, DEFAULTS)
+                run_attention(*tensors(), plan, DEFAULTS, softcap=1.0)
         lines = [record.getMessage() for record in caplog.records]
         assert len(lines) == 2
         assert lines[1] == "HSA attention uses the reference backend (for soft-capped logits)."
@@ -114,10 +117,10 @@ class TestSharing:
         built = []
         rows = AttentionPlan._bias_rows
         monkeypatch.setattr(AttentionPlan, "_bias_rows", lambda self, *rest: built.append(1) or rows(self, *rest))
-        plan = AttentionPlan(TYPES, HSAConfig())
-        first, _ = run_attention(*tensors(), plan, backend)
+        plan = AttentionPlan.from_inputs(TYPES)
+        first, _ = run_attention(*tensors(), plan, DEFAULTS, backend)
         held = [id(bias) for bias in plan._bias.values()]
-        second, _ = run_attention(*tensors(), plan, backend)
+        second, _ = run_attention(*tensors(), plan, DEFAULTS, backend)
         assert len(built) == 1
         assert [id(bias) for bias in plan._bias.values()] == held and len(held) == 1
         assert torch.equal(first, second)

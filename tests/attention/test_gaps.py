@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hsa_factory import HSAConfig
-from hsa_factory.attention import AttentionPlan, run_attention
+from hsa_factory.attention import AttentionPlan, LayerRules, run_attention
 from hsa_factory.attention.backends.reference import reference_attention
 
 
@@ -37,8 +37,8 @@ def test_as_if_nothing_was_missing(name, queries, backend):
     config = CONFIGS[name]
     types, places, keep, q, k, v = scene(2300, queries, 0, config)
     assert keep.sum() < len(keep)
-    whole = AttentionPlan(types, config, query_length=queries)
-    expected = reference_attention(q, k, v, whole)[0]
-    plan = AttentionPlan(types[:, keep], config, query_length=queries, positions=places[keep][None])
-    actual = run_attention(q, k[:, :, keep], v[:, :, keep], plan, backend=backend)[0]
+    whole = AttentionPlan.from_inputs(types, query_length=queries)
+    expected = reference_attention(q, k, v, whole, LayerRules.of(config))[0]
+    plan = AttentionPlan.from_inputs(types[:, keep], query_length=queries, positions=places[keep][None])
+    actual = run_attention(q, k[:, :, keep], v[:, :, keep], plan, LayerRules.of(config), backend=backend)[0]
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)

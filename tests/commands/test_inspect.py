@@ -10,8 +10,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from hsa_factory import FeedbackConfig, HSAConfig, tiny
-from hsa_factory.commands.inspect import main, parse_range
+from hsa_factory import FeedbackConfig, HSAConfig, cli, tiny
+from hsa_factory.commands.inspect import parse_range
 from hsa_factory.inspection.check import check_rules
 
 
@@ -36,6 +36,10 @@ SAMPLES = [
     ],
     [("user", "苹果在哪里？", "NOISE"), ("assistant", "在冰箱里。", "LANDMARK")],
 ]
+
+
+def main(arguments):
+    return cli.main(["inspect", *arguments])
 
 
 @pytest.fixture(scope="module")

@@ -142,7 +142,7 @@ class TestFiles:
 
 class TestConfig:
     def test_a_preset_stays_a_name(self):
-        assert HSAConfig(labels="react").to_dict()["labels"] == "react"
+        assert HSAConfig(labels="react").to_dict()["rules"] == "react"
 
     def test_a_file_is_kept_by_content(self, tmp_path):
         path = tmp_path / "rules.yaml"
@@ -151,7 +151,8 @@ class TestConfig:
         path.unlink()
         config.save_pretrained(tmp_path)
         assert HSAConfig.from_pretrained(tmp_path) == config
-        assert config.labels[-1] == {"name": "everything", "type": "NOISE"} and len(config.labels) == 9
+        rules = config.to_dict()["rules"]
+        assert rules[-1] == {"name": "everything", "type": "NOISE"} and len(rules) == 9
 
     def test_errors_name_the_field(self):
         with pytest.raises(ValueError, match="HSAConfig.labels: rule 1, 'everything': type: Unknown"):

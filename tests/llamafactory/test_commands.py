@@ -15,7 +15,7 @@ import torch
 
 from hsa_factory import HSAConfig, enable_hsa
 from hsa_factory.llamafactory import integrate
-from hsa_factory.models.enable import get_hook
+from hsa_factory.models.enable import get_state
 
 
 HSA = HSAConfig(noise_window=3, noise_decay=0.4, default_type="NOISE", generated_type="LANDMARK")
@@ -169,7 +169,7 @@ def test_an_exported_model_needs_nothing_else(lf, tmp_path, checkpoint):
     assert cli.main(["export", str(path)]) == 0
 
     model = enable_hsa(AutoModelForCausalLM.from_pretrained(merged))
-    assert get_hook(model).config == HSA
+    assert get_state(model).config == HSA
     assert json.loads((merged / "config.json").read_text("utf-8")).get("attn_implementation") is None
     ids = AutoTokenizer.from_pretrained(merged)("open the fridge", return_tensors="pt").input_ids
     output = model.eval().generate(

@@ -16,8 +16,8 @@ from typed_models import MODELS, build, close, differs, enabled, run, step, toke
 from hsa_factory import HSAConfig, apply_hsa_patch, disable_hsa, enable_hsa, tiny
 from hsa_factory.attention.api import available_backends
 from hsa_factory.config import BACKENDS
-from hsa_factory.models.attention_interface import active_forwards
-from hsa_factory.models.enable import get_hook
+from hsa_factory.models.enable import get_state
+from hsa_factory.models.forward_pass import innermost
 
 
 class TestSwitching:
@@ -30,7 +30,7 @@ class TestSwitching:
             assert len(module._forward_pre_hooks) == len(other._forward_pre_hooks)
             assert len(module._forward_hooks) == len(other._forward_hooks)
         assert torch.equal(run(model, ids, semantic_ids=kinds), run(once, ids, semantic_ids=kinds))
-        assert get_hook(model).config == HSAConfig(noise_window=5)
+        assert get_state(model).config == HSAConfig(noise_window=5)
 
     def test_on_again_after_off(self):
         model, ids, kinds = enabled("llama"), tokens(), types()
@@ -41,7 +41,7 @@ class TestSwitching:
     def test_the_former_name(self):
         model = build("llama")
         assert apply_hsa_patch(model) is model
-        assert get_hook(model).config == HSAConfig()
+        assert get_state(model).config == HSAConfig()
 
     @pytest.mark.parametrize("model_type", ["llama", "qwen3_vl"])
     def test_a_copy_is_independent(self, model_type):
@@ -55,7 +55,7 @@ class TestSwitching:
         enable_hsa(twin, HSAConfig(noise_window=1))
         differs(run(twin, ids, semantic_ids=kinds), expected)
         assert torch.equal(run(model, ids, semantic_ids=kinds), expected)
-        assert get_hook(model).config.noise_window == 5
+        assert get_state(model).config.noise_window == 5
 
         disable_hsa(model)
         assert torch.equal(run(model, ids), stock)
@@ -93,22 +93,22 @@ class TestSwitching:
         model = build("llama")
         with pytest.raises(TypeError, match=f"needs an HSAConfig, got {type(config).__name__}"):
             enable_hsa(model, config)
-        assert get_hook(model) is None
+        assert get_state(model) is None
 
     @pytest.mark.parametrize("backend", sorted(set(BACKENDS) - set(available_backends())))
     def test_a_backend_that_is_not_there(self, backend):
         model = build("llama")
         with pytest.raises(ValueError, match=f"{backend!r} needs CUDA. Available here: auto"):
             enable_hsa(model, HSAConfig(backend=backend))
-        assert get_hook(model) is None and model.config._attn_implementation == "sdpa"
+        assert get_state(model) is None and model.config._attn_implementation == "sdpa"
 
     def test_data_parallel_wrapper(self):
         model = build("llama")
         wrapped = nn.DataParallel(model)
         assert enable_hsa(wrapped, HSAConfig()) is wrapped
-        assert get_hook(model) is get_hook(wrapped) is not None
+        assert get_state(model) is get_state(wrapped) is not None
         disable_hsa(wrapped)
-        assert get_hook(model) is None
+        assert get_state(model) is None
 
     def test_compiled(self, tmp_path):
         """Through the tracer, without a compiler: that is what hooks and plan have to survive."""
@@ -161,7 +161,7 @@ class TestInputs:
         with pytest.raises(ValueError, match=message):
             run(model, **{"input_ids": self.IDS} | inputs)
         assert torch.equal(run(model, self.IDS), run(build("llama"), self.IDS))
-        assert not active_forwards.hooks
+        assert innermost() is None
 
     def test_with_a_cache_the_length_is_named(self):
         model, cache = enabled("llama"), DynamicCache()
@@ -181,7 +181,7 @@ class TestInputs:
             with pytest.raises(RuntimeError, match="out of memory"):
                 run(model, ids, **inputs)
             handle.remove()
-            assert not active_forwards.hooks and get_hook(model).forward_pass.plan is None
+            assert innermost() is None
             assert torch.equal(run(model, ids), stock)
             assert torch.equal(run(model, ids, semantic_ids=kinds), expected)
 
@@ -195,7 +195,7 @@ class TestInputs:
             run(model, ids, semantic_ids=kinds)
         handle.remove()
         assert torch.equal(run(model, ids), stock)
-        assert not active_forwards.hooks and get_hook(model).forward_pass.plan is None
+        assert innermost() is None
 
     def test_two_models_side_by_side(self):
         ids, kinds = tokens(), types()

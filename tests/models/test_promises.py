@@ -25,7 +25,7 @@ from typed_models import (
 
 from hsa_factory import HSAConfig, disable_hsa, enable_hsa
 from hsa_factory.attention.api import available_backends
-from hsa_factory.models.enable import get_hook
+from hsa_factory.models.enable import get_state
 
 
 class TestPromise1:
@@ -207,7 +207,7 @@ class TestReach:
         model = build(model_type)
         with pytest.raises(ValueError, match=message):
             enable_hsa(model, HSAConfig(layers=layers))
-        assert get_hook(model) is None and model.config._attn_implementation == "sdpa"
+        assert get_state(model) is None and model.config._attn_implementation == "sdpa"
 
     def test_the_model_below_its_head(self):
         model = build("llama").model

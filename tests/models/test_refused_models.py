@@ -17,8 +17,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from typed_models import build, close, differs
 
 from hsa_factory import HSAConfig, enable_hsa
-from hsa_factory.models.attention_interface import active_forwards
-from hsa_factory.models.enable import get_hook
+from hsa_factory.models.enable import get_state
+from hsa_factory.models.forward_pass import innermost
 
 
 class HandmadeConfig(PreTrainedConfig):
@@ -110,7 +110,7 @@ class TestRefusedModels:
         model = model_class(HandmadeConfig(fault)).eval()
         with pytest.raises(ValueError, match=f"{model_class.__name__} .*{message}"):
             enable_hsa(model, HSAConfig())
-        assert model.config._attn_implementation == "sdpa" and get_hook(model) is None
+        assert model.config._attn_implementation == "sdpa" and get_state(model) is None
 
     @pytest.mark.parametrize("training", [True, False])
     @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ class TestRefusedModels:
         model = enable_hsa(HandmadeModel(HandmadeConfig(fault)).train(training), HSAConfig())
         with pytest.raises(ValueError, match=f"HandmadeModel.*{message}"):
             model(input_ids=self.IDS, semantic_ids=self.KINDS)
-        assert not active_forwards.hooks and get_hook(model).forward_pass.plan is None
+        assert innermost() is None
         model.config.fault = None
         model(input_ids=self.IDS, semantic_ids=self.KINDS)
 

@@ -70,4 +70,4 @@ class TestVision:
         assert model.model.language_model.config._attn_implementation == "hsa"
         assert torch.equal(after.last_hidden_state, before.last_hidden_state)
         assert torch.equal(after.pooler_output, before.pooler_output)
-        assert not any("hsa_hook" in vars(module) for module in tower.modules())
+        assert not any("hsa_state" in vars(module) for module in tower.modules())

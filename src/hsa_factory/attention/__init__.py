@@ -2,7 +2,8 @@
 
 from .api import hsa_attention, run_attention
 from .backends.reference import reference_attention
+from .layer_rules import LayerRules
 from .plan import AttentionPlan
 
 
-__all__ = ["AttentionPlan", "hsa_attention", "reference_attention", "run_attention"]
+__all__ = ["AttentionPlan", "LayerRules", "hsa_attention", "reference_attention", "run_attention"]

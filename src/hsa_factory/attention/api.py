@@ -9,6 +9,7 @@ from ..config import BACKENDS, HSAConfig
 from .backends.blockwise import blockwise_attention
 from .backends.dense import dense_attention
 from .backends.reference import reference_attention
+from .layer_rules import LayerRules
 from .plan import AttentionPlan
 
 
@@ -70,9 +71,10 @@ def hsa_attention(
         ValueError: If shapes, devices or types disagree, or the backend is unknown or not available.
     """
     _check_heads(query, key, value)
-    plan = AttentionPlan(semantic_ids, config, attention_mask, document_ids, query_length=query.shape[2])
+    plan = AttentionPlan.from_inputs(semantic_ids, attention_mask, document_ids, query_length=query.shape[2])
     plan.check(query, key)
-    return run_attention(query, key, value, plan, backend=backend, scale=scale)[0]
+    backend = config.backend if backend == "auto" else backend
+    return run_attention(query, key, value, plan, LayerRules.of(config), backend, scale)[0]
 
 
 def run_attention(
@@ -80,13 +82,12 @@ def run_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     plan: AttentionPlan,
+    rules: LayerRules,
     backend: str = "auto",
     scale: float | None = None,
-    sliding_window: int | None = None,
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
     dropout: float = 0.0,
-    neutral: bool = False,
     output_attentions: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Run one backend on a plan. The arguments are those of `reference_attention`, which honours all of them.
@@ -96,13 +97,12 @@ def run_attention(
         key: (B, Hkv, L, D).
         value: (B, Hkv, L, E).
         plan: Built for these lengths.
-        backend: ``auto`` takes the configuration's; or a name.
+        rules: Of the layer.
+        backend: ``auto`` chooses; or a name.
         scale: Factor of q·k; None: 1/√D.
-        sliding_window: The model's own limit, keys with d < sliding_window; None: no such limit.
         softcap: The model's cap of the logits; None: no cap.
         sinks: (H,) attention sinks; None: none.
         dropout: Probability with which attention weights are dropped.
-        neutral: Leave HSA's own rules out.
         output_attentions: Return the weights too.
 
     Returns:
@@ -111,7 +111,6 @@ def run_attention(
     Raises:
         ValueError: If the backend is unknown, not available, or cannot honour an argument.
     """
-    backend = plan.config.backend if backend == "auto" else backend
     if backend != "auto":
         check_backend(backend)
     needs_reference = [
@@ -124,7 +123,7 @@ def run_attention(
         if wanted
     ]
     if backend == "auto":
-        backend, reason = _choose(query, plan, needs_reference, dropout)
+        backend, reason = _choose(query, plan, rules, needs_reference, dropout)
         _log_choice(f"HSA attention uses the {backend} backend ({reason}).")
     if backend in ("blockwise", "flex") and dropout:
         needs_reference.append("attention dropout")
@@ -134,24 +133,24 @@ def run_attention(
         )
 
     if backend == "blockwise":
-        return blockwise_attention(query, key, value, plan, scale, sliding_window, neutral), None
+        return blockwise_attention(query, key, value, plan, rules, scale), None
     if backend == "dense":
-        return dense_attention(query, key, value, plan, scale, sliding_window, dropout, neutral), None
+        return dense_attention(query, key, value, plan, rules, scale, dropout), None
     if backend == "flex":
-        reason = _flex_obstacle(query)
-        if reason:
-            raise ValueError(f"The HSA backend 'flex' needs {reason}: use 'auto' or 'blockwise'.")
+        obstacle = _flex_obstacle(query)
+        if obstacle:
+            raise ValueError(f"The HSA backend 'flex' needs {obstacle}: use 'auto' or 'blockwise'.")
         from .backends.flex import flex_hsa_attention  # here: it imports torch's compiler
 
-        return flex_hsa_attention(query, key, value, plan, scale, sliding_window, neutral), None
+        return flex_hsa_attention(query, key, value, plan, rules, scale), None
 
-    output, weights = reference_attention(
-        query, key, value, plan, scale, sliding_window, softcap, sinks, dropout, neutral
-    )
+    output, weights = reference_attention(query, key, value, plan, rules, scale, softcap, sinks, dropout)
     return output, weights if output_attentions else None
 
 
-def _choose(query: torch.Tensor, plan: AttentionPlan, needs_reference: list[str], dropout: float) -> tuple[str, str]:
+def _choose(
+    query: torch.Tensor, plan: AttentionPlan, rules: LayerRules, needs_reference: list[str], dropout: float
+) -> tuple[str, str]:
     """Return the backend for a plan and the reason."""
     if needs_reference:
         return "reference", f"for {', '.join(needs_reference)}"
@@ -165,7 +164,7 @@ def _choose(query: torch.Tensor, plan: AttentionPlan, needs_reference: list[str]
             shortest = 4 * _FLEX_FROM
     if plan.query_length < shortest:
         return "dense", f"rows shorter than {shortest} tokens"
-    if plan.is_causal():
+    if plan.is_causal(rules):
         return "dense", "nothing is hidden or fades: plain causal attention"
     return fast, f"rows of {shortest} tokens and more"
 

@@ -1,17 +1,14 @@
-"""The attention plan: everything about a row's types, documents and padding that every layer shares."""
+"""The attention plan: what the tokens of a forward pass are. What holds between them is a layer's `LayerRules`."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
-from ..config import HSAConfig
-from .backends.blockwise.layout import Layout
-from .layer_rules import EffectiveRules
+from .layer_rules import LayerRules
 
 
-if TYPE_CHECKING:
-    from .backends.flex import FlexMask
-
+T = TypeVar("T")
 
 _CELLS = 2**18  # of the dense bias filled at a time, a row of the batch: the temporaries stay in the cache
 
@@ -19,42 +16,72 @@ _CELLS = 2**18  # of the dense bias filled at a time, a row of the batch: the te
 class AttentionPlan:
     """Types, positions and documents of one forward pass, built once and shared by all layers and the backward.
 
-    It is a plain class on purpose: FSDP copies dataclasses (and casts what they hold) at every wrapped layer.
+    It is a plain class on purpose: FSDP copies dataclasses (and casts what they hold) at every wrapped layer. Nothing is
+    checked here: `from_inputs` makes a plan of what a user gives.
 
     Legend: B batch, L key length, Q query length (Q = L without a key/value cache; the queries are the last Q keys).
 
     Args:
-        semantic_ids: (B, L) integers, the `SemanticType` of each key.
-        config: The rules.
-        attention_mask: (B, L); 0 or False is padding, everything else is real. Values above 1 number the documents
-            of a packed row (1, 1, 2, 2, …). None: no padding.
-        document_ids: (B, L) integers that number the documents of a packed row; takes the place of the numbers in
-            `attention_mask`, whose zeros still mark padding. None: taken from `attention_mask`.
-        query_length: Q; None: L.
-        positions: (B, L) integers, each key's place in its document, going up within it: for keys with gaps between
-            them, as a cache leaves them. None: counted.
+        semantic_ids: (B, L) int64, the `SemanticType` of each key.
+        document_ids: (B, L) int64 or bool; 0 is padding, so that only equal numbers above 0 see each other.
+        positions: (B, L) int64, the token's place in its own document, padding not counted; up to 2²⁴.
+        query_length: Q.
+        has_gaps: Whether keys between those of the plan may be missing, as a cache leaves them.
+        has_padding: Whether a key is padding; None: look.
+        has_clean_padding: Whether keys and values hold zeros at padding, as in a cache; else `zero_padding` sees to it.
+        is_packed: Whether a row holds more than one document; None: look when it matters.
 
     Attributes:
-        semantic_ids: (B, L) int64.
-        document_ids: (B, L) int64; 0 is padding, so that only equal numbers above 0 see each other.
-        positions: (B, L) int64, the token's place in its own document, padding not counted.
         is_padding: (B, L) bool, or None if there is none.
-        has_gaps: Whether keys between those of the plan may be missing.
-        calls: Numbers of the layers that have used the plan.
-
-    Raises:
-        ValueError: If shapes, devices or types disagree, or a type is not 0, 1 or 2.
     """
 
     def __init__(
         self,
         semantic_ids: torch.Tensor,
-        config: HSAConfig,
+        document_ids: torch.Tensor,
+        positions: torch.Tensor,
+        query_length: int,
+        has_gaps: bool = False,
+        has_padding: bool | None = None,
+        has_clean_padding: bool = False,
+        is_packed: bool | None = None,
+    ) -> None:
+        self.semantic_ids, self.document_ids, self.positions = semantic_ids, document_ids, positions
+        self.batch_size, self.key_length = semantic_ids.shape
+        self.query_length, self.has_gaps = query_length, has_gaps
+        self._has_clean_padding = has_clean_padding
+        self.is_padding: torch.Tensor | None = None
+        if has_padding is not False:
+            is_padding = document_ids == 0
+            self.is_padding = is_padding if has_padding or bool(is_padding.any()) else None
+        self._packed = is_packed
+        self._bias: dict[tuple[torch.dtype, LayerRules], torch.Tensor] = {}
+        self._made: dict[tuple[object, LayerRules], object] = {}
+
+    @classmethod
+    def from_inputs(
+        cls,
+        semantic_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         document_ids: torch.Tensor | None = None,
         query_length: int | None = None,
         positions: torch.Tensor | None = None,
-    ) -> None:
+    ) -> "AttentionPlan":
+        """Check what a user gives and make the plan of it.
+
+        Args:
+            semantic_ids: (B, L) integers, the `SemanticType` of each key.
+            attention_mask: (B, L); 0 or False is padding, everything else is real. Values above 1 number the documents
+                of a packed row (1, 1, 2, 2, …). None: no padding.
+            document_ids: (B, L) integers that number the documents of a packed row; takes the place of the numbers in
+                `attention_mask`, whose zeros still mark padding. None: taken from `attention_mask`.
+            query_length: Q; None: L.
+            positions: (B, L) integers, each key's place in its document, going up within it: for keys with gaps between
+                them, as a cache leaves them. None: counted.
+
+        Raises:
+            ValueError: If shapes, devices or types disagree, or a type is not 0, 1 or 2.
+        """
         _check_ids("semantic_ids", semantic_ids, None)
         if semantic_ids.numel() and not bool(((semantic_ids >= 0) & (semantic_ids <= 2)).all()):
             wrong = semantic_ids[(semantic_ids < 0) | (semantic_ids > 2)][0].item()
@@ -65,58 +92,15 @@ class AttentionPlan:
         if not 0 <= query_length <= length:
             raise ValueError(f"query_length {query_length} does not fit {length} semantic_ids.")
 
-        document_ids = _documents(semantic_ids, attention_mask, document_ids)
-        self._fill(semantic_ids.long(), config, document_ids, query_length)
-        self.has_gaps = positions is not None
+        documents = _documents(semantic_ids, attention_mask, document_ids)
         if positions is None:
-            positions = _positions_in_documents(document_ids)
-        else:
-            _check_ids("positions", positions, semantic_ids)
-            if self.has_packed_rows():
-                raise ValueError("positions go with rows of one document, not with packed rows.")
-        self.positions = positions.long()
+            return cls(semantic_ids.long(), documents, _positions_in_documents(documents), query_length)
 
-    @classmethod
-    def of_cached_keys(
-        cls,
-        semantic_ids: torch.Tensor,
-        config: HSAConfig,
-        is_real: torch.Tensor,
-        positions: torch.Tensor,
-        query_length: int,
-    ) -> "AttentionPlan":
-        """Make the plan of keys that were checked when they came into a cache: quick enough for every token.
-
-        Args:
-            semantic_ids: (B, L) int64.
-            config: The rules.
-            is_real: (B, L) bool; False is padding. Rows are not packed.
-            positions: (B, L) int64, each key's place in its document.
-            query_length: Q.
-        """
-        plan = cls.__new__(cls)
-        plan._fill(semantic_ids, config, is_real, query_length)
-        plan.has_gaps, plan.positions, plan._packed = True, positions, False
+        _check_ids("positions", positions, semantic_ids)
+        plan = cls(semantic_ids.long(), documents, positions.long(), query_length, has_gaps=True)
+        if plan.has_packed_rows():
+            raise ValueError("positions go with rows of one document, not with packed rows.")
         return plan
-
-    def _fill(
-        self, semantic_ids: torch.Tensor, config: HSAConfig, document_ids: torch.Tensor, query_length: int
-    ) -> None:
-        self.config = config
-        self.batch_size, self.key_length = semantic_ids.shape
-        self.query_length = query_length
-        self.semantic_ids, self.document_ids = semantic_ids, document_ids
-        is_padding = document_ids == 0
-        self.is_padding = is_padding if bool(is_padding.any()) else None
-        self._packed: bool | None = None
-        self._start()
-
-    def _start(self) -> None:
-        self.calls: set[int] = set()
-        self._bias: dict[tuple, torch.Tensor] = {}
-        self._causal: dict[tuple, bool] = {}
-        self._flex_masks: dict[tuple, FlexMask] = {}
-        self._layouts: dict[tuple, Layout] = {}
 
     @property
     def device(self) -> torch.device:
@@ -150,85 +134,68 @@ class AttentionPlan:
         if query.device != self.device:
             raise ValueError(f"semantic_ids are on {self.device}, the attention runs on {query.device}.")
 
-    def dense_bias(self, dtype: torch.dtype, sliding_window: int | None = None, neutral: bool = False) -> torch.Tensor:
+    def once(self, make: "Callable[[AttentionPlan, LayerRules], T]", rules: LayerRules) -> T:
+        """Return ``make(plan, rules)``, made on the first call and kept for the other layers with these rules."""
+        key = (make, rules)
+        if key not in self._made:
+            self._made[key] = make(self, rules)
+        return self._made[key]  # type: ignore[return-value]
+
+    def zero_padding(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Replace what stands at padding by zeros, so that neither NaN nor a gradient passes. Free without padding.
+
+        Args:
+            query: (B, H, Q, D).
+            key: (B, Hkv, L, D).
+            value: (B, Hkv, L, E).
+        """
+        if self.is_padding is None:
+            return query, key, value
+
+        padded_keys = self.is_padding[:, None, :, None]
+        padded_queries = padded_keys[:, :, self.key_length - self.query_length :]
+        query = query.masked_fill(padded_queries, 0)
+        if self._has_clean_padding:
+            return query, key, value
+        return query, key.masked_fill(padded_keys, 0), value.masked_fill(padded_keys, 0)
+
+    def dense_bias(self, dtype: torch.dtype, rules: LayerRules) -> torch.Tensor:
         """Return the bias to add to the logits, built on the first call and kept for the other layers.
 
         Args:
             dtype: Of the result.
-            sliding_window: The model's own: a query sees keys with d < sliding_window only. None: no such limit.
-            neutral: Leave HSA's own rules out (causality, documents and padding stay): for layers without HSA.
+            rules: Of the layer.
 
         Returns:
             (B, 1, Q, L): −decay·d where the key is visible, −inf where not. Every row sees at least itself, so
             that padded rows stay finite. Costs O(B·Q·L) memory.
         """
-        key = (dtype, sliding_window, neutral)
+        key = (dtype, rules)
         if key not in self._bias:
-            rules = EffectiveRules.of(self.config, sliding_window, neutral)
-            bias = torch.empty(self.batch_size, 1, self.query_length, self.key_length, dtype=dtype, device=self.device)
-            step = max(1, _CELLS // max(self.key_length, 1))
-            for start in range(0, self.query_length, step):
-                stop = min(start + step, self.query_length)
-                bias[:, 0, start:stop] = self._bias_rows(start, stop, rules)
+            if self.query_length == 1:
+                bias = self._bias_rows(0, 1, rules).to(dtype)[:, None]
+            else:
+                shape = (self.batch_size, 1, self.query_length, self.key_length)
+                bias = torch.empty(shape, dtype=dtype, device=self.device)
+                step = max(1, _CELLS // max(self.key_length, 1))
+                for start in range(0, self.query_length, step):
+                    stop = min(start + step, self.query_length)
+                    bias[:, 0, start:stop] = self._bias_rows(start, stop, rules)
             self._bias[key] = bias
 
         return self._bias[key]
 
-    def layout(self, sliding_window: int | None = None, neutral: bool = False) -> Layout:
-        """Return the plan cut into blocks, made on the first call and kept for the other layers.
-
-        Args:
-            sliding_window: The model's own: a query sees keys with d < sliding_window only. None: no such limit.
-            neutral: Leave HSA's own rules out.
-        """
-        key = (sliding_window, neutral)
-        if key not in self._layouts:
-            rules = EffectiveRules.of(self.config, sliding_window, neutral)
-            positions = self.positions if self.has_gaps else None
-            self._layouts[key] = Layout(self.document_ids, self.semantic_ids, self.query_length, rules, positions)
-
-        return self._layouts[key]
-
-    def flex_mask(self, sliding_window: int | None = None, neutral: bool = False) -> "FlexMask":
-        """Return the plan as flex attention takes it, made on the first call and kept for the other layers.
-
-        Args:
-            sliding_window: The model's own: a query sees keys with d < sliding_window only. None: no such limit.
-            neutral: Leave HSA's own rules out.
-        """
-        from .backends.flex import FlexMask  # here: it imports torch's compiler
-
-        key = (sliding_window, neutral)
-        if key not in self._flex_masks:
-            self._flex_masks[key] = FlexMask(self, EffectiveRules.of(self.config, sliding_window, neutral))
-
-        return self._flex_masks[key]
-
-    def is_causal(self, sliding_window: int | None = None, neutral: bool = False) -> bool:
+    def is_causal(self, rules: LayerRules) -> bool:
         """Whether the rules come to plain causal attention: one document a row, no padding, no bias, no window."""
-        if self.query_length != self.key_length or self.has_gaps:
-            return False
-        key = (sliding_window, neutral)
-        if key not in self._causal:
-            rules = EffectiveRules.of(self.config, sliding_window, neutral)
-            free = [
-                decay == 0 and (window is None or window >= self.key_length - 1)
-                for decay, window in zip(rules.decays, rules.windows)
-            ]
-            free = torch.tensor(free, device=self.device)
-            self._causal[key] = (
-                self.is_padding is None
-                and not rules.hide
-                and bool(free[self.semantic_ids].all())
-                and not self.has_packed_rows()
-            )
-        return self._causal[key]
+        return self.once(_is_causal, rules)
 
-    def _bias_rows(self, start: int, stop: int, rules: EffectiveRules) -> torch.Tensor:
+    def _bias_rows(self, start: int, stop: int, rules: LayerRules) -> torch.Tensor:
         """Return (B, rows, L) float32 for queries `start` to `stop`."""
         offset = self.key_length - self.query_length
         rows = slice(offset + start, offset + stop)
-        types, positions = self.semantic_ids, self.positions.float()  # exact up to 2²⁴
+        types, positions = self.semantic_ids, self.positions.float()
         windows = [float("inf") if window is None else window for window in rules.windows]
         last_seen = positions + torch.tensor(windows, device=self.device)[types]  # by a query at this position
         if self.is_padding is not None:
@@ -246,6 +213,17 @@ class AttentionPlan:
         bias.masked_fill_(hidden, float("-inf"))
         bias[:, :, rows].diagonal(dim1=1, dim2=2).fill_(0.0)  # a token sees itself
         return bias
+
+
+def _is_causal(plan: AttentionPlan, rules: LayerRules) -> bool:
+    if plan.query_length != plan.key_length or plan.has_gaps or plan.is_padding is not None or rules.hide:
+        return False
+    free = [
+        decay == 0 and (window is None or window >= plan.key_length - 1)
+        for decay, window in zip(rules.decays, rules.windows)
+    ]
+    all_free = torch.tensor(free, device=plan.device)[plan.semantic_ids].all()
+    return bool(all_free) and not plan.has_packed_rows()
 
 
 def _check_ids(name: str, ids: torch.Tensor, like: torch.Tensor | None) -> None:
@@ -266,7 +244,7 @@ def _documents(
     """Number the documents from 1; 0 is padding."""
     documents = torch.ones_like(semantic_ids, dtype=torch.long)
     if attention_mask is not None:
-        if attention_mask.dim() == 4:
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4:
             raise ValueError(
                 "A 4-D attention_mask cannot be combined with HSA: pass the 2-D mask, with documents numbered "
                 "1, 1, 2, 2, … if the row is packed (block_diag_attn must be off)."

@@ -16,8 +16,9 @@ from ..inspection.check import check_accounts, check_rules
 from ..inspection.inspected_sample import InspectedSample
 from ..inspection.output import open_output
 from ..inspection.page import PAGE_LIMIT, PageWriter
-from ..inspection.text import print_legend, print_sample
+from ..inspection.terminal import print_legend, print_sample
 from ..training_file import TrainingFile, read_training_file
+from ..user_errors import UserError, explain
 
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--check",
         action="store_true",
         help="exit with 1 and a list if samples have nothing to train, truncation took a feedback marker, or a rule of "
-        "hsa.labels never matched; samples are shown only with --output",
+        "hsa.rules never matched; samples are shown only with --output",
     )
     parser.add_argument(
         "--max-dropped",
@@ -82,17 +83,17 @@ def parse_range(text: str) -> tuple[int, int | None]:
     """Read ``A-B`` (B included), ``A`` or ``A-``; return the start and the end, exclusive (None: to the end).
 
     Raises:
-        ValueError: If the text is neither, or a number is larger than any data set.
+        UserError: If the text is neither, or a number is larger than any data set.
     """
     first, dash, last = text.partition("-")
     if not (first.isascii() and first.isdigit()) or (last and not (last.isascii() and last.isdigit())):
-        raise ValueError(f"--samples {text!r}: expected A-B, A or A-, with whole numbers.")
+        raise UserError(f"--samples {text!r}: expected A-B, A or A-, with whole numbers.")
     if max(len(first), len(last)) > 18 or int(first) > _MOST:
-        raise ValueError(f"--samples {text!r}: no data set has so many samples.")
+        raise UserError(f"--samples {text!r}: no data set has so many samples.")
     start = int(first)
     stop = int(last) + 1 if last else (None if dash else start + 1)
     if stop is not None and stop <= start:
-        raise ValueError(f"--samples {text!r}: the range is empty.")
+        raise UserError(f"--samples {text!r}: the range is empty.")
     return start, stop
 
 
@@ -103,7 +104,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments; None: those of the process.
 
     Returns:
-        The exit code: 0; 1 if `--check` found something; 2 if the file, a range or the data is not usable.
+        The exit code: 0, or 1 if `--check` found something.
+
+    Raises:
+        UserError: If the file, a range or the data is not usable.
     """
     options = build_parser().parse_intermixed_args(argv)
     try:
@@ -111,18 +115,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has seen enough
         sys.stderr.close()
         return 0
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"hsa-factory inspect: {error}", file=sys.stderr)
-        return 2
+    except RuntimeError as error:  # how `datasets` tells of a row that cannot be prepared in one of several processes
+        raise UserError(explain(error)) from error
 
 
 def _run(options: argparse.Namespace) -> int:
     wanted = _SAMPLES[options.format] if options.samples is None else options.samples
     start, stop = parse_range(wanted)
     if options.format == "html" and not options.output and not options.check:
-        raise ValueError("--format html needs --output PAGE.")
+        raise UserError("--format html needs --output PAGE.")
     if options.max_dropped is not None and not options.check:
-        raise ValueError("--max-dropped is for --check.")
+        raise UserError("--max-dropped is for --check.")
     training_file = read_training_file(options.file, options.overrides)
 
     if options.check and not options.output:
@@ -137,7 +140,7 @@ def _run(options: argparse.Namespace) -> int:
         else:
             shown = _write_page(out, prepared, samples, Path(options.file).name, training_file)
         if not shown and not prepared.is_empty:
-            raise ValueError(f"--samples {wanted}: there is no such sample in the prepared data.")
+            raise UserError(f"--samples {wanted}: there is no such sample in the prepared data.")
     return _check(prepared, options.max_dropped) if options.check else 0
 
 

@@ -20,6 +20,8 @@ from ..labeling.locking import locked
 from ..labeling.records import SampleChunk, read_chunks
 from ..labeling.rule_set import RuleSet, preset_names
 from ..labeling.summary import print_summary
+from ..user_errors import UserError
+from ..whole_files import write_whole
 
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
@@ -66,7 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments; None: those of the process.
 
     Returns:
-        The exit code: 0, 1 if a sample cannot be labelled, 2 if an argument or the data is not usable, 130 if stopped.
+        The exit code 0.
+
+    Raises:
+        UserError: If an argument or the data is not usable (exit code 2), a sample cannot be labelled or a process was
+            killed (1), or the user stopped it (130).
     """
     parser = build_parser()
     options = parser.parse_args(argv)
@@ -78,24 +84,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.input is None or options.out is None:
             parser.error("IN and --out are needed")
         _run(options, rules)
-    except BrokenProcessPool:
-        return _fail("a worker process was killed (out of memory?). Run the same command again to go on.", 1)
     except BrokenPipeError:  # `| head` has seen enough; the result is written
         sys.stdout = open(os.devnull, "w")
-        return 0
-    except KeyboardInterrupt:
-        return _fail("stopped. Run the same command again to go on.", 130)
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was killed (out of memory?). Run the same command again to go on.", 1
+        ) from error
+    except KeyboardInterrupt as error:
+        raise UserError("stopped. Run the same command again to go on.", 130) from error
     except BadSample as error:
-        return _fail(f"{str(error).rstrip('.')}. Correct it, or leave such samples out with --skip-bad.", 1)
+        message = f"{str(error).rstrip('.')}. Correct it, or leave such samples out with --skip-bad."
+        raise UserError(message, exit_code=1) from error
     except (ValueError, OSError) as error:
-        return _fail(str(error), 2)
+        raise UserError(str(error)) from error
     return 0
 
 
 def _run(options: argparse.Namespace, rules: RuleSet) -> None:
     out = Path(options.out)
     if out.suffix not in SUFFIXES:
-        raise ValueError(f"--out {options.out!r}: the name must end with {', '.join(SUFFIXES)}.")
+        raise UserError(f"--out {options.out!r}: the name must end with {', '.join(SUFFIXES)}.")
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out, WAIT):
         _write(options, rules, out)
@@ -103,24 +111,24 @@ def _run(options: argparse.Namespace, rules: RuleSet) -> None:
 
 def _write(options: argparse.Namespace, rules: RuleSet, out: Path) -> None:
     if out.exists() and not options.overwrite:
-        raise ValueError(f"--out {options.out!r} exists. Use --overwrite to replace it.")
+        raise UserError(f"--out {options.out!r} exists. Use --overwrite to replace it.")
     workers = _cores() if options.workers is None else options.workers
     if workers < 1:
-        raise ValueError(f"--workers {workers}: expected a whole number ≥ 1.")
+        raise UserError(f"--workers {workers}: expected a whole number ≥ 1.")
     if options.tokenizer is not None:
         from ..labeling.token_counter import load_tokenizer
 
         load_tokenizer(options.tokenizer)  # before any work is done
     info = out.with_name("dataset_info.json")
     if options.register and not options.overwrite and out.stem in _read_info(info):
-        raise ValueError(f"--register: {info} has a data set {out.stem!r}. Use --overwrite to replace it.")
+        raise UserError(f"--register: {info} has a data set {out.stem!r}. Use --overwrite to replace it.")
 
     inputs, entry = _find_data(options.input, options.dataset)
     chunks = read_chunks(inputs)
     if entry is None:
         first = next(chunks, None)
         if first is None:
-            raise ValueError(f"{options.input}: there is no sample in it.")
+            raise UserError(f"{options.input}: there is no sample in it.")
         entry = detect_entry(_samples(first))
         chunks = chain([first], chunks)
     entry = tagged_entry(entry)
@@ -171,10 +179,10 @@ def _find_data(source: str, name: str | None) -> tuple[tuple[str, ...], dict[str
 
     info = _read_info(path)
     if name not in info:
-        raise ValueError(f"--dataset {name!r}: {path} has no such data set; it has {', '.join(map(repr, info))}.")
+        raise UserError(f"--dataset {name!r}: {path} has no such data set; it has {', '.join(map(repr, info))}.")
     entry = info[name]
     if "file_name" not in entry:
-        raise ValueError(f"--dataset {name!r}: its data are not in a file (file_name); only files can be labelled.")
+        raise UserError(f"--dataset {name!r}: its data are not in a file (file_name); only files can be labelled.")
     data = path.parent / entry["file_name"]
     files = sorted(filter(Path.is_file, data.iterdir())) if data.is_dir() else [data]
     for file in files:
@@ -189,9 +197,9 @@ def _read_info(path: Path) -> dict[str, Any]:
     try:
         info = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from None
+        raise UserError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(info, dict):
-        raise ValueError(f"{path}: expected a mapping of data sets.")
+        raise UserError(f"{path}: expected a mapping of data sets.")
     return info
 
 
@@ -216,11 +224,9 @@ def _print_entry(console: Console, info: Path, out: Path, entry: dict[str, Any],
         console.print(text, highlight=False, markup=False, soft_wrap=True)
         return
 
-    partial = info.with_name(f".{info.name}.{os.getpid()}")
     with locked(info, 60):
         everything = {**_read_info(info), out.stem: described}
-        partial.write_text(json.dumps(everything, ensure_ascii=False, indent=2) + "\n", "utf-8")
-        os.replace(partial, info)
+        write_whole(info, json.dumps(everything, ensure_ascii=False, indent=2) + "\n")
     console.print(f"written to {out}, which is data set {out.stem!r} of {info} now", highlight=False, soft_wrap=True)
 
 
@@ -229,8 +235,3 @@ def _as_yaml(rules: RuleSet) -> str:
 
     texts = (yaml.safe_dump([rule], sort_keys=False, allow_unicode=True, width=110) for rule in rules.to_list())
     return "\n".join(texts)
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"hsa-factory label: {message}", file=sys.stderr)
-    return code

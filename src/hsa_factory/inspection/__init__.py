@@ -1,1 +1,1 @@
-"""Seeing what a model sees: terminal and JSON."""
+"""Seeing what a model sees and is trained on: terminal, JSON, HTML."""

@@ -20,7 +20,8 @@ class ImageStore:
 
     def __init__(self) -> None:
         self.uris: list[str] = []
-        self._known: dict[Any, int | None] = {}
+        self._of_path: dict[str, int | None] = {}
+        self._of_uri: dict[str, int] = {}
 
     def add(self, source: Any) -> int | None:
         """Add a picture and return its number; None if it cannot be shown (a web address, an unreadable file).
@@ -28,13 +29,19 @@ class ImageStore:
         Args:
             source: A path, bytes, a mapping with ``bytes`` or ``path``, or a Pillow image, as LLaMA-Factory takes it.
         """
-        key = source if isinstance(source, str) else id(source)
-        if key not in self._known:
-            uri = _data_uri(source)
-            self._known[key] = None if uri is None else len(self.uris)
-            if uri is not None:
-                self.uris.append(uri)
-        return self._known[key]
+        if not isinstance(source, str):
+            return self._number(_data_uri(source))
+        if source not in self._of_path:
+            self._of_path[source] = self._number(_data_uri(source))
+        return self._of_path[source]
+
+    def _number(self, uri: str | None) -> int | None:
+        if uri is None:
+            return None
+        if uri not in self._of_uri:
+            self._of_uri[uri] = len(self.uris)
+            self.uris.append(uri)
+        return self._of_uri[uri]
 
 
 def _data_uri(source: Any) -> str | None:

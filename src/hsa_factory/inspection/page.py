@@ -20,6 +20,7 @@ PAGE_LIMIT = 200 * 2**20  # bytes of samples and pictures: browsers still open s
 _CUT_TEXT = 20_000  # characters shown of what truncation took from a message
 _REASON_CODES = {reason: chr(ord("a") + number) for number, reason in enumerate(Reason)}
 _TRAINED = "."
+_LOADER = PackageLoader("hsa_factory.inspection", "html")
 _SCRIPTS = ("charts", "attention", "sample", "conversation", "visibility", "overview", "main")
 
 
@@ -69,10 +70,8 @@ class PageWriter:
             overview: All rows of the prepared data.
             accounts: What happened to each data set, as in ``hsa_report.json``.
         """
-        environment = Environment(
-            loader=PackageLoader("hsa_factory.inspection", "html"), autoescape=True, undefined=StrictUndefined
-        )
-        page = environment.get_template("page.html").stream(
+        environment = Environment(loader=_LOADER, autoescape=True, undefined=StrictUndefined)
+        page = environment.get_template("page.html").generate(
             title=self.title,
             notes=self.notes,
             types=[member.name for member in SemanticType],
@@ -84,7 +83,7 @@ class PageWriter:
             images=_as_script(self._images.uris),
             samples=self._samples,
         )
-        page.dump(file)
+        file.writelines(page)
 
     def _settings(self) -> dict[str, Any]:
         config = self.config
@@ -104,7 +103,9 @@ class PageWriter:
             "dataset": sample.dataset,
             "ids": sample.input_ids,
             "types": "".join(map(str, sample.semantic_ids)),
-            "reasons": "".join(_TRAINED if reason is None else _REASON_CODES[reason] for reason in sample.reasons),
+            "reasons": "".join(
+                _TRAINED if reason is None else _REASON_CODES[Reason(reason)] for reason in sample.reasons
+            ),
             "documents": [[number, len(list(run))] for number, run in groupby(sample.documents)],
             "text": "".join(text for _, text in cells),
             "lengths": [_utf16_length(text) for _, text in cells],
@@ -161,7 +162,7 @@ def _as_script(value: Any) -> str:
 
 
 def _source(environment: Environment, name: str) -> str:
-    return environment.loader.get_source(environment, name)[0]
+    return _LOADER.get_source(environment, name)[0]
 
 
 def _utf16_length(text: str) -> int:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from .._version import __version__
 from .formats import DatasetFormat
 from .labeller import SampleLabeller, add_anchor
 from .records import CHUNK_BYTES, CHUNK_SAMPLES, SampleChunk, read_chunks

@@ -16,7 +16,9 @@ from llamafactory.extras.misc import get_device_count, is_env_enabled, use_ray
 from ..config import FeedbackConfig, HSAConfig
 from ..training_file import TrainingFile, is_training_file, read_training_file
 from .integration import integrate
-from .options import SAVED
+from .model.checkpoint import SAVED
+from .options import NO_RAY, check_trainer
+from .under_way import BeginningCallback, first_answer_begins
 
 
 _MODEL_COMMANDS = ("api", "chat", "export", "webchat", "webui")
@@ -31,7 +33,7 @@ def train(path: str, overrides: Sequence[str]) -> None:
         subprocess.CalledProcessError: If a process launched by torchrun fails.
     """
     training_file = read_training_file(path, overrides)
-    _check_environment(training_file)
+    _check(training_file)
     if is_env_enabled("FORCE_TORCHRUN") or get_device_count() > 1:
         # LLaMA-Factory calls `torchrun` by name; it lies beside this Python even if no environment is activated.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -46,7 +48,7 @@ def run(training_file: TrainingFile) -> None:
     from llamafactory.train.tuner import run_exp
 
     with _integration(training_file.hsa, training_file.feedback):
-        run_exp(dict(training_file.args))
+        run_exp(dict(training_file.args), callbacks=[BeginningCallback()])
 
 
 def pass_on(command: str, arguments: Sequence[str]) -> None:
@@ -54,9 +56,9 @@ def pass_on(command: str, arguments: Sequence[str]) -> None:
 
     The rules are those of the file's `hsa` block; without one, those saved beside the model or adapter, if any.
     """
-    hsa = SAVED if command in _MODEL_COMMANDS else None
+    hsa: HSAConfig | bool | str | None = SAVED if command in _MODEL_COMMANDS else None
     if not arguments or not is_training_file(arguments[0]):
-        with _integration(hsa, None), _argv(command, *arguments), _undisturbed(command):
+        with _integration(hsa, None), first_answer_begins(), _argv(command, *arguments), _undisturbed(command):
             launcher.launch()
         return
 
@@ -66,7 +68,12 @@ def pass_on(command: str, arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         plain = Path(directory) / "arguments.yaml"
         plain.write_text(yaml.safe_dump(training_file.args, allow_unicode=True), encoding="utf-8")
-        with _integration(hsa, training_file.feedback), _argv(command, str(plain)), _undisturbed(command):
+        with (
+            _integration(hsa, training_file.feedback),
+            first_answer_begins(),
+            _argv(command, str(plain)),
+            _undisturbed(command),
+        ):
             launcher.launch()
 
 
@@ -74,14 +81,12 @@ def _integration(hsa: HSAConfig | bool | str | None, feedback: FeedbackConfig | 
     return nullcontext() if hsa is None and feedback is None else integrate(hsa, feedback)
 
 
-def _check_environment(training_file: TrainingFile) -> None:
+def _check(training_file: TrainingFile) -> None:
     if training_file.is_plain:
         return
-    for variable in ("USE_V1", "USE_MCA"):
-        if is_env_enabled(variable):
-            raise ValueError(f"{variable} is set: HSA and Feedback work with LLaMA-Factory's standard trainer only.")
+    check_trainer(training_file.args)
     if use_ray() or training_file.args.get("use_ray"):
-        raise ValueError("Ray is not supported with HSA and Feedback; use torchrun (FORCE_TORCHRUN=1).")
+        raise ValueError(NO_RAY)
 
 
 @contextmanager

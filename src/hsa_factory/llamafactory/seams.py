@@ -58,6 +58,6 @@ def _bind(replacement: Callable[..., Any], original: Any) -> Callable[..., Any]:
 
     if not inspect.isclass(original):
         functools.update_wrapper(call, original)
-    bound = staticmethod(call) if isinstance(original, staticmethod) else call
+    bound: Any = staticmethod(call) if isinstance(original, staticmethod) else call
     bound.hsa_original = original
     return bound

@@ -3,6 +3,7 @@
 import copy
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from transformers import PreTrainedConfig
 from ..attention.api import check_backend
 from ..config import CONFIG_NAME, HSAConfig
 from .attention_interface import IMPLEMENTATION, register_interface
-from .forward_hooks import HSAHook
+from .forward_hooks import after_forward, before_forward
+from .forward_pass import HSAState
 from .generation.generate import install_generate, remove_generate
-from .text_model import TextModel, find_text_model, sliding_windows, unwrap, wrapping
+from .saving import install_for_adapters, install_saving, remove_saving
+from .text_model import TextModel, find_text_model, sliding_windows, unwrap
 
 
 logger = logging.getLogger(__name__)
@@ -25,8 +28,8 @@ def enable_hsa(model: nn.Module, config: HSAConfig | None = None) -> nn.Module:
 
     From then on `model(input_ids=…, attention_mask=…, semantic_ids=…)` attends with HSA; in training a forward
     without `semantic_ids` is an error, in inference it is plain attention.
-    `model.generate(input_ids, semantic_ids=…)` generates with an `HSACache`. `save_pretrained` also writes
-    ``hsa_config.json``. Enabling again replaces the configuration. The model gets a copy of its transformers configuration,
+    `model.generate(input_ids, semantic_ids=…)` generates with an `HSACache`. `save_pretrained` of the model and of adapters
+    that are put on it also writes ``hsa_config.json``. Enabling again replaces the configuration. The model gets a copy of its transformers configuration,
     which it may share with other models.
 
     Args:
@@ -50,35 +53,15 @@ def enable_hsa(model: nn.Module, config: HSAConfig | None = None) -> nn.Module:
     _check_layers(parts, config)
     register_interface()
 
-    hook = get_hook(model)
-    if hook is None:
-        _give_own_config(model)
-        former = parts.text.config._attn_implementation
-        if former == IMPLEMENTATION:  # built from the configuration of a model that has HSA
-            former = parts.text.get_correct_attn_implementation(None)
-        is_hybrid = len(parts.attention_layers) < parts.num_layers
-        windows = sliding_windows(parts.text.config, parts.attention_layers)
-        hook = HSAHook(config, former, type(parts.base).__name__, windows, is_hybrid)
-        parts.text.set_attn_implementation(IMPLEMENTATION)
-        if parts.text.config._attn_implementation != IMPLEMENTATION:
-            raise ValueError(f"{hook.model_name} does not let its attention implementation be set.")
-        parts.entry.hsa_hook = hook
-        parts.entry.hsa_handles = (
-            parts.entry.register_forward_pre_hook(hook.before_forward, with_kwargs=True),
-            parts.entry.register_forward_hook(hook.after_forward, with_kwargs=True, always_call=True),
-        )
-        for attention in parts.attention_layers.values():
-            attention.hsa_hook = hook
-        install_generate(parts.base, hook)
-
-    hook.config = config
-    for saved in wrapping(model):
-        if hasattr(type(saved), "save_pretrained") and not _saves_config(saved):
-            saved.save_pretrained = _SaveWithConfig(saved, hook)
+    state = get_state(model)
+    if state is None:
+        state = _install(model, parts, config)
+    state.config = config
+    install_saving(parts.base, state)
 
     used = len(parts.attention_layers if config.layers is None else config.layers)
     note = "" if used == parts.num_layers else f" (the other {parts.num_layers - used} stay as they are)"
-    logger.info(f"HSA is on in {used} of {parts.num_layers} layers of {hook.model_name}{note}.")
+    logger.info(f"HSA is on in {used} of {parts.num_layers} layers of {state.model_name}{note}.")
     return model
 
 
@@ -91,22 +74,19 @@ def disable_hsa(model: nn.Module) -> nn.Module:
     Returns:
         The same model.
     """
-    hook = get_hook(model)
-    if hook is None:
+    state = get_state(model)
+    if state is None:
         return model
 
     parts = find_text_model(model)
-    for handle in parts.entry.hsa_handles:
+    state.is_on = False
+    for handle in vars(parts.entry).pop("hsa_handles"):
         handle.remove()
-    del parts.entry.hsa_handles
-    parts.text.set_attn_implementation(hook.former_implementation)
+    parts.text.set_attn_implementation(state.former_implementation)
     for module in (parts.entry, *parts.attention_layers.values()):
-        module.__dict__.pop("hsa_hook", None)
+        vars(module).pop("hsa_state", None)
     remove_generate(parts.base)
-    for saved in wrapping(model):
-        if _saves_config(saved):
-            del saved.save_pretrained
-
+    remove_saving(parts.base)
     return model
 
 
@@ -115,9 +95,9 @@ def apply_hsa_patch(model: nn.Module) -> nn.Module:
     return enable_hsa(model, HSAConfig())
 
 
-def get_hook(model: nn.Module) -> HSAHook | None:
+def get_state(model: nn.Module) -> HSAState | None:
     """Return HSA's state on a model, or None if HSA is off."""
-    return unwrap(model).base_model.__dict__.get("hsa_hook")
+    return vars(unwrap(model).base_model).get("hsa_state")
 
 
 def saved_config(model: nn.Module) -> HSAConfig | None:
@@ -139,22 +119,29 @@ def saved_config(model: nn.Module) -> HSAConfig | None:
     return None
 
 
-class _SaveWithConfig:
-    """A model's `save_pretrained` that writes ``hsa_config.json`` too."""
+def _install(model: nn.Module, parts: TextModel, config: HSAConfig) -> HSAState:
+    """Put HSA's state, hooks and attention on a model that has none."""
+    _give_own_config(model)
+    former = parts.text.config._attn_implementation
+    if former == IMPLEMENTATION:  # built from the configuration of a model that has HSA
+        former = parts.text.get_correct_attn_implementation(None)
+    is_hybrid = len(parts.attention_layers) < parts.num_layers
+    windows = sliding_windows(parts.text.config, parts.attention_layers)
+    state = HSAState(config, former, type(parts.base).__name__, windows, is_hybrid)
+    parts.text.set_attn_implementation(IMPLEMENTATION)
+    if parts.text.config._attn_implementation != IMPLEMENTATION:
+        raise ValueError(f"{state.model_name} does not let its attention implementation be set.")
 
-    def __init__(self, model: nn.Module, hook: HSAHook) -> None:
-        self.model = model
-        self.hook = hook
-
-    def __call__(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
-        result = type(self.model).save_pretrained(self.model, save_directory, *args, **kwargs)
-        if kwargs.get("is_main_process", True):
-            self.hook.config.save_pretrained(save_directory)
-        return result
-
-
-def _saves_config(model: nn.Module) -> bool:
-    return isinstance(model.__dict__.get("save_pretrained"), _SaveWithConfig)
+    for module in (parts.entry, *parts.attention_layers.values()):
+        vars(module)["hsa_state"] = state
+    vars(parts.entry)["hsa_handles"] = [
+        parts.entry.register_forward_pre_hook(partial(before_forward, state), with_kwargs=True),
+        parts.entry.register_forward_hook(partial(after_forward, state), with_kwargs=True, always_call=True),
+        parts.base.register_forward_pre_hook(partial(install_for_adapters, state)),
+        parts.base.register_state_dict_pre_hook(partial(install_for_adapters, state)),
+    ]
+    install_generate(parts.base, state)
+    return state
 
 
 def _give_own_config(model: nn.Module) -> None:
@@ -168,9 +155,10 @@ def _give_own_config(model: nn.Module) -> None:
 
 
 def _check_layers(parts: TextModel, config: HSAConfig) -> None:
-    unknown = sorted(set(config.layers or ()) - set(parts.attention_layers))
+    wanted = config.layers or ()
+    unknown = sorted(set(wanted) - set(parts.attention_layers))
     if unknown:
         raise ValueError(
-            f"HSAConfig.layers = {list(config.layers)}: {type(parts.base).__name__} has softmax attention in layers "
+            f"HSAConfig.layers = {list(wanted)}: {type(parts.base).__name__} has softmax attention in layers "
             f"{sorted(parts.attention_layers)}, not in {unknown}."
         )

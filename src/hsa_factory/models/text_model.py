@@ -34,28 +34,18 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
     Raises:
         TypeError: If there is none.
     """
-    return wrapping(model)[-1]
-
-
-def wrapping(model: nn.Module) -> list[nn.Module]:
-    """Return a model, what it wraps, and so on down to the transformers model.
-
-    Raises:
-        TypeError: If there is none.
-    """
-    chain = [model]
-    while not isinstance(chain[-1], PreTrainedModel):
-        outer = chain[-1]
-        if isinstance(getattr(outer, "_orig_mod", None), nn.Module):  # torch.compile
-            chain.append(outer._orig_mod)
-        elif hasattr(outer, "get_base_model"):  # PEFT
-            chain.append(outer.get_base_model())
-        elif isinstance(getattr(outer, "module", None), nn.Module):  # DistributedDataParallel
-            chain.append(outer.module)
+    inner: Any = model
+    while not isinstance(inner, PreTrainedModel):
+        if isinstance(getattr(inner, "_orig_mod", None), nn.Module):  # torch.compile
+            inner = inner._orig_mod
+        elif hasattr(inner, "get_base_model"):  # PEFT
+            inner = inner.get_base_model()
+        elif isinstance(getattr(inner, "module", None), nn.Module):  # DistributedDataParallel
+            inner = inner.module
         else:
             raise TypeError(f"enable_hsa needs a transformers model, got {type(model).__name__}.")
 
-    return chain
+    return inner
 
 
 def find_text_model(model: nn.Module) -> TextModel:
@@ -71,9 +61,10 @@ def find_text_model(model: nn.Module) -> TextModel:
         raise ValueError(f"{name} is an encoder-decoder model; HSA supports decoder-only models.")
 
     text_config = base.config.get_text_config(decoder=True)
-    layers = {
+    modules: Iterable[Any] = base.modules()
+    layers: dict[int, nn.Module] = {
         module.layer_idx: module
-        for module in base.modules()
+        for module in modules
         if isinstance(getattr(module, "layer_idx", None), int)
         and type(getattr(module, "config", None)) is type(text_config)
         and _calls_attention_interface(module)

@@ -2,8 +2,8 @@
 
 import sys
 
-from .run import main
+from ..cli import main
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["quickstart", *sys.argv[1:]]))

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..user_errors import UserError
 from .recipes import DATA_DIR, RECIPES, Recipe, write_recipes
 
 
@@ -42,25 +43,24 @@ def run_quickstart(
         overwrite: Whether to replace an earlier quickstart in that directory.
 
     Returns:
-        0 if all four runs end well and every loss falls by a third or more, 1 if not, 2 if nothing was started.
+        0 if all four runs end well and every loss falls by a third or more, 1 if not.
+
+    Raises:
+        UserError: Before anything is started, if a package is missing or the directory holds an earlier quickstart.
     """
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        print(
-            f"quickstart: {', '.join(missing)} not installed; run: pip install 'hsa-factory[llamafactory]'",
-            file=sys.stderr,
+        raise UserError(
+            f"quickstart: {', '.join(missing)} not installed; run: pip install 'hsa-factory[llamafactory]'"
         )
-        return 2
 
     output_dir = Path(output_dir)
     present = [output_dir / name for name in MADE if (output_dir / name).exists()]
     if present and not overwrite:
-        print(
+        raise UserError(
             f"quickstart: {output_dir} already holds {', '.join(path.name for path in present)}; "
-            "choose another --output-dir, or --overwrite.",
-            file=sys.stderr,
+            "choose another --output-dir, or --overwrite."
         )
-        return 2
     for path in present:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -78,9 +78,9 @@ def run_quickstart(
     paths = _prepare(output_dir, seed, epochs)
     outcomes = []
     with progress_display(console) as progress:
-        waiting = {"step": "", "loss": "", "note": "waiting"}
         tasks = {
-            recipe.name: progress.add_task(recipe.title, start=False, total=None, **waiting) for recipe in RECIPES
+            recipe.name: progress.add_task(recipe.title, start=False, total=None, step="", loss="", note="waiting")
+            for recipe in RECIPES
         }
         for recipe in RECIPES:
             log = output_dir / "logs" / f"{recipe.name}.log"
@@ -180,7 +180,10 @@ def _parameters(log: Path) -> tuple[int | None, int | None]:
     """Read LLaMA-Factory's count of trained and of all parameters off its log."""
     text = log.read_text(encoding="utf-8", errors="replace")
     found = re.search(r"trainable params: ([\d,]+) \|\| all params: ([\d,]+)", text)
-    return tuple(int(number.replace(",", "")) for number in found.groups()) if found else (None, None)
+    if found is None:
+        return None, None
+    trained, total = (int(number.replace(",", "")) for number in found.groups())
+    return trained, total
 
 
 def _explain_failure(console: "Console", recipe: Recipe, log: Path, code: int) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsa_factory import HSAConfig
-from hsa_factory.attention import AttentionPlan, hsa_attention, run_attention
+from hsa_factory.attention import AttentionPlan, LayerRules, hsa_attention, run_attention
 from hsa_factory.attention.api import available_backends
 from hsa_factory.attention.backends.blockwise import segment
 
@@ -16,6 +16,8 @@ ALL = [*BACKENDS, "reference"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZE = 16
 TOLERANCE = 2e-5
+DEFAULTS = LayerRules.of(HSAConfig())
+HIDING = HSAConfig(hide=[(0, 1)])
 
 
 def draw(batch, heads, length, seed=0):
@@ -239,24 +241,25 @@ class TestModelArguments:
     @pytest.mark.parametrize(
         ("argument", "words"),
         [
-            ({"sliding_window": 1}, "sliding"),
-            ({"sliding_window": 16}, "sliding"),
+            ({"rules": LayerRules.of(HIDING, 1)}, "sliding"),
+            ({"rules": LayerRules.of(HIDING, 16)}, "sliding"),
             ({"softcap": 0.5}, "soft-cap"),
             ({"sinks": torch.tensor([0.5, -1.0, 2.0, 0.0], device=DEVICE)}, "sinks"),
-            ({"neutral": True}, "neutral"),
-            ({"neutral": True, "sliding_window": 16}, "neutral"),
+            ({"rules": LayerRules.plain()}, "plain"),
+            ({"rules": LayerRules.plain(16)}, "plain"),
         ],
-        ids=["window 1", "window 16", "softcap", "sinks", "neutral", "neutral window"],
+        ids=["window 1", "window 16", "softcap", "sinks", "plain", "plain window"],
     )
     def test_honoured_or_refused(self, backend, argument, words):
         query, key, value, _ = draw(2, (4, 2), 90)
         mask = torch.tensor([[0] * 9 + [1] * 40 + [2] * 41, [1] * 80 + [0] * 10], device=DEVICE)
-        plan = AttentionPlan(random_types(2, 90), HSAConfig(hide=[(0, 1)]), mask)
-        expected, _ = run_attention(query, key, value, plan, "reference", **argument)
-        plain, _ = run_attention(query, key, value, plan, "reference")
+        plan, rules = AttentionPlan.from_inputs(random_types(2, 90), mask), LayerRules.of(HIDING)
+        argument = {"rules": rules} | argument
+        expected, _ = run_attention(query, key, value, plan, backend="reference", **argument)
+        plain, _ = run_attention(query, key, value, plan, rules, "reference")
         assert (expected - plain).abs().max() > 1e-2
         try:
-            output, weights = run_attention(query, key, value, plan, backend, **argument)
+            output, weights = run_attention(query, key, value, plan, backend=backend, **argument)
         except ValueError as error:
             assert repr(backend) in str(error) and words in str(error)
         else:
@@ -265,10 +268,10 @@ class TestModelArguments:
 
     def test_weights_are_returned_or_refused(self, backend):
         query, key, value, _ = draw(1, (4, 2), 20)
-        plan = AttentionPlan(random_types(1, 20), HSAConfig())
-        expected = run_attention(query, key, value, plan, "reference", output_attentions=True)
+        plan = AttentionPlan.from_inputs(random_types(1, 20))
+        expected = run_attention(query, key, value, plan, DEFAULTS, "reference", output_attentions=True)
         try:
-            actual = run_attention(query, key, value, plan, backend, output_attentions=True)
+            actual = run_attention(query, key, value, plan, DEFAULTS, backend, output_attentions=True)
         except ValueError as error:
             assert repr(backend) in str(error) and "output_attentions" in str(error)
         else:
@@ -276,10 +279,10 @@ class TestModelArguments:
 
     def test_dropout_is_applied_or_refused(self, backend):
         query, key, value, _ = draw(1, (4, 2), 90)
-        plan = AttentionPlan(random_types(1, 90), HSAConfig())
-        plain, _ = run_attention(query, key, value, plan, backend)
+        plan = AttentionPlan.from_inputs(random_types(1, 90))
+        plain, _ = run_attention(query, key, value, plan, DEFAULTS, backend)
         try:
-            outputs = [run_attention(query, key, value, plan, backend, dropout=0.5)[0] for _ in range(200)]
+            outputs = [run_attention(query, key, value, plan, DEFAULTS, backend, dropout=0.5)[0] for _ in range(200)]
         except ValueError as error:
             assert "dropout" in str(error)
         else:
@@ -295,11 +298,11 @@ class TestModelArguments:
     def test_the_queries_may_be_the_last_of_the_keys(self, backend, queries, mask):
         query, key, value, upstream = draw(2, (4, 2), 50)
         types, mask = random_types(2, 50), torch.tensor([mask, [1] * 50], device=DEVICE)
-        results, first = [], 50 - queries
+        results, first, rules = [], 50 - queries, LayerRules.of(HSAConfig(noise_window=5))
         for name, number in (("reference", 50), (backend, queries)):
             leaves = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
-            plan = AttentionPlan(types, HSAConfig(noise_window=5), mask, query_length=number)
-            output, _ = run_attention(leaves[0][:, :, 50 - number :], *leaves[1:], plan, name)
+            plan = AttentionPlan.from_inputs(types, mask, query_length=number)
+            output, _ = run_attention(leaves[0][:, :, 50 - number :], *leaves[1:], plan, rules, name)
             assert output.shape[2] == number
             output = output[:, :, number - queries :]
             output.backward(upstream[:, :, first:])
@@ -404,11 +407,12 @@ def test_auto_agrees_with_the_reference_at_the_lengths_where_its_choice_changes(
 def test_auto_agrees_with_the_reference_and_serves_every_argument():
     query, key, value, _ = draw(1, (4, 2), 60)
     types = random_types(1, 60)
-    plan = AttentionPlan(types, HSAConfig())
-    for argument in ({}, {"softcap": 1.0}, {"sinks": torch.zeros(4, device=DEVICE)}, {"sliding_window": 5}):
-        automatic, weights = run_attention(query, key, value, plan, "auto", **argument)
-        expected, _ = run_attention(query, key, value, plan, "reference", **argument)
+    plan, sliding = AttentionPlan.from_inputs(types), {"rules": LayerRules.of(HSAConfig(), 5)}
+    for argument in ({}, {"softcap": 1.0}, {"sinks": torch.zeros(4, device=DEVICE)}, sliding):
+        argument = {"rules": DEFAULTS} | argument
+        automatic, weights = run_attention(query, key, value, plan, backend="auto", **argument)
+        expected, _ = run_attention(query, key, value, plan, backend="reference", **argument)
         assert weights is None
         assert (automatic - expected).abs().max() < TOLERANCE
-    _, weights = run_attention(query, key, value, plan, "auto", output_attentions=True)
+    _, weights = run_attention(query, key, value, plan, DEFAULTS, "auto", output_attentions=True)
     assert weights.shape == (1, 4, 60, 60)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 
 from hsa_factory import HSAConfig
-from hsa_factory.attention import AttentionPlan, hsa_attention, reference_attention
+from hsa_factory.attention import AttentionPlan, LayerRules, hsa_attention, reference_attention
 from hsa_factory.attention.backends import flex
 
 
@@ -19,6 +19,7 @@ CONFIGS = {
     "steep": HSAConfig(global_decay=2.0, landmark_decay=0.3),
     "hide": HSAConfig(hide=[("GLOBAL", "NOISE"), (0, 0), (1, 2)]),
 }
+DEFAULTS, NO_WINDOW = LayerRules.of(HSAConfig()), LayerRules.of(HSAConfig(noise_window=None))
 
 
 def draw(batch, heads, kv_heads, length, query_length=None, size=16):
@@ -34,10 +35,10 @@ def random_types(batch, length, seed=0):
     )
 
 
-def compare(plan, tensors, **options):
+def compare(plan, tensors, rules=DEFAULTS, **options):
     """Run the functions without a kernel, and the reference."""
-    output = flex.flex_hsa_attention(*tensors, plan, compiled=False, **options)
-    expected, _ = reference_attention(*tensors, plan, **options)
+    output = flex.flex_hsa_attention(*tensors, plan, rules, compiled=False, **options)
+    expected, _ = reference_attention(*tensors, plan, rules, **options)
     padding = plan.document_ids[:, plan.key_length - plan.query_length :] == 0
     assert output.isfinite().all() and (output[padding[:, None].expand(output.shape[:3])] == 0).all()
     expected = expected.masked_fill(padding[:, None, :, None], 0)
@@ -53,10 +54,10 @@ def listed_blocks(numbers, indices):
     return blocks.scatter(-1, indices.long().where(is_listed, columns), True)[:, 0, :, :columns]
 
 
-def check_blocks(plan, sliding_window=None):
+def check_blocks(plan, rules=DEFAULTS):
     """No visible pair is left out, and a block without a mask holds visible pairs only."""
-    mask = plan.flex_mask(sliding_window)
-    visible = plan.dense_bias(torch.float32, sliding_window)[:, 0] > float("-inf")
+    mask = plan.once(flex.FlexMask, rules)
+    visible = plan.dense_bias(torch.float32, rules)[:, 0] > float("-inf")
     offset = plan.key_length - plan.query_length
     visible &= (plan.document_ids[:, offset:] != 0)[:, :, None]  # a padded query's view of itself is nobody's concern
     if mask.order is not None:
@@ -80,11 +81,11 @@ class TestFunctionsEqualTheReference:
     def test_rules_and_lengths(self, config, length):
         mask = torch.ones(2, length, dtype=torch.long)
         mask[1, : length // 3] = 0
-        compare(AttentionPlan(random_types(2, length), config, mask), draw(2, 4, 2, length))
+        compare(AttentionPlan.from_inputs(random_types(2, length), mask), draw(2, 4, 2, length), LayerRules.of(config))
 
     @pytest.mark.parametrize("heads", [(1, 1), (3, 3), (8, 2), (6, 1)])
     def test_heads(self, heads):
-        compare(AttentionPlan(random_types(1, 140), HSAConfig()), draw(1, *heads, 140))
+        compare(AttentionPlan.from_inputs(random_types(1, 140)), draw(1, *heads, 140))
 
     @pytest.mark.parametrize("documents", ["sorted", "interleaved", "holes"])
     @pytest.mark.parametrize("config", [HSAConfig(), CONFIGS["hide"]])
@@ -94,30 +95,32 @@ class TestFunctionsEqualTheReference:
             "interleaved": torch.arange(260) % 3 + 1,
             "holes": torch.where(torch.arange(260) % 50 < 7, 0, 1 + torch.arange(260) // 100),
         }[documents]
-        compare(AttentionPlan(random_types(1, 260), config, numbers[None]), draw(1, 2, 1, 260))
+        compare(
+            AttentionPlan.from_inputs(random_types(1, 260), numbers[None]), draw(1, 2, 1, 260), LayerRules.of(config)
+        )
 
     def test_the_last_queries_and_a_sliding_window(self):
-        plan = AttentionPlan(random_types(2, 260), HSAConfig(), query_length=9)
+        plan = AttentionPlan.from_inputs(random_types(2, 260), query_length=9)
         compare(plan, draw(2, 4, 2, 260, 9))
-        compare(plan, draw(2, 4, 2, 260, 9), sliding_window=40)
-        compare(plan, draw(2, 4, 2, 260, 9), neutral=True, scale=0.3)
+        compare(plan, draw(2, 4, 2, 260, 9), LayerRules.of(HSAConfig(), 40))
+        compare(plan, draw(2, 4, 2, 260, 9), LayerRules.plain(), scale=0.3)
 
     @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
     def test_missing_keys(self, config):
         kept = torch.rand(400, generator=torch.Generator().manual_seed(0)) < 0.6
         kept[[0, 399]] = True
         positions = kept.nonzero().flatten()[None]
-        plan = AttentionPlan(random_types(1, 400)[:, kept], config, query_length=100, positions=positions)
-        compare(plan, draw(1, 4, 2, positions.shape[1], 100))
-        check_blocks(plan)
+        plan = AttentionPlan.from_inputs(random_types(1, 400)[:, kept], query_length=100, positions=positions)
+        compare(plan, draw(1, 4, 2, positions.shape[1], 100), LayerRules.of(config))
+        check_blocks(plan, LayerRules.of(config))
 
     def test_poisoned_padding(self):
         mask = torch.tensor([[0] * 30 + [1] * 150, [1] * 100 + [0] * 80])
-        plan = AttentionPlan(random_types(2, 180), HSAConfig(), mask)
+        plan = AttentionPlan.from_inputs(random_types(2, 180), mask)
         tensors = draw(2, 4, 2, 180)
-        clean = flex.flex_hsa_attention(*tensors, plan, compiled=False)
+        clean = flex.flex_hsa_attention(*tensors, plan, DEFAULTS, compiled=False)
         poisoned = [tensor.masked_fill((mask == 0)[:, None, :, None], float("nan")) for tensor in tensors]
-        assert torch.equal(flex.flex_hsa_attention(*poisoned, plan, compiled=False), clean)
+        assert torch.equal(flex.flex_hsa_attention(*poisoned, plan, DEFAULTS, compiled=False), clean)
 
 
 class TestBlockLists:
@@ -144,13 +147,13 @@ class TestBlockLists:
             hide=data.draw(st.sampled_from([(), [(1, 2)]])),
         )
         queries = data.draw(st.integers(1, length))
-        plan = AttentionPlan(types, config, mask, query_length=queries)
-        check_blocks(plan, data.draw(st.sampled_from([None, 1, 90])))
+        plan = AttentionPlan.from_inputs(types, mask, query_length=queries)
+        check_blocks(plan, LayerRules.of(config, data.draw(st.sampled_from([None, 1, 90]))))
 
     def test_scattered_memory_is_as_cheap_as_it_can_be(self):
         length = 8192
         types = torch.where(torch.rand(1, length, generator=torch.Generator().manual_seed(0)) < 0.05, 1, 2)
-        partial, full = check_blocks(AttentionPlan(types, HSAConfig()))
+        partial, full = check_blocks(AttentionPlan.from_inputs(types))
         computed = int((partial | full).sum()) * 128 * 128
         memory = int((types == 1).sum())
         assert computed < 1.2 * (length * memory / 2 + length * 3 * 128)
@@ -158,21 +161,22 @@ class TestBlockLists:
 
     def test_missing_keys_and_documents_out_of_order_leave_full_blocks(self):
         places = torch.arange(0, 1200, 2)[None]
-        _, full = check_blocks(AttentionPlan(torch.ones(1, 600).long(), HSAConfig(), positions=places))
+        _, full = check_blocks(AttentionPlan.from_inputs(torch.ones(1, 600).long(), positions=places))
         assert int(full.sum()) == 10
         documents = torch.tensor([[2] * 300 + [1] * 600 + [2] * 300])
-        _, full = check_blocks(AttentionPlan(torch.ones(1, 1200).long(), HSAConfig(), documents))
+        _, full = check_blocks(AttentionPlan.from_inputs(torch.ones(1, 1200).long(), documents))
         assert int(full.sum()) >= 5
 
     def test_no_windows_no_reordering(self):
-        plan = AttentionPlan(random_types(1, 300), HSAConfig(noise_window=None))
-        assert plan.flex_mask().order is None
-        partial, full = check_blocks(plan)
+        plan = AttentionPlan.from_inputs(random_types(1, 300))
+        assert plan.once(flex.FlexMask, NO_WINDOW).order is None
+        partial, full = check_blocks(plan, NO_WINDOW)
         assert int(full.sum()) == 3 and int(partial.sum()) == 3
 
     def test_made_once_for_all_layers(self):
-        plan = AttentionPlan(random_types(1, 300), HSAConfig())
-        assert plan.flex_mask() is plan.flex_mask() is not plan.flex_mask(10)
+        plan = AttentionPlan.from_inputs(random_types(1, 300))
+        assert plan.once(flex.FlexMask, DEFAULTS) is plan.once(flex.FlexMask, LayerRules.of(HSAConfig()))
+        assert plan.once(flex.FlexMask, DEFAULTS) is not plan.once(flex.FlexMask, LayerRules.of(HSAConfig(), 10))
 
 
 class TestReorder:
@@ -194,17 +198,17 @@ class TestCompilation:
     def test_lengths_types_and_rules_share_kernels(self, monkeypatch):
         counter = self.compile(monkeypatch)
         for length in (130, 200, 333, 512, 1000):
-            plan = AttentionPlan(random_types(1, length), HSAConfig(noise_window=length // 10))
-            flex.flex_hsa_attention(*draw(1, 4, 2, length), plan)
+            plan = AttentionPlan.from_inputs(random_types(1, length))
+            flex.flex_hsa_attention(*draw(1, 4, 2, length), plan, LayerRules.of(HSAConfig(noise_window=length // 10)))
         assert counter.frame_count <= 2  # a second one where a first length happens to equal a number of heads
 
     def test_the_recompile_limit_is_an_error(self, monkeypatch):
         self.compile(monkeypatch)
-        plan = AttentionPlan(random_types(1, 140), HSAConfig())
+        plan = AttentionPlan.from_inputs(random_types(1, 140))
         with torch._dynamo.config.patch(recompile_limit=1):
-            flex.flex_hsa_attention(*draw(1, 4, 2, 140), plan)
+            flex.flex_hsa_attention(*draw(1, 4, 2, 140), plan, DEFAULTS)
             with pytest.raises(RuntimeError, match="once more than torch allows.*recompile_limit.*blockwise"):
-                flex.flex_hsa_attention(*draw(1, 4, 2, 140, size=32), plan)
+                flex.flex_hsa_attention(*draw(1, 4, 2, 140, size=32), plan, DEFAULTS)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the error without CUDA")
@@ -222,12 +226,12 @@ class TestKernel:
     def test_outputs_and_gradients(self, config, length, dtype, tolerance):
         mask = torch.ones(2, length, dtype=torch.long, device="cuda")
         mask[1, : length // 3] = 0
-        plan = AttentionPlan(random_types(2, length).cuda(), config, mask)
+        plan = AttentionPlan.from_inputs(random_types(2, length).cuda(), mask)
         tensors = draw(2, 4, 2, length, size=64)
         results = []
         for run, kind in ((flex.flex_hsa_attention, dtype), (reference_attention, torch.float32)):
             leaves = [tensor.to("cuda", dtype).to(kind).requires_grad_() for tensor in tensors]
-            output = run(*leaves, plan)
+            output = run(*leaves, plan, LayerRules.of(config))
             output = output if isinstance(output, torch.Tensor) else output[0]
             output = output.masked_fill((mask == 0)[:, None, :, None], 0)
             output.float().pow(2).sum().backward()

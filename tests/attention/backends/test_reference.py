@@ -8,7 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hsa_factory import HSAConfig
-from hsa_factory.attention import AttentionPlan, reference_attention
+from hsa_factory.attention import AttentionPlan, LayerRules, reference_attention
+
+
+DEFAULTS = LayerRules.of(HSAConfig())
 
 
 def naive_attention(
@@ -61,7 +64,7 @@ def naive_attention(
     return output, weights
 
 
-def compare(types, config, documents=None, mask=None, document_ids=None, heads=(2, 1), **model):
+def compare(types, config, documents=None, mask=None, document_ids=None, heads=(2, 1), sliding_window=None, **model):
     """Compare outputs and weights. `documents` are what the loop is told, `mask` and `document_ids` the plan."""
     types_of_rows = types if isinstance(types[0], list) else [types]
     batch, length = len(types_of_rows), len(types_of_rows[0])
@@ -72,8 +75,9 @@ def compare(types, config, documents=None, mask=None, document_ids=None, heads=(
         for count, size in ((heads[0], 4), (heads[1], 4), (heads[1], 3))
     )
     to_tensor = lambda rows: None if rows is None else torch.tensor(rows)
-    plan = AttentionPlan(torch.tensor(types_of_rows), config, to_tensor(mask), to_tensor(document_ids))
-    output, weights = reference_attention(query, key, value, plan, **model)
+    plan = AttentionPlan.from_inputs(torch.tensor(types_of_rows), to_tensor(mask), to_tensor(document_ids))
+    output, weights = reference_attention(query, key, value, plan, LayerRules.of(config, sliding_window), **model)
+    model["sliding_window"] = sliding_window
     expected, expected_weights = naive_attention(query, key, value, types_of_rows, config, documents, **model)
     assert output.dtype == weights.dtype == torch.float32
     torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=2e-6)
@@ -133,8 +137,8 @@ class TestRules:
         if length:
             compare(mixed(length), HSAConfig(noise_window=0))
         empty = torch.zeros(1, 2, length, 4)
-        plan = AttentionPlan(torch.zeros(1, length, dtype=torch.long), HSAConfig())
-        assert reference_attention(empty, empty, empty, plan)[0].shape == (1, 2, length, 4)
+        plan = AttentionPlan.from_inputs(torch.zeros(1, length, dtype=torch.long))
+        assert reference_attention(empty, empty, empty, plan, DEFAULTS)[0].shape == (1, 2, length, 4)
 
 
 class TestDocuments:
@@ -216,13 +220,12 @@ class TestModels:
             sinks=torch.tensor([0.1, 0.2]),
         )
 
-    def test_neutral_leaves_causality_documents_and_padding(self):
+    def test_a_layer_without_hsa_keeps_causality_documents_and_padding(self):
         mask = torch.tensor([[0, 0, 1, 1, 1, 1, 2, 2, 2, 2]])
         generator = torch.Generator().manual_seed(0)
         query, key, value = (torch.randn(1, 2, 10, 4, generator=generator) for _ in range(3))
-        strict = HSAConfig(hide=[(0, 2)], noise_window=1, global_decay=3)
-        plan = AttentionPlan(torch.tensor([[0, 2] * 5]), strict, mask)
-        output, _ = reference_attention(query, key, value, plan, neutral=True, sliding_window=3)
+        plan = AttentionPlan.from_inputs(torch.tensor([[0, 2] * 5]), mask)
+        output, _ = reference_attention(query, key, value, plan, LayerRules.plain(3))
         expected, _ = naive_attention(query, key, value, [[0] * 10], HSAConfig(), mask.tolist(), sliding_window=3)
         torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=2e-6)
 
@@ -231,9 +234,9 @@ class TestPrecision:
     def test_low_precision_is_rounded_once_at_the_end(self):
         generator = torch.Generator().manual_seed(0)
         query, key, value = (torch.randn(1, 2, 60, 8, generator=generator).bfloat16() for _ in range(3))
-        plan = AttentionPlan(torch.tensor([mixed(60)]), HSAConfig())
-        output, weights = reference_attention(query, key, value, plan)
-        exact, _ = reference_attention(query.float(), key.float(), value.float(), plan)
+        plan = AttentionPlan.from_inputs(torch.tensor([mixed(60)]))
+        output, weights = reference_attention(query, key, value, plan, DEFAULTS)
+        exact, _ = reference_attention(query.float(), key.float(), value.float(), plan, DEFAULTS)
         assert output.dtype == weights.dtype == torch.bfloat16
         assert torch.equal(output, exact.bfloat16())
 
@@ -241,15 +244,15 @@ class TestPrecision:
         generator = torch.Generator().manual_seed(0)
         query, key, value = (torch.randn(1, 2, 20, 4, generator=generator, dtype=torch.float64) for _ in range(3))
         types = [mixed(20)]
-        output, _ = reference_attention(query, key, value, AttentionPlan(torch.tensor(types), HSAConfig()))
+        output, _ = reference_attention(query, key, value, AttentionPlan.from_inputs(torch.tensor(types)), DEFAULTS)
         expected, _ = naive_attention(query, key, value, types, HSAConfig(), [[1] * 20])
         torch.testing.assert_close(output, expected, rtol=1e-6, atol=1e-7)  # the bias itself is single precision
 
     def test_dropout_drops_weights_and_scales_the_rest(self):
         ones = torch.ones(1, 1, 200, 4)
-        plan = AttentionPlan(torch.zeros(1, 200, dtype=torch.long), HSAConfig())
+        plan = AttentionPlan.from_inputs(torch.zeros(1, 200, dtype=torch.long))
         torch.manual_seed(0)
-        output, weights = reference_attention(ones, ones, ones, plan, dropout=0.5)
+        output, weights = reference_attention(ones, ones, ones, plan, DEFAULTS, dropout=0.5)
         assert 0.4 < (weights[0, 0].tril() == 0).sum() / ones[0, 0, :, 0].numel() ** 2 < 0.8
         torch.testing.assert_close(weights[0, 0, -1].max(), torch.tensor(2 / 200))
         assert abs(output.mean() - 1) < 0.1

@@ -14,8 +14,10 @@ from llamafactory.chat import ChatModel
 
 from hsa_factory import HSAConfig
 from hsa_factory.llamafactory import integrate
+from hsa_factory.llamafactory.chat import hf_engine as ours
 from hsa_factory.llamafactory.chat.hf_engine import type_messages
-from hsa_factory.models.enable import get_hook
+from hsa_factory.models.enable import get_state
+from hsa_factory.models.generation.generate import generation_lock
 from hsa_factory.typed.text import TypedText
 
 
@@ -287,7 +289,7 @@ def test_a_model_without_hsa_runs_as_it_is(lf):
     messages = talk(lf, "user", "assistant", "user")
     expected = plain.chat(messages, max_new_tokens=NEW)[0].response_text
     with chat_model(directory, "saved") as model:
-        assert get_hook(model.engine.model) is None
+        assert get_state(model.engine.model) is None
         assert "semantic_ids" not in prompt_of(model, messages)
         assert model.chat(messages)[0].response_text == expected
         assert "".join(model.stream_chat(messages)) == expected
@@ -299,7 +301,7 @@ def test_the_saved_rules_are_found(lf, tmp_path):
     tiny.save_tiny("qwen3", tmp_path, [], tokenizer=lf.new_tokenizer())
     HSA.save_pretrained(tmp_path)
     with chat_model(tmp_path, "saved") as model:
-        assert get_hook(model.engine.model).config == HSA
+        assert get_state(model.engine.model).config == HSA
 
 
 def test_webchat(lf, served):
@@ -360,7 +362,7 @@ def test_generations_do_not_overlap(lf, served, monkeypatch):
     """Even if LLaMA-Factory lets several requests in at once (`MAX_CONCURRENT`)."""
     monkeypatch.setattr(served.engine, "semaphore", asyncio.Semaphore(8))
     running, most, lock = 0, 0, threading.Lock()
-    stock = served.engine.model.generate
+    stock = served.engine.model.generate.former  # called when the model is free
 
     def generate(*args, **kwargs):
         nonlocal running, most
@@ -375,7 +377,7 @@ def test_generations_do_not_overlap(lf, served, monkeypatch):
 
     messages = talk(lf, "user", "assistant", "user")
     expected = served.chat(messages)[0].response_text
-    monkeypatch.setattr(served.engine.model, "generate", generate)
+    monkeypatch.setattr(served.engine.model.generate, "former", generate)
 
     async def ask(streamed):
         if streamed:
@@ -387,6 +389,33 @@ def test_generations_do_not_overlap(lf, served, monkeypatch):
 
     answers = asyncio.run_coroutine_threadsafe(ask_all(), served._loop).result(timeout=60)
     assert answers == [expected] * 6 and most == 1
+
+
+def test_a_request_whose_reader_left_while_it_waited_generates_nothing(lf, served, monkeypatch):
+    generated = []
+    monkeypatch.setattr(served.engine.model.generate, "former", lambda *args, **kwargs: generated.append(args))
+
+    async def ask_and_leave():
+        asking = asyncio.ensure_future(anext(served.engine.stream_chat(talk(lf, "user"))))
+        await asyncio.sleep(0.3)
+        waiting = [thread for thread in threading.enumerate() if "run" in thread.name]
+        asking.cancel()
+        await asyncio.wait([asking])
+        return waiting
+
+    with generation_lock(get_state(served.engine.model)):  # somebody else has his turn
+        waiting = asyncio.run_coroutine_threadsafe(ask_and_leave(), served._loop).result(timeout=30)
+    assert len(waiting) == 1
+    waiting[0].join(timeout=10)
+    assert not waiting[0].is_alive() and not generated
+
+
+def test_a_request_makes_one_tagger(lf, served, monkeypatch):
+    made = []
+    stock = ours.make_tagger
+    monkeypatch.setattr(ours, "make_tagger", lambda *args: made.append(args) or stock(*args))
+    served.chat(talk(lf, "user"))
+    assert len(made) == 1
 
 
 # -- refused ---------------------------------------------------------------------------------------------------
@@ -409,9 +438,11 @@ def test_other_engines_are_left_to_models_without_hsa(tmp_path):
         ChatModel(args)
 
 
-def test_what_replaces_the_attention_is_refused(lf):
-    with pytest.raises(ValueError, match="`use_unsloth` cannot be combined with HSA"), integrate(HSA):
-        ChatModel({"model_name_or_path": str(lf.model_dir("qwen3")), "template": "qwen3", "use_unsloth": True})
+@pytest.mark.parametrize("option", [{"use_unsloth": True}, {"mixture_of_depths": "load"}])
+def test_what_replaces_the_attention_is_refused(lf, option):
+    (name,) = option
+    with pytest.raises(ValueError, match=f"`{name}` cannot be combined with HSA"), integrate(HSA):
+        ChatModel({"model_name_or_path": str(lf.model_dir("qwen3")), "template": "qwen3", **option})
 
 
 def test_other_values_than_those_are_refused():
@@ -420,7 +451,7 @@ def test_other_values_than_those_are_refused():
 
 
 def test_the_engine_is_given_back():
-    stock = hf_engine.HuggingfaceEngine.__dict__["_chat"]
+    stock = hf_engine.HuggingfaceEngine.__dict__["_process_args"]
     with integrate(HSA):
-        assert hf_engine.HuggingfaceEngine.__dict__["_chat"] is not stock
-    assert hf_engine.HuggingfaceEngine.__dict__["_chat"] is stock and isinstance(stock, staticmethod)
+        assert hf_engine.HuggingfaceEngine.__dict__["_process_args"] is not stock
+    assert hf_engine.HuggingfaceEngine.__dict__["_process_args"] is stock and isinstance(stock, staticmethod)

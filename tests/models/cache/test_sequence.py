@@ -1,26 +1,18 @@
-"""All tokens seen: in pieces, foreseen or not, they read as one sequence."""
+"""All tokens seen: in pieces they read as one sequence, and types change in all tables or in none."""
 
+import pytest
 import torch
 
 from hsa_factory import HSAConfig
-from hsa_factory.models.cache.key_table import Keys
-from hsa_factory.models.cache.sequence import SeenTokens
-from hsa_factory.models.lookahead import Lookahead
+from hsa_factory.attention import LayerRules
+from hsa_factory.models.cache.key_table import Keys, KeyTable
+from hsa_factory.models.cache.sequence import SeenTokens, retype
+from hsa_factory.models.cache.tagger import Settled
 
 
 def keys(start, types):
     types = torch.tensor([types, types])
     return Keys(start + torch.arange(types.shape[1]).expand_as(types), types, torch.ones_like(types, dtype=torch.bool))
-
-
-def foreseen(seen, steps=2):
-    """A lookahead of two tokens, as if one of one token had come before."""
-    types, before = torch.tensor([[1], [1]]), None
-    for _ in range(steps):
-        before = Lookahead(seen.last_positions, types, {}, HSAConfig(), before)
-        before.taken = before.steps
-    before.taken = 0
-    return before
 
 
 class TestSeenTokens:
@@ -35,26 +27,39 @@ class TestSeenTokens:
         seen.append(keys(2, [2]))
         assert (len(seen), seen.rows, seen.last_positions.tolist()) == (3, 2, [[2], [2]])
         assert seen.keys.semantic_ids.tolist() == [[0, 1, 2]] * 2
-        seen.retype(torch.tensor([[2, 2, 2], [0, 0, 0]]))
+        seen.retype([Settled(0, 0, 3, 2), Settled(1, 0, 2, 0), Settled(1, 2, 3, 0)])
         seen.change(lambda tensor: tensor[1:, :2])
         assert (len(seen), seen.rows, seen.keys.semantic_ids.tolist()) == (2, 1, [[0, 0]])
 
-    def test_of_what_is_foreseen_only_what_came(self):
+    def test_many_pieces(self):
         seen = SeenTokens()
-        seen.append(keys(0, [0, 2]))
-        seen.ahead = foreseen(seen)
-        assert seen.ahead.steps == 2 and len(seen) == 2
-        seen.ahead.taken += 1
-        assert len(seen) == 3 and seen.ahead is not None
-        assert seen.last_positions.tolist() == [[2], [2]]
-        assert seen.ahead is None and seen.keys.semantic_ids.tolist() == [[0, 2, 1]] * 2
+        for number in range(200):
+            seen.append(keys(number, [number % 3]))
+        assert len(seen) == 200 and seen.keys.positions.tolist() == [list(range(200))] * 2
+        assert seen.keys.semantic_ids[0].tolist() == [number % 3 for number in range(200)]
 
-    def test_a_change_ends_it(self):
+    def test_changes_to_other_types(self):
         seen = SeenTokens()
-        seen.append(keys(0, [0, 2]))
-        seen.ahead = foreseen(seen)
-        seen.ahead.taken += 2
-        seen.change(lambda tensor: tensor[:, :3])
-        assert len(seen) == 3 and seen.ahead is None
-        seen.append(keys(3, [2]))
-        assert seen.keys.semantic_ids.tolist() == [[0, 2, 1, 2]] * 2
+        assert seen.changes_to(torch.tensor([[0]])) == []
+        seen.append(keys(0, [0, 1, 1, 2]))
+        wanted = torch.tensor([[0, 1, 1, 2, 0], [2, 2, 1, 0, 0]])
+        assert seen.changes_to(wanted) == [Settled(1, 0, 2, 2), Settled(1, 3, 4, 0)]
+
+
+def test_all_tables_are_asked_for_all_changes_before_any_of_them_changes():
+    seen = SeenTokens()
+    tables = [KeyTable(LayerRules.of(HSAConfig(noise_window=1), window), 1) for window in (None, 3)]
+    new = keys(0, [0, 0, 1, 2, 2])
+    seen.append(new)
+    for table in tables:
+        table.begin(new, has_padding=False)
+        table.commit()
+    before = [table.keys.semantic_ids.tolist() for table in tables]
+    assert len(tables[0]) > len(tables[1])
+    with pytest.raises(ValueError, match="Tokens 3 to 4 of row 1 cannot become GLOBAL"):
+        retype([Settled(0, 0, 1, 1), Settled(1, 3, 4, 0)], seen, tables)
+    assert [table.keys.semantic_ids.tolist() for table in tables] == before
+    assert seen.keys.semantic_ids.tolist() == [[0, 0, 1, 2, 2]] * 2
+
+    retype([Settled(0, 0, 1, 1)], seen, tables)
+    assert tables[0].keys.semantic_ids[0, 0] == seen.keys.semantic_ids[0, 0] == 1

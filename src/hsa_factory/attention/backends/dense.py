@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from ..layer_rules import LayerRules
 from ..plan import AttentionPlan
-from .reference import zero_padding
 
 
 def dense_attention(
@@ -12,10 +12,9 @@ def dense_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     plan: AttentionPlan,
+    rules: LayerRules,
     scale: float | None = None,
-    sliding_window: int | None = None,
     dropout: float = 0.0,
-    neutral: bool = False,
 ) -> torch.Tensor:
     """Compute HSA attention with `scaled_dot_product_attention` and an additive (B, 1, Q, L) bias.
 
@@ -26,21 +25,20 @@ def dense_attention(
         key: (B, Hkv, L, D).
         value: (B, Hkv, L, E).
         plan: Built for these lengths.
+        rules: Of the layer.
         scale: Factor of q·k; None: 1/√D.
-        sliding_window: The model's own: keys with d ≥ sliding_window are invisible. None: no such limit.
         dropout: Probability with which attention weights are dropped.
-        neutral: Leave HSA's own rules out: plain causal attention within documents.
 
     Returns:
         (B, H, Q, E) in the dtype of `query`. Costs O(Q·L) memory once per forward, O(H·Q·L·D) time per layer.
     """
-    query, key, value = zero_padding(query, key, value, plan)
+    query, key, value = plan.zero_padding(query, key, value)
     bias_dtype = query.dtype
     if query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16):
         bias_dtype = torch.float32
 
-    is_causal = plan.is_causal(sliding_window, neutral)
-    bias = None if is_causal else plan.dense_bias(bias_dtype, sliding_window, neutral)
+    is_causal = plan.is_causal(rules)
+    bias = None if is_causal else plan.dense_bias(bias_dtype, rules)
     groups = query.shape[1] // key.shape[1]
     if query.shape[2] == 1 and groups > 1:  # heads that share a key are rows of one product, which reads it once
         grouped = query.reshape(query.shape[0], key.shape[1], groups, query.shape[3])

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from ..layer_rules import EffectiveRules
+from ..layer_rules import LayerRules
 from ..plan import AttentionPlan
-from .blockwise.segment import NEAR_LIMIT
-from .reference import zero_padding
 
 
+NEAR_LIMIT = 256  # windows up to this many tokens are near: their keys stay together at the end of the reordered keys
 BLOCK = 128  # rows and columns of a block of the mask
 _NOWHERE = 2**30  # place of a key that no query may see
 
@@ -29,9 +28,8 @@ def flex_hsa_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     plan: AttentionPlan,
+    rules: LayerRules,
     scale: float | None = None,
-    sliding_window: int | None = None,
-    neutral: bool = False,
     compiled: bool = True,
 ) -> torch.Tensor:
     """Compute HSA attention with a compiled flex kernel.
@@ -43,9 +41,8 @@ def flex_hsa_attention(
         key: (B, Hkv, L, D).
         value: (B, Hkv, L, E).
         plan: Built for these lengths.
+        rules: Of the layer.
         scale: Factor of q·k; None: 1/√D.
-        sliding_window: The model's own: keys with d ≥ sliding_window are invisible. None: no such limit.
-        neutral: Leave HSA's own rules out: plain causal attention within documents.
         compiled: False runs the same functions without a kernel, in O(Q·L) memory and forward only on CPU: for tests.
 
     Returns:
@@ -54,10 +51,10 @@ def flex_hsa_attention(
     Raises:
         RuntimeError: If torch cannot compile the kernel (any more), instead of running it uncompiled.
     """
-    query, key, value = zero_padding(query, key, value, plan)
-    mask = plan.flex_mask(sliding_window, neutral)
+    query, key, value = plan.zero_padding(query, key, value)
+    mask = plan.once(FlexMask, rules)
     if mask.order is not None:
-        key, value = (_Reorder.apply(tensor, mask.order, mask.inverse) for tensor in (key, value))
+        key, value = (_reorder(tensor, mask.order, mask.inverse) for tensor in (key, value))
 
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     arguments = (query, key, value, mask.block_mask, mask.slope, mask.query_place, mask.key_place, scale)
@@ -89,9 +86,10 @@ def _attend(
         return score - slope[b, k] * (query_place[b, q] - key_place[b, k])
 
     grouped = query.shape[1] != key.shape[1]
-    return flex_attention(
+    output: torch.Tensor = flex_attention(  # type: ignore[assignment]  # more only where more is asked for
         query, key, value, score_mod=score_mod, block_mask=block_mask, scale=scale, enable_gqa=grouped
     )
+    return output
 
 
 @cache
@@ -115,8 +113,13 @@ class _Reorder(torch.autograd.Function):
         return grad.take_along_dim(inverse[:, None, :, None], dim=2), None, None
 
 
+def _reorder(tensor: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    reordered: torch.Tensor = _Reorder.apply(tensor, order, inverse)  # type: ignore[no-untyped-call]
+    return reordered
+
+
 class FlexMask:
-    """A plan in the form that flex attention takes.
+    """A plan in the form that flex attention takes: made by ``plan.once(FlexMask, rules)``.
 
     A token's *place* is its number in its row, or, in a packed row, in the row sorted by documents. So a key is seen by
     the queries of one interval of places, and a kernel reads four numbers instead of documents, types and windows.
@@ -134,7 +137,7 @@ class FlexMask:
         block_mask: Which blocks of 128 queries and 128 reordered keys are computed, and which need no mask.
     """
 
-    def __init__(self, plan: AttentionPlan, rules: EffectiveRules) -> None:
+    def __init__(self, plan: AttentionPlan, rules: LayerRules) -> None:
         device, types, padding = plan.device, plan.semantic_ids, plan.document_ids == 0
         rows = slice(plan.key_length - plan.query_length, None)
         is_near = [window is not None and window <= NEAR_LIMIT for window in rules.windows]
@@ -211,7 +214,7 @@ def _hiding(
     return hiding_mask_mod
 
 
-def _hidden_pairs(rules: EffectiveRules, device: torch.device) -> torch.Tensor:
+def _hidden_pairs(rules: LayerRules, device: torch.device) -> torch.Tensor:
     hidden = torch.zeros(3, 3, dtype=torch.bool)
     for pair in rules.hide:
         hidden[pair] = True
@@ -233,13 +236,13 @@ def _places(plan: AttentionPlan) -> tuple[torch.Tensor, torch.Tensor]:
     ends = torch.ones_like(grouped, dtype=torch.bool)
     ends[:, :-1] = grouped[:, 1:] != grouped[:, :-1]
     last = torch.where(ends, places, length).flip(1).cummin(dim=1).values.flip(1)
-    return tuple(torch.empty_like(order).scatter_(1, order, values) for values in (places, last))
+    return torch.empty_like(order).scatter_(1, order, places), torch.empty_like(order).scatter_(1, order, last)
 
 
 def _by_block(values: torch.Tensor, fill: int) -> torch.Tensor:
     """Cut (B, L) into (B, blocks, 128)."""
     missing = -values.shape[1] % BLOCK
-    return torch.nn.functional.pad(values, (0, missing), value=fill).unflatten(1, (-1, BLOCK))
+    return torch.nn.functional.pad(values, (0, missing), value=fill).view(values.shape[0], -1, BLOCK)
 
 
 def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from ..layer_rules import LayerRules
 from ..plan import AttentionPlan
 
 
@@ -11,12 +12,11 @@ def reference_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     plan: AttentionPlan,
+    rules: LayerRules,
     scale: float | None = None,
-    sliding_window: int | None = None,
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
     dropout: float = 0.0,
-    neutral: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute softmax(q·k·scale + bias)·v with every intermediate in at least float32.
 
@@ -28,19 +28,18 @@ def reference_attention(
         key: (B, Hkv, L, D).
         value: (B, Hkv, L, E).
         plan: Built for these lengths. Keys and queries at its padding are read as zeros: NaN there does not leak.
+        rules: Of the layer.
         scale: Factor of q·k; None: 1/√D.
-        sliding_window: The model's own: keys with d ≥ sliding_window are invisible. None: no such limit.
         softcap: Logits become softcap·tanh(logits/softcap) before the bias (Gemma 2). None: no cap.
         sinks: (H,) one extra logit per head that takes part in the softmax and brings no value (gpt-oss). None: none.
         dropout: Probability with which attention weights are dropped.
-        neutral: Leave HSA's own rules out: plain causal attention within documents.
 
     Returns:
         The output (B, H, Q, E) and the attention weights (B, H, Q, L), both in the dtype of `query`.
     """
     dtype = query.dtype
     compute_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    query, key, value = zero_padding(query, key, value, plan)
+    query, key, value = plan.zero_padding(query, key, value)
     groups = query.shape[1] // key.shape[1]
     key = key.repeat_interleave(groups, dim=1)
     value = value.repeat_interleave(groups, dim=1)
@@ -50,7 +49,7 @@ def reference_attention(
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
 
-    logits = logits + plan.dense_bias(compute_dtype, sliding_window, neutral)
+    logits = logits + plan.dense_bias(compute_dtype, rules)
     if sinks is not None:
         column = sinks.to(compute_dtype).reshape(1, -1, 1, 1).expand(*logits.shape[:-1], 1)
         weights = torch.cat([logits, column], dim=-1).softmax(dim=-1)[..., :-1]
@@ -59,15 +58,3 @@ def reference_attention(
 
     weights = F.dropout(weights, dropout, training=dropout > 0)
     return (weights @ value.to(compute_dtype)).to(dtype), weights.to(dtype)
-
-
-def zero_padding(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Replace what stands at padding by zeros, so that neither NaN nor a gradient passes. Free without padding."""
-    if plan.is_padding is None:
-        return query, key, value
-
-    padded_keys = plan.is_padding[:, None, :, None]
-    padded_queries = padded_keys[:, :, plan.key_length - plan.query_length :]
-    return query.masked_fill(padded_queries, 0), key.masked_fill(padded_keys, 0), value.masked_fill(padded_keys, 0)

@@ -12,7 +12,7 @@ from llamafactory.api.protocol import ChatCompletionRequest, ChatMessage, Multim
 from llamafactory.chat.hf_engine import HuggingfaceEngine
 from llamafactory.extras import logging
 
-from ...models.enable import get_hook
+from ...models.enable import get_state
 from ...semantics import SemanticType
 from ...typed.text import TypedText
 from ..data.template import TYPE_KEY
@@ -78,7 +78,7 @@ def read_types(request: Any) -> list[SemanticType | None]:
 
 def _check_types(request: Any, chat_model: Any) -> None:
     engine = chat_model.engine
-    has_hsa = isinstance(engine, HuggingfaceEngine) and get_hook(engine.model) is not None
+    has_hsa = isinstance(engine, HuggingfaceEngine) and get_state(engine.model) is not None
     if any(kind is not None for kind in read_types(request)) and not has_hsa:
         raise HTTPException(400, detail="semantic_type: this server's model has no HSA. Send messages without it.")
 

@@ -2,7 +2,8 @@
 
 import threading
 from collections.abc import AsyncGenerator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import llamafactory.chat.chat_model
@@ -17,14 +18,17 @@ from ...config import HSAConfig
 from ...labeling.conversation import type_conversation
 from ...labeling.matching import Message, MessageTypes
 from ...labeling.rule_set import RuleSet
-from ...models.enable import get_hook
+from ...models.enable import get_state
+from ...models.generation.generate import generation_lock
 from ...models.generation.rule_tagger import make_tagger
 from ...semantics import SemanticType
-from ...typed.ids import fill_types, semantic_ids_of
+from ...typed.ids import TypedTokenId, fill_types, semantic_ids_of
 from ...typed.text import TypedText
 from ..data.template import PLACEHOLDERS, TEXT_KEY, TYPE_KEY, typed_template
+from ..model.loader import load_model_seam
 from ..options import check_serving
 from ..seams import Seam
+from ..state import Integration
 
 
 logger = logging.get_logger(__name__)
@@ -36,10 +40,12 @@ class StreamControl(StoppingCriteria):
     """Links a stream's reader with the thread that generates: ends the one when the other is gone.
 
     Attributes:
+        turn: Lock of the model's generations; none for a model without HSA.
         error: What ended the thread, if it failed.
     """
 
     def __init__(self) -> None:
+        self.turn: AbstractContextManager[Any] = nullcontext()
         self.error: BaseException | None = None
         self._abandoned = threading.Event()
 
@@ -56,114 +62,99 @@ class StreamControl(StoppingCriteria):
         return torch.full((input_ids.shape[0],), self.is_abandoned, dtype=torch.bool, device=input_ids.device)
 
 
-class Serving:
-    """What is replaced in LLaMA-Factory's Hugging Face engine. Models without HSA run as they do without it.
+def chat_seams(state: Integration) -> list[Seam]:
+    """Return what is replaced in LLaMA-Factory's Hugging Face engine. Models without HSA run as they do without it."""
+    engine = llamafactory.chat.hf_engine
+    return [
+        Seam(llamafactory.chat.chat_model, "get_infer_args", partial(_get_infer_args, state)),
+        load_model_seam(engine, state),
+        Seam(engine.HuggingfaceEngine, "_process_args", _process_args),
+        Seam(engine.HuggingfaceEngine, "stream_chat", _stream_chat),
+        Seam(engine, "Thread", _make_thread),
+    ]
 
-    Args:
-        hsa: As for `integrate`.
-    """
 
-    def __init__(self, hsa: HSAConfig | bool | str | None) -> None:
-        self.hsa = hsa
-        self._generating = threading.Lock()  # a model with HSA has one plan at a time
+def _get_infer_args(state: Integration, original: Any, args: Any = None) -> Any:
+    """Refuse an engine that would run the model without HSA, before that engine is looked for or started."""
+    if state.hsa:
+        args = read_args(args)
+        model_args, _, finetuning_args, _ = _parse_infer_args(args)
+        check_serving(state.hsa, model_args, finetuning_args)
+    return original(args)
 
-    def seams(self) -> list[Seam]:
-        """Return the replacements."""
-        engine = llamafactory.chat.hf_engine
-        return [
-            Seam(llamafactory.chat.chat_model, "get_infer_args", self.get_infer_args),
-            Seam(engine.HuggingfaceEngine, "_process_args", self.process_args),
-            Seam(engine.HuggingfaceEngine, "_chat", self.chat),
-            Seam(engine.HuggingfaceEngine, "stream_chat", self.stream_chat),
-            Seam(engine, "Thread", self.thread),
-        ]
 
-    def get_infer_args(self, original: Any, args: Any = None) -> Any:
-        """Refuse an engine that would run the model without HSA, before that engine is looked for or started."""
-        if self.hsa:
-            args = read_args(args)
-            model_args, _, finetuning_args, _ = _parse_infer_args(args)
-            check_serving(self.hsa, model_args, finetuning_args)
-        return original(args)
+def _process_args(
+    original: Any,
+    model: Any,
+    tokenizer: Any,
+    processor: Any,
+    template: Any,
+    generating_args: dict[str, Any],
+    messages: list[dict[str, Any]],
+    system: str | None = None,
+    tools: str | None = None,
+    images: list[Any] | None = None,
+    videos: list[Any] | None = None,
+    audios: list[Any] | None = None,
+    input_kwargs: dict[str, Any] | None = None,
+) -> tuple[dict[str, Any], int]:
+    """Encode a conversation with types, and hand them to `generate`."""
+    input_kwargs = dict(input_kwargs or {})
+    control: StreamControl | None = input_kwargs.pop(_CONTROL_KEY, None)
+    media = (images, videos, audios)
+    hsa = get_state(model)
+    prompt: list[int] = []
+    if hsa is not None:
+        template = typed_template(template, SemanticType.parse(hsa.config.default_type))
+        template.on_prompt = prompt.extend
+        messages, system = type_messages(_with_placeholders(messages, media), system, hsa.config)
 
-    def process_args(
-        self,
-        original: Any,
-        model: Any,
-        tokenizer: Any,
-        processor: Any,
-        template: Any,
-        generating_args: dict[str, Any],
-        messages: list[dict[str, Any]],
-        system: str | None = None,
-        tools: str | None = None,
-        images: list[Any] | None = None,
-        videos: list[Any] | None = None,
-        audios: list[Any] | None = None,
-        input_kwargs: dict[str, Any] | None = None,
-    ) -> tuple[dict[str, Any], int]:
-        """Encode a conversation with types, and hand them to `generate`."""
-        input_kwargs = dict(input_kwargs or {})
-        control = input_kwargs.pop(_CONTROL_KEY, None)
-        media = (images, videos, audios)
-        hook = get_hook(model)
-        prompt: list[int] = []
-        if hook is not None:
-            template = typed_template(template, SemanticType.parse(hook.config.default_type))
-            template.on_prompt = prompt.extend
-            messages, system = type_messages(_with_placeholders(messages, media), system, hook.config)
+    gen_kwargs, prompt_length = original(
+        model, tokenizer, processor, template, generating_args, messages, system, tools, *media, input_kwargs
+    )
+    if hsa is not None:
+        semantic_ids = semantic_ids_of(_with_prefix(prompt, gen_kwargs["inputs"][0].tolist())).astype("int64")
+        roles = ["system"] * bool(system) + [message["role"] for message in messages]
+        gen_kwargs["tagger"] = make_tagger(hsa.config, tokenizer, roles)
+        gen_kwargs["semantic_ids"] = torch.from_numpy(semantic_ids)[None].to(model.device)
+    if control is not None:
+        gen_kwargs["stopping_criteria"] = StoppingCriteriaList([control])
+        if hsa is not None:
+            control.turn = generation_lock(hsa)
+    return gen_kwargs, prompt_length
 
-        gen_kwargs, prompt_length = original(
-            model, tokenizer, processor, template, generating_args, messages, system, tools, *media, input_kwargs
-        )
-        if hook is not None:
-            semantic_ids = semantic_ids_of(_with_prefix(prompt, gen_kwargs["inputs"][0].tolist())).astype("int64")
-            roles = ["system"] * bool(system) + [message["role"] for message in messages]
-            gen_kwargs["tagger"] = make_tagger(hook.config, tokenizer, roles)
-            gen_kwargs["semantic_ids"] = torch.from_numpy(semantic_ids)[None].to(model.device)
-            roles = ["system"] * bool(system) + [message["role"] for message in messages]
-            gen_kwargs["tagger"] = make_tagger(hook.config, tokenizer, roles)
-        if control is not None:
-            gen_kwargs["stopping_criteria"] = StoppingCriteriaList([control])
-        return gen_kwargs, prompt_length
 
-    def chat(self, original: Any, model: Any, *args: Any) -> Any:
-        """Answer at once, one request at a time."""
-        with self._generating if get_hook(model) is not None else nullcontext():
-            return original(model, *args)
+async def _stream_chat(original: Any, engine: Any, *args: Any, **input_kwargs: Any) -> AsyncGenerator[str, None]:
+    """Answer piece by piece; an error in the thread that generates is raised here, and a lost reader ends it."""
+    control = StreamControl()
+    stream = original(engine, *args, **{**input_kwargs, _CONTROL_KEY: control})
+    try:
+        async for text in stream:
+            yield text
+    finally:
+        control.abandon()
+        await stream.aclose()
+    if control.error is not None:
+        raise control.error
 
-    async def stream_chat(
-        self, original: Any, engine: Any, *args: Any, **input_kwargs: Any
-    ) -> AsyncGenerator[str, None]:
-        """Answer piece by piece; an error in the thread that generates is raised here, and a lost reader ends it."""
-        control = StreamControl()
-        stream = original(engine, *args, **{**input_kwargs, _CONTROL_KEY: control})
+
+def _make_thread(original: Any, *args: Any, target: Any, kwargs: dict[str, Any], **options: Any) -> Any:
+    """Make the thread that generates for a stream; the stream ends with it in any case."""
+
+    def run(**gen_kwargs: Any) -> None:
+        criteria = gen_kwargs.get("stopping_criteria") or ()
+        control = next((item for item in criteria if isinstance(item, StreamControl)), StreamControl())
         try:
-            async for text in stream:
-                yield text
+            with control.turn:
+                if not control.is_abandoned:  # the reader may have left while others had their turn
+                    target(**gen_kwargs)
+        except BaseException as error:
+            logger.error(f"Generation failed: {error!r}", exc_info=True)
+            control.error = error
         finally:
-            control.abandon()
-            await stream.aclose()
-        if control.error is not None:
-            raise control.error
+            gen_kwargs["streamer"].on_finalized_text("", stream_end=True)
 
-    def thread(self, original: Any, *args: Any, target: Any, kwargs: dict[str, Any], **options: Any) -> Any:
-        """Make the thread that generates for a stream; the stream ends with it in any case."""
-
-        def run(**gen_kwargs: Any) -> None:
-            criteria = gen_kwargs.get("stopping_criteria") or ()
-            control = next((item for item in criteria if isinstance(item, StreamControl)), StreamControl())
-            try:
-                with self._generating if "semantic_ids" in gen_kwargs else nullcontext():
-                    if not control.is_abandoned:
-                        target(**gen_kwargs)
-            except BaseException as error:
-                logger.error(f"Generation failed: {error!r}", exc_info=True)
-                control.error = error
-            finally:
-                gen_kwargs["streamer"].on_finalized_text("", stream_end=True)
-
-        return original(*args, target=run, kwargs=kwargs, **options)
+    return original(*args, target=run, kwargs=kwargs, **options)
 
 
 def type_messages(
@@ -219,7 +210,7 @@ def _with_placeholders(messages: list[dict[str, Any]], media: tuple) -> list[dic
     return messages
 
 
-def _with_prefix(prompt: list[int], input_ids: list[int]) -> list[int]:
+def _with_prefix(prompt: list[int], input_ids: list[int]) -> list[TypedTokenId]:
     """Return a prompt's typed ids with the ids that LLaMA-Factory put before them (the images of PaliGemma).
 
     Raises:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llamafactory.data.converter import DatasetConverter
 
-from ... import __version__
+from ..._version import __version__
 from ...labeling.formats import DatasetFormat, SampleMessage, read_sample, type_sample
 from ...labeling.matching import MessageTypes
 from ...labeling.rule import MEDIA

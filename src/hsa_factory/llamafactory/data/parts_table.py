@@ -11,7 +11,7 @@ import datasets
 from datasets.exceptions import DatasetGenerationError
 from llamafactory.extras import logging
 
-from ... import __version__
+from ..._version import __version__
 from ...labeling.columns import write_rows
 from ...labeling.formats import DatasetFormat, Sample
 from ...labeling.job import parse_sample

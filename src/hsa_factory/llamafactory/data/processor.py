@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from llamafactory.data.processor import PackedSupervisedDatasetProcessor, SupervisedDatasetProcessor
 
-from ... import __version__
+from ..._version import __version__
 from ...config import FeedbackConfig, HSAConfig
 from ...feedback import apply_loss_mask
 from ...semantics import SemanticType

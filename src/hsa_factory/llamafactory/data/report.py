@@ -1,6 +1,7 @@
 """What happened to the data: counts per data set, carried through caches and workers, shown before the first step."""
 
 import json
+import os
 from collections import Counter
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
@@ -183,7 +184,7 @@ class DataReport:
         """Write ``hsa_report.json``, whole or not at all."""
         path = Path(directory) / REPORT_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{REPORT_NAME}.partial")
+        partial = path.with_name(f".{REPORT_NAME}.{os.getpid()}.partial")
         partial.write_text(json.dumps({**extra, **self.to_dict()}, indent=2, ensure_ascii=False) + "\n", "utf-8")
         partial.replace(path)
         return path

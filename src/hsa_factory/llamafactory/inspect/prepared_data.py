@@ -20,17 +20,20 @@ from ...inspection.inspected_sample import InspectedSample, Part, RowSummary
 from ...training_file import TrainingFile
 from ..data.collator import trained_labels
 from ..data.converter import INDEX_COLUMN
+from ..data.loader import STREAM_PREVIEW, NothingToTrain
 from ..data.processor import TypedProcessorMixin, TypedSupervisedProcessor
 from ..data.report import DatasetAccount
 from ..data.token_table import LOSS_MASK_COLUMN, ROW_SAMPLES_COLUMN, ROW_SOURCE_COLUMN, SEMANTIC_COLUMN
-from ..integration import STREAM_PREVIEW, NothingToTrain, integrate
-from ..options import check_stage, resolve_config
+from ..integration import integrate
+from ..options import check_stage
 from .trace import record_sample
 
 
 # Options that only matter once a model runs: some machines refuse them, and others lay out rows for generation.
-_RUN_OPTIONS = ("deepspeed", "fsdp", "fsdp_config", "bf16", "fp16", "pure_bf16", "tf32", "resume_from_checkpoint")
-_RUN_OPTIONS += ("do_predict", "predict_with_generate")
+_RUN_OPTIONS = (
+    *("deepspeed", "fsdp", "fsdp_config", "bf16", "fp16", "pure_bf16", "tf32", "resume_from_checkpoint"),
+    *("do_predict", "predict_with_generate"),
+)
 
 
 @dataclass
@@ -177,11 +180,10 @@ def load_samples(training_file: TrainingFile, split: str = "train", allow_empty:
 
         with integrate(training_file.hsa or True, training_file.feedback) as integration:
             model_args, data_args, training_args, finetuning_args, _ = get_train_args(args)
-            if finetuning_args.stage != "sft":
-                check_stage(finetuning_args.stage)
+            check_stage(finetuning_args.stage)
             if data_args.streaming:
                 training_args.dataloader_num_workers = max(1, training_args.dataloader_num_workers)
-            integration.hsa_config = resolve_config(integration.hsa, model_args, None)
+            hsa_config = integration.resolve(model_args)
             tokenizer_module = workflow.load_tokenizer(model_args)
             tokenizer = tokenizer_module["tokenizer"]
             template = get_template_and_fix_tokenizer(tokenizer, data_args)
@@ -216,7 +218,7 @@ def load_samples(training_file: TrainingFile, split: str = "train", allow_empty:
     return PreparedData(
         rows=rows,
         tokenizer=tokenizer,
-        hsa_config=integration.hsa_config,
+        hsa_config=hsa_config,
         feedback_config=feedback,
         marker_id=marker_id,
         accounts=report.train if split == "train" else report.eval,

@@ -1,42 +1,24 @@
 """A key/value cache that lets go of keys which HSA can never see again: exact, and as small as what is visible."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.utils import ModelOutput
 
-from ...attention import AttentionPlan
-from ...attention.layer_rules import EffectiveRules
+from ...attention import AttentionPlan, LayerRules
 from ...config import HSAConfig
 from ...semantics import SemanticType
-from ..lookahead import Lookahead
 from .incoming import EndedRows, IncomingTypes, check_types, find_real
 from .key_table import Keys, KeyTable
 from .layer import NO_HSA, HSACacheLayer
-from .sequence import SeenTokens
-from .tagger import Tagger
+from .report import CacheReport
+from .sequence import SeenTokens, retype
+from .tagger import Settled, Tagger
 
 
 _SHAPE = ("model_type", "hidden_size", "num_key_value_heads", "head_dim")  # tells models apart, as far as configs can
-
-
-@dataclass
-class CacheReport(ModelOutput):
-    """What a cache holds.
-
-    Attributes:
-        seen_tokens: Tokens that the model has read, padding included.
-        kept_tokens: Keys that are still held, in the longest row and the layer that holds most.
-        bytes: Memory of all keys and values, spare room included.
-    """
-
-    seen_tokens: int | None = None
-    kept_tokens: int | None = None
-    bytes: int | None = None
 
 
 class HSACache(Cache):
@@ -44,7 +26,8 @@ class HSACache(Cache):
 
     What is kept is never changed, so logits and text are those of a cache that keeps everything. `get_seq_length` is
     the number of tokens seen, not kept. Keys go in chunks, each layer by its own rules: HSA's and the model's own
-    sliding window; layers outside ``HSAConfig.layers`` keep what the model itself may see.
+    sliding window; layers outside ``HSAConfig.layers`` keep what the model itself may see. A forward that is refused or
+    fails changes nothing.
 
     `model.generate` makes one, or takes one as ``past_key_values`` to go on where it ended; so does a model's forward,
     whose `semantic_ids` then cover either the new tokens or all of them.
@@ -54,6 +37,12 @@ class HSACache(Cache):
         tagger: Types tokens that come without `semantic_ids` (generated ones); None: there must be none.
         evict: False: keep everything, to compare with.
         max_waiting: How many invisible keys of a row may wait for the next chunk.
+
+    Example:
+        >>> cache = HSACache(HSAConfig(noise_window=50))
+        >>> model(input_ids=ids, semantic_ids=types, past_key_values=cache)  # (1, 3000), 100 GLOBAL, the rest NOISE
+        >>> cache.report()  # 100 GLOBAL keys and the last 51 tokens
+        CacheReport(seen_tokens=3000, kept_tokens=150, bytes=…)
     """
 
     def __init__(
@@ -67,10 +56,10 @@ class HSACache(Cache):
         self.config = config
         self.max_waiting = max_waiting if evict else None
         self.room = max_waiting
-        self.tables: dict[tuple[int | None, bool], KeyTable] = {}
-        self.layer_keys: dict[int, tuple[int | None, bool]] = {}
+        self.tables: dict[LayerRules, KeyTable] = {}
+        self.layer_rules: dict[int, LayerRules] = {}
         self.rope_deltas: torch.Tensor | None = None  # of M-RoPE models
-        self._bound: tuple[Any, Any] = (None, None)
+        self._bound_to: dict[int, LayerRules] | None = None
         self._shape: list[Any] = []
         self._incoming = IncomingTypes(tagger)
         self._ends = EndedRows()
@@ -78,9 +67,9 @@ class HSACache(Cache):
 
     def _forget(self) -> None:
         self._seen = SeenTokens()
-        self._new: Keys | None = None  # of the forward under way; None if they were foreseen
-        self._is_open = False
-        self._ids: torch.Tensor | None = None
+        self._new: Keys | None = None  # of the forward under way
+        self._go_back: Callable[[], None] | None = None  # from the forward under way
+        self._is_broken = False
         self._incoming.forget()
         self._ends.forget()
 
@@ -93,6 +82,11 @@ class HSACache(Cache):
     def attention_mask(self) -> torch.Tensor | None:
         """Which of the tokens seen are real, (B, seen) int64: 1, and 0 for padding; None before the first."""
         return self._seen.keys.is_real.long() if self._seen else None
+
+    @property
+    def rows(self) -> int:
+        """B; 0 before the first token."""
+        return self._seen.rows
 
     @property
     def ended_rows(self) -> torch.Tensor | None:
@@ -121,49 +115,44 @@ class HSACache(Cache):
 
     def report(self) -> CacheReport:
         """Return `seen_tokens`, `kept_tokens` and `bytes`."""
-        kept = [int(table.keys.is_real.sum(1).max()) for table in self.tables.values() if len(table)]
-        size = sum(layer.nbytes() for layer in self.layers if isinstance(layer, HSACacheLayer))
+        kept = [int(table.keys.is_real.sum(1).max()) for table in self.tables.values() if table.keys is not None]
+        size = sum(layer.nbytes() for layer in self._own_layers())
         return CacheReport(seen_tokens=len(self._seen), kept_tokens=max(kept, default=0), bytes=size)
 
     # -- one forward ------------------------------------------------------------------------------------------
 
-    def bind(self, model_config: PreTrainedConfig, windows: dict[int, int | None], config: HSAConfig) -> None:
+    def bind(self, model_config: PreTrainedConfig, layer_rules: dict[int, LayerRules], config: HSAConfig) -> None:
         """Make the layers for a model, or check that they are.
 
         Args:
             model_config: Of the model.
-            windows: The sliding window of each softmax attention layer.
+            layer_rules: What holds in each softmax attention layer.
             config: The model's rules.
 
         Raises:
             ValueError: If the cache was made for other rules or another model.
         """
-        if self._bound[0] is config and self._bound[1] is windows:
+        if self._bound_to is layer_rules:
             return
         if config.attention_rules() != self.config.attention_rules():
             raise ValueError(
                 f"This HSACache was made for {self.config.attention_rules()}, but the model attends with "
                 f"{config.attention_rules()}: make a new one with HSACache(model's HSAConfig)."
             )
-        keys = {
-            index: (window, config.layers is not None and index not in config.layers)
-            for index, window in windows.items()
-        }
         text_config = model_config.get_text_config(decoder=True)
         shape = [getattr(text_config, name, None) for name in _SHAPE]
-        if self.layers and (keys != self.layer_keys or shape != self._shape):
+        is_same = layer_rules == self.layer_rules and shape == self._shape
+        if self._seen and not is_same:
             raise ValueError("This HSACache belongs to another model.")
-        self._bound, self._shape = (config, windows), shape
-        if self.layers:
+        self._bound_to, self._shape = layer_rules, shape
+        if self.layers and is_same:
             return
 
-        self.layer_keys = keys
-        self.tables = {
-            key: KeyTable(EffectiveRules.of(config, *key), self.max_waiting) for key in dict.fromkeys(keys.values())
-        }
+        self.layer_rules = dict(layer_rules)
+        self.tables = {rules: KeyTable(rules, self.max_waiting) for rules in dict.fromkeys(layer_rules.values())}
         self.layers = DynamicCache(config=text_config).layers  # linear attention has layers of its own
-        for index, key in keys.items():
-            self.layers[index] = HSACacheLayer(self.tables[key], self.room)
+        for index, rules in layer_rules.items():
+            self.layers[index] = HSACacheLayer(self.tables[rules], self.room)
 
     def expect(self, semantic_ids: torch.Tensor, tagger: Tagger, end_ids: Sequence[int] = ()) -> None:
         """Say which types the next tokens have, and what ends a row.
@@ -179,13 +168,13 @@ class HSACache(Cache):
         """
         if self._seen and semantic_ids.shape[0] != self._seen.rows:
             raise ValueError(f"This HSACache holds {self._seen.rows} rows, but the input has {semantic_ids.shape[0]}.")
-        self._retype_seen(semantic_ids)
+        self._retype(self._seen.changes_to(semantic_ids))
         self._incoming.expect(semantic_ids, tagger)
         self._ends.expect(end_ids, semantic_ids.shape[1])
 
     def note_ids(self, input_ids: torch.Tensor) -> None:
         """Remember the tokens of a sequence, (B, …), as far as they have been seen, for `check_ids`."""
-        self._ids = input_ids[:, : len(self._seen)]
+        self._seen.ids = input_ids[:, : len(self._seen)]
 
     def check_ids(self, input_ids: torch.Tensor) -> None:
         """Check that a sequence, (B, L), begins with the tokens noted.
@@ -193,23 +182,10 @@ class HSACache(Cache):
         Raises:
             ValueError: If it is another one.
         """
-        if self._ids is None or not self._seen:
-            return
-        number = min(self._ids.shape[1], len(self._seen))
-        differs = (input_ids[:, :number] != self._ids[:, :number]) & self._seen.keys.is_real[:, :number]
-        if bool(differs.any()):
-            row, place = differs.nonzero()[0].tolist()
-            raise ValueError(
-                f"input_ids differs from what this HSACache has seen, first at token {place} of row {row}: pass the tokens "
-                "that went in and came out, not their text encoded anew; for another conversation make another cache."
-            )
+        self._seen.check_ids(input_ids)
 
     def begin(
-        self,
-        tokens: torch.Tensor,
-        semantic_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        config: HSAConfig,
+        self, tokens: torch.Tensor, semantic_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
     ) -> dict[int, AttentionPlan]:
         """Take a forward's new tokens in and plan its attention; `commit` or `abort` ends it.
 
@@ -217,84 +193,106 @@ class HSACache(Cache):
             tokens: (B, Q) input_ids or (B, Q, hidden) embeddings.
             semantic_ids: (B, Q) or, those seen included, (B, seen + Q); None: as was said with `expect`.
             attention_mask: (B, seen + Q), 0 is padding; None: all real.
-            config: The model's.
 
         Returns:
             The plan of each softmax attention layer.
 
         Raises:
-            ValueError: If something does not fit, or types are missing.
+            ValueError: If something does not fit, or types are missing. Then nothing has changed.
         """
+        self.abort()  # one that an interrupt left open
+        if self._is_broken:
+            raise ValueError("A forward with this HSACache failed half-way, so it cannot be used any more.")
         rows, number = tokens.shape[:2]
+        self._check_new(rows, number, semantic_ids)
+        is_real = find_real(tokens, attention_mask, len(self._seen))
+
+        self._remember(rows)
+        try:
+            if self._seen and rows != self._seen.rows:
+                self.batch_repeat_interleave(rows // self._seen.rows)
+            if semantic_ids is None:
+                types = self._incoming.of(tokens, len(self._seen))
+            else:
+                types = semantic_ids[:, -number:].long()
+                if semantic_ids.shape[1] > number:
+                    self._retype(self._seen.changes_to(semantic_ids))
+            types = check_types(types).to(tokens.device)
+            is_real = self._ends.find_real(tokens, is_real, len(self._seen))
+            changes, released = self._incoming.news(len(self._seen))
+            self._retype(changes)
+            plans = self._plan(types, is_real, released)
+        except BaseException:
+            self.abort()
+            raise
+        return {index: plans[rules] for index, rules in self.layer_rules.items()}
+
+    def _check_new(self, rows: int, number: int, semantic_ids: torch.Tensor | None) -> None:
+        seen = len(self._seen)
         if not rows * number:
             raise ValueError(f"There is nothing to read: the input has (batch, length) = {(rows, number)}.")
-        self._fit_rows(rows)
-        if self._is_open:
-            self._check_layers()
-        types = self._types_of(tokens, semantic_ids)
-        is_real = find_real(tokens, attention_mask, len(self._seen))
-        is_real = self._ends.find_real(tokens, is_real, len(self._seen))
-        changes, released = self._incoming.news(len(self._seen))
-        for change in changes:
-            self.retype(*change)
-
-        keys_stay = not any(table.may_drop(number, released) for table in self.tables.values())
-        if self._seen and number == 1 and is_real is None and keys_stay:
-            plans = self._plan_foreseen(types, tokens.device, config, released)
-        else:
-            plans = self._plan(check_types(types).to(tokens.device), is_real, config, released)
-        self._is_open = True
-        return {index: plans[key] for index, key in self.layer_keys.items()}
+        if seen and rows % self._seen.rows:
+            raise ValueError(f"This HSACache holds {self._seen.rows} rows, but the input has {rows}.")
+        if semantic_ids is not None and semantic_ids.shape not in ((rows, seen + number), (rows, number)):
+            cached = f", {seen} of them cached" if seen else ""
+            raise ValueError(
+                f"semantic_ids has shape {tuple(semantic_ids.shape)}, but the input has (batch, length) = "
+                f"{(rows, seen + number)}{cached}."
+            )
 
     def _plan(
-        self, types: torch.Tensor, is_real: torch.Tensor | None, config: HSAConfig, released: int
-    ) -> dict[tuple[int | None, bool], AttentionPlan]:
-        """Plan any forward."""
-        number = types.shape[1]
-        is_real = torch.ones_like(types, dtype=torch.bool) if is_real is None else is_real
+        self, types: torch.Tensor, is_real: torch.Tensor | None, released: int
+    ) -> dict[LayerRules, AttentionPlan]:
+        """Plan the attention of new tokens, types and which are real (B, Q); None: all."""
+        number, has_padding = types.shape[1], is_real is not None
+        if is_real is None:
+            is_real = torch.ones_like(types, dtype=torch.bool)
         before = self._seen.last_positions if self._seen else -1
         self._new = Keys(before + is_real.long().cumsum(1), types, is_real)
-        last = self._new.positions[:, -1]
-        held_from = self._incoming.held_from(last, len(self._seen) + number)
-        plans = {}
-        for key, table in self.tables.items():
-            table.begin(self._new, last + 1, held_from, released)
-            keys = table.new_keys
-            plans[key] = (
-                AttentionPlan.of_cached_keys(keys.semantic_ids, config, keys.is_real, keys.positions, number)
-                if self._seen
-                else AttentionPlan(keys.semantic_ids, config, keys.is_real)
-            )
-        return plans
+        held_from = self._incoming.held_from(self._new.positions[:, -1], len(self._seen) + number)
+        return {
+            rules: table.begin(self._new, has_padding, held_from, released) for rules, table in self.tables.items()
+        }
 
-    def _plan_foreseen(
-        self, types: torch.Tensor, device: torch.device, config: HSAConfig, released: int
-    ) -> dict[tuple[int | None, bool], AttentionPlan]:
-        """Plan a forward of one token a row, none of them padding, after which no key goes."""
-        ahead = self._seen.ahead
-        if ahead is None or not ahead.fits(types, config):
-            types = check_types(types).to(device)
-            ahead = Lookahead(self._seen.last_positions, types, self.tables, config, before=ahead)
-            self._seen.ahead = ahead
-        self._new = None
-        for table in self.tables.values():
-            table.begin_foreseen(released)
-        return ahead.plans()
+    def _remember(self, rows: int) -> None:
+        """Remember how things stand, so that `abort` finds its way back."""
+        parts = [self._seen, self._ends, *self.tables.values()]
+        former = [(part, dict(vars(part))) for part in parts]
+        incoming, deltas = self._incoming.snapshot(), self.rope_deltas
+        grows = bool(self._seen) and rows != self._seen.rows  # then buffers are copied: else they are only added to
+        held = [(layer, layer.held()) for layer in self._own_layers()] if grows else []
+
+        def go_back() -> None:
+            for part, values in former:
+                vars(part).update(values)
+            for layer in self._own_layers():
+                layer.abort()
+            for layer, keys in held:
+                layer.hold(keys)
+            self.rope_deltas = deltas
+            if not self._incoming.restore(incoming):
+                self._is_broken = True
+
+        self._go_back = go_back
 
     def commit(self) -> None:
         """End a forward."""
+        for layer in self._own_layers():
+            layer.commit()
         for table in self.tables.values():
             table.commit()
-        if self._new is None:
-            self._seen.ahead.taken += 1
-        else:
+        if self._new is not None:
             self._seen.append(self._new)
-        self._new, self._is_open = None, False
+        self._new = self._go_back = None
 
     def abort(self) -> None:
-        """End a forward that failed."""
-        for table in self.tables.values():
-            table.abort()
+        """End a forward that failed, as if it had not begun. (What linear layers have read cannot be taken back.)"""
+        if self._go_back is None:
+            return
+        go_back, self._go_back = self._go_back, None
+        go_back()
+        if self._new is not None and self._other_layers():
+            self._is_broken = True
         self._new = None
 
     def keep_rope_deltas(self, deltas: torch.Tensor | None) -> None:
@@ -321,78 +319,25 @@ class HSACache(Cache):
         """
         if not self._seen:
             raise ValueError("This HSACache has seen no token whose type could change.")
-        semantic_type, seen = SemanticType.parse(semantic_type), self._seen.keys
-        semantic_ids = seen.semantic_ids.clone()
-        semantic_ids[row, start:stop] = int(semantic_type)
-        positions = seen.positions[row, start:stop][seen.is_real[row, start:stop]]
-        if len(positions):
-            for table in self.tables.values():
-                if not table.retype(row, positions, int(semantic_type), seen.positions[row, -1] + 1):
-                    raise ValueError(
-                        f"Tokens {start} to {stop} of row {row} cannot become {semantic_type.name} any "
-                        "more: their keys are gone."
-                    )
-        self._seen.retype(semantic_ids)
+        self._retype([Settled(row, start, stop, int(SemanticType.parse(semantic_type)))])
 
-    def _retype_seen(self, semantic_ids: torch.Tensor) -> None:
-        """Take over what all types, (B, seen + …), say of the tokens seen."""
-        if not self._seen:
-            return
-        seen, number = self._seen.keys, len(self._seen)
-        differs = (seen.semantic_ids != semantic_ids[:, :number]) & seen.is_real
-        for row in differs.any(dim=1).nonzero().flatten().tolist():
-            wanted = torch.where(differs[row], semantic_ids[row, :number], -1)
-            values, lengths = wanted.unique_consecutive(return_counts=True)
-            stops = lengths.cumsum(0).tolist()
-            for value, length, stop in zip(values.tolist(), lengths.tolist(), stops):
-                if value >= 0:
-                    self.retype(row, stop - length, stop, value)
-
-    def _types_of(self, tokens: torch.Tensor, semantic_ids: torch.Tensor | None) -> torch.Tensor:
-        """Return the new tokens' types, (B, Q); where all types are given, take over what they say of those seen."""
-        if semantic_ids is None:
-            return self._incoming.of(tokens, len(self._seen))
-        rows, number, seen = *tokens.shape[:2], len(self._seen)
-        if semantic_ids.shape == (rows, seen + number):
-            self._retype_seen(semantic_ids)
-        elif semantic_ids.shape != (rows, number):
-            cached = f", {seen} of them cached" if seen else ""
-            raise ValueError(
-                f"semantic_ids has shape {tuple(semantic_ids.shape)}, but the input has (batch, length) = "
-                f"{(rows, seen + number)}{cached}."
-            )
-        return semantic_ids[:, -number:].long()
+    def _retype(self, changes: Sequence[Settled]) -> None:
+        retype(changes, self._seen, tuple(self.tables.values()))
 
     # -- rows and lengths -------------------------------------------------------------------------------------
-
-    def _fit_rows(self, rows: int) -> None:
-        if not self._seen or rows == self._seen.rows:
-            return
-        if rows % self._seen.rows:
-            raise ValueError(f"This HSACache holds {self._seen.rows} rows, but the input has {rows}.")
-        self.batch_repeat_interleave(rows // self._seen.rows)
-
-    def _check_layers(self) -> None:
-        """Refuse to go on after a forward that did not end, if a layer took part in it (of linear ones nobody knows)."""
-        for layer in self.layers:
-            if not isinstance(layer, HSACacheLayer) or layer.get_seq_length() != len(layer.table):
-                raise ValueError("A forward with this HSACache failed half-way, so it cannot be used any more.")
 
     def _change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self._seen.change(change)
         for table in self.tables.values():
             table.change(change)
-        for layer in self.layers:
-            if isinstance(layer, HSACacheLayer):
-                layer.change(change)
+        for layer in self._own_layers():
+            layer.change(change)
         if self.rope_deltas is not None:
             self.rope_deltas = change(self.rope_deltas)
-        if self._ids is not None:
-            self._ids = change(self._ids)
         self._incoming.change(change)
         self._ends.change(change)
 
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Let each row go on from another one, as beam search does. `beam_idx`: (B,)."""
         self._change(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
         for layer in self._other_layers():
@@ -410,6 +355,9 @@ class HSACache(Cache):
         if indices.dtype == torch.bool:
             indices = indices.nonzero().flatten()
         self.reorder_cache(indices)
+
+    def _own_layers(self) -> list[HSACacheLayer]:
+        return [layer for layer in self.layers if isinstance(layer, HSACacheLayer)]
 
     def _other_layers(self) -> list[Any]:
         return [layer for layer in self.layers if not isinstance(layer, HSACacheLayer)]
@@ -436,12 +384,12 @@ class HSACache(Cache):
         self._seen.change(lambda tensor: tensor[:, :-number])
         for table in self.tables.values():
             table.change(lambda tensor: tensor[:, :-number])
-        for layer in self.layers:
+        for layer in self._own_layers():
             layer.crop(number)
 
     def reset(self) -> None:
         """Forget everything."""
         for table in self.tables.values():
-            table.__init__(table.rules, table.max_waiting)
+            table.forget()
         super().reset()
         self._forget()

@@ -1,10 +1,11 @@
 """What is known of the tokens that come into a cache: their types, and which are padding."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
-from .tagger import Settled, Tagger
+from .tagger import RewindableTagger, Settled, Tagger
 
 
 class IncomingTypes:
@@ -23,6 +24,22 @@ class IncomingTypes:
         self._prompt: torch.Tensor | None = None
         self._tagged_from = 0
         self._unsettled: list[int] = []
+        self._has_tagged = False  # whether the tagger was told something since `snapshot`
+
+    def snapshot(self) -> Any:
+        """Return what `restore` goes back to."""
+        self._has_tagged = False
+        return dict(vars(self)), self.tagger.snapshot() if isinstance(self.tagger, RewindableTagger) else None
+
+    def restore(self, snapshot: Any) -> bool:
+        """Go back to a snapshot. Returns whether that could be done: a tagger of the user's may not know how."""
+        has_tagged = self._has_tagged
+        values, tagged = snapshot
+        vars(self).update(values)
+        if has_tagged and isinstance(self.tagger, RewindableTagger):
+            self.tagger.restore(tagged)
+            return True
+        return not has_tagged
 
     def expect(self, semantic_ids: torch.Tensor, tagger: Tagger) -> None:
         """Say the types of the first tokens of the sequence, (B, n), and who types those after them."""
@@ -43,16 +60,17 @@ class IncomingTypes:
             ValueError: If a type is known neither from the prompt nor by a tagger.
         """
         rows, number = tokens.shape[:2]
-        known = 0 if self._prompt is None else min(max(self._prompt.shape[1] - seen, 0), number)
-        pieces = []
-        if known:
-            given = self._prompt[:, seen : seen + known]
+        known, pieces = 0, []
+        if self._prompt is not None and self._prompt.shape[1] > seen:
+            given = self._prompt[:, seen : seen + number]
+            known = given.shape[1]
             pieces.append(given.repeat_interleave(rows // given.shape[0], 0))
         if known < number:
             if self.tagger is None:
                 raise ValueError("semantic_ids are missing: a model that goes on from an HSACache needs them.")
             if tokens.dim() != 2:
                 raise ValueError("Generated tokens must be input_ids to be typed, got embeddings.")
+            self._has_tagged = True
             pieces.append(self.tagger.tag(tokens[:, known:] if known else tokens).long())
         return pieces[0] if len(pieces) == 1 else torch.cat([pieces[0], pieces[1].to(pieces[0])], dim=1)
 
@@ -69,6 +87,7 @@ class IncomingTypes:
         if self.tagger is None:
             return [], 0
         changes = []
+        self._has_tagged = True
         for change in self.tagger.settled():
             start, stop = self._tagged_from + change.start, min(self._tagged_from + change.stop, seen)
             if start < stop:
@@ -96,6 +115,7 @@ class IncomingTypes:
     def change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Reorder, repeat or select rows."""
         if self.tagger is not None:
+            self._has_tagged = True
             self.tagger.change(change)
 
 

@@ -11,9 +11,13 @@ from .key_table import KeyTable
 
 NO_HSA = "An HSACache needs a model with HSA: call enable_hsa(model) first."
 
+Buffers = tuple[torch.Tensor, ...]  # keys and values, (B, Hkv, room, D) each; none before the first
+
 
 class HSACacheLayer(CacheLayerMixin):
     """Keys and values of one layer, in a buffer with room for the next tokens.
+
+    New keys are written behind those held and count once `commit` is called; `abort` leaves the layer as it was.
 
     Args:
         table: What is known of the keys, shared with the other layers that have the same rules.
@@ -26,8 +30,9 @@ class HSACacheLayer(CacheLayerMixin):
         super().__init__()
         self.table = table
         self.room = room
-        self._buffers: list[torch.Tensor] = []  # keys, values
+        self._buffers: Buffers = ()
         self._length = 0
+        self._new: tuple[Buffers, int] | None = None  # what is held once the forward under way has ended well
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Take dtype and device from the first keys."""
@@ -37,7 +42,7 @@ class HSACacheLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add new keys and return them with all that this forward may see; then let go of what later ones cannot.
+        """Add new keys and return them with all that this forward may see.
 
         Args:
             key_states: (B, Hkv, Q, D).
@@ -59,41 +64,61 @@ class HSACacheLayer(CacheLayerMixin):
         if self.table.new_padding is not None:  # zeros: a bias of −∞ hides them, but would not hide NaN
             padding = self.table.new_padding[:, None, :, None]
             key_states, value_states = key_states.masked_fill(padding, 0), value_states.masked_fill(padding, 0)
-        new_length = self._length + key_states.shape[2]
-        result = [self._append(index, states, new_length) for index, states in enumerate((key_states, value_states))]
-        self._length, kept = new_length, result
-        if self.table.keep is not None:
-            kept = [self._select(states, self.table.keep) for states in result]
-            self._buffers = kept
-            self._length = self.table.keep.shape[1]
-            kept = [buffer[:, :, : self._length] for buffer in kept]
-        self.keys, self.values = kept
-        return result[0], result[1]
+        keep = self.table.keep
+        if keep is not None and not self._buffers:  # a long prompt: what goes never gets a buffer
+            self._new = self._select((key_states, value_states), keep), keep.shape[1]
+            return key_states, value_states
 
-    def _append(self, index: int, states: torch.Tensor, new_length: int) -> torch.Tensor:
-        old = self._buffers[index] if self._buffers and len(self._buffers) > index else None
-        if old is None and self.table.keep is not None:
-            return states  # selected from right away
+        length = self._length + key_states.shape[2]
+        buffers = tuple(self._extend(index, states, length) for index, states in enumerate((key_states, value_states)))
+        if self._buffers:
+            self._buffers = buffers  # what was held stands in them, too
+        self._new = buffers, length
+        return buffers[0][:, :, :length], buffers[1][:, :, :length]
+
+    def commit(self) -> None:
+        """End a forward: the new keys count, and those that no later token can see go."""
+        if self._new is None:
+            return
+        had_keys = bool(self._buffers)
+        self._buffers, self._length = self._new
+        self._new, keep = None, self.table.keep
+        if keep is not None and had_keys:
+            self._buffers = self._select(self._views(), keep)
+            self._length = keep.shape[1]
+        self.keys, self.values = self._views()
+
+    def abort(self) -> None:
+        """End a forward that failed: what it wrote does not count."""
+        self._new = None
+
+    def _extend(self, index: int, states: torch.Tensor, length: int) -> torch.Tensor:
+        """Return a buffer with what is held and `states`, up to `length`."""
+        old = self._buffers[index] if self._buffers else None
         if old is not None and states.requires_grad and torch.is_grad_enabled():
-            self._buffers[index] = torch.cat([old[:, :, : self._length], states], dim=2)
-            return self._buffers[index]
+            return torch.cat([old[:, :, : self._length], states], dim=2)
 
-        writable = old is not None and (torch.is_inference_mode_enabled() or not old.is_inference())
-        if not writable or old.shape[2] < new_length:
-            buffer = states.new_empty(*states.shape[:2], new_length + self.room, states.shape[3])
+        buffer = old
+        is_writable = old is not None and (torch.is_inference_mode_enabled() or not old.is_inference())
+        if buffer is None or not is_writable or buffer.shape[2] < length:
+            buffer = states.new_empty(*states.shape[:2], length + self.room, states.shape[3])
             if old is not None:
                 buffer[:, :, : self._length] = old[:, :, : self._length]
-            self._buffers[index : index + 1] = [buffer]
-        self._buffers[index][:, :, self._length : new_length] = states
-        return self._buffers[index][:, :, :new_length]
-
-    def _select(self, states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """Copy the keys at some places, (B, K′), into a new buffer."""
-        number = places.shape[1]
-        buffer = states.new_empty(*states.shape[:2], number + self.room, states.shape[3])
-        index = places[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
-        buffer[:, :, :number] = states.gather(2, index)
+        buffer[:, :, self._length : length] = states
         return buffer
+
+    def _select(self, tensors: Buffers, places: torch.Tensor) -> Buffers:
+        """Copy the keys and values at some places, (B, K′), into new buffers."""
+        number, selected = places.shape[1], []
+        for states in tensors:
+            buffer = states.new_empty(*states.shape[:2], number + self.room, states.shape[3])
+            index = places[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
+            buffer[:, :, :number] = states.gather(2, index)
+            selected.append(buffer)
+        return tuple(selected)
+
+    def _views(self) -> Buffers:
+        return tuple(buffer[:, :, : self._length] for buffer in self._buffers)
 
     def get_seq_length(self) -> int:
         """Return the number of keys held."""
@@ -113,23 +138,28 @@ class HSACacheLayer(CacheLayerMixin):
 
     def crop(self, number: int) -> None:
         """Drop the last `number` keys."""
-        self._length -= number
-        self._refresh()
+        self._hold(self._buffers, self._length - number)
 
     def change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Reorder, repeat or select rows."""
-        self._buffers = [change(buffer) for buffer in self._buffers]
-        self._refresh()
+        self._hold(tuple(map(change, self._buffers)), self._length)
 
     def reset(self) -> None:
         """Forget everything."""
-        self._buffers, self._length = [], 0
-        self.keys = self.values = None
+        self._hold((), 0)
 
     def nbytes(self) -> int:
         """Return the memory of keys and values, spare room included."""
         return sum(buffer.untyped_storage().nbytes() for buffer in self._buffers)
 
-    def _refresh(self) -> None:
-        if self._buffers:
-            self.keys, self.values = (buffer[:, :, : self._length] for buffer in self._buffers)
+    def held(self) -> tuple[Buffers, int]:
+        """Return what `hold` takes, to go back to it."""
+        return self._buffers, self._length
+
+    def hold(self, held: tuple[Buffers, int]) -> None:
+        """Go back to what was held."""
+        self._hold(*held)
+
+    def _hold(self, buffers: Buffers, length: int) -> None:
+        self._buffers, self._length, self._new = buffers, length, None
+        self.keys, self.values = self._views() if buffers else (None, None)

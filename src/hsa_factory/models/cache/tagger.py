@@ -1,7 +1,7 @@
 """Which type a generated token has: the protocol, and the simplest answer."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
@@ -42,6 +42,17 @@ class Tagger(Protocol):
         """Reorder, repeat or select rows, by a function on a tensor (B, …)."""
 
 
+@runtime_checkable
+class RewindableTagger(Tagger, Protocol):
+    """A tagger that can take tokens back, after a forward pass that failed; without it a cache is then of no use."""
+
+    def snapshot(self) -> Any:
+        """Return what `restore` goes back to; called before every forward pass, so it must be quick."""
+
+    def restore(self, snapshot: Any) -> None:
+        """Forget what has come since a snapshot."""
+
+
 class ConstantTagger:
     """Gives every token the same type.
 
@@ -66,3 +77,9 @@ class ConstantTagger:
 
     def change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Do nothing: all rows are alike."""
+
+    def snapshot(self) -> None:
+        """Return nothing: there is nothing to remember."""
+
+    def restore(self, snapshot: None) -> None:
+        """Do nothing."""

@@ -4,26 +4,24 @@ import functools
 import inspect
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from transformers import GenerationMixin, PreTrainedModel
 
 from ...config import HSAConfig
-from ...semantics import SemanticType
-from ..cache.hsa_cache import HSACache
-from ..cache.tagger import Tagger
+from ..cache import HSACache, Tagger
+from ..forward_pass import HSAState
 from .prefill import prefill
 from .rule_tagger import make_tagger
 
 
-if TYPE_CHECKING:
-    from ..forward_hooks import HSAHook
-
-
 # Threads that share a model take turns: it holds a conversation's M-RoPE offsets, for one.
-_locks: "weakref.WeakKeyDictionary[HSAHook, threading.RLock]" = weakref.WeakKeyDictionary()
+_locks: "weakref.WeakKeyDictionary[HSAState, threading.RLock]" = weakref.WeakKeyDictionary()
 
+_NAME = "generate"  # of the method that is replaced on a model
 _REFUSED = {
     "assistant_model": "assisted decoding takes tokens back, but dropped keys are gone",
     "prompt_lookup_num_tokens": "prompt lookup takes tokens back, but dropped keys are gone",
@@ -46,12 +44,13 @@ class Generate:
 
     Args:
         model: The model.
-        hook: HSA's state.
+        state: HSA's state.
     """
 
-    def __init__(self, model: PreTrainedModel, hook: "HSAHook") -> None:
-        self.model, self.hook, self.former = model, hook, model.generate
-        self.replaced = model.__dict__.get("generate")
+    def __init__(self, model: PreTrainedModel, state: HSAState) -> None:
+        self.model, self.state = model, state
+        self.former: Callable[..., Any] = getattr(model, _NAME)
+        self.replaced = vars(model).get(_NAME)
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -71,11 +70,13 @@ class Generate:
         Raises:
             ValueError: If something does not fit, or is asked for that HSA cannot honour.
         """
-        with _locks.setdefault(self.hook, threading.RLock()):
+        if not self.state.is_on:  # somebody has put a `generate` of his own above this one, and disabled HSA since
+            return self.former(inputs, *args, **kwargs)
+        with generation_lock(self.state):
             return self._generate(inputs, args, kwargs)
 
     def _generate(self, inputs: torch.Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        model, config = self.model, self.hook.config
+        model, config = self.model, self.state.config
         semantic_ids, tagger = kwargs.pop("semantic_ids", None), kwargs.pop("tagger", None)
         cache = kwargs.get("past_key_values")
         if semantic_ids is None and tagger is None and not isinstance(cache, HSACache) and is_plain(config):
@@ -97,9 +98,9 @@ class Generate:
         kwargs["attention_mask"] = _prepare_mask(kwargs.get("attention_mask"), input_ids, cache, pad_token_id, end_ids)
         beams, copies = option("num_beams") or 1, option("num_return_sequences") or 1
         rows_end_apart = beams == 1 and len(input_ids) * copies > 1
-        tagger = tagger or make_tagger(config, kwargs.get("tokenizer") or self.hook.tokenizer)
+        tagger = tagger or make_tagger(config, kwargs.get("tokenizer") or self.state.tokenizer)
         cache.expect(semantic_ids, tagger, end_ids if rows_end_apart else ())
-        prefill(model, self.hook, input_ids, cache, kwargs, max(beams, copies))
+        prefill(model, self.state, input_ids, cache, kwargs, max(beams, copies))
         kwargs |= {"past_key_values": cache, "use_cache": True}
         output = self.former(input_ids, *args, **kwargs)
         if beams == 1:
@@ -107,32 +108,36 @@ class Generate:
         return output
 
 
-def install_generate(model: PreTrainedModel, hook: "HSAHook") -> None:
+def generation_lock(state: HSAState) -> AbstractContextManager[Any]:
+    """Return the lock by which generations of one model take turns; the thread that holds it may generate."""
+    return _locks.setdefault(state, threading.RLock())
+
+
+def install_generate(model: PreTrainedModel, state: HSAState) -> None:
     """Let a model's `generate` take `semantic_ids`; nothing happens if it has no `generate`."""
     if isinstance(model, GenerationMixin) and not is_installed(model):
-        model.generate = Generate(model, hook)
+        setattr(model, _NAME, Generate(model, state))
 
 
 def remove_generate(model: PreTrainedModel) -> None:
     """Put the former `generate` back."""
-    if is_installed(model):
-        replaced = model.generate.replaced
-        del model.generate
-        if replaced is not None:
-            model.generate = replaced
+    installed = vars(model).get(_NAME)
+    if isinstance(installed, Generate):
+        delattr(model, _NAME)
+        if installed.replaced is not None:
+            setattr(model, _NAME, installed.replaced)
 
 
 def is_installed(model: PreTrainedModel) -> bool:
     """Whether `install_generate` was called."""
-    return isinstance(model.__dict__.get("generate"), Generate)
+    return isinstance(vars(model).get(_NAME), Generate)
 
 
 def is_plain(config: HSAConfig) -> bool:
     """Whether untyped prompts and what is generated from them are seen as without HSA."""
-    if config.labels is not None:
+    if config.rules is not None:
         return False
-    generated = config.default_type if config.generated_type is None else config.generated_type
-    kinds = {SemanticType.parse(config.default_type), SemanticType.parse(generated)}
+    kinds = {config.default, config.generated}
     hides = any(query_type in kinds and key_type in kinds for query_type, key_type in config.hide)
     return not hides and all(config.decays[kind] == 0 and config.windows[kind] is None for kind in kinds)
 
@@ -199,17 +204,15 @@ def _prepare_types(
 ) -> torch.Tensor:
     """Return the types of all tokens up to the prompt's end, (B, seen + new)."""
     seen = cache.get_seq_length()
-    if seen and cache.attention_mask.shape[0] != input_ids.shape[0]:
-        raise ValueError(
-            f"This HSACache holds {cache.attention_mask.shape[0]} rows, but input_ids has {input_ids.shape[0]}."
-        )
+    if seen and cache.rows != input_ids.shape[0]:
+        raise ValueError(f"This HSACache holds {cache.rows} rows, but input_ids has {input_ids.shape[0]}.")
     if semantic_ids is None:
         if seen:
             raise ValueError(
                 "semantic_ids are missing: going on from an HSACache needs the types of the new tokens (and "
                 "cache.semantic_ids holds those of the tokens seen)."
             )
-        return torch.full_like(input_ids, int(SemanticType.parse(config.default_type)))
+        return torch.full_like(input_ids, int(config.default))
     if not isinstance(semantic_ids, torch.Tensor):
         raise ValueError(f"semantic_ids must be a tensor, got {type(semantic_ids).__name__}.")
     if semantic_ids.shape != input_ids.shape:
@@ -236,8 +239,8 @@ def _prepare_mask(
     """Return the mask of all tokens up to the prompt's end, (B, seen + new)."""
     given = attention_mask
     if given is None:  # guess as transformers does: the padding token is padding unless it also ends texts
-        is_guessed = pad_token_id is not None and pad_token_id not in end_ids
-        given = (input_ids != pad_token_id).long() if is_guessed else torch.ones_like(input_ids)
+        is_unknown = pad_token_id is None or pad_token_id in end_ids
+        given = torch.ones_like(input_ids) if is_unknown else torch.ne(input_ids, pad_token_id or 0).long()
     if not isinstance(given, torch.Tensor) or given.shape != input_ids.shape:
         found = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
         raise ValueError(f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)}, got {found}.")

@@ -4,7 +4,6 @@ import inspect
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 
 _MEDIA = (
@@ -33,7 +32,7 @@ class MediaPrompt:
         ValueError: If images or videos do not fit the tokens.
     """
 
-    def __init__(self, entry: nn.Module, input_ids: torch.Tensor, inputs: dict[str, Any]) -> None:
+    def __init__(self, entry: Any, input_ids: torch.Tensor, inputs: dict[str, Any]) -> None:
         self._inputs = dict(inputs)
         self._spans: dict[str, list[_Span]] = {}
         for pixels, grid, token in _MEDIA:
@@ -76,7 +75,7 @@ class MediaPrompt:
 
 
 def find_rope_positions(
-    entry: nn.Module,
+    entry: Any,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
     inputs: dict[str, Any],
@@ -107,7 +106,7 @@ def find_rope_positions(
     return torch.cat([text[None], places.to(text)]), deltas
 
 
-def add_media_types(entry: nn.Module, input_ids: torch.Tensor, inputs: dict[str, Any]) -> None:
+def add_media_types(entry: Any, input_ids: torch.Tensor, inputs: dict[str, Any]) -> None:
     """Tell images (1) and videos (2) from text (0) as the processor does, where the caller did not.
 
     Without ``mm_token_type_ids`` transformers' `generate` would silently give images the positions of text, which are not

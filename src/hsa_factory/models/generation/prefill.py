@@ -1,17 +1,14 @@
 """Reading a prompt, all but its last piece, before `generate` goes on from it."""
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from ..cache.hsa_cache import HSACache
+from ..cache import HSACache
+from ..forward_pass import HSAState
 from .media import MEDIA_NAMES, MediaPrompt, add_media_types, find_rope_positions, text_positions
-
-
-if TYPE_CHECKING:
-    from ..forward_hooks import HSAHook
 
 
 PREFILL_CHUNK = 4096  # tokens of a long prompt that go through the model together
@@ -20,7 +17,7 @@ PREFILL_CHUNK = 4096  # tokens of a long prompt that go through the model togeth
 @torch.no_grad()
 def prefill(
     model: PreTrainedModel,
-    hook: "HSAHook",
+    state: HSAState,
     input_ids: torch.Tensor,
     cache: HSACache,
     inputs: dict[str, Any],
@@ -32,7 +29,7 @@ def prefill(
 
     Args:
         model: With HSA on.
-        hook: HSA's state.
+        state: HSA's state.
         input_ids: (B, L), the whole conversation.
         cache: What of it has been seen.
         inputs: What else `generate` is given, `attention_mask` (B, L) included. Images that were read are taken out, and
@@ -42,26 +39,27 @@ def prefill(
     Raises:
         ValueError: If images or videos do not fit the tokens, or cannot be read.
     """
-    entry, length, start = model.base_model, input_ids.shape[1], cache.get_seq_length()
+    entry: Any = model.base_model
+    length, start = input_ids.shape[1], cache.get_seq_length()
     has_mrope = hasattr(entry, "rope_deltas")
     size = PREFILL_CHUNK
-    if hook.is_hybrid:
+    if state.is_hybrid:
         size = 1 if start else length
         if start:
             is_text = inputs["attention_mask"] != 0
-            hook.refuse_padding(is_text | (is_text.cumsum(dim=1) == 0), 0)
+            state.refuse_padding(is_text | (is_text.cumsum(dim=1) == 0), 0)
     if has_mrope:
         add_media_types(entry, input_ids, inputs)
         if start:
             entry.rope_deltas = cache.rope_deltas  # another conversation may have left its own
-    if _has_other_media(model, inputs, has_mrope) or not (start or length > size):
+    if _has_other_media(model, entry, inputs, has_mrope) or not (start or length > size):
         return
 
     media = MediaPrompt(entry, input_ids, inputs if has_mrope else {})
     new_media = media.select(start)
-    if new_media and hook.is_hybrid:
+    if new_media and state.is_hybrid:
         raise ValueError(
-            f"{hook.model_name} has layers without softmax attention, which go on from a cache by one token at a time: "
+            f"{state.model_name} has layers without softmax attention, which go on from a cache by one token at a time: "
             "it reads images and videos in the first turn only. Begin a new cache."
         )
     text_only_from = media.last_place() if new_media and copies > 1 else 0
@@ -98,10 +96,10 @@ def prefill(
         inputs |= media.select(start)
 
 
-def _has_other_media(model: PreTrainedModel, inputs: dict[str, Any], has_mrope: bool) -> bool:
+def _has_other_media(model: PreTrainedModel, entry: Any, inputs: dict[str, Any], has_mrope: bool) -> bool:
     """Whether the model is given tensors of which we do not know how to hand them out in pieces."""
     known = {"attention_mask"}
     if has_mrope:
-        known |= MEDIA_NAMES | set(inspect.signature(model.base_model.get_rope_index).parameters)
+        known |= MEDIA_NAMES | set(inspect.signature(entry.get_rope_index).parameters)
     taken = set(inspect.signature(model.forward).parameters) - known
     return any(isinstance(value, torch.Tensor) for name, value in inputs.items() if name in taken)

@@ -12,7 +12,6 @@ from ...config import HSAConfig
 from ...labeling.matching import Message, label_messages
 from ...labeling.rule_set import Rule, RuleSet
 from ...labeling.tags import find_elements
-from ...semantics import SemanticType
 from ...typed.text import TypedText, token_types
 from ..cache.tagger import ConstantTagger, Settled, Tagger
 
@@ -26,26 +25,24 @@ def make_tagger(config: HSAConfig, tokenizer: Any = None, roles: Sequence[str] |
     """Return what types the tokens of a message that the model is about to write.
 
     Args:
-        config: `labels` hold the rules; where none applies, tokens have `generated_type`, else `default_type`.
+        config: `rules` hold them; where none applies, tokens have `generated_type`, else `default_type`.
         tokenizer: Needed if a rule looks at the text.
         roles: Roles of the messages before, system message included; needed if a rule has a `turn`.
 
     Raises:
         ValueError: If a rule needs what is not given.
     """
-    chosen = config.default_type if config.generated_type is None else config.generated_type
-    base = SemanticType.parse(chosen)
-    rules = [] if config.labels is None else _applicable(RuleSet.parse(config.labels), roles)
+    rules = [] if config.rules is None else _applicable(RuleSet.parse(config.rules), roles)
     if not rules:
-        return ConstantTagger(base)
+        return ConstantTagger(config.generated)
     if rules[0].decided == "start" and not rules[0].types_parts:
         return ConstantTagger(rules[0].type)
     if tokenizer is None:
         raise ValueError(
-            f"HSAConfig.labels: rule {rules[0].name!r} looks at the text of generated messages, which takes the "
+            f"HSAConfig.rules: rule {rules[0].name!r} looks at the text of generated messages, which takes the "
             "tokenizer: generate(…, tokenizer=tokenizer)."
         )
-    return RuleTagger(rules, base, tokenizer)
+    return RuleTagger(rules, config.generated, tokenizer)
 
 
 def _applicable(rules: RuleSet, roles: Sequence[str] | None) -> list[Rule]:
@@ -57,7 +54,7 @@ def _applicable(rules: RuleSet, roles: Sequence[str] | None) -> list[Rule]:
         if rule.turn:
             if roles is None:
                 raise ValueError(
-                    f"HSAConfig.labels: rule {rule.name!r} counts turns, which takes the roles of the messages before: "
+                    f"HSAConfig.rules: rule {rule.name!r} counts turns, which takes the roles of the messages before: "
                     "generate(…, tagger=make_tagger(config, tokenizer, roles))."
                 )
             turn = sum(role in (rule.role or _COUNTED_ROLES) for role in roles)
@@ -67,6 +64,9 @@ def _applicable(rules: RuleSet, roles: Sequence[str] | None) -> list[Rule]:
         if not rule.types_parts and not rule.contains:
             break  # it leaves nothing to the rules after it
     return kept
+
+
+_LISTS = ("ids", "offsets", "types", "reported")  # of a text, a number for each token
 
 
 @dataclass
@@ -149,6 +149,18 @@ class RuleTagger:
     def change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Reorder, repeat or select rows, by a function on a tensor (B, …)."""
         self.rows = [self.rows[index].copy() for index in change(torch.arange(len(self.rows))).tolist()]
+
+    def snapshot(self) -> list[tuple[_Text, dict[str, Any], dict[str, int]]]:
+        """Return what `restore` goes back to: lists are added to or replaced, so that their lengths are enough."""
+        return [(row, dict(vars(row)), {name: len(getattr(row, name)) for name in _LISTS}) for row in self.rows]
+
+    def restore(self, snapshot: list[tuple[_Text, dict[str, Any], dict[str, int]]]) -> None:
+        """Forget what has come since a snapshot."""
+        for row, values, lengths in snapshot:
+            vars(row).update(values)
+            for name, length in lengths.items():
+                del getattr(row, name)[length:]
+        self.rows = [row for row, _, _ in snapshot]
 
     def _add(self, row: _Text, token_id: int) -> None:
         row.ids.append(token_id)

@@ -6,8 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsa_factory import HSAConfig
-from hsa_factory.attention import AttentionPlan, run_attention
+from hsa_factory.attention import AttentionPlan, LayerRules, run_attention
+from hsa_factory.attention.backends.blockwise.layout import Layout
 from hsa_factory.attention.backends.blockwise.segment import LOG2_E, MAX_BLOCK_ROWS
+
+
+DEFAULTS = LayerRules.of(HSAConfig())
 
 
 def types_of(length, seed=0, batch=1):
@@ -15,28 +19,28 @@ def types_of(length, seed=0, batch=1):
     return torch.multinomial(torch.tensor([0.1, 0.2, 0.7]), batch * length, True, generator=generator).view(batch, -1)
 
 
-def counted(plan, sliding_window=None):
+def counted(plan, rules):
     """Return (B, Q, L): how often each pair is counted, and its bias, both as the layout has them."""
     times = torch.zeros(plan.batch_size, plan.query_length, plan.key_length)
     bias = torch.full_like(times, float("-inf"))
     offset = plan.key_length - plan.query_length
-    for sequence in plan.layout(sliding_window).sequences:
-        places = torch.arange(plan.key_length)[sequence.places]
-        for chunk in sequence.chunks(heads=4):
+    for segment in plan.once(Layout, rules).segments:
+        places = torch.arange(plan.key_length)[segment.places]
+        for chunk in segment.chunks(heads=4):
             rows = range(chunk.start, chunk.stop)
             near = chunk.near_bias[:, 0].flatten(0, 1) / LOG2_E
             far = {}
             for block in chunk.blocks:
                 for tile in range(block.tiles.start, block.tiles.stop):
-                    for row in range(sequence.tile):
+                    for row in range(segment.tile):
                         columns = torch.zeros(block.far_stop - block.far_start)
                         if block.bias is not None:
                             last = block.bias[tile - block.tiles.start, 0, row] / LOG2_E
                             columns[len(columns) - len(last) :] = last
-                        far[tile * sequence.tile + row] = (block, columns)
+                        far[tile * segment.tile + row] = (block, columns)
             for number, row in enumerate(rows):
-                query = (sequence.row, int(places[row]) - offset)
-                first = chunk.start + number // sequence.tile * sequence.tile - sequence.window
+                query = (segment.row, int(places[row]) - offset)
+                first = chunk.start + number // segment.tile * segment.tile - segment.window
                 for column, value in enumerate(near[number].tolist()):
                     if value > float("-inf"):
                         times[query][places[first + column]] += 1
@@ -44,9 +48,9 @@ def counted(plan, sliding_window=None):
                 block, columns = far.get(number, (None, ()))
                 for column, value in enumerate(columns):
                     if value > float("-inf"):
-                        at = int(sequence.far_index[block.far_start + column])
+                        at = int(segment.far_index[block.far_start + column])
                         times[query][places[at]] += 1
-                        bias[query][places[at]] = value - sequence.far_decay[block.far_start + column] * (row - at)
+                        bias[query][places[at]] = value - segment.far_decay[block.far_start + column] * (row - at)
     return times, bias
 
 
@@ -67,41 +71,41 @@ class TestEveryPairOnce:
             mask = torch.arange(length) % 2 + 1
         mask = mask.masked_fill(torch.arange(length) < data.draw(st.integers(0, length)), 0)
         queries = data.draw(st.integers(1, length))
-        plan = AttentionPlan(types_of(length, length), config, mask[None], query_length=queries)
-        window = data.draw(st.sampled_from([None, 1, 20]))
+        plan = AttentionPlan.from_inputs(types_of(length, length), mask[None], query_length=queries)
+        rules = LayerRules.of(config, data.draw(st.sampled_from([None, 1, 20])))
 
-        times, bias = counted(plan, window)
-        expected = plan.dense_bias(torch.float32, window)[:, 0]
+        times, bias = counted(plan, rules)
+        expected = plan.dense_bias(torch.float32, rules)[:, 0]
         expected = expected.masked_fill((mask[length - queries :] == 0)[None, :, None], float("-inf"))
         assert torch.equal(times, (expected > float("-inf")).float())
         torch.testing.assert_close(bias, expected, rtol=1e-5, atol=1e-5)
 
 
 class TestShape:
-    def test_packed_rows_are_one_sequence_and_interleaved_ones_one_a_document(self):
+    def test_packed_rows_are_one_segment_and_interleaved_ones_one_a_document(self):
         types = types_of(60)
-        packed = AttentionPlan(types, HSAConfig(), torch.arange(60)[None] // 7 + 1)
-        assert len(packed.layout().sequences) == 1
-        interleaved = AttentionPlan(types, HSAConfig(), torch.arange(60)[None] % 3 + 1)
-        assert len(interleaved.layout().sequences) == 3
+        packed = AttentionPlan.from_inputs(types, torch.arange(60)[None] // 7 + 1)
+        assert len(packed.once(Layout, DEFAULTS).segments) == 1
+        interleaved = AttentionPlan.from_inputs(types, torch.arange(60)[None] % 3 + 1)
+        assert len(interleaved.once(Layout, DEFAULTS).segments) == 3
 
     def test_padding_is_left_out(self):
         mask = torch.tensor([[0] * 20 + [1] * 40, [0] * 60])
-        (sequence,) = AttentionPlan(types_of(60, batch=2), HSAConfig(), mask).layout().sequences
-        assert sequence.length == 40 and sequence.places == slice(20, 60)
+        (segment,) = AttentionPlan.from_inputs(types_of(60, batch=2), mask).once(Layout, DEFAULTS).segments
+        assert segment.length == 40 and segment.places == slice(20, 60)
 
     def test_far_keys_that_all_rows_see_need_no_bias(self):
-        (sequence,) = AttentionPlan(types_of(3000), HSAConfig()).layout().sequences
-        blocks = [block for chunk in sequence.chunks(8) for block in chunk.blocks]
+        (segment,) = AttentionPlan.from_inputs(types_of(3000)).once(Layout, DEFAULTS).segments
+        blocks = [block for chunk in segment.chunks(8) for block in chunk.blocks]
         assert len(blocks) > 8
         assert all(block.bias is None or block.bias.shape[-1] < MAX_BLOCK_ROWS for block in blocks)
 
     def test_biases_are_kept_for_the_other_layers_until_they_are_too_large(self, monkeypatch):
-        (sequence,) = AttentionPlan(types_of(300), HSAConfig()).layout().sequences
-        assert sequence.chunks(8) is sequence.chunks(8)
+        (segment,) = AttentionPlan.from_inputs(types_of(300)).once(Layout, DEFAULTS).segments
+        assert segment.chunks(8) is segment.chunks(8)
         monkeypatch.setattr("hsa_factory.attention.backends.blockwise.segment._KEPT_BYTES", 0)
-        (sequence,) = AttentionPlan(types_of(300), HSAConfig()).layout().sequences
-        assert sequence.chunks(8) is not sequence.chunks(8)
+        (segment,) = AttentionPlan.from_inputs(types_of(300)).once(Layout, DEFAULTS).segments
+        assert segment.chunks(8) is not segment.chunks(8)
 
 
 class TestFarAboveNear:
@@ -116,11 +120,11 @@ class TestFarAboveNear:
         query += 3
         key[:, :, [3, 40, 300]] = 40  # q·k about 500
         key[:, :, 41] = -40
-        plan = AttentionPlan(types, HSAConfig())
+        plan = AttentionPlan.from_inputs(types)
         results = []
         for backend in ("blockwise", "reference"):
             leaves = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
-            output, _ = run_attention(*leaves, plan, backend)
+            output, _ = run_attention(*leaves, plan, DEFAULTS, backend)
             output.pow(2).sum().backward()
             results.append([output, *(leaf.grad for leaf in leaves)])
         for actual, expected in zip(*results):

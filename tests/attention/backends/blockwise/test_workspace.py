@@ -2,11 +2,12 @@ import pytest
 import torch
 
 from hsa_factory import HSAConfig
-from hsa_factory.attention import AttentionPlan, run_attention
+from hsa_factory.attention import AttentionPlan, LayerRules, run_attention
 from hsa_factory.attention.backends.blockwise.workspace import WorkspacePool
 
 
 LIKE = torch.empty(1)
+DEFAULTS = LayerRules.of(HSAConfig())
 
 
 class TestWorkspacePool:
@@ -40,12 +41,12 @@ class TestWorkspacePool:
 
 
 def test_a_plan_used_in_inference_mode_can_train():
-    plan = AttentionPlan(torch.arange(300)[None] % 3, HSAConfig())
+    plan = AttentionPlan.from_inputs(torch.arange(300)[None] % 3)
     query, key, value = (torch.randn(1, 2, 300, 8) for _ in range(3))
     with torch.inference_mode():
-        expected, _ = run_attention(query, key, value, plan, "blockwise")
+        expected, _ = run_attention(query, key, value, plan, DEFAULTS, "blockwise")
     query.requires_grad_()
-    output, _ = run_attention(query, key, value, plan, "blockwise")
+    output, _ = run_attention(query, key, value, plan, DEFAULTS, "blockwise")
     output.sum().backward()
     assert torch.equal(output.detach(), expected)
     assert query.grad.isfinite().all()
@@ -53,11 +54,11 @@ def test_a_plan_used_in_inference_mode_can_train():
 
 def test_layers_do_not_disturb_each_other():
     """Two layers share a plan, and so the buffers, before either is differentiated."""
-    plan = AttentionPlan(torch.arange(300)[None] % 3, HSAConfig())
+    plan = AttentionPlan.from_inputs(torch.arange(300)[None] % 3)
     layers = [[torch.randn(1, 2, 300, 8, requires_grad=True) for _ in range(3)] for _ in range(2)]
-    outputs = [run_attention(*layer, plan, "blockwise")[0] for layer in layers]
+    outputs = [run_attention(*layer, plan, DEFAULTS, "blockwise")[0] for layer in layers]
     for output, layer in zip(outputs, layers):
-        alone = AttentionPlan(torch.arange(300)[None] % 3, HSAConfig())
-        expected = torch.autograd.grad(run_attention(*layer, alone, "blockwise")[0].sum(), layer)
+        alone = AttentionPlan.from_inputs(torch.arange(300)[None] % 3)
+        expected = torch.autograd.grad(run_attention(*layer, alone, DEFAULTS, "blockwise")[0].sum(), layer)
         for actual, other in zip(torch.autograd.grad(output.sum(), layer), expected):
             torch.testing.assert_close(actual, other)

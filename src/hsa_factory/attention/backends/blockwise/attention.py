@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
+from ...layer_rules import LayerRules
 from ...plan import AttentionPlan
 from .layout import Layout
-from .segment import LOG2_E, Chunk
+from .segment import LOG2_E, QueryChunk
 from .tiles import Pass
 
 
@@ -30,9 +31,8 @@ def blockwise_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     plan: AttentionPlan,
+    rules: LayerRules,
     scale: float | None = None,
-    sliding_window: int | None = None,
-    neutral: bool = False,
 ) -> torch.Tensor:
     """Compute HSA attention block by block over the keys that are visible.
 
@@ -43,9 +43,8 @@ def blockwise_attention(
         key: (B, Hkv, L, D).
         value: (B, Hkv, L, E).
         plan: Built for these lengths. What stands at padding is never read.
+        rules: Of the layer.
         scale: Factor of q·k; None: 1/√D.
-        sliding_window: The model's own: keys with d ≥ sliding_window are invisible. None: no such limit.
-        neutral: Leave HSA's own rules out: plain causal attention within documents.
 
     Returns:
         (B, H, Q, E) in the dtype of `query`, zeros at padding. Cannot be differentiated twice.
@@ -53,12 +52,14 @@ def blockwise_attention(
     Time O(L·(M/2 + W)) for M far keys and a near window of W; memory O(L) beyond the result and the gradients.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return _run(query, key, value, plan.layout(sliding_window, neutral), scale)
+    output: torch.Tensor = _run(query, key, value, plan.once(Layout, rules), scale)
+    return output
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _run(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scale: float) -> torch.Tensor:
-    return _BlockwiseAttention.apply(query, key, value, layout, scale)
+    output: torch.Tensor = _BlockwiseAttention.apply(query, key, value, layout, scale)  # type: ignore[no-untyped-call]
+    return output
 
 
 class _BlockwiseAttention(torch.autograd.Function):
@@ -70,9 +71,9 @@ class _BlockwiseAttention(torch.autograd.Function):
         output = new(*query.shape[:-1], value.shape[-1], dtype=query.dtype, device=query.device)
         with layout.workspaces.lend(query) as work, torch.autocast(query.device.type, enabled=False):
             log_sum_exp = torch.empty(query.shape[:-1], dtype=work.dtype, device=query.device)
-            for sequence in layout.sequences:
-                row = sequence.row
-                part = _Forward(sequence, query[row], key[row], value[row], scale, work)
+            for segment in layout.segments:
+                row = segment.row
+                part = _Forward(segment, query[row], key[row], value[row], scale, work)
                 part.run(output[row], log_sum_exp[row])
         ctx.save_for_backward(query, key, value, output, log_sum_exp)
         ctx.layout, ctx.scale = layout, scale
@@ -85,9 +86,9 @@ class _BlockwiseAttention(torch.autograd.Function):
         grad_query = torch.empty_like(query) if ctx.layout.is_complete else torch.zeros_like(query)
         with ctx.layout.workspaces.lend(query) as work, torch.autocast(query.device.type, enabled=False):
             grad_key, grad_value = (torch.zeros_like(tensor, dtype=work.dtype) for tensor in (key, value))
-            for sequence in ctx.layout.sequences:
-                row = sequence.row
-                part = _Backward(sequence, query[row], key[row], value[row], ctx.scale, work)
+            for segment in ctx.layout.segments:
+                row = segment.row
+                part = _Backward(segment, query[row], key[row], value[row], ctx.scale, work)
                 part.run(
                     output[row], log_sum_exp[row], grad_output[row], grad_query[row], grad_key[row], grad_value[row]
                 )
@@ -97,8 +98,8 @@ class _BlockwiseAttention(torch.autograd.Function):
 
 class _Forward(Pass):
     def run(self, output: torch.Tensor, log_sum_exp: torch.Tensor) -> None:
-        """Write a sequence's rows of (H, Q, E) and (H, Q)."""
-        for chunk in self.sequence.chunks(self.heads):
+        """Write a segment's rows of (H, Q, E) and (H, Q)."""
+        for chunk in self.segment.chunks(self.heads):
             result, maximum = self._attend(chunk)
             if not float(result[..., -1].amax()) <= _OVERFLOW:  # NaN, too
                 result, maximum = self._attend(chunk, far_above_near=True)
@@ -106,7 +107,7 @@ class _Forward(Pass):
             self.store(result[..., :-1], total.reciprocal(), chunk, output)
             self.store(maximum.add_(total.log2()), 1.0, chunk, log_sum_exp[..., None])
 
-    def _attend(self, chunk: Chunk, far_above_near: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    def _attend(self, chunk: QueryChunk, far_above_near: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute a chunk's sums of exponentials times values and 1, (Hkv, R, E + 1), and what was subtracted before.
 
         That is the near logits' maximum, (Hkv, R, 1), and no far logit is looked at; with `far_above_near` it is the
@@ -146,20 +147,20 @@ class _Backward(Pass):
         grad_key: torch.Tensor,
         grad_value: torch.Tensor,
     ) -> None:
-        """Add a sequence's gradients to (H, Q, D), (Hkv, L, D) and (Hkv, L, E)."""
-        sequence, work, head_size, value_size = self.sequence, self.work, self.head_size, self.value_size
+        """Add a segment's gradients to (H, Q, D), (Hkv, L, D) and (Hkv, L, E)."""
+        segment, work, head_size, value_size = self.segment, self.work, self.head_size, self.value_size
         # transposed: the faster product
         far_grad_key = torch.zeros(self.kv_heads, head_size, self.far_number, dtype=work.dtype, device=work.device)
         far_grad_value = far_grad_key.new_zeros(self.kv_heads, value_size, self.far_number)
-        for chunk in sequence.chunks(self.heads):
+        for chunk in segment.chunks(self.heads):
             query = self.load_queries(chunk)
-            rows_lse = sequence.take_queries(log_sum_exp, chunk.start, chunk.stop)[..., None]
+            rows_lse = segment.take_queries(log_sum_exp, chunk.start, chunk.stop)[..., None]
             self.load(rows_lse, query[..., head_size:], chunk, -1.0)
 
-            grad_rows = sequence.take_queries(grad_output, chunk.start, chunk.stop)
+            grad_rows = segment.take_queries(grad_output, chunk.start, chunk.stop)
             grad = work.get("grad", self.kv_heads, query.shape[1], value_size + 1)
             self.load(grad_rows, grad, chunk)
-            product = grad_rows.to(work.dtype) * sequence.take_queries(output, chunk.start, chunk.stop)
+            product = grad_rows.to(work.dtype) * segment.take_queries(output, chunk.start, chunk.stop)
             self.load(product.sum(-1, keepdim=True), grad[..., value_size:], chunk, -1.0)
 
             result = work.get("result", self.kv_heads, query.shape[1], head_size)
@@ -186,7 +187,7 @@ class _Backward(Pass):
 
     def _near(
         self,
-        chunk: Chunk,
+        chunk: QueryChunk,
         query: torch.Tensor,
         grad: torch.Tensor,
         result: torch.Tensor,
@@ -205,16 +206,16 @@ class _Backward(Pass):
         queries = self.tiles(query, chunk)[..., :head_size]
         self._add_strips(torch.bmm(grad_logits.transpose(1, 2), queries), chunk, grad_key)
 
-    def _add_strips(self, strips: torch.Tensor, chunk: Chunk, target: torch.Tensor) -> None:
+    def _add_strips(self, strips: torch.Tensor, chunk: QueryChunk, target: torch.Tensor) -> None:
         """Add the overlapping strips (Hkv · tiles, strip columns, size) of a chunk to (Hkv, L, size)."""
-        sequence, size = self.sequence, strips.shape[2]
-        tile, window, length = sequence.tile, sequence.window, chunk.tiles * sequence.tile
-        strips = strips.view(self.kv_heads, chunk.tiles, sequence.strip, size)
-        joined = self.work.get("joined", self.kv_heads, sequence.strip + length, size).zero_()
-        for first in range(0, sequence.strip, tile):
+        segment, size = self.segment, strips.shape[2]
+        tile, window, length = segment.tile, segment.window, chunk.tiles * segment.tile
+        strips = strips.view(self.kv_heads, chunk.tiles, segment.strip, size)
+        joined = self.work.get("joined", self.kv_heads, segment.strip + length, size).zero_()
+        for first in range(0, segment.strip, tile):
             columns = strips[:, :, first : first + tile]
             place = joined[:, first : first + length].view(self.kv_heads, chunk.tiles, tile, size)
             place[:, :, : columns.shape[2]].add_(columns)
         start = chunk.start - window
-        stop = min(chunk.stop, sequence.length)
-        sequence.add(target, joined[:, max(-start, 0) : stop - start], max(start, 0), stop)
+        stop = min(chunk.stop, segment.length)
+        segment.add(target, joined[:, max(-start, 0) : stop - start], max(start, 0), stop)

@@ -2,43 +2,36 @@
 
 import torch
 
-from ...layer_rules import EffectiveRules
-from .segment import Sequence
+from ...layer_rules import LayerRules
+from ...plan import AttentionPlan
+from .segment import Segment
 from .workspace import WorkspacePool
 
 
 class Layout:
-    """All sequences of a batch that have queries.
-
-    `is_complete`: every query is a real token. `workspaces`: buffers that the layers' passes use again.
+    """All segments of a batch that have queries: made by ``plan.once(Layout, rules)``.
 
     Args:
-        document_ids: (B, L), 0 is padding.
-        semantic_ids: (B, L).
-        query_length: Q.
-        rules: The rules that hold.
-        positions: (B, L), if keys of the rows' one document are missing. None: none is.
+        plan: What the tokens are.
+        rules: What holds in the layer.
+
+    Attributes:
+        segments: The segments, row by row.
+        is_complete: Whether every query is a real token.
+        workspaces: Buffers that the layers' passes use again.
     """
 
-    def __init__(
-        self,
-        document_ids: torch.Tensor,
-        semantic_ids: torch.Tensor,
-        query_length: int,
-        rules: EffectiveRules,
-        positions: torch.Tensor | None = None,
-    ) -> None:
-        first_query = document_ids.shape[1] - query_length
-        self.is_complete = bool((document_ids[:, first_query:] != 0).all())
-        self.sequences: list[Sequence] = []
+    def __init__(self, plan: AttentionPlan, rules: LayerRules) -> None:
+        first_query = plan.key_length - plan.query_length
+        self.is_complete = bool((plan.document_ids[:, first_query:] != 0).all())
+        self.segments: list[Segment] = []
         self.workspaces = WorkspacePool()
-        for row, ids in enumerate(document_ids):
+        for row, ids in enumerate(plan.document_ids):
+            types, positions = plan.semantic_ids[row], plan.positions[row]
             for index in _contiguous_documents(ids):
                 if len(index) and int(index[-1]) >= first_query:
-                    place = None if positions is None else positions[row, index]
-                    self.sequences.append(
-                        Sequence(row, index, semantic_ids[row, index], ids[index], first_query, rules, place)
-                    )
+                    place = positions[index] if plan.has_gaps else None
+                    self.segments.append(Segment(row, index, types[index], ids[index], first_query, rules, place))
 
 
 def _contiguous_documents(document_ids: torch.Tensor) -> list[torch.Tensor]:

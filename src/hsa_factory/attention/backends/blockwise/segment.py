@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...layer_rules import EffectiveRules
+from ...layer_rules import LayerRules
 
 
 NEAR_LIMIT = 256  # windows up to this many tokens are cheap to read as a strip of all keys
@@ -40,11 +40,11 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Chunk:
+class QueryChunk:
     """Consecutive queries, cut into tiles of equal rows; the last tile may be filled up with rows that do not exist.
 
     Attributes:
-        start: The first query's place in the sequence.
+        start: The first query's place in the segment.
         stop: After the last one's.
         tiles: How many there are.
         near_bias: (tiles, 1, tile rows, strip columns), added to the logits of the strip of keys that ends with the
@@ -59,7 +59,7 @@ class Chunk:
     blocks: list[Block]
 
 
-class Sequence:
+class Segment:
     """Tokens of one row whose documents are contiguous: their far and near keys, and the chunks of their queries.
 
     A query's own key always counts as near, and never as far.
@@ -76,10 +76,10 @@ class Sequence:
     Attributes:
         length: n.
         positions: (n,), what distances are counted by, from 0 for the first token.
-        first: Place in the sequence of its first query.
+        first: Place in the segment of its first query.
         window: Largest distance of a near key.
         tile: Rows of a tile.
-        far_index: Places in the sequence of the far keys, ascending, (F,) int64; `far_positions`: their positions.
+        far_index: Places in the segment of the far keys, ascending, (F,) int64; `far_positions`: their positions.
         far_decay: (F,) float64 where the device has it; 0 where it is too steep for head dimensions and part of the blocks' `bias`.
         far_has_decay: Whether any is not 0.
     """
@@ -91,7 +91,7 @@ class Sequence:
         types: torch.Tensor,
         documents: torch.Tensor,
         first_query: int,
-        rules: EffectiveRules,
+        rules: LayerRules,
         positions: torch.Tensor | None = None,
     ) -> None:
         self.row, self.length, self.device = row, len(index), types.device
@@ -147,14 +147,14 @@ class Sequence:
         numbers = torch.arange(self.length, device=self.device)
         self._document_start = torch.where(starts, numbers, 0).cpu().cummax(0).values.numpy()
         self._far_places = self.far_index.cpu().numpy()
-        self._kept: tuple[int, list[Chunk]] | None = None
+        self._kept: tuple[int, list[QueryChunk]] | None = None
 
     @property
     def strip(self) -> int:
         """Keys that a tile's near logits are computed for."""
         return self.window + self.tile
 
-    def chunks(self, heads: int) -> Iterable[Chunk]:
+    def chunks(self, heads: int) -> Iterable[QueryChunk]:
         """Return the chunks of queries, in order.
 
         Args:
@@ -170,14 +170,14 @@ class Sequence:
         self._kept = (heads, list(self._make_chunks(heads)))
         return self._kept[1]
 
-    def _make_chunks(self, heads: int) -> Iterator[Chunk]:
+    def _make_chunks(self, heads: int) -> Iterator[QueryChunk]:
         size = self._tiles_within(heads * self.strip) * self.tile
         step = max(1, MAX_BLOCK_ROWS // self.tile)
         for start in range(self.first, self.length, size):
             stop = min(start + size, self.length)
             tiles = -(-(stop - start) // self.tile)
             blocks = [self._block(start, first, min(first + step, tiles), heads) for first in range(0, tiles, step)]
-            yield Chunk(start, stop, tiles, self._near_bias(start, tiles), [b for b in blocks if b is not None])
+            yield QueryChunk(start, stop, tiles, self._near_bias(start, tiles), [b for b in blocks if b is not None])
 
     def _block_bytes(self) -> int:
         # other devices than the CPU have no such cache, but want few and large products

@@ -1,0 +1,91 @@
+"""LLaMA-Factory's loading of tokenizer and model: the feedback token, its row, and HSA at the end."""
+
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import llamafactory.model.loader
+from llamafactory.data.template import Template
+from llamafactory.extras import logging
+
+from ...models import enable_hsa
+from ...models.enable import get_state
+from ..seams import Seam
+from ..state import Integration
+from .feedback_token import fit_embeddings, initialize_rows, table_sizes
+
+
+logger = logging.get_logger(__name__)
+
+
+def model_seams(state: Integration) -> list[Seam]:
+    """Return what is replaced wherever LLaMA-Factory loads a tokenizer or a model."""
+    return [
+        Seam(Template, "fix_special_tokens", partial(_fix_special_tokens, state)),
+        Seam(llamafactory.model.loader, "patch_model", partial(_patch_model, state)),
+    ]
+
+
+def load_model_seam(module: ModuleType, state: Integration) -> Seam:
+    """Return the replacement of `load_model` in a module that loads the model of a run."""
+    return Seam(module, "load_model", partial(_load_model, state))
+
+
+def _fix_special_tokens(state: Integration, original: Any, template: Template, tokenizer: Any) -> None:
+    """Add the feedback token behind what the template adds: those keep the ids they have without Feedback."""
+    known_tokens = len(tokenizer)
+    original(template, tokenizer)
+    state.add_feedback_token(tokenizer, known_tokens)
+
+
+def _patch_model(state: Integration, original: Any, model: Any, tokenizer: Any, model_args: Any, *args: Any) -> None:
+    """Give the feedback token its row before adapters are put on the model."""
+    if state.feedback_token is None:  # loaded without a template
+        state.add_feedback_token(tokenizer, len(tokenizer))
+    token = state.feedback_token
+    if token is None:
+        original(model, tokenizer, model_args, *args)
+        return
+
+    former_sizes = table_sizes(model)
+    size = max(len(tokenizer), token.token_id + 1)  # a reference model's tokenizer may lack the token
+    if not model_args.resize_vocab:
+        fit_embeddings(model, size)
+    original(model, tokenizer, model_args, *args)
+    fit_embeddings(model, size)
+    initialize_rows(model, token, former_sizes, first_new=len(tokenizer) if model_args.resize_vocab else 0)
+
+
+def _load_model(
+    state: Integration,
+    original: Any,
+    tokenizer: Any,
+    model_args: Any,
+    finetuning_args: Any,
+    is_trainable: bool = False,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Switch HSA on at the end of LLaMA-Factory's own loading."""
+    hsa_config = state.resolve(model_args)
+    model = original(tokenizer, model_args, finetuning_args, is_trainable, *args, **kwargs)
+    if hsa_config is not None:
+        enable_hsa(model, hsa_config)
+        hsa = get_state(model)
+        if hsa is not None:
+            hsa.tokenizer = tokenizer
+    if is_trainable:
+        _warn_of_frozen_row(state, finetuning_args)
+    return model
+
+
+def _warn_of_frozen_row(state: Integration, finetuning_args: Any) -> None:
+    token = state.feedback_token
+    if token is None or not token.is_new or finetuning_args.finetuning_type == "full":
+        return
+    if not any("embed" in name for name in finetuning_args.additional_target or []):
+        logger.warning_rank0(
+            f"{token.token} is new to this model, and {finetuning_args.finetuning_type} does not train its embedding: "
+            "it stays at the mean of the others. To train it, set `additional_target: embed_tokens,lm_head` (with "
+            "`finetuning_type: lora`)."
+        )

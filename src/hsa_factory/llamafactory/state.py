@@ -1,0 +1,89 @@
+"""What one installed integration knows: the configurations, and what it found out along the way of a run."""
+
+from typing import Any
+
+from ..attention.api import check_backend
+from ..config import FeedbackConfig, HSAConfig
+from ..labeling.formats import DatasetFormat
+from .data.report import DataReport
+from .model.checkpoint import resolve_config
+from .model.feedback_token import FeedbackToken, ensure_token
+
+
+class Integration:
+    """The state that all seams of one `integrate` block share.
+
+    A run goes through four steps, and each needs what those before it left here:
+
+    1. `resolve` settles the rules with those saved beside the checkpoints, before anything is loaded.
+    2. `add_feedback_token` looks the feedback token up in the tokenizer, or adds it, once LLaMA-Factory's template has
+       added what it needs: `feedback_token`.
+    3. The data are prepared: `report`, `aligned`.
+    4. The model is loaded: `feedback_token` gets its row, and HSA is switched on with `hsa_config`.
+
+    A call of LLaMA-Factory may skip steps (`export` has no data); a step that is reached first does those that it needs.
+
+    Attributes:
+        hsa: The rules asked for; True: those of the checkpoint, or the defaults; `SAVED`: those of the checkpoint, or
+            no HSA. None: no HSA.
+        hsa_config: The rules of the run; before `resolve` what can be said without a checkpoint. None: no HSA.
+        feedback_config: None: labels stay as they are.
+        feedback_token: The feedback token in the run's tokenizer; None before it is known, and without Feedback.
+        layout: Of the data set being loaded.
+        report: Counts per data set.
+        aligned: The converted samples of each data set, by name.
+    """
+
+    def __init__(self, hsa: HSAConfig | bool | str | None, feedback: FeedbackConfig | None) -> None:
+        self.hsa = hsa
+        self.hsa_config = hsa if isinstance(hsa, HSAConfig) else (HSAConfig() if hsa is True else None)
+        if self.hsa_config is not None:
+            check_backend(self.hsa_config.backend)
+        self.feedback_config = feedback
+        self.feedback_token: FeedbackToken | None = None
+        self.layout = DatasetFormat()
+        self.report = DataReport()
+        self.aligned: dict[str, Any] = {}
+        self._resolved_for: Any = None  # the model arguments that `hsa_config` holds for
+
+    @property
+    def typing_config(self) -> HSAConfig:
+        """The configuration by which tokens are typed; types are recorded even when only Feedback is on."""
+        return self.hsa_config or HSAConfig()
+
+    @property
+    def added_token(self) -> int | None:
+        """Id of the feedback token if it was added to the tokenizer in this run."""
+        token = self.feedback_token
+        return token.token_id if token is not None and token.is_new else None
+
+    def resolve(self, model_args: Any, training_args: Any = None) -> HSAConfig | None:
+        """Settle the rules of a run with its checkpoints; done once for the same model arguments.
+
+        Args:
+            model_args: LLaMA-Factory's.
+            training_args: LLaMA-Factory's; None outside training.
+
+        Returns:
+            The rules; None: no HSA.
+
+        Raises:
+            ValueError: If a checkpoint was made with other rules than the ones asked for.
+        """
+        if self.hsa and self._resolved_for is not model_args:
+            self.hsa_config = resolve_config(self.hsa, model_args, training_args)
+            self._resolved_for = model_args
+        return self.hsa_config
+
+    def add_feedback_token(self, tokenizer: Any, known_tokens: int) -> None:
+        """Make sure a run's tokenizer has the feedback token; nothing happens without Feedback.
+
+        Args:
+            tokenizer: Changed in place.
+            known_tokens: Number of tokens that the checkpoint's tokenizer has.
+
+        Raises:
+            ValueError: If the token already has another role, or is not one token.
+        """
+        if self.feedback_config is not None:
+            self.feedback_token = ensure_token(tokenizer, self.feedback_config.token, known_tokens)

@@ -1,0 +1,37 @@
+"""Stage `sft`: its data, model and collator, and predictions."""
+
+from functools import partial
+from typing import Any
+
+import llamafactory.train.sft.workflow
+
+from ..data.collator import HSADataCollator
+from ..data.loader import get_dataset_seam
+from ..model.loader import load_model_seam
+from ..seams import Seam
+from ..state import Integration
+
+
+def sft_seams(state: Integration) -> list[Seam]:
+    """Return what is replaced in LLaMA-Factory's supervised fine-tuning."""
+    workflow = llamafactory.train.sft.workflow
+    return [
+        get_dataset_seam(workflow, state),
+        load_model_seam(workflow, state),
+        Seam(workflow, "SFTDataCollatorWith4DAttentionMask", partial(_make_collator, state)),
+        Seam(workflow.CustomSeq2SeqTrainer, "prediction_step", partial(_prediction_step, state)),
+    ]
+
+
+def _make_collator(state: Integration, original: Any, *args: Any, **kwargs: Any) -> HSADataCollator:
+    """Make the collator that also masks labels and pads types."""
+    return HSADataCollator(*args, hsa_config=state.hsa_config, feedback_config=state.feedback_config, **kwargs)
+
+
+def _prediction_step(
+    state: Integration, original: Any, trainer: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
+) -> Any:
+    """Give `generate` the tokenizer, by which rules read what is being written."""
+    if state.hsa_config is not None and trainer.args.predict_with_generate:
+        inputs = {**inputs, "tokenizer": trainer.processing_class}
+    return original(trainer, model, inputs, *args, **kwargs)

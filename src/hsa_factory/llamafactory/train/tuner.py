@@ -1,0 +1,69 @@
+"""LLaMA-Factory's tuner: options are checked before anything is loaded, and before it branches off to a trainer."""
+
+import sys
+from functools import partial
+from typing import Any
+
+import llamafactory.cli
+import llamafactory.launcher
+import llamafactory.train.tuner
+from llamafactory.extras.misc import get_device_count, is_env_enabled
+
+from ..model.loader import load_model_seam
+from ..options import NO_RAY, check_options, check_stage, check_trainer
+from ..seams import Seam
+from ..state import Integration
+from .sft import sft_seams
+
+
+def train_seams(state: Integration) -> list[Seam]:
+    """Return what is replaced in LLaMA-Factory's tuner and in the stages that are supported."""
+    tuner = llamafactory.train.tuner
+    return [
+        Seam(llamafactory.cli, "main", _main),
+        Seam(llamafactory.launcher, "launch", _launch),
+        Seam(tuner, "_ray_training_function", _refuse_ray),
+        Seam(tuner, "get_train_args", partial(_get_train_args, state)),
+        load_model_seam(tuner, state),  # of `export`
+        *sft_seams(state),
+    ]
+
+
+def _main(original: Any) -> None:
+    """Refuse the variables by which LLaMA-Factory's command goes past its launcher."""
+    check_trainer(None)
+    original()
+
+
+def _launch(original: Any) -> None:
+    """Refuse to start processes in which nothing is installed; other commands run in this one.
+
+    Raises:
+        ValueError: Saying what to do.
+    """
+    if sys.argv[1:2] == ["train"] and (is_env_enabled("FORCE_TORCHRUN") or get_device_count() > 1):
+        raise ValueError(
+            "LLaMA-Factory's launcher would start processes that know neither HSA nor Feedback. Run `hsa-factory train`, "
+            "or call run_exp within integrate() in every process."
+        )
+    original()
+
+
+def _refuse_ray(original: Any, *args: Any, **kwargs: Any) -> None:
+    """Refuse Ray: its workers know neither HSA nor Feedback.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(NO_RAY)
+
+
+def _get_train_args(state: Integration, original: Any, args: Any = None) -> Any:
+    """Check everything that can be checked before data and model are loaded."""
+    check_trainer(args)
+    parsed = original(args)
+    model_args, data_args, training_args, finetuning_args, _ = parsed
+    check_stage(finetuning_args.stage)
+    hsa_config = state.resolve(model_args, training_args)
+    check_options(model_args, data_args, training_args, finetuning_args, hsa_config)
+    return parsed

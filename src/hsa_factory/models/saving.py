@@ -1,0 +1,75 @@
+"""``hsa_config.json`` beside whatever is saved of a model with HSA: the model itself, or adapters put on it later."""
+
+import functools
+import os
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from .forward_pass import HSAState
+
+
+_NAME = "save_pretrained"
+
+
+class SaveWithConfig:
+    """Somebody's `save_pretrained` that writes ``hsa_config.json`` too, as long as HSA is on.
+
+    Args:
+        owner: A model, or the configuration of an adapter, which is saved with each adapter.
+        state: HSA's.
+    """
+
+    def __init__(self, owner: Any, state: HSAState) -> None:
+        self.owner, self.state = owner, state
+        self.replaced = vars(owner).get(_NAME)  # an attribute of the instance, put there by somebody else
+
+    @property
+    def former(self) -> Any:
+        """What it was before."""
+        return (
+            self.replaced
+            if self.replaced is not None
+            else functools.partial(type(self.owner).save_pretrained, self.owner)
+        )
+
+    def __call__(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        result = self.former(save_directory, *args, **kwargs)
+        if self.state.is_on and kwargs.get("is_main_process", True):
+            self.state.config.save_pretrained(save_directory)
+        return result
+
+
+def install_saving(model: PreTrainedModel, state: HSAState) -> None:
+    """Let a model, and the adapters on it, save HSA's configuration. Harmless to repeat.
+
+    PEFT tells nobody when it wraps a model, but leaves its adapters' configurations on it; they are looked for again
+    before each forward and before a state dict is made, which saving begins with.
+    """
+    _install(model, state)
+    install_for_adapters(state, model)
+
+
+def install_for_adapters(state: HSAState, model: nn.Module, *args: Any) -> None:
+    """Do so for the adapters that are on a model by now. The other arguments are those of a state dict hook."""
+    for adapter in (vars(model).get("peft_config") or {}).values():
+        _install(adapter, state)
+
+
+def remove_saving(model: PreTrainedModel) -> None:
+    """Put every former `save_pretrained` back. One that somebody has wrapped since stays, and writes nothing more."""
+    for owner in (model, *(vars(model).get("peft_config") or {}).values()):
+        installed = vars(owner).get(_NAME)
+        if isinstance(installed, SaveWithConfig):
+            delattr(owner, _NAME)
+            if installed.replaced is not None:
+                setattr(owner, _NAME, installed.replaced)
+
+
+def _install(owner: Any, state: HSAState) -> None:
+    installed = vars(owner).get(_NAME)
+    if not isinstance(installed, SaveWithConfig):
+        setattr(owner, _NAME, SaveWithConfig(owner, state))
+    else:
+        installed.state = state
