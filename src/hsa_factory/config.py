@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from .labeling.rules import RuleSet
+from .labeling.rule_set import RuleSet
 from .rules_option import agreed_rules, parse_rules, takes_labels
 from .semantics import SemanticType
 from .suggestions import did_you_mean

@@ -5,7 +5,7 @@ from dataclasses import fields
 from functools import wraps
 from typing import Any, TypeVar
 
-from .labeling.rules import RuleSet, preset_names
+from .labeling.rule_set import RuleSet, preset_names
 
 
 _NOT_GIVEN: Any = object()

@@ -341,7 +341,7 @@ class TestSummary:
         assert run("--rules", "embodied-reasoner", "--print-rules") == 0
         path = tmp_path / "mine.yaml"
         path.write_text(capsys.readouterr().out, "utf-8")
-        from hsa_factory.labeling.rules import RuleSet
+        from hsa_factory.labeling.rule_set import RuleSet
 
         assert RuleSet.parse(str(path)) == RuleSet.parse("embodied-reasoner")
 

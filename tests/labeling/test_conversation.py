@@ -5,7 +5,7 @@ import pytest
 from hsa_factory import SemanticType
 from hsa_factory.labeling.conversation import type_conversation
 from hsa_factory.labeling.matching import Message
-from hsa_factory.labeling.rules import RuleSet
+from hsa_factory.labeling.rule_set import RuleSet
 
 
 G, L, N = SemanticType.GLOBAL, SemanticType.LANDMARK, SemanticType.NOISE

@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hsa_factory import SemanticType
-from hsa_factory.labeling.matching import Message, PatternTimeout, label_messages, runs
-from hsa_factory.labeling.rules import RuleSet
+from hsa_factory.labeling.matching import Message, PatternTimeout, label_messages
+from hsa_factory.labeling.rule_set import RuleSet
+from hsa_factory.typed.spans import fill_gaps
 
 
 G, L, N = SemanticType
+UNTYPED = 255
 SHARED = Path(__file__).parents[2].parent / "shared"
 DATA = Path(__file__).parents[2] / "examples"
 
@@ -22,7 +24,13 @@ DATA = Path(__file__).parents[2] / "examples"
 def label(messages, rules, matches=None):
     messages = [Message(*message) if isinstance(message, tuple) else message for message in messages]
     typings = label_messages(messages, RuleSet.parse(rules) if rules else None, matches)
-    return [[(length, kind) for length, kind in runs(t, len(m.text))] for m, t in zip(messages, typings)]
+    return [
+        [(end - start, None if kind == UNTYPED else kind) for start, end, kind in spans]
+        for spans in (
+            fill_gaps(t.spans, len(m.text), UNTYPED if t.semantic_type is None else t.semantic_type)
+            for m, t in zip(messages, typings)
+        )
+    ]
 
 
 def types(messages, rules):

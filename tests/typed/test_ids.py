@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hsa_factory import SemanticType
 from hsa_factory.typed.ids import (
     TypedTokenId,
+    count_plain,
     fill_types,
     mark_untrained,
     read_off,
@@ -52,6 +53,14 @@ class TestOneId:
             assert read(pickle.loads(pickle.dumps([token, token], protocol))) == expected
         assert read(copy.deepcopy([token, token])) == read(copy.copy([token, token])) == expected
 
+    @given(facts, st.integers(0, 2**31))
+    def test_a_tag_survives_pickle_and_copy(self, carried, token_id):
+        token = tag_id(type_token_ids([token_id], *carried)[0], ("tag", 7))
+        copies = [pickle.loads(pickle.dumps(token, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
+        copies += [copy.deepcopy(token), copy.copy(token)]
+        assert read(copies) == [(token_id, carried)] * len(copies)
+        assert tags_of(copies) == [("tag", 7)] * len(copies)
+
     def test_typing_again_replaces(self):
         once = type_token_ids([5, 6], 0, "weight")
         assert read(type_token_ids(once, SemanticType.NOISE)) == [(5, (2, "")), (6, (2, ""))]
@@ -79,6 +88,8 @@ class TestLists:
     def test_marking_untrained_changes_nothing_else(self, row):
         marked = mark_untrained(build(row), "failed")
         assert read(marked) == [(token, (kind, "failed")) for token, (kind, _) in row]
+        tagged = mark_untrained([tag_id(token, place) for place, token in enumerate(build(row))], "failed")
+        assert read(tagged) == read(marked) and tags_of(tagged) == list(range(len(row)))
 
     def test_what_carries_nothing_is_padding(self):
         tokens = [9, *type_token_ids([1], 0), 9, *type_token_ids([2], 1, "weight")]
@@ -122,4 +133,5 @@ class TestFilling:
             before = [carried for _, carried in row[: index + 1] if carried is not None]
             expected.append((token, before[-1] if before else known[0]))
         assert read(fill_types(tokens)) == expected
+        assert count_plain(tokens) == len(row) - len(known)
         assert tokens == [token for token, _ in row]

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from ..labeling.detect import detect_entry, tagged_entry
-from ..labeling.formats import Layout
+from ..labeling.formats import DatasetFormat
 from ..labeling.job import BadSample, Job, parse_sample, run_job
 from ..labeling.locking import locked
-from ..labeling.records import Chunk, read_chunks
-from ..labeling.rules import RuleSet, preset_names
+from ..labeling.records import SampleChunk, read_chunks
+from ..labeling.rule_set import RuleSet, preset_names
 from ..labeling.summary import print_summary
 from ..user_errors import UserError
 from ..whole_files import write_whole
@@ -133,7 +133,7 @@ def _write(options: argparse.Namespace, rules: RuleSet, out: Path) -> None:
         chunks = chain([first], chunks)
     entry = tagged_entry(entry)
 
-    job = Job(inputs, Layout.from_entry(entry), rules, out, options.tokenizer, options.skip_bad)
+    job = Job(inputs, DatasetFormat.from_entry(entry), rules, out, options.tokenizer, options.skip_bad)
     console = Console(stderr=True)
     total = None if "-" in inputs else sum(os.path.getsize(path) for path in inputs)
     resumed = 0
@@ -203,7 +203,7 @@ def _read_info(path: Path) -> dict[str, Any]:
     return info
 
 
-def _samples(chunk: Chunk) -> Iterator[dict[str, Any]]:
+def _samples(chunk: SampleChunk) -> Iterator[dict[str, Any]]:
     """Yield the samples of a chunk that can be read, to look at."""
     rows = chunk.samples if isinstance(chunk.samples, list) else chunk.samples.to_pylist()
     for row in islice(rows, 1000):

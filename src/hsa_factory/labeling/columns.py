@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .formats import SAMPLE_TYPES_KEY, Layout
+from .formats import SAMPLE_TYPES_KEY, DatasetFormat
 from .parts import SPANS_KEY, TYPE_KEY
 
 
@@ -18,7 +18,7 @@ _BATCH = 1000
 
 
 def labelled_table(
-    batch: pa.RecordBatch, kept: Sequence[int], samples: Sequence[dict[str, Any]], layout: Layout
+    batch: pa.RecordBatch, kept: Sequence[int], samples: Sequence[dict[Any, Any]], dataset_format: DatasetFormat
 ) -> Any:
     """Return the rows that are kept, all columns as they were but those that types were added to.
 
@@ -26,16 +26,20 @@ def labelled_table(
         batch: The rows read.
         kept: Numbers of the rows that are kept.
         samples: These rows, labelled.
-        layout: The data's.
+        dataset_format: The data's.
     """
     table = pa.Table.from_batches([batch]).take(pa.array(kept, pa.int64()))
-    columns = [layout.messages] if layout.formatting != "alpaca" else []
-    columns += [layout.chosen, layout.rejected] if layout.ranking and layout.formatting != "alpaca" else []
+    columns = [dataset_format.messages] if dataset_format.formatting != "alpaca" else []
+    columns += (
+        [dataset_format.chosen, dataset_format.rejected]
+        if dataset_format.ranking and dataset_format.formatting != "alpaca"
+        else []
+    )
     for column in columns:
-        kind = _with_types(table.schema.field(column).type, layout.semantic_tag)
+        kind = _with_types(table.schema.field(column).type, dataset_format.semantic_tag)
         values = pa.array([sample[column] for sample in samples], kind)
         table = table.set_column(table.schema.get_field_index(column), pa.field(column, kind), values)
-    if layout.formatting == "alpaca" or layout.system:
+    if dataset_format.formatting == "alpaca" or dataset_format.system:
         values = pa.array([sample[SAMPLE_TYPES_KEY] for sample in samples], _SAMPLE_TYPES)
         if SAMPLE_TYPES_KEY in table.column_names:
             table = table.drop_columns(SAMPLE_TYPES_KEY)
@@ -43,11 +47,11 @@ def labelled_table(
     return table.replace_schema_metadata(None)  # it may describe columns that are no more as they were
 
 
-def _with_types(kind: pa.DataType, tag: str) -> pa.DataType:
+def _with_types(kind: pa.DataType, tag: str | None) -> pa.DataType:
     """Return the type of messages with the keys of types added."""
     if not pa.types.is_struct(kind):
         return pa.list_(_with_types(kind.value_type, tag))
-    fields = {field.name: field.type for field in kind}
+    fields: dict[Any, pa.DataType] = {field.name: field.type for field in kind}
     if fields.get(tag) in (None, pa.null()):
         fields[tag] = pa.string()
     return pa.struct({**fields, SPANS_KEY: _SPANS})

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from ..semantics import SemanticType
-from .matching import Message, Typing, label_messages
-from .rules import RuleSet
+from .matching import Message, MessageTypes, label_messages
+from .rule_set import RuleSet
 
 
 def type_conversation(
@@ -12,7 +12,7 @@ def type_conversation(
     rules: RuleSet | None,
     default_type: SemanticType,
     generated_type: SemanticType | None = None,
-) -> list[Typing]:
+) -> list[MessageTypes]:
     """Type the messages of a conversation to be continued.
 
     For each character, what comes first decides: a type given with the message, the first rule that matches, the role.
@@ -42,5 +42,5 @@ def type_conversation(
             base = generated_type
         else:
             base = default_type
-        typings.append(Typing(base, typing.spans))
+        typings.append(MessageTypes(base, typing.spans))
     return typings

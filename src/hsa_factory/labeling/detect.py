@@ -1,9 +1,9 @@
-"""The layout of samples that no ``dataset_info.json`` describes, from a look at some of them."""
+"""The format of samples that no ``dataset_info.json`` describes, from a look at some of them."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .formats import Layout
+from .formats import DatasetFormat
 from .parts import TYPE_KEY
 from .rule import ROLES
 
@@ -31,7 +31,7 @@ def detect_entry(samples: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     entry: dict[str, Any] = {}
     if {"chosen", "rejected"} <= columns:
         entry["ranking"] = True
-    optional = [name for name in ("system", "tools", "images", "videos", "audios") if name in columns]
+    optional: list[str] = [name for name in ("system", "tools", "images", "videos", "audios") if name in columns]
     optional += ["chosen", "rejected"] if entry.get("ranking") else []
     listed = [name for name in ("messages", "conversations") if name in columns]
     if listed:
@@ -50,20 +50,21 @@ def detect_entry(samples: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return entry
 
 
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _detect_messages(samples: list[Mapping[str, Any]], column: str) -> dict[str, Any]:
     """Return format and tags of samples with a list of messages."""
     messages = [
-        message
-        for sample in samples
-        for message in (sample.get(column) if isinstance(sample.get(column), list) else [])
-        if isinstance(message, Mapping)
+        message for sample in samples for message in _as_list(sample.get(column)) if isinstance(message, Mapping)
     ]
     keys = {key for message in messages for key in message}
     pairs = [(role, content) for role, content in (("role", "content"), ("from", "value")) if {role, content} <= keys]
     if len(pairs) != 1:
         raise ValueError(f"{column}: expected messages with `role` and `content`, or `from` and `value`. {_HELP}")
 
-    (role_key, content_key), defaults = pairs[0], Layout()
+    (role_key, content_key), defaults = pairs[0], DatasetFormat()
     tags = {"role_tag": role_key, "content_tag": content_key}
     roles = dict.fromkeys(message[role_key] for message in messages if isinstance(message.get(role_key), str))
     for role, tag in _TAGS.items():
@@ -82,7 +83,7 @@ def tagged_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
     tags = dict(entry.get("tags") or {})
     if tags.get("semantic_tag") is None:
         if not tags and entry.get("formatting", "alpaca") != "alpaca":
-            defaults = Layout()  # a `tags` block replaces all of LLaMA-Factory's defaults
+            defaults = DatasetFormat()  # a `tags` block replaces all of LLaMA-Factory's defaults
             names = ("role_tag", "content_tag", *_TAGS.values(), "system_tag")
             tags = {name: getattr(defaults, name) for name in names}
         tags["semantic_tag"] = TYPE_KEY

@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from ..semantics import SemanticType
-from .matching import Message, PatternTimeout, Typing, label_messages
+from .matching import Message, MessageTypes, PatternTimeout, label_messages
 from .parts import SPANS_KEY, TYPE_KEY, Content, join_parts, read_spans
-from .rules import RuleSet
+from .rule_set import RuleSet
 
 
 FORMATS = ("alpaca", "sharegpt", "openai")
@@ -19,8 +19,11 @@ _COLUMNS = ("prompt", "query", "response", "history", "messages", "system", "cho
 _TAGS = ("role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag")
 
 
+Sample = Mapping[Any, Any]  # a column that a format does not name is looked up as None, which no sample has
+
+
 @dataclass(frozen=True)
-class Layout:
+class DatasetFormat:
     """Which columns and keys of a data set hold what, as in an entry of ``dataset_info.json``."""
 
     formatting: str = "alpaca"
@@ -43,7 +46,7 @@ class Layout:
     semantic_tag: str | None = None
 
     @classmethod
-    def from_entry(cls, entry: Mapping[str, Any]) -> "Layout":
+    def from_entry(cls, entry: Mapping[str, Any]) -> "DatasetFormat":
         """Read an entry of ``dataset_info.json`` as LLaMA-Factory does: a `columns` or `tags` block replaces all defaults."""
         values = {name: entry[name] for name in ("formatting", "ranking") if name in entry}
         if "columns" in entry:
@@ -57,9 +60,10 @@ class Layout:
         return cls(**values)
 
     @classmethod
-    def from_attributes(cls, attributes: Any) -> "Layout":
+    def from_attributes(cls, attributes: Any) -> "DatasetFormat":
         """Take over LLaMA-Factory's `DatasetAttr`."""
-        return cls(**{field.name: getattr(attributes, field.name, None) for field in fields(cls)})
+        values: dict[str, Any] = {field.name: getattr(attributes, field.name, None) for field in fields(cls)}
+        return cls(**values)
 
     @cached_property
     def roles(self) -> dict[str, str]:
@@ -74,7 +78,7 @@ class Layout:
         return {value: role for value, role in named.items() if value is not None}
 
 
-class Turn(NamedTuple):
+class SampleMessage(NamedTuple):
     """One message of a conversation, and where it comes from.
 
     Attributes:
@@ -87,26 +91,33 @@ class Turn(NamedTuple):
 
     message: Message
     where: str
-    source: dict[str, Any] | None = None
+    source: Mapping[str, Any] | None = None
     media: tuple[tuple[int, str, Any], ...] = ()
     number: int = -1
 
 
-def read_turns(sample: Mapping[str, Any], layout: Layout) -> list[Turn]:
+def read_sample(sample: Sample, dataset_format: DatasetFormat) -> list[SampleMessage]:
     """Return a sample's messages in order: the system message or column, if any, then the others.
 
-    With `ranking`, the chosen and the rejected reply stand at the end. A role that the layout does not name stays as it
+    With `ranking`, the chosen and the rejected reply stand at the end. A role that the format does not name stays as it
     is in the data.
 
     Raises:
         ValueError: If the sample does not have the format, or a type in it is not valid; the message names the turn.
     """
-    return _read_alpaca(sample, layout) if layout.formatting == "alpaca" else _read_messages(sample, layout)
+    return (
+        _read_alpaca(sample, dataset_format)
+        if dataset_format.formatting == "alpaca"
+        else _read_messages(sample, dataset_format)
+    )
 
 
-def type_turns(
-    turns: Sequence[Turn], layout: Layout, rules: RuleSet | None, matches: Counter | None = None
-) -> list[Typing]:
+def type_sample(
+    turns: Sequence[SampleMessage],
+    dataset_format: DatasetFormat,
+    rules: RuleSet | None,
+    matches: Counter | None = None,
+) -> list[MessageTypes]:
     """Type the turns of a sample, as `label_messages` does.
 
     The chosen and the rejected reply of a ranking are each typed as the last message of a conversation.
@@ -116,7 +127,7 @@ def type_turns(
     """
     messages = [turn.message for turn in turns]
     try:
-        if layout.ranking and len(messages) > 2:
+        if dataset_format.ranking and len(messages) > 2:
             rejected = label_messages([*messages[:-2], messages[-1]], rules)[-1]
             return [*label_messages(messages[:-1], rules, matches), rejected]
         return label_messages(messages, rules, matches)
@@ -124,84 +135,95 @@ def type_turns(
         raise PatternTimeout(f"{turns[timeout.index].where}: {timeout}") from None
 
 
-def _read_messages(sample: Mapping[str, Any], layout: Layout) -> list[Turn]:
-    messages = sample.get(layout.messages)
+def _read_messages(sample: Sample, dataset_format: DatasetFormat) -> list[SampleMessage]:
+    messages = sample.get(dataset_format.messages)
     if not isinstance(messages, list):
-        raise ValueError(f"{layout.messages}: expected a list of messages, got {messages!r:.80}.")
+        raise ValueError(f"{dataset_format.messages}: expected a list of messages, got {messages!r:.80}.")
 
-    turns = [_read_message(message, number, layout) for number, message in enumerate(messages)]
+    turns = [_read_message(message, number, dataset_format) for number, message in enumerate(messages)]
     has_system = bool(turns) and turns[0].message.role == "system"
-    if not has_system and layout.system and sample.get(layout.system):
-        turns = [Turn(Message("system", sample[layout.system]), layout.system), *turns]
-        _add_sample_types(turns[:1], sample, layout)
-    if layout.ranking:
-        for column in (layout.chosen, layout.rejected):
+    if not has_system and dataset_format.system and sample.get(dataset_format.system):
+        turns = [SampleMessage(Message("system", sample[dataset_format.system]), dataset_format.system), *turns]
+        _add_sample_types(turns[:1], sample, dataset_format)
+    if dataset_format.ranking:
+        for column in (dataset_format.chosen, dataset_format.rejected):
             if isinstance(sample.get(column), Mapping):
-                turns.append(_read_message(sample[column], column, layout))
+                turns.append(_read_message(sample[column], column, dataset_format))
     return turns
 
 
-def _read_message(message: Any, number: int | str, layout: Layout) -> Turn:
+def _read_message(message: Any, number: int | str | None, dataset_format: DatasetFormat) -> SampleMessage:
     where = f"turn {number}"
-    role_tag, content_tag = layout.role_tag, layout.content_tag
+    role_tag, content_tag = dataset_format.role_tag, dataset_format.content_tag
     if not isinstance(message, (dict, Mapping)) or role_tag not in message or content_tag not in message:
-        raise _missing(message, where, layout)
+        raise _missing(message, where, dataset_format)
 
-    role = layout.roles.get(message[role_tag], message[role_tag])
+    name: str = message[role_tag]
+    role = dataset_format.roles.get(name, name)
     tools = None
     try:
         given = message[content_tag]
-        content = Content(given) if isinstance(given, str) else join_parts(given, layout.semantic_tag or TYPE_KEY)
-        if layout.formatting == "openai" and role in ("assistant", "function") and message.get("tool_calls"):
+        content = (
+            Content(given) if isinstance(given, str) else join_parts(given, dataset_format.semantic_tag or TYPE_KEY)
+        )
+        if dataset_format.formatting == "openai" and role in ("assistant", "function") and message.get("tool_calls"):
             calls = [call["function"] for call in message["tool_calls"]]
             role, tools = "function", tuple(str(call.get("name")) for call in calls)
             content = Content(json.dumps(calls, ensure_ascii=False))  # what LLaMA-Factory makes of it
         semantic_type, spans = None, content.spans
-        if layout.semantic_tag is not None:
-            semantic_type = _read_type(message.get(layout.semantic_tag))
+        if dataset_format.semantic_tag is not None:
+            semantic_type = _read_type(message.get(dataset_format.semantic_tag))
             spans = read_spans(message.get(SPANS_KEY), len(content.text)) + spans
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{where}: {error}") from None
     place = number if isinstance(number, int) else -1
-    return Turn(Message(role, content.text, semantic_type, spans, tools), where, message, content.media, place)
+    return SampleMessage(
+        Message(role, content.text, semantic_type, spans, tools), where, message, content.media, place
+    )
 
 
-def _missing(message: Any, where: str, layout: Layout) -> ValueError:
+def _missing(message: Any, where: str, dataset_format: DatasetFormat) -> ValueError:
     """Return the error of a message without what every message must have."""
     if not isinstance(message, Mapping):
         return ValueError(f"{where}: expected a message, got {message!r:.80}.")
-    tags = {"role_tag": layout.role_tag, "content_tag": layout.content_tag}
+    tags = {"role_tag": dataset_format.role_tag, "content_tag": dataset_format.content_tag}
     name, tag = next((name, tag) for name, tag in tags.items() if tag is None or tag not in message)
     if tag is None:
         return ValueError(f"the data set's tags have no {name}: a `tags` block must name all of them.")
     return ValueError(f"{where}: {tag!r} ({name}) is missing; it has {', '.join(map(repr, message))}.")
 
 
-def _read_alpaca(sample: Mapping[str, Any], layout: Layout) -> list[Turn]:
+def _read_alpaca(sample: Sample, dataset_format: DatasetFormat) -> list[SampleMessage]:
     texts: list[tuple[str, Any]] = []
-    if layout.system and sample.get(layout.system):
-        texts.append(("system", sample[layout.system]))
-    for pair in (sample.get(layout.history) or []) if layout.history else []:
+    if dataset_format.system and sample.get(dataset_format.system):
+        texts.append(("system", sample[dataset_format.system]))
+    for pair in (sample.get(dataset_format.history) or []) if dataset_format.history else []:
         if not isinstance(pair, list) or len(pair) != 2:
-            raise ValueError(f"{layout.history}: expected pairs of texts, got {pair!r:.80}.")
+            raise ValueError(f"{dataset_format.history}: expected pairs of texts, got {pair!r:.80}.")
         texts += [("user", pair[0]), ("assistant", pair[1])]
-    query = [sample[column] for column in (layout.prompt, layout.query) if column and sample.get(column)]
+    query = [
+        sample[column] for column in (dataset_format.prompt, dataset_format.query) if column and sample.get(column)
+    ]
     if not all(isinstance(text, str) for text in query):
-        raise ValueError(f"{layout.prompt}, {layout.query}: expected texts, got {query!r:.80}.")
+        raise ValueError(f"{dataset_format.prompt}, {dataset_format.query}: expected texts, got {query!r:.80}.")
     texts.append(("user", "\n".join(query)))
-    replies = (layout.chosen, layout.rejected) if layout.ranking else (layout.response,)
+    replies = (
+        (dataset_format.chosen, dataset_format.rejected) if dataset_format.ranking else (dataset_format.response,)
+    )
     texts += [("assistant", sample[column]) for column in replies if column and isinstance(sample.get(column), str)]
 
     if not all(isinstance(text, str) for _, text in texts):
         raise ValueError(f"expected texts, got {[text for _, text in texts if not isinstance(text, str)][0]!r:.80}.")
-    turns = [Turn(Message(role, text), f"text {number} ({role})") for number, (role, text) in enumerate(texts)]
-    _add_sample_types(turns, sample, layout)
+    turns = [
+        SampleMessage(Message(role, text), f"text {number} ({role})") for number, (role, text) in enumerate(texts)
+    ]
+    _add_sample_types(turns, sample, dataset_format)
     return turns
 
 
-def _add_sample_types(turns: list[Turn], sample: Mapping[str, Any], layout: Layout) -> None:
+def _add_sample_types(turns: list[SampleMessage], sample: Sample, dataset_format: DatasetFormat) -> None:
     """Give the texts that are no messages the types that stand beside them, one entry for each text."""
-    given = sample.get(SAMPLE_TYPES_KEY) if layout.semantic_tag is not None else None
+    given = sample.get(SAMPLE_TYPES_KEY) if dataset_format.semantic_tag is not None else None
     if given is None:
         return
     if not isinstance(given, list) or [entry.get("role") for entry in given] != [turn.message.role for turn in turns]:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
-from .formats import Layout
+from .formats import DatasetFormat
 from .labeller import SampleLabeller, add_anchor
-from .records import CHUNK_BYTES, CHUNK_SAMPLES, Chunk, read_chunks
-from .rules import RuleSet
+from .records import CHUNK_BYTES, CHUNK_SAMPLES, SampleChunk, read_chunks
+from .rule_set import RuleSet
 from .summary import Summary
 from .token_counter import TokenCounter, load_tokenizer
 
@@ -36,7 +36,7 @@ class Job:
 
     Attributes:
         inputs: Files, or ``-``.
-        layout: Of their samples.
+        dataset_format: Of their samples.
         rules: The rules.
         out: The result: ``.json``, ``.jsonl`` or ``.parquet``.
         tokenizer: Counts tokens; None: characters are counted.
@@ -44,7 +44,7 @@ class Job:
     """
 
     inputs: tuple[str, ...]
-    layout: Layout
+    dataset_format: DatasetFormat
     rules: RuleSet
     out: Path
     tokenizer: str | None = None
@@ -68,7 +68,7 @@ class Job:
             "version": __version__,
             "inputs": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats],
             "rules": hashlib.sha256(rules.encode()).hexdigest(),
-            "layout": asdict(self.layout),
+            "dataset_format": asdict(self.dataset_format),
             "tables": self.as_tables,
             "tokenizer": self.tokenizer,
             "skip_bad": self.skip_bad,
@@ -77,7 +77,7 @@ class Job:
 
 
 def run_job(
-    job: Job, workers: int, on_chunk: Callable[[int, bool], None], chunks: Iterator[Chunk] | None = None
+    job: Job, workers: int, on_chunk: Callable[[int, bool], None], chunks: Iterator[SampleChunk] | None = None
 ) -> Summary:
     """Label all samples and put the result in its place, whole.
 
@@ -98,7 +98,8 @@ def run_job(
         ValueError: If the input is broken or empty.
     """
     _prepare_directory(job)
-    summary, done = Summary(), []
+    summary = Summary()
+    done: list[int] = []
     pool = None
     if workers > 1:
         pool = ProcessPoolExecutor(workers, initializer=_start_process, initargs=(job, os.getpid()))
@@ -109,10 +110,11 @@ def run_job(
         for chunk in chunks if chunks is not None else read_chunks(job.inputs):
             future = None
             was_there = _summary_path(job, chunk.index).is_file()
-            if not was_there and pool is None:
-                _label_chunk(chunk)
-            elif not was_there:
-                future = pool.submit(_label_chunk, chunk)
+            if not was_there:
+                if pool is None:
+                    _label_chunk(chunk)
+                else:
+                    future = pool.submit(_label_chunk, chunk)
             waiting.append((chunk.without_samples(), future, was_there))
             if len(waiting) > 2 * workers or pool is None:
                 _collect(job, waiting, summary, done, on_chunk)
@@ -170,13 +172,13 @@ def _summary_path(job: Job, index: int) -> Path:
 # -- in a worker -----------------------------------------------------------------------------------------------
 
 
-_worker: tuple[Job, SampleLabeller] | None = None
+_worker: tuple[Job, SampleLabeller]  # set when the process starts
 
 
 def _start_worker(job: Job) -> None:
     global _worker
     count = TokenCounter(load_tokenizer(job.tokenizer)) if job.tokenizer is not None else None
-    _worker = (job, SampleLabeller(job.layout, job.rules, count))
+    _worker = (job, SampleLabeller(job.dataset_format, job.rules, count))
 
 
 def _start_process(job: Job, parent: int) -> None:
@@ -192,7 +194,7 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _label_chunk(chunk: Chunk) -> None:
+def _label_chunk(chunk: SampleChunk) -> None:
     """Label a chunk and write it, then its counts: a chunk with counts is whole."""
     job, labeller = _worker
     summary, kept, samples = Summary(), [], []
@@ -207,14 +209,14 @@ def _label_chunk(chunk: Chunk) -> None:
                 raise BadSample(problem) from None
             summary.skip(problem)
     if chunk.index == 0 and samples and any(rule.types_parts for rule in job.rules):
-        add_anchor(samples[0], job.layout)
+        add_anchor(samples[0], job.dataset_format)
 
     path = _chunk_path(job, chunk.index)
     if job.as_tables:
         from .columns import labelled_table, write_table
 
         partial = path.with_suffix(".new")
-        write_table(labelled_table(chunk.samples, kept, samples, job.layout), partial)
+        write_table(labelled_table(chunk.samples, kept, samples, job.dataset_format), partial)
         os.replace(partial, path)
     else:
         _write_whole(path, b"".join(map(_dump, samples)))

@@ -5,27 +5,27 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..semantics import SemanticType
-from .formats import SAMPLE_TYPES_KEY, Layout, Turn, read_turns, type_turns
-from .matching import Typing, runs
+from .formats import SAMPLE_TYPES_KEY, DatasetFormat, SampleMessage, read_sample, type_sample
+from .matching import Message, MessageTypes
 from .parts import SPANS_KEY, TYPE_KEY, write_spans
-from .rules import RuleSet
+from .rule_set import RuleSet
 from .summary import Summary
 
 
-Counting = Callable[[str, Typing], Mapping[str, int]]  # text, typing → amount of text by type's name
+Counting = Callable[[str, MessageTypes], Mapping[str, int]]  # text, typing → amount of text by type's name
 
 
 class SampleLabeller:
     """Labels samples one by one, and counts.
 
     Args:
-        layout: The data's; `semantic_tag` is the key that types are written under.
+        dataset_format: The data's; `semantic_tag` is the key that types are written under.
         rules: The rules.
         count: How text is counted; None: by characters.
     """
 
-    def __init__(self, layout: Layout, rules: RuleSet, count: Counting | None = None) -> None:
-        self.layout, self.rules = layout, rules
+    def __init__(self, dataset_format: DatasetFormat, rules: RuleSet, count: Counting | None = None) -> None:
+        self.dataset_format, self.rules = dataset_format, rules
         self.count = count or count_characters
 
     def label(self, sample: Any, summary: Summary) -> dict[str, Any]:
@@ -36,10 +36,10 @@ class SampleLabeller:
         """
         if not isinstance(sample, Mapping):
             raise ValueError(f"expected an object, got {sample!r:.80}.")
-        turns = read_turns(sample, self.layout)
+        turns = read_sample(sample, self.dataset_format)
         self._check_roles(turns)
         matches: Counter = Counter()
-        typings = type_turns(turns, self.layout, self.rules, matches)
+        typings = type_sample(turns, self.dataset_format, self.rules, matches)
         labelled = self._write(sample, turns, typings)
 
         summary.samples += 1
@@ -49,29 +49,33 @@ class SampleLabeller:
             summary.amounts.update(self.count(turn.message.text, typing))
         return labelled
 
-    def _check_roles(self, turns: list[Turn]) -> None:
-        roles = self.layout.roles
+    def _check_roles(self, turns: list[SampleMessage]) -> None:
+        roles = self.dataset_format.roles
         for turn in turns:
             if turn.source is not None and turn.message.role not in roles.values():
                 raise ValueError(
-                    f"{turn.where}: {self.layout.role_tag} = {turn.message.role!r} is not allowed: one of "
+                    f"{turn.where}: {self.dataset_format.role_tag} = {turn.message.role!r} is not allowed: one of "
                     f"{', '.join(map(repr, roles))} (the tags of the data set)."
                 )
 
-    def _write(self, sample: Mapping[str, Any], turns: list[Turn], typings: list[Typing]) -> dict[str, Any]:
+    def _write(
+        self, sample: Mapping[Any, Any], turns: list[SampleMessage], typings: list[MessageTypes]
+    ) -> dict[str, Any]:
         written = {
-            id(turn.source): self._message(turn, typing)
+            id(turn.source): self._message(turn.source, turn.message, typing)
             for turn, typing in zip(turns, typings)
             if turn.source is not None
         }
-        labelled = dict(sample)
-        if self.layout.formatting != "alpaca":
-            column = self.layout.messages
+        labelled: dict[Any, Any] = dict(sample)
+        if self.dataset_format.formatting != "alpaca":
+            column = self.dataset_format.messages
             labelled[column] = [written[id(message)] for message in sample[column]]
-            for column in (self.layout.chosen, self.layout.rejected) if self.layout.ranking else ():
+            for column in (
+                (self.dataset_format.chosen, self.dataset_format.rejected) if self.dataset_format.ranking else ()
+            ):
                 if id(sample.get(column)) in written:
                     labelled[column] = written[id(sample[column])]
-        if self.layout.formatting == "alpaca" or self.layout.system:
+        if self.dataset_format.formatting == "alpaca" or self.dataset_format.system:
             labelled[SAMPLE_TYPES_KEY] = [
                 {"role": turn.message.role, **_type_and_spans(typing)}
                 for turn, typing in zip(turns, typings)
@@ -79,31 +83,32 @@ class SampleLabeller:
             ]
         return labelled
 
-    def _message(self, turn: Turn, typing: Typing) -> dict[str, Any]:
-        message = dict(turn.source)
-        if turn.message.semantic_type is None:
-            message[self.layout.semantic_tag] = _name(typing.semantic_type)
+    def _message(self, source: Mapping[str, Any], read: Message, typing: MessageTypes) -> dict[Any, Any]:
+        message: dict[Any, Any] = dict(source)
+        if read.semantic_type is None:
+            message[self.dataset_format.semantic_tag] = _name(typing.semantic_type)
         if typing.spans:
             message[SPANS_KEY] = write_spans(typing.spans)
         return message
 
 
-def add_anchor(sample: dict[str, Any], layout: Layout) -> None:
+def add_anchor(sample: dict[Any, Any], dataset_format: DatasetFormat) -> None:
     """Give a sample spans if it has none, so that a reader that guesses columns from the first rows knows them."""
-    for rows in (sample.get(SAMPLE_TYPES_KEY), sample.get(layout.messages)):
+    for rows in (sample.get(SAMPLE_TYPES_KEY), sample.get(dataset_format.messages)):
         if rows and not any(row.get(SPANS_KEY) for row in rows):
             rows[0][SPANS_KEY] = [{"start": 0, "end": 0, TYPE_KEY: SemanticType.GLOBAL.name}]  # covers nothing
 
 
-def count_characters(text: str, typing: Typing) -> Counter:
+def count_characters(text: str, typing: MessageTypes) -> Counter:
     """Count characters by type's name; those that take the default type as ``default``."""
-    counts: Counter = Counter()
-    for length, semantic_type in runs(typing, len(text)):
-        counts[_name(semantic_type) or "default"] += length
+    counts: Counter[str] = Counter()
+    for start, end, semantic_type in typing.spans:
+        counts[SemanticType(semantic_type).name] += end - start
+    counts[_name(typing.semantic_type) or "default"] += len(text) - counts.total()
     return counts
 
 
-def _type_and_spans(typing: Typing) -> dict[str, Any]:
+def _type_and_spans(typing: MessageTypes) -> dict[str, Any]:
     types = {TYPE_KEY: _name(typing.semantic_type)}
     return {**types, SPANS_KEY: write_spans(typing.spans)} if typing.spans else types
 

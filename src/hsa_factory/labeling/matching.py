@@ -8,17 +8,15 @@ from fnmatch import fnmatchcase
 from functools import cache, lru_cache
 from typing import NamedTuple
 
-from ..typed.text import find_runs
+from ..typed.spans import Span, find_runs
 from .rule import SPAN_GROUP, Rule, compile_pattern
-from .rules import RuleSet
+from .rule_set import RuleSet
 from .tags import find_elements
 
 
 PATTERN_TIMEOUT = 1.0  # seconds that one pattern may take on one message
 _UNTYPED = 255
 _BEFORE_VERB = " \t\r\n\"'`*([{-:“‘「"
-
-Span = tuple[int, int, int]  # start, end (exclusive), type; in characters
 
 
 class PatternTimeout(ValueError):
@@ -58,7 +56,7 @@ class Message:
         return self.tools
 
 
-class Typing(NamedTuple):
+class MessageTypes(NamedTuple):
     """Types of one message.
 
     Attributes:
@@ -71,10 +69,12 @@ class Typing(NamedTuple):
     spans: tuple[Span, ...] = ()
 
 
-UNTYPED = Typing(None)
+UNTYPED = MessageTypes(None)
 
 
-def label_messages(messages: Sequence[Message], rules: RuleSet | None, matches: Counter | None = None) -> list[Typing]:
+def label_messages(
+    messages: Sequence[Message], rules: RuleSet | None, matches: Counter | None = None
+) -> list[MessageTypes]:
     """Type the messages of one conversation.
 
     For each character, what comes first decides: a span given in the data, the message's type given in the data, the
@@ -135,16 +135,16 @@ def _holds(rule: Rule, message: Message, index: int, turns: dict[str, set[int]],
     return True
 
 
-def _type_message(message: Message, rules: Sequence[Rule], matches: Counter | None) -> Typing:
+def _type_message(message: Message, rules: Sequence[Rule], matches: Counter | None) -> MessageTypes:
     if not message.spans:
         if message.semantic_type is not None:
-            return Typing(message.semantic_type)
+            return MessageTypes(message.semantic_type)
         if not rules:
             return UNTYPED
         if not rules[0].types_parts:  # by far the most frequent case
             if matches is not None:
                 matches[rules[0].name] += 1
-            return Typing(int(rules[0].type))
+            return MessageTypes(int(rules[0].type))
 
     types = bytearray([_UNTYPED]) * len(message.text)
     for start, end, semantic_type in message.spans:
@@ -175,13 +175,13 @@ def _paint(types: bytearray, start: int, end: int, semantic_type: int) -> bool:
     return True
 
 
-def _summarize(types: bytearray, base: int | None) -> Typing:
+def _summarize(types: bytearray, base: int | None) -> MessageTypes:
     if not types:
-        return Typing(base)
+        return MessageTypes(base)
     if types.count(types[0]) == len(types):
-        return Typing(base if types[0] == _UNTYPED else types[0])
+        return MessageTypes(base if types[0] == _UNTYPED else types[0])
 
-    return Typing(base, tuple(run for run in find_runs(types) if run[2] not in (_UNTYPED, base)))
+    return MessageTypes(base, tuple(run for run in find_runs(types) if run[2] not in (_UNTYPED, base)))
 
 
 def find_parts(rule: Rule, text: str) -> Iterator[tuple[int, int]]:
@@ -267,23 +267,3 @@ def _called_tools(text: str) -> tuple[str, ...]:
 
 
 _DECODER = json.JSONDecoder()
-
-
-def runs(typing: Typing, length: int, default: int | None = None) -> list[tuple[int, int | None]]:
-    """Return (number of characters, type) of each run that covers a text of a given length.
-
-    Args:
-        typing: The message's.
-        length: Characters of its text.
-        default: Type where the typing has none.
-    """
-    base = default if typing.semantic_type is None else typing.semantic_type
-    covered, position = [], 0
-    for start, end, semantic_type in typing.spans:
-        if start > position:
-            covered.append((start - position, base))
-        covered.append((end - start, semantic_type))
-        position = end
-    if position < length or not covered:
-        covered.append((length - position, base))
-    return covered

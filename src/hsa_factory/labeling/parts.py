@@ -1,16 +1,17 @@
 """Message content given as a list of parts: texts with types of their own, images, videos and audio clips."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from ..semantics import SemanticType
-from .matching import Span
+from ..typed.spans import Span
 from .rule import MEDIA
 
 
 TYPE_KEY = "semantic_type"
 SPANS_KEY = "semantic_spans"
 _PATH_KEYS = ("url", "path")
+_KINDS = {"image_url": "image", "video_url": "video", "audio_url": "audio", "input_audio": "audio"}
 
 
 class Content(NamedTuple):
@@ -98,7 +99,7 @@ def _read_part(part: Any) -> tuple[str, str, Any]:
     if kind is None:
         given = [name for name in ("text", *MEDIA) if part.get(name) is not None]
         kind = given[0] if len(given) == 1 else None
-    kind = {"image_url": "image", "video_url": "video", "audio_url": "audio", "input_audio": "audio"}.get(kind, kind)
+    kind = _KINDS.get(str(kind), kind)
     if kind == "text" and isinstance(part.get("text"), str):
         return part["text"], "text", None
     if kind in MEDIA:
@@ -109,6 +110,10 @@ def _read_part(part: Any) -> tuple[str, str, Any]:
             file = next((file[key] for key in _PATH_KEYS if file.get(key)), None)
         return f"<{kind}>", kind, file
     raise ValueError(f"expected a `text`, or a `type` of {', '.join(MEDIA)}, got {_shorten(part)}.")
+
+
+def _is_whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def read_spans(value: Any, length: int) -> tuple[Span, ...]:
@@ -126,13 +131,14 @@ def read_spans(value: Any, length: int) -> tuple[Span, ...]:
     if not isinstance(value, list):
         raise ValueError(f"{SPANS_KEY}: expected a list, got {_shorten(value)}.")
 
-    spans, position = [], 0
+    spans: list[Span] = []
+    position = 0
     for number, span in enumerate(value):
         where = f"{SPANS_KEY} {number}"
         if not isinstance(span, Mapping):
             raise ValueError(f"{where}: expected start, end and {TYPE_KEY}, got {_shorten(span)}.")
         start, end = span.get("start"), span.get("end")
-        if not all(isinstance(place, int) and not isinstance(place, bool) for place in (start, end)):
+        if not _is_whole(start) or not _is_whole(end):
             raise ValueError(f"{where}: start = {start!r}, end = {end!r}: expected whole numbers.")
         if not position <= start <= end <= length:
             raise ValueError(

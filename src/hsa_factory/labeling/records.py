@@ -18,7 +18,7 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @dataclass(frozen=True)
-class Chunk:
+class SampleChunk:
     """Some samples, not parsed yet.
 
     Attributes:
@@ -35,7 +35,7 @@ class Chunk:
     unit: str
     bytes_read: int
 
-    def without_samples(self) -> "Chunk":
+    def without_samples(self) -> "SampleChunk":
         """Return the same without what takes memory."""
         return replace(self, samples=None, places=())
 
@@ -45,7 +45,7 @@ class Chunk:
         return f"{self.unit} {place}"
 
 
-def read_chunks(paths: Sequence[str]) -> Iterator[Chunk]:
+def read_chunks(paths: Sequence[str]) -> Iterator[SampleChunk]:
     """Read files one after another, or standard input (``-``).
 
     Memory: a chunk, and one sample, however long the file is.
@@ -60,7 +60,7 @@ def read_chunks(paths: Sequence[str]) -> Iterator[Chunk]:
         several = f"{name}, " if len(paths) > 1 else ""
         parts = _read_parquet(path) if path.endswith(".parquet") else _read_json(path, name)
         for samples, places, unit, bytes_read in parts:
-            yield Chunk(index, samples, places, several + unit, before + bytes_read)
+            yield SampleChunk(index, samples, places, several + unit, before + bytes_read)
             index += 1
         if path != "-":
             before += Path(path).stat().st_size
@@ -88,6 +88,7 @@ def _read_json(path: str, name: str) -> Iterator[tuple[list[bytes], list[int], s
             raise ValueError(f"{name}: is UTF-16; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8).")
         start = start.removeprefix(codecs.BOM_UTF8)
         first = start.lstrip()[:1]
+        reader: _ListReader | _LineReader
         if first == b"[":
             reader, unit = _ListReader(file, start, name), "sample"
         elif first == b"{":

@@ -53,9 +53,6 @@ class Rule:
         pattern: A regular expression (of the `regex` package); a group named ``span`` limits what is typed.
         media: `image`, `video`, `audio`: their placeholders.
 
-    Attributes:
-        types_parts: Whether it types parts of a text, not whole messages.
-
     Raises:
         ValueError: If a value is not allowed; the message names the rule, the field, the value and what is allowed.
     """
@@ -85,7 +82,7 @@ class Rule:
         if None in roles:
             self._fail("role", f"one of {', '.join(ROLES)}, or a list of them")
         object.__setattr__(self, "role", tuple(dict.fromkeys(roles)))
-        turns = [TURNS.get(turn, turn) if isinstance(turn, (int, str)) else None for turn in self.turn]
+        turns = [TURNS.get(turn, turn) if isinstance(turn, str) else turn for turn in self.turn]
         if any(isinstance(turn, bool) or not isinstance(turn, int) for turn in turns):
             self._fail("turn", "first, last, a whole number (0 is the first, -1 the last), or a list of them")
         object.__setattr__(self, "turn", tuple(turns))
@@ -100,7 +97,6 @@ class Rule:
         self._check_combination()
         if not self.name:
             object.__setattr__(self, "name", self._describe())
-        object.__setattr__(self, "types_parts", bool(self.tag or self.pattern or self.media))
 
     def _tuple(self, field: str) -> tuple:
         value = getattr(self, field)
@@ -147,6 +143,11 @@ class Rule:
             value = value[0] if len(value) == 1 else list(value)
         name = self.name if isinstance(self.name, str) and self.name else self._describe()
         raise ValueError(f"rule {name!r}: {field} = {value!r} is not allowed: {allowed}.")
+
+    @property
+    def types_parts(self) -> bool:
+        """Whether it types parts of a text, not whole messages."""
+        return bool(self.tag or self.pattern or self.media)
 
     @property
     def decided(self) -> str:

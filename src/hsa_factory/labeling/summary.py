@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..semantics import SemanticType
-from .matching import Message, Typing
-from .rules import RuleSet
+from .matching import Message, MessageTypes
+from .rule_set import RuleSet
 
 
 _LISTED = 20
@@ -46,7 +46,7 @@ class Summary:
         """All messages."""
         return self.given + self.ruled + self.untyped
 
-    def add_message(self, message: Message, typing: Typing) -> None:
+    def add_message(self, message: Message, typing: MessageTypes) -> None:
         """Count one message."""
         if message.semantic_type is not None or message.spans:
             self.given += 1

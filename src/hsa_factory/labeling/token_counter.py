@@ -7,7 +7,7 @@ from typing import Any
 
 from ..semantics import SemanticType
 from ..typed.text import TypedText, token_types
-from .matching import Typing, runs
+from .matching import MessageTypes
 
 
 _UNTYPED = len(SemanticType)  # after all types: a token that holds a typed character has its type
@@ -40,9 +40,9 @@ class TokenCounter:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
 
-    def __call__(self, text: str, typing: Typing) -> Counter:
+    def __call__(self, text: str, typing: MessageTypes) -> Counter:
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
-        typed = TypedText(text, spans=runs(typing, len(text), _UNTYPED))
+        typed = TypedText(text, _UNTYPED if typing.semantic_type is None else typing.semantic_type, typing.spans)
         types = token_types(typed, encoding.offsets, len(encoding.ids))
         counts = Counter(types)
         return Counter({SemanticType(kind).name if kind < _UNTYPED else "default": n for kind, n in counts.items()})

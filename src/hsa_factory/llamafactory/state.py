@@ -4,7 +4,7 @@ from typing import Any
 
 from ..attention.api import check_backend
 from ..config import FeedbackConfig, HSAConfig
-from ..labeling.formats import Layout
+from ..labeling.formats import DatasetFormat
 from .data.report import DataReport
 from .model.checkpoint import resolve_config
 from .model.feedback_token import FeedbackToken, ensure_token
@@ -41,7 +41,7 @@ class Integration:
             check_backend(self.hsa_config.backend)
         self.feedback_config = feedback
         self.feedback_token: FeedbackToken | None = None
-        self.layout = Layout()
+        self.layout = DatasetFormat()
         self.report = DataReport()
         self.aligned: dict[str, Any] = {}
         self._resolved_for: Any = None  # the model arguments that `hsa_config` holds for

@@ -1,9 +1,9 @@
 """Token ids that carry their type, so that every slice, cut, reversal and packing step carries it along."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -35,7 +35,7 @@ class TypedTokenId(int):
     trained: bool = True
     code: int = int(SemanticType.NOISE) + _TRAINED
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (int(self), self.semantic_type, self.untrained))
 
 
@@ -46,11 +46,13 @@ class TaggedTokenId(TypedTokenId):
         tag: What it carries.
     """
 
-    untagged: type[TypedTokenId]
     tag: Any
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild_tagged, (int(self), self.semantic_type, self.untrained, self.tag))
 
-class _Instances(dict):
+
+class _Instances(dict[int, TypedTokenId]):
     """The instances of one class by id, made when first asked for."""
 
     def __init__(self, token_class: type[TypedTokenId]) -> None:
@@ -71,11 +73,16 @@ def _instances(semantic_type: int, untrained: str) -> _Instances:
         "trained": not untrained,
         "code": semantic_type + _TRAINED * (not untrained),
     }
-    return _Instances(type("TypedTokenId", (TypedTokenId,), attributes))
+    token_class: type[TypedTokenId] = type("TypedTokenId", (TypedTokenId,), attributes)
+    return _Instances(token_class)
 
 
 def _rebuild(token_id: int, semantic_type: int, untrained: str) -> TypedTokenId:
     return _instances(semantic_type, untrained)[token_id]
+
+
+def _rebuild_tagged(token_id: int, semantic_type: int, untrained: str, tag: Any) -> TypedTokenId:
+    return tag_id(_rebuild(token_id, semantic_type, untrained), tag)
 
 
 def type_token_ids(token_ids: Sequence[int], semantic_type: int, untrained: str = "") -> list[TypedTokenId]:
@@ -84,24 +91,29 @@ def type_token_ids(token_ids: Sequence[int], semantic_type: int, untrained: str 
 
 
 def mark_untrained(token_ids: Sequence[TypedTokenId], reason: str) -> list[TypedTokenId]:
-    """Return the same ids, marked as not to be trained, and why."""
-    classes = set(map(type, token_ids))
-    instances = {cls: _instances(cls.semantic_type, reason) for cls in classes}
-    if len(classes) == 1:
+    """Return the same ids, marked as not to be trained, and why; tags stay."""
+    classes: set[type[TypedTokenId]] = set(map(type, token_ids))
+    instances = {token_class: _instances(token_class.semantic_type, reason) for token_class in classes}
+    if len(classes) == 1 and not issubclass(next(iter(classes)), TaggedTokenId):
         return list(map(instances.popitem()[1].__getitem__, token_ids))
-    return [instances[type(token)][token] for token in token_ids]
+    marked = []
+    for token in token_ids:
+        untrained = instances[type(token)][token]
+        marked.append(tag_id(untrained, token.tag) if isinstance(token, TaggedTokenId) else untrained)
+    return marked
 
 
-def tag_id(token: TypedTokenId, tag: Any) -> TaggedTokenId:
+def tag_id(token: TypedTokenId, tag: Any) -> TypedTokenId:
     """Return the same id with a tag, in the place of one that it may have."""
-    tagged = _tagged_class(getattr(type(token), "untagged", type(token)))(token)
+    tagged = _tagged_class(token.semantic_type, token.untrained)(token)
     tagged.tag = tag
     return tagged
 
 
 @cache
-def _tagged_class(untagged: type[TypedTokenId]) -> type[TaggedTokenId]:
-    return type("TaggedTokenId", (TaggedTokenId, untagged), {"untagged": untagged})
+def _tagged_class(semantic_type: int, untrained: str) -> type[TaggedTokenId]:
+    untagged = _instances(semantic_type, untrained).token_class
+    return type("TaggedTokenId", (TaggedTokenId, untagged), {})
 
 
 def tags_of(token_ids: Sequence[int]) -> list[Any]:
@@ -109,25 +121,35 @@ def tags_of(token_ids: Sequence[int]) -> list[Any]:
     return [token.tag for token in token_ids if isinstance(token, TaggedTokenId)]
 
 
+def count_plain(token_ids: Iterable[int]) -> int:
+    """Count the ids that carry nothing: what the framework has added itself, such as an EOS or an empty thinking block."""
+    return list(map(type, token_ids)).count(int)
+
+
+def _all_typed(token_ids: Sequence[int]) -> TypeGuard[Sequence[TypedTokenId]]:
+    return int not in set(map(type, token_ids))
+
+
 def fill_types(token_ids: Sequence[int]) -> list[TypedTokenId]:
-    """Give ids that carry nothing (added by the framework) what the id before them carries, or else the next.
+    """Give ids that carry nothing what the id before them carries (but for its tag), or else the next; see `count_plain`.
 
     Raises:
         ValueError: If no id carries anything.
     """
-    if int not in set(map(type, token_ids)):
+    if _all_typed(token_ids):
         return list(token_ids)
 
-    carrier = next((token for token in token_ids if type(token) is not int), None)
+    carrier = next((token for token in token_ids if isinstance(token, TypedTokenId)), None)
     if carrier is None:
         raise ValueError("None of these token ids carries a semantic type.")
 
-    filled = []
+    filled: list[TypedTokenId] = []
     for token in token_ids:
-        if type(token) is int:
-            token = _instances(carrier.semantic_type, carrier.untrained)[token]
-        carrier = token
-        filled.append(token)
+        if isinstance(token, TypedTokenId):
+            carrier = token
+            filled.append(token)
+        else:
+            filled.append(_instances(carrier.semantic_type, carrier.untrained)[token])
 
     return filled
 

@@ -136,26 +136,29 @@ def test_a_sample_that_is_too_long_is_dropped_and_counted(lf, model_dir, tmp_pat
     assert account["kept"] + sum(account["dropped"].values()) == 3
 
 
+@pytest.mark.parametrize("hsa", [HSA, None])
+@pytest.mark.parametrize("cutoff_len", [400, 395])
 @pytest.mark.parametrize("model_type", ["qwen3", "qwen2_5_vl"])
-def test_a_packed_row_equals_its_samples_alone(lf, tmp_path, model_type):
+def test_a_packed_row_equals_its_samples_alone(lf, tmp_path, model_type, cutoff_len, hsa):
     directory = lf.model_dir(model_type, extra=(lf.MARKER,))
     template = "qwen3" if model_type == "qwen3" else "qwen2_vl"
     conversations = numbered(lf, [3, 9, 1, 6], markers=(1,), seed=3)
     data = lf.write_data(tmp_path, data=conversations)
-    alone = lf.prepare(lf.args(data, "data", directory, template=template), HSA, FEEDBACK)
+    alone = lf.prepare(lf.args(data, "data", directory, template=template), hsa, FEEDBACK)
     packed = lf.prepare(
-        lf.args(data, "data", directory, template=template, cutoff_len=400, neat_packing=True), HSA, FEEDBACK
+        lf.args(data, "data", directory, template=template, cutoff_len=cutoff_len, neat_packing=True), hsa, FEEDBACK
     )
-    model = lf.model(directory, HSA)
+    model = lf.model(directory, hsa)
     (row,) = packed.rows()
-    batch = as_tensors(lf.collator(packed, HSA, FEEDBACK, model)([row]))
-    assert batch["attention_mask"].dim() == 2
+    batch = as_tensors(lf.collator(packed, hsa, FEEDBACK, model)([row]))
+    assert batch["attention_mask"].dim() == (2 if hsa else 4)
+    assert batch["input_ids"].shape[1] % 8 == 0 and batch["position_ids"].shape[-1] == batch["input_ids"].shape[1]
     with torch.no_grad():
         together = model(**batch).logits[0]
 
     single = {}
     for sample in alone.rows():
-        inputs = lf.collator(alone, HSA, FEEDBACK, model)([sample])
+        inputs = lf.collator(alone, hsa, FEEDBACK, model)([sample])
         with torch.no_grad():
             single[tuple(sample["input_ids"])] = model(**as_tensors(inputs)).logits[0, : len(sample["input_ids"])]
     for start, stop in documents(row)[0]:
@@ -185,28 +188,33 @@ def test_no_square_mask_is_built_for_hsa_and_it_stays_for_feedback_alone(lf, mod
 
 @pytest.mark.parametrize("model_type", ["qwen2_5_vl", "qwen2_vl"])
 @pytest.mark.parametrize("rows_a_batch", [1, 2])
-def test_text_only_rows_of_a_vision_model(lf, tmp_path, model_type, rows_a_batch):
+@pytest.mark.parametrize("hsa", [HSA, None])
+@pytest.mark.parametrize("cutoff_len", [200, 203])
+def test_text_only_rows_of_a_vision_model(lf, tmp_path, model_type, rows_a_batch, hsa, cutoff_len):
     """With its dummy image plain LLaMA-Factory makes mask and ids of different lengths here."""
     directory = lf.model_dir(model_type, extra=(lf.MARKER,))
     data = lf.write_data(tmp_path, data=numbered(lf, [3, 9, 1, 6, 12, 8], markers=(1,)))
-    args = lf.args(data, "data", directory, template="qwen2_vl", cutoff_len=200, neat_packing=True)
-    prepared = lf.prepare(args, HSA, FEEDBACK)
+    args = lf.args(data, "data", directory, template="qwen2_vl", cutoff_len=cutoff_len, neat_packing=True)
+    prepared = lf.prepare(args, hsa, FEEDBACK)
     rows = prepared.rows()[:rows_a_batch]
     assert len(rows) == rows_a_batch and len(documents(rows[0])[0]) > 1
-    model = lf.model(directory, HSA)
-    batch = lf.collator(prepared, HSA, FEEDBACK, model)([dict(row) for row in rows])
+    model = lf.model(directory, hsa)
+    batch = lf.collator(prepared, hsa, FEEDBACK, model)([dict(row) for row in rows])
     shape = batch["input_ids"].shape
     assert shape[0] == rows_a_batch
-    for name in ("attention_mask", "labels", "semantic_ids"):
+    if hsa is None:  # LLaMA-Factory's block-diagonal mask
+        assert batch["attention_mask"].shape == (shape[0], 1, shape[1], shape[1])
+    for name in ("attention_mask", "labels", "semantic_ids") if hsa else ("labels",):
         assert batch[name].shape == shape
     assert batch["position_ids"].shape[-2:] == shape
     for i, row in enumerate(rows):
         length = len(row["input_ids"])
         assert batch["input_ids"][i, :length].tolist() == row["input_ids"]
-        assert batch["attention_mask"][i, :length].tolist() == row["attention_mask"]
-        assert batch["semantic_ids"][i, :length].tolist() == row["semantic_ids"]
-        assert not batch["attention_mask"][i, length:].any()
-        assert (batch["semantic_ids"][i, length:] == N).all()
+        if hsa is not None:
+            assert batch["attention_mask"][i, :length].tolist() == row["attention_mask"]
+            assert batch["semantic_ids"][i, :length].tolist() == row["semantic_ids"]
+            assert not batch["attention_mask"][i, length:].any()
+            assert (batch["semantic_ids"][i, length:] == N).all()
         assert (batch["labels"][i, length:] == -100).all()
     assert (batch["input_ids"][0] == model.config.image_token_id).any()
     with torch.no_grad():
@@ -214,7 +222,9 @@ def test_text_only_rows_of_a_vision_model(lf, tmp_path, model_type, rows_a_batch
     assert torch.isfinite(loss)
 
 
-def test_packing_with_images(lf, tmp_path):
+@pytest.mark.parametrize("hsa", [HSA, None])
+@pytest.mark.parametrize("cutoff_len", [256, 251])
+def test_packing_with_images(lf, tmp_path, hsa, cutoff_len):
     directory = lf.model_dir("qwen2_5_vl", extra=(lf.MARKER,))
     paths = lf.images(tmp_path / "images", [(56, 56), (84, 56), (112, 84), (56, 112)])
     samples = [
@@ -226,17 +236,30 @@ def test_packing_with_images(lf, tmp_path):
     ]
     samples.append({"messages": numbered(lf, [5])[0], "images": []})
     data = lf.write_data(tmp_path, data=samples)
-    args = lf.args(data, "data", directory, template="qwen2_vl", cutoff_len=256, neat_packing=True)
-    prepared, plain = lf.prepare(args, HSA, FEEDBACK), lf.prepare(args)
+    args = lf.args(data, "data", directory, template="qwen2_vl", cutoff_len=cutoff_len, neat_packing=True)
+    prepared, plain = lf.prepare(args, hsa, FEEDBACK), lf.prepare(args)
     names = plain.module["train_dataset"].column_names
     assert [{name: row[name] for name in names} for row in prepared.rows()] == plain.rows()
-    model = lf.model(directory, HSA)
+    model = lf.model(directory, hsa)
     for row in prepared.rows():
-        batch = lf.collator(prepared, HSA, FEEDBACK, model)([row])
+        batch = lf.collator(prepared, hsa, FEEDBACK, model)([row])
         grids = batch["image_grid_thw"].prod(dim=-1).sum().item() // 4
         assert (batch["input_ids"] == model.config.image_token_id).sum() == grids
+        assert batch["position_ids"].shape == (4, *batch["input_ids"].shape)
         with torch.no_grad():
             assert torch.isfinite(model(**as_tensors(batch)).loss)
+
+
+@pytest.mark.parametrize(("hsa", "feedback"), [(HSA, FEEDBACK), (HSA, None), (None, FEEDBACK)])
+def test_a_cutoff_that_is_no_multiple_of_8_trains_as_one_that_is(lf, model_dir, tmp_path, hsa, feedback):
+    """With LoRA, through LLaMA-Factory's trainer; padding alone makes the rows differ."""
+    data = lf.write_data(tmp_path, data=numbered(lf, [3, 9, 1, 6], markers=(1,)))
+    losses = []
+    for cutoff_len in (400, 397):
+        out = str(tmp_path / str(cutoff_len))
+        options = {"cutoff_len": cutoff_len, "neat_packing": True, "finetuning_type": "lora", "output_dir": out}
+        losses.append(lf.train(lf.args(data, "data", model_dir, max_steps=1, **options), hsa, feedback))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) == 1
 
 
 def test_a_row_names_all_its_data_sets(lf, model_dir, tmp_path):

@@ -19,6 +19,7 @@ RULES = [
     {"role": ["user", "assistant", "observation"], "type": "NOISE"},
     {"name": "calls", "role": "function", "type": "LANDMARK"},
 ]
+TOOLS = json.dumps([{"name": "go", "description": "Go.", "parameters": {"type": "object", "properties": {}}}])
 
 
 def same_ids(prepared, plain):
@@ -281,6 +282,60 @@ def test_thoughts_that_a_template_removes(lf, tmp_path, template, mask_history):
     same_ids(prepared, lf.prepare(lf.args(tmp_path, "data", **options)))
 
 
+@pytest.mark.parametrize("template", ["qwen3", "llama3", "glm4", "mistral", "default"])
+def test_a_call_that_a_template_renders_otherwise_keeps_the_types_of_its_words(lf, tmp_path, template):
+    call = '{"name":"go","arguments":{"to":"<m1>","how":["<m2>"],"why":"<m3>"}}'
+    start = call.index('"how"')
+    span = {"start": start, "end": call.index(',"why"'), "semantic_type": "LANDMARK"}
+    messages = [
+        lf.say("user", "<m0>", "GLOBAL"),
+        {**lf.say("function", call, "NOISE"), "semantic_spans": [span]},
+        {**lf.say("observation", "<m4>", "NOISE"), "semantic_spans": []},
+        {**lf.say("assistant", "<m5>", "NOISE"), "semantic_spans": []},
+    ]
+    messages[0]["semantic_spans"] = []
+    lf.write_data(tmp_path, data=[{"messages": messages, "tools": TOOLS}])
+    args = lf.args(tmp_path, "data", template=template)
+    prepared = lf.prepare(args, HSAConfig())
+    assert types_by_mark(lf, prepared) == {0: G, 1: N, 2: L, 3: N, 4: N, 5: N}
+    assert prepared.counts["guessed_messages"] == 0
+    same_ids(prepared, lf.prepare(args))
+
+
+@pytest.mark.parametrize("kind", [str, lambda text: text])
+@pytest.mark.parametrize(
+    ("changes", "guessed"), [({"  <m3>": " <m3>", "take": "get"}, 0), ({"<m1>  <act>take <m2></act>": "冰箱"}, 1)]
+)
+def test_a_processor_that_changes_the_text(lf, tmp_path, monkeypatch, capsys, kind, changes, guessed):
+    """What it leaves keeps its types; what it replaces across types is counted, and shown."""
+    from llamafactory.data.mm_plugin import BasePlugin
+
+    def process_messages(self, messages, *args):
+        for old, new in changes.items():
+            messages = [{**message, "content": kind(message["content"]).replace(old, new)} for message in messages]
+        return messages
+
+    lf.write_data(tmp_path, data=[[lf.say("user", "<m0>"), lf.say("assistant", "<m1>  <act>take <m2></act>  <m3>")]])
+    args = lf.args(tmp_path, "data")
+    with monkeypatch.context() as patched:
+        patched.setattr(BasePlugin, "process_messages", process_messages)
+        prepared = lf.prepare(args, HSAConfig(labels=RULES[1:]))
+        same_ids(prepared, lf.prepare(args))
+    assert types_by_mark(lf, prepared) == ({0: G, 3: N} if guessed else {0: G, 1: N, 2: L, 3: N})
+    assert prepared.counts["guessed_messages"] == guessed
+    assert ("1 messages with parts of several types were changed" in capsys.readouterr().out) == bool(guessed)
+
+
+def test_a_tokenizer_without_offsets_is_counted(lf, tmp_path, monkeypatch):
+    from hsa_factory.llamafactory.data.text_encoder import TextEncoder
+
+    monkeypatch.setattr(TextEncoder, "encode_with_offsets", lambda self, text: (self.encode(text), None))
+    lf.write_data(tmp_path, data=[[lf.say("user", "<m0>"), lf.say("assistant", "<m1><act>take <m2></act>")]])
+    prepared = lf.prepare(lf.args(tmp_path, "data"), HSAConfig(labels=RULES[1:]))
+    assert types_by_mark(lf, prepared) == {0: G, 1: L, 2: L}
+    assert prepared.counts["guessed_messages"] == 1
+
+
 @pytest.mark.parametrize(
     "options",
     [{"cutoff_len": 60}, {"packing": True, "neat_packing": True, "cutoff_len": 256}, {"train_on_prompt": True}],
@@ -327,11 +382,10 @@ def typing(lf):
         messages, marked = [], []
         for number, pieces in enumerate(turns):
             role = ("user", "assistant")[number % 2]
-            text = TypedText(
-                "".join(piece for piece, _ in pieces),
-                L,
-                [(len(piece), int(SemanticType.parse(kind))) for piece, kind in pieces],
-            )
+            text = TypedText("", L)
+            for piece, kind in pieces:
+                text += TypedText(piece, int(SemanticType.parse(kind)))
+            text += TypedText("", L)
             messages.append({"role": role, "content": str(text), "semantic_type": L})
             marked.append({**messages[-1], TEXT_KEY: text})
         plain = template.encode_multiturn(tokenizer, messages)

@@ -262,6 +262,21 @@ def test_an_empty_thinking_block_takes_the_type_of_its_side(name, lf):
         assert (rows[0]["labels"][place] != -100) == (enable_thinking is True)
 
 
+@pytest.mark.parametrize("name", [*REASONING, *EFFICIENT_EOS])
+def test_what_llamafactory_adds_itself_is_counted(name, lf):
+    """One turn more than another sample has: one empty thinking block more, and still one EOS behind."""
+    tokenizer = lf.new_tokenizer()
+    template = fixed(name, tokenizer)
+    filled = []
+    for turns in (1, 2, 3):
+        messages = [{**make(0), "semantic_type": N} for _ in range(turns) for make in (user, assistant)]
+        _, account = lf.typed_rows(template, tokenizer, DataArguments(), [(messages, "", G, "")], processor=PROCESSOR)
+        filled.append(account["filled_tokens"])
+    block = len(template.get_thought_word_ids(tokenizer)) if name in REASONING else 0
+    assert filled[1] - filled[0] == filled[2] - filled[1] == block
+    assert filled[0] >= block + template.efficient_eos > 0
+
+
 def test_a_default_system_prompt_is_global(lf):
     tokenizer = lf.new_tokenizer()
     template = fixed("qwen", tokenizer, default_system="<m40><m40>")

@@ -1,7 +1,5 @@
 """Types of generated tokens by rules: the same as those of training data, as soon as the text allows."""
 
-from itertools import groupby
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +7,7 @@ from hypothesis import strategies as st
 
 from hsa_factory import HSAConfig, enable_hsa, tiny
 from hsa_factory.labeling.matching import Message, label_messages
-from hsa_factory.labeling.rules import RuleSet
+from hsa_factory.labeling.rule_set import RuleSet
 from hsa_factory.models import HSACache
 from hsa_factory.models.cache.tagger import ConstantTagger
 from hsa_factory.models.generation.rule_tagger import RuleTagger, make_tagger
@@ -54,7 +52,7 @@ def as_trained(tokenizer, text, rules, base):
     types = bytearray([base]) * len(text)
     for start, end, kind in typing.spans:
         types[start:end] = bytes([kind]) * (end - start)
-    typed = TypedText(text, base, [(len(list(run)), kind) for kind, run in groupby(types)])
+    typed = TypedText(text, base, typing.spans)
     return encoding["input_ids"], list(token_types(typed, encoding["offset_mapping"], len(encoding["input_ids"])))
 
 

@@ -16,8 +16,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ...config import HSAConfig
 from ...labeling.conversation import type_conversation
-from ...labeling.matching import Message, Typing, runs
-from ...labeling.rules import RuleSet
+from ...labeling.matching import Message, MessageTypes
+from ...labeling.rule_set import RuleSet
 from ...models.enable import get_state
 from ...models.generation.generate import generation_lock
 from ...models.generation.rule_tagger import make_tagger
@@ -196,8 +196,8 @@ def type_messages(
     return typed, system
 
 
-def _typed_text(text: str, typing: Typing) -> TypedText:
-    return TypedText(str(text), typing.semantic_type, runs(typing, len(text)))
+def _typed_text(text: str, typing: MessageTypes) -> TypedText:
+    return TypedText(str(text), typing.semantic_type, typing.spans)
 
 
 def _with_placeholders(messages: list[dict[str, Any]], media: tuple) -> list[dict[str, Any]]:

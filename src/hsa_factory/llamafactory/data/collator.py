@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from llamafactory.data.collator import SFTDataCollatorWith4DAttentionMask
+from transformers import DataCollatorForSeq2Seq
 
 from ...config import FeedbackConfig, HSAConfig
 from ...feedback import IGNORE_INDEX, apply_loss_mask, mask_labels
@@ -13,7 +14,30 @@ from .token_table import LOSS_MASK_COLUMN, ROW_SAMPLES_COLUMN, ROW_SOURCE_COLUMN
 
 
 @dataclass
-class HSADataCollator(SFTDataCollatorWith4DAttentionMask):
+class PaddedPositionsMixin(DataCollatorForSeq2Seq):
+    """Pads `position_ids` to the ids, which transformers' collator and LLaMA-Factory's do not.
+
+    Packed rows bring positions of their own. Where their length is no multiple of `pad_to_multiple_of`, or a dummy image is
+    added, the ids become longer. What is added counts from 0 as a document of its own would.
+    """
+
+    def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> Any:
+        rows = [feature.pop("position_ids", None) for feature in features]
+        batch = super().__call__(features, return_tensors)
+        if all(row is not None for row in rows):
+            batch["position_ids"] = self._pad_positions(rows, batch["input_ids"].shape[1])
+        return batch
+
+    def _pad_positions(self, rows: list[Any], width: int) -> torch.Tensor:
+        padded = []
+        for row in rows:
+            own, added = torch.as_tensor(row), torch.arange(width - len(row))
+            padded.append(torch.cat([own, added] if self.tokenizer.padding_side == "right" else [added, own]))
+        return torch.stack(padded)
+
+
+@dataclass
+class HSADataCollator(SFTDataCollatorWith4DAttentionMask, PaddedPositionsMixin):
     """Pads a batch as LLaMA-Factory does and makes `labels` and `semantic_ids` fit it.
 
     Features hold `input_ids`, `attention_mask`, `labels`, and, as the processor writes them, `semantic_ids` and
@@ -34,11 +58,12 @@ class HSADataCollator(SFTDataCollatorWith4DAttentionMask):
         super().__post_init__()
         if self.hsa_config is not None:
             self.block_diag_attn = False  # the plan reads the documents from the 2-D mask; no N×N mask is built
-        self.marker_id = None
+        self.marker_id: int | None = None
         if self.feedback_config is not None:
-            self.marker_id = self.tokenizer.convert_tokens_to_ids(self.feedback_config.token)
+            tokenizer: Any = self.tokenizer
+            self.marker_id = tokenizer.convert_tokens_to_ids(self.feedback_config.token)
 
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> dict[str, torch.Tensor]:
         features = [dict(feature) for feature in features]
         semantic_rows, mask_rows = [], []
         for feature in features:
@@ -53,10 +78,28 @@ class HSADataCollator(SFTDataCollatorWith4DAttentionMask):
         batch = super().__call__(features)
         if self.hsa_config is not None:
             batch[SEMANTIC_COLUMN] = self._pad(semantic_rows, batch["input_ids"], int(SemanticType.NOISE))
-            # LLaMA-Factory lengthens the mask of packed rows with a dummy image past the ids, and makes it a float
-            # in which large document numbers would not be exact.
             batch["attention_mask"] = self._pad(mask_rows, batch["input_ids"], 0)
         return batch
+
+    def _compute_rope_position_ids_with_packing(
+        self,
+        features: dict[str, torch.Tensor],
+        mm_inputs: dict[str, Any],
+        packing_params_list: list[dict[str, Any] | None],
+        batch_imglens: list[int],
+        batch_vidlens: list[int],
+        batch_audlens: list[int],
+        has_dummy_image: bool,
+    ) -> None:
+        """Compute M-RoPE positions document by document; what pads the rows to the batch is one document more."""
+        mask = features["attention_mask"]
+        if not has_dummy_image and self.tokenizer.padding_side == "right":  # else LLaMA-Factory makes them itself
+            width = mask.shape[1]
+            packing_params_list = [_with_padding(params, width) for params in packing_params_list]
+        super()._compute_rope_position_ids_with_packing(
+            features, mm_inputs, packing_params_list, batch_imglens, batch_vidlens, batch_audlens, has_dummy_image
+        )
+        features["attention_mask"] = mask  # with a dummy image LLaMA-Factory makes it longer than the ids, and a float
 
     def _mask_labels(self, features: list[dict[str, Any]]) -> None:
         is_masked = False
@@ -98,6 +141,13 @@ class HSADataCollator(SFTDataCollatorWith4DAttentionMask):
         return padded
 
 
+def _with_padding(params: dict[str, Any] | None, width: int) -> dict[str, Any] | None:
+    """Return the facts of a packed row with one more boundary, if the row is shorter than the batch."""
+    if params is None or params["sequence_boundaries"][-1] == width:
+        return params
+    return {**params, "sequence_boundaries": [*params["sequence_boundaries"], width]}
+
+
 def trained_labels(feature: dict[str, Any], config: FeedbackConfig | None, marker_id: int | None) -> list[int]:
     """Return the labels of a sample or packed row as the model gets them.
 
@@ -110,7 +160,7 @@ def trained_labels(feature: dict[str, Any], config: FeedbackConfig | None, marke
     loss_mask = feature.get(LOSS_MASK_COLUMN)
     if loss_mask is not None:
         return apply_loss_mask(labels, _as_list(loss_mask))
-    if config is None:
+    if config is None or marker_id is None:
         return labels
     return mask_labels(labels, _as_list(feature["input_ids"]), marker_id, config)
 

@@ -6,17 +6,24 @@ import re
 from collections import Counter, deque
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llamafactory.data.converter import DatasetConverter
 
 from ..._version import __version__
-from ...labeling.formats import Layout, Turn, read_turns, type_turns
-from ...labeling.matching import Typing, runs
+from ...labeling.formats import DatasetFormat, SampleMessage, read_sample, type_sample
+from ...labeling.matching import MessageTypes
 from ...labeling.rule import MEDIA
-from ...labeling.rules import RuleSet
+from ...labeling.rule_set import RuleSet
 from ...semantics import SemanticType
+from ...typed.spans import Span, encode_spans, fill_gaps, shift
 from .template import TURN_KEY, TYPE_KEY, WEIGHT_KEY
+
+
+if TYPE_CHECKING:
+    from llamafactory.data.converter import DatasetConverter as MixedInto
+else:
+    MixedInto = object
 
 
 INDEX_COLUMN = "_hsa_index"  # the sample's number in its data set, before and after conversion
@@ -30,28 +37,28 @@ REPLY_JOINT = "\n</tool_response>\n<tool_response>\n"  # what LLaMA-Factory puts
 _PLACEHOLDER = re.compile(f"<({'|'.join(MEDIA)})>")
 
 
-class _AlignedTurn(NamedTuple):
+class _AlignedMessage(NamedTuple):
     """Types of a converted message.
 
     Attributes:
         semantic_type: The message's; None: it has none.
-        spans: (length, type) of all parts of its text; none if there is one type only.
+        spans: Types of parts of its text; none if there is one type only.
         is_given: Whether the data gave a type.
         weight: 0 keeps the message out of the loss.
         number: Its place among the messages of the data; -1: it has none.
     """
 
     semantic_type: int | None
-    spans: tuple[tuple[int, int], ...]
+    spans: tuple[Span, ...]
     is_given: bool = False
     weight: int = 1
     number: int = -1
 
 
-UNTYPED_TURN = _AlignedTurn(None, ())
+UNTYPED_MESSAGE = _AlignedMessage(None, ())
 
 
-class TypedConverterMixin:
+class TypedConverterMixin(MixedInto):
     """Adds type, weight and turn to every message, whatever the format: all data sets have the same columns and mix.
 
     Set by the integration on the data set's attributes: `semantic_tag`, `hsa_name`.
@@ -62,31 +69,29 @@ class TypedConverterMixin:
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
         where = f"dataset {self._name!r}, sample {example.get(INDEX_COLUMN, '?')}"
-        layout = self._layout
+        dataset_format = self._format
         matches = Counter(dict.fromkeys(self.rules.names, 0)) if self.rules is not None else None
         try:
-            turns = read_turns(example, layout)
-            system, aligned = self._align_all(turns, type_turns(turns, layout, self.rules, matches))
+            turns = read_sample(example, dataset_format)
+            system, aligned = self._align_all(turns, type_sample(turns, dataset_format, self.rules, matches))
         except ValueError as error:
             raise ValueError(f"{where}, {error}") from None
         try:
-            output = super().__call__(_with_joined_parts(example, turns, layout))
+            output = super().__call__(_with_joined_parts(example, turns, dataset_format))
         except Exception as error:
             raise ValueError(f"{where}: the sample does not have the expected format ({error!r}).") from error
 
         messages = output["_prompt"] + output["_response"]
         if len(aligned) != len(messages):  # a sample that LLaMA-Factory found broken
-            aligned = [UNTYPED_TURN] * len(messages)
+            aligned = [UNTYPED_MESSAGE] * len(messages)
         for place, (message, turn) in enumerate(zip(messages, aligned)):
             message[WEIGHT_KEY] = turn.weight
-            message[TURN_KEY] = place if layout.formatting == "alpaca" else turn.number
+            message[TURN_KEY] = place if dataset_format.formatting == "alpaca" else turn.number
             message[TYPE_KEY] = self.default_type if turn.semantic_type is None else turn.semantic_type
             message[SPANS_KEY] = encode_spans(turn.spans)
 
         output[SYSTEM_TYPE_COLUMN] = int(SemanticType.GLOBAL if system.semantic_type is None else system.semantic_type)
-        rest = len(output["_system"] or "") - sum(length for length, _ in system.spans)
-        spans = (*system.spans, (rest, output[SYSTEM_TYPE_COLUMN])) if system.spans and rest > 0 else system.spans
-        output[SYSTEM_SPANS_COLUMN] = encode_spans(spans)
+        output[SYSTEM_SPANS_COLUMN] = encode_spans(system.spans)
         output[TYPED_COLUMN] = sum(turn.is_given for turn in aligned)
         ruled = sum(not turn.is_given and (turn.semantic_type is not None or bool(turn.spans)) for turn in aligned)
         output[RULES_COLUMN] = json.dumps([ruled, matches]) if matches is not None else ""
@@ -96,27 +101,32 @@ class TypedConverterMixin:
         self._check_media(output, where)
         return output
 
-    def _align_all(self, turns: list[Turn], typings: list[Typing]) -> tuple[_AlignedTurn, list[_AlignedTurn]]:
+    def _align_all(
+        self, turns: list[SampleMessage], typings: list[MessageTypes]
+    ) -> tuple[_AlignedMessage, list[_AlignedMessage]]:
         """Return the types of the system message and of the others."""
-        layout = self._layout
+        dataset_format = self._format
         first = int(bool(turns) and turns[0].message.role == "system")
-        (system,) = _align(turns[:first], typings[:first], layout, int(SemanticType.GLOBAL)) or [UNTYPED_TURN]
+        (system,) = _align(turns[:first], typings[:first], dataset_format, int(SemanticType.GLOBAL)) or [
+            UNTYPED_MESSAGE
+        ]
         if system.weight == 0 and self.data_args.train_on_prompt:
             raise ValueError(
                 f"{turns[0].where}: the system message shares its turn with the first user message, so its weight 0 "
                 "cannot be honoured with train_on_prompt. Remove one of them."
             )
-        return system, _align(turns[first:], typings[first:], layout, self.default_type)
+        return system, _align(turns[first:], typings[first:], dataset_format, self.default_type)
 
     @cached_property
-    def _layout(self) -> Layout:
-        return Layout.from_attributes(self.dataset_attr)
+    def _format(self) -> DatasetFormat:
+        return DatasetFormat.from_attributes(self.dataset_attr)
 
     @property
     def _name(self) -> str:
-        return getattr(self.dataset_attr, "hsa_name", self.dataset_attr.dataset_name)
+        name: str = getattr(self.dataset_attr, "hsa_name", self.dataset_attr.dataset_name)
+        return name
 
-    def _place_media(self, output: dict[str, Any], example: dict[str, Any], turns: list[Turn]) -> None:
+    def _place_media(self, output: dict[str, Any], example: dict[str, Any], turns: list[SampleMessage]) -> None:
         """Put the files that parts name among those of the sample's columns, in the order of their placeholders."""
         if not any(turn.media for turn in turns):
             return
@@ -175,20 +185,11 @@ def typed_converter(
     return type(name, (TypedConverterMixin, converter_class), attributes)
 
 
-def encode_spans(spans: Sequence[tuple[int, int]]) -> str:
-    """Write (length, type) pairs as a text: the same column type for every data set, whatever is in it."""
-    return " ".join(f"{length}:{semantic_type}" for length, semantic_type in spans)
-
-
-def decode_spans(text: str) -> list[tuple[int, int]]:
-    """Read back what `encode_spans` wrote."""
-    pairs = (pair.split(":") for pair in text.split())
-    return [(int(length), int(semantic_type)) for length, semantic_type in pairs]
-
-
-def _with_joined_parts(example: dict[str, Any], turns: list[Turn], layout: Layout) -> dict[str, Any]:
+def _with_joined_parts(
+    example: dict[Any, Any], turns: list[SampleMessage], dataset_format: DatasetFormat
+) -> dict[Any, Any]:
     """Return a sample with texts where content is a list of parts."""
-    tag = layout.content_tag
+    tag: Any = dataset_format.content_tag
     texts = {id(turn.source): turn.message.text for turn in turns if turn.source is not None}
 
     def joined(message: Any) -> Any:
@@ -196,17 +197,21 @@ def _with_joined_parts(example: dict[str, Any], turns: list[Turn], layout: Layou
 
     if not any(turn.source is not None and isinstance(turn.source.get(tag), list) for turn in turns):
         return example
-    changed = {layout.messages: [joined(message) for message in example[layout.messages]]}
-    if layout.ranking:
-        changed |= {column: joined(example[column]) for column in (layout.chosen, layout.rejected)}
+    changed: dict[Any, Any] = {
+        dataset_format.messages: [joined(message) for message in example[dataset_format.messages]]
+    }
+    if dataset_format.ranking:
+        changed |= {column: joined(example[column]) for column in (dataset_format.chosen, dataset_format.rejected)}
     return {**example, **changed}
 
 
-def _align(turns: Sequence[Turn], typings: Sequence[Typing], layout: Layout, default: int) -> list[_AlignedTurn]:
+def _align(
+    turns: Sequence[SampleMessage], typings: Sequence[MessageTypes], dataset_format: DatasetFormat, default: int
+) -> list[_AlignedMessage]:
     """Bring types to the messages that LLaMA-Factory makes: it joins the replies of parallel calls in openai's format."""
     aligned, replies = [], []
     for turn, typing in zip(turns, typings):
-        if layout.formatting == "openai" and turn.message.role == "observation":
+        if dataset_format.formatting == "openai" and turn.message.role == "observation":
             replies.append((turn, typing))
             continue
         if replies:
@@ -216,27 +221,29 @@ def _align(turns: Sequence[Turn], typings: Sequence[Typing], layout: Layout, def
     return aligned
 
 
-def _join(turns: Sequence[tuple[Turn, Typing]], default: int) -> _AlignedTurn:
+def _join(turns: Sequence[tuple[SampleMessage, MessageTypes]], default: int) -> _AlignedMessage:
     """Join the types of turns that become one message; what is between them has the type that remembers most."""
     if len(turns) == 1 and not turns[0][1].spans:  # by far the most frequent case
         ((turn, typing),) = turns
         given = turn.message.semantic_type is not None or bool(turn.message.spans)
-        return _AlignedTurn(typing.semantic_type, (), given, _parse_weight(turn), turn.number)
+        return _AlignedMessage(typing.semantic_type, (), given, _parse_weight(turn), turn.number)
     is_given = any(turn.message.semantic_type is not None or turn.message.spans for turn, _ in turns)
     bases = [typing.semantic_type for _, typing in turns if typing.semantic_type is not None]
     base = min(bases, default=None)
-    spans: list[tuple[int, int]] = []
+    spans: list[Span] = []
     if any(typing.spans for _, typing in turns):
         rest = default if base is None else base
-        for number, (turn, typing) in enumerate(turns):
-            if number:
-                spans.append((len(REPLY_JOINT), rest))
-            spans += runs(typing, len(turn.message.text), rest)
+        start = 0
+        for turn, typing in turns:
+            own = rest if typing.semantic_type is None else typing.semantic_type
+            length = len(turn.message.text)
+            spans += shift(fill_gaps(typing.spans, length, own), start)
+            start += length + len(REPLY_JOINT)
     weight = min(_parse_weight(turn) for turn, _ in turns)
-    return _AlignedTurn(base, tuple(spans), is_given, weight, turns[0][0].number)
+    return _AlignedMessage(base, tuple(spans), is_given, weight, turns[0][0].number)
 
 
-def _parse_weight(turn: Turn) -> int:
+def _parse_weight(turn: SampleMessage) -> int:
     """Read a message's weight: 0 masks it, 1 or none trains it.
 
     Raises:

@@ -16,8 +16,8 @@ from llamafactory.data.processor import (
 )
 from llamafactory.extras.misc import has_tokenized_data
 
-from ...labeling.formats import Layout
-from ...labeling.rules import RuleSet
+from ...labeling.formats import DatasetFormat
+from ...labeling.rule_set import RuleSet
 from ...semantics import SemanticType
 from ..seams import Seam
 from ..state import Integration
@@ -82,7 +82,7 @@ def _get_dataset_list(original: Any, dataset_names: list[str] | None, *args: Any
 
 def _load_single_dataset(state: Integration, original: Any, attributes: Any, *args: Any) -> Any:
     """Remember the layout of the data set being loaded: `load_dataset` is called inside."""
-    state.layout = Layout.from_attributes(attributes)
+    state.layout = DatasetFormat.from_attributes(attributes)
     return original(attributes, *args)
 
 

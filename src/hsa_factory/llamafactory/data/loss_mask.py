@@ -49,23 +49,27 @@ def mask_pairs(
         eos_follows: Whether the label that ends a reply stands at the first id of the next prompt.
         train_on_prompt: Whether prompts are trained, too.
     """
-    encoded = []
-    for ids, message in zip(chain.from_iterable(pairs), messages):
-        weight = message.get(WEIGHT_KEY, 1) if message["role"] in REPLIES or train_on_prompt else 1
-        encoded.append(EncodedMessage(ids, message["role"], weight))
-    if config is not None and config.scope is not None and marker_id in encoded[0].token_ids:
-        own = messages[0]["content"].count(config.token)
-        encoded[:1] = _split_system(encoded[0], own, marker_id)
+    ids = [list(side) for side in chain.from_iterable(pairs)]
+    roles: list[str] = [message["role"] for message in messages]
+    weights = [
+        message.get(WEIGHT_KEY, 1) if role in REPLIES or train_on_prompt else 1
+        for message, role in zip(messages, roles)
+    ]
+    if config is not None and config.scope is not None and marker_id is not None and marker_id in ids[0]:
+        end = _system_end(ids[0], messages[0]["content"].count(config.token), marker_id)
+        ids[:1] = [ids[0][:end], ids[0][end:]]
+        roles, weights = ["system", *roles], [weights[0], *weights]
 
+    encoded = [EncodedMessage(*facts) for facts in zip(ids, roles, weights)]
     markers = find_markers(encoded, marker_id, config)
     spans = untrained_spans(encoded, markers, config)
     if not any(spans):
         return MaskedPairs(pairs, any(markers), False, 0)
 
-    masked = [_mark(list(message.token_ids), parts) for message, parts in zip(encoded, spans)]
+    masked = [_mark(side, parts) for side, parts in zip(ids, spans)]
     if eos_follows:
-        for k, message in enumerate(encoded[:-1]):
-            reason = spans[k][-1][2] if message.is_reply and spans[k] else None
+        for k, reply in enumerate(encoded[:-1]):
+            reason = spans[k][-1][2] if reply.is_reply and spans[k] else ""
             if reason == Reason.WEIGHT or (reason == Reason.FAILED and markers[k + 1]):
                 masked[k + 1][:1] = mark_untrained(masked[k + 1][:1], reason)
     deciding = deciding_markers(markers, config)
@@ -76,14 +80,10 @@ def mask_pairs(
     return MaskedPairs(list(zip(masked[::2], masked[1::2])), any(markers), True, len(deciding))
 
 
-def _split_system(first: EncodedMessage, own: int, marker_id: int) -> list[EncodedMessage]:
-    """Take the system prompt's markers off the first message, whose ids begin with it; the last `own` are its own."""
-    places = [place for place, token in enumerate(first.token_ids) if token == marker_id]
-    end = places[len(places) - own - 1] + 1 if own < len(places) else 0
-    return [
-        EncodedMessage(first.token_ids[:end], "system", first.weight),
-        EncodedMessage(first.token_ids[end:], first.role, first.weight),
-    ]
+def _system_end(first: Sequence[int], own: int, marker_id: int) -> int:
+    """Return where the system prompt's markers end in the first message, whose ids begin with it; the last `own` are its own."""
+    places = [place for place, token in enumerate(first) if token == marker_id]
+    return places[len(places) - own - 1] + 1 if own < len(places) else 0
 
 
 def _mark(ids: list[TypedTokenId], spans: list[Span]) -> list[TypedTokenId]:

@@ -1,12 +1,13 @@
 """LLaMA-Factory's processor for `predict_with_generate`, plus `semantic_ids` of the prompts."""
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llamafactory.data.processor import UnsupervisedDatasetProcessor
 
-from ...typed.ids import fill_types, read_off
+from ...typed.ids import TypedTokenId, count_plain, fill_types, read_off
 from .converter import INDEX_COLUMN, SOURCE_COLUMN
 from .processor import (
     INVALID,
@@ -27,9 +28,9 @@ class TypedPredictionProcessor(TypedProcessorMixin, UnsupervisedDatasetProcessor
     def __post_init__(self) -> None:
         super().__post_init__()
         self.template.on_prompt = self._remember_prompt
-        self._prompt: list[int] = []
+        self._prompt: list[TypedTokenId] = []
 
-    def _remember_prompt(self, prompt_ids: list[int]) -> None:
+    def _remember_prompt(self, prompt_ids: list[TypedTokenId]) -> None:
         self._prompt = prompt_ids
 
     def _encode_sample(self, columns: dict[str, list[Any]], i: int, account: DatasetAccount) -> Sample:
@@ -40,11 +41,13 @@ class TypedPredictionProcessor(TypedProcessorMixin, UnsupervisedDatasetProcessor
             ValueError: If it cannot be encoded; names the data set and the sample.
         """
         source, index = columns[SOURCE_COLUMN][i], columns[INDEX_COLUMN][i]
-        arguments = self._typed_columns(columns, i)
-        if len(arguments[0]) % 2 != 1:
-            raise SampleDropped(INVALID)
         try:
+            arguments = self._typed_columns(columns, i)
+            if len(arguments[0]) % 2 != 1:
+                raise SampleDropped(INVALID)
             input_ids, labels = self._encode_uncached(*arguments)
+        except SampleDropped:
+            raise
         except Exception as error:
             raise ValueError(f"dataset {source!r}, sample {index}: {error}") from error
 
@@ -53,15 +56,18 @@ class TypedPredictionProcessor(TypedProcessorMixin, UnsupervisedDatasetProcessor
         if self._count_media_tokens(input_ids) < self._count_media_tokens(self._prompt):
             raise SampleDropped(MEDIA_TOO_LONG)
 
-        input_ids = fill_types(input_ids)
-        cut_away = len(self._prompt) - len(input_ids)
-        semantic_ids, _ = read_off(input_ids)
+        added = count_plain(input_ids)
+        typed = fill_types(input_ids)
+        cut_away = len(self._prompt) - len(typed)
+        semantic_ids, _ = read_off(typed)
         account.keep(semantic_ids, 0)
+        account.guessed_messages += self.template.guessed
+        account.filled_tokens += self.template.filled + added
         account.text_truncated += cut_away > 0
         facts = {"dataset": source, "index": index, "cut": cut_away, "marker_cut": False}
         reference = array("i", labels)
-        tokens = Tokens(array("i", input_ids), semantic_ids, reference, bytes([1]) * len(reference))
-        return Sample([], input_ids=input_ids, tokens=tokens, facts=facts)
+        tokens = Tokens(array("i", typed), semantic_ids, reference, bytes([1]) * len(reference))
+        return Sample([], input_ids=typed, tokens=tokens, facts=facts)
 
-    def _count_media_tokens(self, token_ids: list[int]) -> int:
+    def _count_media_tokens(self, token_ids: Sequence[int]) -> int:
         return sum(token in self.media_ids for token in token_ids)

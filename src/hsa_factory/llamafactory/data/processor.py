@@ -1,9 +1,9 @@
 """LLaMA-Factory's supervised processors, plus `semantic_ids`, the loss mask and an account of every sample."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from llamafactory.data.processor import PackedSupervisedDatasetProcessor, SupervisedDatasetProcessor
@@ -12,7 +12,8 @@ from ..._version import __version__
 from ...config import FeedbackConfig, HSAConfig
 from ...feedback import apply_loss_mask
 from ...semantics import SemanticType
-from ...typed.ids import fill_types, tags_of
+from ...typed.ids import TypedTokenId, count_plain, fill_types, tags_of
+from ...typed.spans import decode_spans
 from ...typed.text import TypedText
 from .converter import (
     INDEX_COLUMN,
@@ -22,13 +23,18 @@ from .converter import (
     SYSTEM_SPANS_COLUMN,
     SYSTEM_TYPE_COLUMN,
     TYPED_COLUMN,
-    decode_spans,
 )
 from .loss_mask import DECIDING, MaskedPairs, mask_pairs
 from .report import DatasetAccount, serialize_accounts
 from .template import TEXT_KEY, TYPE_KEY, Pairs, typed_template
 from .token_table import ACCOUNT_COLUMN, LOSS_MASK_COLUMN, Tokens, TokenTable, padding_row, to_lists, to_table
-from .truncation import count_media, media_token_ids, plan_cut
+from .truncation import Counts, Cut, count_media, media_token_ids, plan_cut
+
+
+if TYPE_CHECKING:
+    from llamafactory.data.processor import SupervisedDatasetProcessor as MixedInto
+else:
+    MixedInto = object
 
 
 MEDIA_COLUMNS = ("_images", "_videos", "_audios")
@@ -60,17 +66,17 @@ class Sample:
     """
 
     messages: list[dict[str, Any]]
-    media: list | None = None
-    masked: MaskedPairs | None = None
+    media: list[Counts] | None = None
+    masked: MaskedPairs = MaskedPairs([], False, False, 0)
     whole_length: int = 0
-    cut: Any = None
-    input_ids: list[Any] = field(default_factory=list)
-    tokens: Tokens | None = None
+    cut: Cut | None = None
+    input_ids: list[TypedTokenId] = field(default_factory=list)
+    tokens: Tokens = field(default_factory=Tokens.none)
     facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
-class TypedProcessorMixin:
+class TypedProcessorMixin(MixedInto):
     """Encodes each sample with types first, decides what becomes of it, then lets LLaMA-Factory lay out the rows."""
 
     hsa_config: HSAConfig = field(default_factory=HSAConfig)
@@ -79,13 +85,14 @@ class TypedProcessorMixin:
     as_table: bool = False  # an Arrow table, which `datasets` writes as it is
 
     def __post_init__(self) -> None:
-        self.template = typed_template(self.template, SemanticType.parse(self.hsa_config.default_type))
+        self.template: Any = typed_template(self.template, SemanticType.parse(self.hsa_config.default_type))
         self.template.on_pairs = self._decide
         self.media_ids = media_token_ids(self.template.mm_plugin, self.tokenizer)
         self.marker_id = None
         if self.feedback_config is not None:
             self.marker_id = self.tokenizer.convert_tokens_to_ids(self.feedback_config.token)
-        self.on_whole = None  # called with the whole sample, masked, before it is cut; returns what to go on with
+        # called with the whole sample, masked, before it is cut; returns what to go on with
+        self.on_whole: Callable[[Pairs], Pairs] | None = None
         self._sample = Sample([])
         self._places: Iterator[tuple[range, range]] | None = None
 
@@ -126,14 +133,13 @@ class TypedProcessorMixin:
             SampleDropped: With the reason.
             ValueError: If it cannot be encoded, or a policy says ``error``; names the data set and the sample.
         """
-        prompt, response, system, tools, *media = self._typed_columns(columns, i)
-        if len(prompt) % 2 != 1 or len(response) != 1:
-            raise SampleDropped(INVALID)
-
         source, index = columns[SOURCE_COLUMN][i], columns[INDEX_COLUMN][i]
         where = f"dataset {source!r}, sample {index}"
-        self._sample = sample = Sample(prompt + response)
         try:
+            prompt, response, system, tools, *media = self._typed_columns(columns, i)
+            if len(prompt) % 2 != 1 or len(response) != 1:
+                raise SampleDropped(INVALID)
+            self._sample = sample = Sample(prompt + response)
             if any(media) and not self._media_stand_in_front(media):
                 sample.media = count_media(prompt + response)
             input_ids, labels = self._encode_uncached(prompt, response, system, tools, *media)
@@ -144,7 +150,7 @@ class TypedProcessorMixin:
 
         added = 0  # by LLaMA-Factory: media in front, an EOS behind
         if input_ids and (type(input_ids[0]) is int or type(input_ids[-1]) is int):
-            added = list(map(type, input_ids)).count(int)
+            added = count_plain(input_ids)
         cut_away = sample.whole_length + added - len(input_ids)
         deciding = sample.masked.deciding if cut_away else 0
         marker_is_cut = deciding > 0 and tags_of(input_ids).count(DECIDING) < deciding
@@ -166,6 +172,8 @@ class TypedProcessorMixin:
 
         self._trim_media(columns, i, media)
         account.keep(sample.tokens.semantic_ids, trained)
+        account.guessed_messages += self.template.guessed
+        account.filled_tokens += self.template.filled + added
         if sample.cut is not None and sample.cut.turns_removed:
             account.turns_removed += 1
         elif cut_away:
@@ -188,7 +196,7 @@ class TypedProcessorMixin:
             *(list(columns[name][i] or []) for name in MEDIA_COLUMNS),
         ]
 
-    def _encode_uncached(self, *args: Any) -> tuple[list[int], list[int]]:
+    def _encode_uncached(self, *args: Any) -> tuple[list[Any], list[int]]:
         return super()._encode_data_example(*args)
 
     def _decide(self, pairs: Pairs) -> Pairs:
@@ -213,7 +221,7 @@ class TypedProcessorMixin:
                 raise ValueError(f"it has no {feedback.token}{where} (feedback.missing is 'error').")
             raise SampleDropped(NO_MARKER)
 
-        if sample.media is not None and sum(map(sum, sample.media)):
+        if sample.media is not None and any(map(any, sample.media)):
             start_length = 1 if self.template.efficient_eos else 0
             sample.cut = plan_cut(
                 pairs,
@@ -233,7 +241,7 @@ class TypedProcessorMixin:
     def _trim_media(self, columns: dict[str, list[Any]], i: int, media: list[list[Any]]) -> None:
         """Leave only the media whose turns remain, so that they match the ids."""
         cut, counts = self._sample.cut, self._sample.media
-        if cut is None:
+        if cut is None or counts is None:
             return
 
         for kind, name in enumerate(MEDIA_COLUMNS):

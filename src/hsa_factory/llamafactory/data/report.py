@@ -36,6 +36,10 @@ class DatasetAccount:
         messages: Messages of the samples read.
         typed_messages: Messages that came with a type of their own.
         ruled_messages: Other messages that a rule of `hsa.labels` typed.
+        guessed_messages: Messages of kept samples whose parts have several types and whose text was changed on the way, so
+            that parts of it took the type among several that remembers most.
+        filled_tokens: Tokens of kept samples, before truncation, that LLaMA-Factory added itself (a BOS, an empty thinking
+            block, an EOS, pictures in front): each has the type of the token before it in its message, or else the next.
         rules: How often each rule decided, by name: messages and parts of messages.
         tokens: Tokens kept, by semantic type.
         trained_tokens: Tokens kept that the loss counts.
@@ -53,6 +57,8 @@ class DatasetAccount:
     messages: int = 0
     typed_messages: int = 0
     ruled_messages: int = 0
+    guessed_messages: int = 0
+    filled_tokens: int = 0
     rules: Counter = field(default_factory=Counter)
     tokens: Counter = field(default_factory=Counter)
     trained_tokens: int = 0
@@ -199,6 +205,13 @@ class DataReport:
                 console.print(
                     f"  {name}: no message has a type of its own{' or by a rule' if account['rules'] else ''}, all take "
                     "the default type",
+                    highlight=False,
+                )
+            if account["guessed_messages"]:
+                console.print(
+                    f"  {name}: {account['guessed_messages']} messages with parts of several types were changed by the "
+                    "template, a processor or a tokenizer without offsets; what is not found again took the type that "
+                    "remembers most",
                     highlight=False,
                 )
             if account["marker_cut"]:

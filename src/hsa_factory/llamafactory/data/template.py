@@ -1,21 +1,29 @@
 """LLaMA-Factory's chat templates with typed token ids: same ids, each carrying the type of its message."""
 
 import re
-from collections.abc import Callable
-from itertools import chain
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, repeat
+from typing import TYPE_CHECKING, Any
 
 from llamafactory.data.formatter import SLOTS, Formatter
 from llamafactory.data.template import Template
 from llamafactory.extras.constants import AUDIO_PLACEHOLDER, IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 
 from ...semantics import SemanticType
-from ...typed.ids import fill_types, type_token_ids
-from ...typed.text import TypedText, carry_types, find_runs, token_types, type_rendered_text, without
+from ...typed.carry import align, carry_types, type_rendered_text
+from ...typed.ids import TypedTokenId, count_plain, fill_types, type_token_ids
+from ...typed.spans import find_runs
+from ...typed.text import TypedText, token_types, without
 from .text_encoder import TextEncoder
 
 
-Pairs = list[tuple[list[int], list[int]]]
+if TYPE_CHECKING:
+    from llamafactory.data.template import Template as MixedInto
+else:
+    MixedInto = object
+
+
+Pairs = list[tuple[list[TypedTokenId], list[TypedTokenId]]]
 PLACEHOLDERS = (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, AUDIO_PLACEHOLDER)  # in the order of LLaMA-Factory's arguments
 TYPE_KEY = "semantic_type"  # of a message, beside "role" and "content"
 TEXT_KEY = "typed_content"  # the content with its spans, where a message has parts of several types
@@ -55,37 +63,27 @@ class _TypedFormatter:
         if not isinstance(content, TypedText):
             return elements
 
-        slots, starts = self.formatter.slots, None
-        if not content.is_uniform and len(slots) == len(elements):
-            starts = [self._content_start(slot, kwargs) for slot in slots]
-        typed = [
-            _typed_element(element, content, starts[index] if starts else None)
-            for index, element in enumerate(elements)
-        ]
+        slots: Iterable[Any] = self.formatter.slots
+        if (content.is_uniform and not content.is_guessed) or len(self.formatter.slots) != len(elements):
+            slots = repeat(_CONTENT_SLOT)
+        typed = [_typed_element(element, content, slot, kwargs) for element, slot in zip(elements, slots)]
         if self.is_system:
             for element in typed:
                 element.is_system = True
         return typed
 
-    @staticmethod
-    def _content_start(slot: Any, values: dict[str, Any]) -> int | None:
-        """Return where a slot puts the content; None if it does not."""
-        if not isinstance(slot, str) or _CONTENT_SLOT not in slot:
-            return None
-        before = slot[: slot.index(_CONTENT_SLOT)]
-        for name, value in values.items():
-            if name != "content" and isinstance(value, str):
-                before = before.replace("{{" + name + "}}", value, 1)
-        return len(before)
 
-
-class TypedTemplateMixin:
+class TypedTemplateMixin(MixedInto):
     """Overrides what turns messages into ids; made by `typed_template`.
 
     Attributes:
         default_type: Type of a message without one.
         system_length: Ids of the system prompt at the start of the conversation encoded last, and of what stands
             before it; 0 where it is no text of its own.
+        guessed: Messages of the conversation encoded last of which not all types are known for sure: the text was changed on
+            the way, or the tokenizer does not say which characters a token stands for.
+        filled: Ids of it that LLaMA-Factory added itself (a BOS, an empty thinking block); each takes what the id before it
+            in its message carries, or else the next.
         on_pairs: Called with the (prompt ids, response ids) of a whole sample before LLaMA-Factory cuts it; returns
             the pairs to go on with.
         on_prompt: Called with the prompt ids of a conversation that the model is to continue.
@@ -93,13 +91,16 @@ class TypedTemplateMixin:
 
     default_type: SemanticType
     system_length: int
+    guessed: int
+    filled: int
     on_pairs: Callable[[Pairs], Pairs] | None
-    on_prompt: Callable[[list[int]], Any] | None
+    on_prompt: Callable[[list[TypedTokenId]], Any] | None
 
     def encode_oneturn(
         self, tokenizer: Any, messages: list[dict[str, Any]], *args: Any, **kwargs: Any
-    ) -> tuple[list[int], list[int]]:
+    ) -> tuple[list[TypedTokenId], list[int]]:
         prompt_ids, response_ids = super().encode_oneturn(tokenizer, _with_spans(messages), *args, **kwargs)
+        self.filled = count_plain(prompt_ids)
         prompt_ids = fill_types(prompt_ids)
         if self.on_prompt is not None:
             self.on_prompt(prompt_ids)
@@ -107,7 +108,8 @@ class TypedTemplateMixin:
 
     def encode_multiturn(self, tokenizer: Any, messages: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Pairs:
         pairs = super().encode_multiturn(tokenizer, _with_spans(messages), *args, **kwargs)
-        if int in set(map(type, chain.from_iterable(chain.from_iterable(pairs)))):
+        self.filled = count_plain(chain.from_iterable(chain.from_iterable(pairs)))
+        if self.filled:
             pairs = [(fill_types(prompt_ids), fill_types(response_ids)) for prompt_ids, response_ids in pairs]
         return self.on_pairs(pairs) if self.on_pairs is not None else pairs
 
@@ -118,8 +120,8 @@ class TypedTemplateMixin:
 
         thought = re.compile(f"{re.escape(self.thought_words[0])}.*?{re.escape(self.thought_words[1])}", re.DOTALL)
         typed = without(content, [match.span() for match in thought.finditer(content)])
-        typed = typed[len(typed) - len(typed.lstrip("\n")) :]
-        return typed if typed == kept else TypedText(kept, content.semantic_type)
+        typed = typed.part(len(typed) - len(typed.lstrip("\n")), len(typed))
+        return typed if typed == kept else align(content, kept)
 
     def _encode(self, tokenizer: Any, messages: list[dict[str, Any]], system: str | None, tools: str | None) -> list:
         typed_messages = []
@@ -130,7 +132,7 @@ class TypedTemplateMixin:
                 message = {**message, "content": TypedText(message["content"], semantic_type)}
             typed_messages.append(message)
 
-        self.system_length = 0
+        self.system_length = self.guessed = 0
         return super()._encode(TextEncoder(tokenizer), typed_messages, system, tools)  # which only hands it on
 
     def _convert_elements_to_ids(self, encoder: TextEncoder, elements: SLOTS) -> list[int]:
@@ -141,14 +143,16 @@ class TypedTemplateMixin:
                 self.system_length = len(token_ids)
         return token_ids
 
-    def _convert_element(self, encoder: TextEncoder, element: Any) -> list[int]:
+    def _convert_element(self, encoder: TextEncoder, element: Any) -> Sequence[int]:
         if isinstance(element, TypedText):
             if not element:
                 return []
+            self.guessed += element.is_guessed
             if element.is_uniform:
                 return type_token_ids(encoder.encode(str(element)), element.semantic_type)
             ids, offsets = encoder.encode_with_offsets(str(element))
-            typed = []
+            self.guessed += offsets is None and not element.is_guessed
+            typed: list[TypedTokenId] = []
             for start, end, semantic_type in find_runs(token_types(element, offsets, len(ids))):
                 typed += type_token_ids(ids[start:end], semantic_type)
             return typed
@@ -173,7 +177,7 @@ def typed_template(template: Template, default_type: SemanticType) -> Template:
 
     typed.default_system = TypedText(template.default_system, SemanticType.GLOBAL)
     typed.default_type = default_type
-    typed.system_length = 0
+    typed.system_length = typed.guessed = typed.filled = 0
     typed.on_pairs = typed.on_prompt = None
     return typed
 
@@ -197,10 +201,26 @@ def _with_spans(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _typed_element(element: Any, content: TypedText, start: int | None) -> Any:
+def _typed_element(element: Any, content: TypedText, slot: Any, values: dict[str, Any]) -> Any:
+    """Type what a formatter made of a slot."""
     if isinstance(element, str):
-        return type_rendered_text(element, content, start)
+        return type_rendered_text(element, content, *_content_place(element, slot, values))
 
     typed = _TypedSet(element) if isinstance(element, set) else _TypedDict(element)
     typed.semantic_type = content.semantic_type
     return typed
+
+
+def _content_place(element: str, slot: Any, values: dict[str, Any]) -> tuple[int, int] | tuple[None, None]:
+    """Return where the content begins and ends in what was made of a slot; None if the slot does not hold it."""
+    if not isinstance(slot, str) or _CONTENT_SLOT not in slot:
+        return None, None
+    before, after = slot.split(_CONTENT_SLOT, 1)
+    for name, value in values.items():
+        if name != "content" and isinstance(value, str):
+            placeholder = "{{" + name + "}}"
+            if placeholder in before:  # only its first place is filled
+                before = before.replace(placeholder, value, 1)
+            else:
+                after = after.replace(placeholder, value, 1)
+    return len(before), len(element) - len(after)

@@ -53,6 +53,11 @@ class Tokens:
         semantic_ids, loss_mask = read_off(input_ids)
         return cls(array("i", input_ids), semantic_ids, array("i", labels), loss_mask)
 
+    @classmethod
+    def none(cls) -> "Tokens":
+        """Return the tokens of a sample that has none."""
+        return cls(array("i"), b"", array("i"), b"")
+
     @property
     def trained(self) -> int:
         """How many labels are trained."""

@@ -1,6 +1,6 @@
 """Truncation that never cuts media in half: which turns LLaMA-Factory would keep, and which media remain."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,13 @@ class Cut:
 
 def count_media(messages: Sequence[dict[str, Any]]) -> list[Counts]:
     """Count the media of each turn, (prompt, response) pair by pair, from the placeholders in the raw messages."""
-    counts = [tuple(message["content"].count(placeholder) for placeholder in PLACEHOLDERS) for message in messages]
-    return [tuple(map(sum, zip(*counts[i : i + 2]))) for i in range(0, len(counts), 2)]
+    turns = [messages[i : i + 2] for i in range(0, len(messages), 2)]
+    image, video, audio = PLACEHOLDERS
+    return [(_count(turn, image), _count(turn, video), _count(turn, audio)) for turn in turns]
+
+
+def _count(messages: Sequence[dict[str, Any]], placeholder: str) -> int:
+    return sum(message["content"].count(placeholder) for message in messages)
 
 
 def plan_cut(
@@ -75,7 +80,7 @@ def plan_cut(
     return Cut(first, stop, removed)
 
 
-def _cuts_media(turn_ids: list[int], cut_away: list[int], media_ids: frozenset[int]) -> bool:
+def _cuts_media(turn_ids: Iterable[int], cut_away: Iterable[int], media_ids: frozenset[int]) -> bool:
     if media_ids.isdisjoint(turn_ids):
         return True  # media that are not recognised in the ids: never risk a cut
     return not media_ids.isdisjoint(cut_away)

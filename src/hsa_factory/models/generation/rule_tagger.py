@@ -10,7 +10,7 @@ import torch
 
 from ...config import HSAConfig
 from ...labeling.matching import Message, label_messages
-from ...labeling.rules import Rule, RuleSet
+from ...labeling.rule_set import Rule, RuleSet
 from ...labeling.tags import find_elements
 from ...typed.text import TypedText, token_types
 from ..cache.tagger import ConstantTagger, Settled, Tagger
@@ -198,8 +198,9 @@ class RuleTagger:
         for start, end, semantic_type in typing.spans:
             types[start:end] = bytes([semantic_type]) * (end - start)
         row.next_type = types[-1] if types else base
-        spans = [(len(list(run)), kind) for kind, run in groupby(types)]
-        row.types = list(token_types(TypedText(text, base, spans), row.offsets, len(row.ids))) if row.ids else []
+        row.types = (
+            list(token_types(TypedText(text, base, typing.spans), row.offsets, len(row.ids))) if row.ids else []
+        )
 
     def _first_unsettled(self, row: _Text) -> int:
         number = len(row.ids)

@@ -8,7 +8,7 @@ import pytest
 from hsa_factory import HSAConfig, SemanticType
 from hsa_factory.labeling.matching import Message, label_messages
 from hsa_factory.labeling.rule import Rule
-from hsa_factory.labeling.rules import RuleSet, preset_names, read_rules
+from hsa_factory.labeling.rule_set import RuleSet, preset_names, read_rules
 
 
 G, L, N = SemanticType
