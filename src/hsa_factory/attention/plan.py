@@ -175,7 +175,7 @@ class AttentionPlan:
         key = (dtype, rules)
         if key not in self._bias:
             if self.query_length == 1:
-                bias = self._bias_rows(0, 1, rules).to(dtype)[:, None]
+                bias = self._bias_of_one(rules).to(dtype)[:, None]
             else:
                 shape = (self.batch_size, 1, self.query_length, self.key_length)
                 bias = torch.empty(shape, dtype=dtype, device=self.device)
@@ -190,6 +190,23 @@ class AttentionPlan:
     def is_causal(self, rules: LayerRules) -> bool:
         """Whether the rules come to plain causal attention: one document a row, no padding, no bias, no window."""
         return self.once(_is_causal, rules)
+
+    def _bias_of_one(self, rules: LayerRules) -> torch.Tensor:
+        """Return (B, 1, L) float32 for the only query, which stands last: in decoding, a step's own cost."""
+        types, positions = self.semantic_ids, self.positions
+        windows = (float("inf") if window is None else window for window in rules.windows)
+        table = torch.tensor([*zip(rules.decays, windows)], device=self.device)
+        decay, window = torch.nn.functional.embedding(types, table).unbind(-1)
+        ahead = positions - positions[:, -1:]
+        hidden = -ahead > window
+        if self.is_padding is not None or self.has_packed_rows():
+            hidden |= self.document_ids[:, -1:] != self.document_ids
+        for query_type, key_type in rules.hide:
+            hidden |= (types[:, -1:] == query_type) & (types == key_type)
+        bias = (decay * ahead).masked_fill_(hidden, float("-inf"))
+        if rules.hide or self.is_padding is not None:
+            bias[:, -1] = 0.0  # a token sees itself
+        return bias[:, None]
 
     def _bias_rows(self, start: int, stop: int, rules: LayerRules) -> torch.Tensor:
         """Return (B, rows, L) float32 for queries `start` to `stop`."""

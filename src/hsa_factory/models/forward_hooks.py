@@ -39,11 +39,11 @@ def before_forward(
         enter(ForwardPass(state))
         return args, kwargs
 
-    check_parallelism()
     given = _signature(type(module)).bind_partial(module, *args, **kwargs).arguments if args else kwargs
     if cache is not None:
         forward = _pass_with_cache(state, module, cache, given, semantic_ids, document_ids)
     else:
+        check_parallelism()
         forward = ForwardPass(state, _plan_of(state, given, semantic_ids, document_ids))
     enter(forward)
     return args, {**kwargs, KEYWORD: forward}

@@ -247,8 +247,9 @@ class HSACache(Cache):
         number, has_padding = types.shape[1], is_real is not None
         if is_real is None:
             is_real = torch.ones_like(types, dtype=torch.bool)
-        before = self._seen.last_positions if self._seen else -1
-        self._new = Keys(before + is_real.long().cumsum(1), types, is_real)
+        steps = 1 if number == 1 and not has_padding else is_real.long().cumsum(1)
+        positions = self._seen.last_positions + steps if self._seen else steps + torch.full_like(types[:, :1], -1)
+        self._new = Keys(positions, types, is_real)
         held_from = self._incoming.held_from(self._new.positions[:, -1], len(self._seen) + number)
         return {
             rules: table.begin(self._new, has_padding, held_from, released) for rules, table in self.tables.items()

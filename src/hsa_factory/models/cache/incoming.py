@@ -8,6 +8,9 @@ import torch
 from .tagger import RewindableTagger, Settled, Tagger
 
 
+_FEW = 64  # types, which are looked at one by one
+
+
 class IncomingTypes:
     """Types of the tokens that come without their own: those of a prompt, then those that a tagger gives.
 
@@ -16,8 +19,12 @@ class IncomingTypes:
     """
 
     def __init__(self, tagger: Tagger | None) -> None:
-        self.tagger = tagger
+        self._use(tagger)
         self.forget()
+
+    def _use(self, tagger: Tagger | None) -> None:
+        self.tagger = tagger
+        self._rewindable = tagger if isinstance(tagger, RewindableTagger) else None  # to find out takes long
 
     def forget(self) -> None:
         """Start a sequence anew."""
@@ -29,21 +36,22 @@ class IncomingTypes:
     def snapshot(self) -> Any:
         """Return what `restore` goes back to."""
         self._has_tagged = False
-        return dict(vars(self)), self.tagger.snapshot() if isinstance(self.tagger, RewindableTagger) else None
+        return dict(vars(self)), None if self._rewindable is None else self._rewindable.snapshot()
 
     def restore(self, snapshot: Any) -> bool:
         """Go back to a snapshot. Returns whether that could be done: a tagger of the user's may not know how."""
         has_tagged = self._has_tagged
         values, tagged = snapshot
         vars(self).update(values)
-        if has_tagged and isinstance(self.tagger, RewindableTagger):
-            self.tagger.restore(tagged)
+        if has_tagged and self._rewindable is not None:
+            self._rewindable.restore(tagged)
             return True
         return not has_tagged
 
     def expect(self, semantic_ids: torch.Tensor, tagger: Tagger) -> None:
         """Say the types of the first tokens of the sequence, (B, n), and who types those after them."""
-        self._prompt, self.tagger, self._unsettled = semantic_ids.long(), tagger, []
+        self._use(tagger)
+        self._prompt, self._unsettled = semantic_ids.long(), []
         self._tagged_from = semantic_ids.shape[1]
 
     def of(self, tokens: torch.Tensor, seen: int) -> torch.Tensor:
@@ -174,7 +182,8 @@ def check_types(types: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: If there are others than 0, 1 and 2.
     """
-    if types.numel() and not 0 <= int(types.min()) <= int(types.max()) <= 2:
+    is_wrong = not {0, 1, 2}.issuperset(types.unique().tolist() if types.numel() > _FEW else types.flatten().tolist())
+    if is_wrong:
         raise ValueError(f"semantic_ids holds {types[(types < 0) | (types > 2)][0]}; allowed are 0, 1 and 2.")
     return types
 

@@ -32,7 +32,9 @@ class HSACacheLayer(CacheLayerMixin):
         self.room = room
         self._buffers: Buffers = ()
         self._length = 0
-        self._new: tuple[Buffers, int] | None = None  # what is held once the forward under way has ended well
+        self._new: tuple[Buffers, int, Buffers] | None = (
+            None  # buffers, length and views once the forward has ended well
+        )
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Take dtype and device from the first keys."""
@@ -66,27 +68,27 @@ class HSACacheLayer(CacheLayerMixin):
             key_states, value_states = key_states.masked_fill(padding, 0), value_states.masked_fill(padding, 0)
         keep = self.table.keep
         if keep is not None and not self._buffers:  # a long prompt: what goes never gets a buffer
-            self._new = self._select((key_states, value_states), keep), keep.shape[1]
+            buffers, length = self._select((key_states, value_states), keep), keep.shape[1]
+            self._new = buffers, length, _views(buffers, length)
             return key_states, value_states
 
         length = self._length + key_states.shape[2]
         buffers = tuple(self._extend(index, states, length) for index, states in enumerate((key_states, value_states)))
         if self._buffers:
             self._buffers = buffers  # what was held stands in them, too
-        self._new = buffers, length
-        return buffers[0][:, :, :length], buffers[1][:, :, :length]
+        keys, values = _views(buffers, length)
+        self._new = buffers, length, (keys, values)
+        return keys, values
 
     def commit(self) -> None:
         """End a forward: the new keys count, and those that no later token can see go."""
         if self._new is None:
             return
-        had_keys = bool(self._buffers)
-        self._buffers, self._length = self._new
-        self._new, keep = None, self.table.keep
+        had_keys, keep = bool(self._buffers), self.table.keep
+        self._buffers, self._length, (self.keys, self.values) = self._new
+        self._new = None
         if keep is not None and had_keys:
-            self._buffers = self._select(self._views(), keep)
-            self._length = keep.shape[1]
-        self.keys, self.values = self._views()
+            self._hold(self._select((self.keys, self.values), keep), keep.shape[1])
 
     def abort(self) -> None:
         """End a forward that failed: what it wrote does not count."""
@@ -116,9 +118,6 @@ class HSACacheLayer(CacheLayerMixin):
             buffer[:, :, :number] = states.gather(2, index)
             selected.append(buffer)
         return tuple(selected)
-
-    def _views(self) -> Buffers:
-        return tuple(buffer[:, :, : self._length] for buffer in self._buffers)
 
     def get_seq_length(self) -> int:
         """Return the number of keys held."""
@@ -162,4 +161,8 @@ class HSACacheLayer(CacheLayerMixin):
 
     def _hold(self, buffers: Buffers, length: int) -> None:
         self._buffers, self._length, self._new = buffers, length, None
-        self.keys, self.values = self._views() if buffers else (None, None)
+        self.keys, self.values = _views(buffers, length) if buffers else (None, None)
+
+
+def _views(buffers: Buffers, length: int) -> Buffers:
+    return tuple(buffer[:, :, :length] for buffer in buffers)
