@@ -138,11 +138,7 @@ def test_the_value_may_have_another_head_size():
     query, key, _ = tensors()
     value = torch.randn(2, 2, 6, 5, generator=torch.Generator().manual_seed(1))
     expected = hsa_attention(query, key, value, TYPES, HSAConfig(), backend="reference")
-    for backend in available_backends():
-        try:
-            output = hsa_attention(query, key, value, TYPES, HSAConfig(), backend=backend)
-        except ValueError as error:
-            assert repr(backend) in str(error)
-            continue
+    for backend in set(available_backends()) - {"flex"}:
+        output = hsa_attention(query, key, value, TYPES, HSAConfig(), backend=backend)
         assert output.shape == (2, 4, 6, 5)
         torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 import torch
+from helpers import MODELS, build, close, differs, enabled, run, step, tokens, types
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
 )
-from typed_models import MODELS, build, close, differs, enabled, run, step, tokens, types
 
 from hsa_factory import HSAConfig, apply_hsa_patch, disable_hsa, enable_hsa, tiny
 from hsa_factory.attention.api import available_backends

@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
+from helpers import SOFTMAX, build, enabled
 from probe import assert_hsa_reaches, probe_batch
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from typed_models import SOFTMAX, build, enabled
 
 from hsa_factory import HSAConfig, disable_hsa, enable_hsa
 

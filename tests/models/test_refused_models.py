@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import build, close, differs
 from torch import nn
 from transformers import (
     BertConfig,
@@ -14,7 +15,6 @@ from transformers import (
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from typed_models import build, close, differs
 
 from hsa_factory import HSAConfig, enable_hsa
 from hsa_factory.models.enable import get_state

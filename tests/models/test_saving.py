@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
+from helpers import VISION, build, close, differs, enabled, run, step, tokens, types
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
 )
-from typed_models import VISION, build, close, differs, enabled, run, step, tokens, types
 
 from hsa_factory import HSAConfig, disable_hsa, enable_hsa
 from hsa_factory.models.enable import get_state

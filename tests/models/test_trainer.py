@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from typed_models import differs, enabled, tokens, types
+from helpers import differs, enabled, tokens, types
 
 from hsa_factory import HSAConfig
 

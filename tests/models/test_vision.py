@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from typed_models import VISION, build, close, differs, enabled, run
+from helpers import VISION, build, close, differs, enabled, run
 
 from hsa_factory import HSAConfig, enable_hsa, tiny
 

@@ -4,7 +4,7 @@ from itertools import count
 
 import pytest
 import torch
-from test_cache import CONFIG, SOFTMAX, build, close, feed, runs, tokens, types, whole
+from feeding import CONFIG, SOFTMAX, build, close, feed, runs, tokens, types, whole
 
 from hsa_factory import HSAConfig, tiny
 from hsa_factory.models import ConstantTagger, HSACache, make_tagger
