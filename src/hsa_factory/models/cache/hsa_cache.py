@@ -41,7 +41,7 @@ class HSACache(Cache):
     Example:
         >>> cache = HSACache(HSAConfig(noise_window=50))
         >>> model(input_ids=ids, semantic_ids=types, past_key_values=cache)  # (1, 3000), 100 GLOBAL, the rest NOISE
-        >>> cache.report()  # 100 GLOBAL keys and the last 51 tokens
+        >>> cache.report()  # 100 GLOBAL keys and the last 50 tokens
         CacheReport(seen_tokens=3000, kept_tokens=150, bytes=…)
     """
 
