@@ -305,3 +305,19 @@ def test_models_that_share_a_configuration(model_type):
     assert torch.equal(first(input_ids=ids, use_cache=False).logits, stock[0])
     assert not torch.equal(typed, stock[0])
     assert not torch.equal(second(input_ids=ids, semantic_ids=types, use_cache=False).logits, stock[1])
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_rules_that_change_between_forward_and_backward(use_reentrant):
+    """What gradient checkpointing computes anew is what was computed."""
+    ids, types, gradients = torch.randint(5, 900, (1, 40)), torch.randint(0, 3, (1, 40)), []
+    for other in (None, HSAConfig(noise_window=2, backend="reference", layers=[0])):
+        model = enable_hsa(tiny.build_model("qwen3"), HSAConfig(noise_window=9)).train()
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        loss = model(input_ids=ids, semantic_ids=types, labels=ids, use_cache=False).loss
+        if other is not None:
+            enable_hsa(model, other)
+        loss.backward()
+        gradients.append(model.model.layers[0].self_attn.q_proj.weight.grad.clone())
+    assert gradients[0].abs().max() > 1e-4 and torch.equal(*gradients)

@@ -170,6 +170,31 @@ class TestWrappedAfterwards:
         self.check(tmp_path)
         self.check(tmp_path / "other")
 
+    @pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
+    def test_prompts_where_hsa_is_enabled_after_wrapping(self, kind, tmp_path):
+        """Their configuration is on the wrapper only."""
+        peft = pytest.importorskip("peft")
+        config = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=4)
+        model = enable_hsa(peft.get_peft_model(build("qwen3"), config), self.CONFIG)
+        model.save_pretrained(tmp_path / "on")
+        self.check(tmp_path / "on")
+        disable_hsa(model).save_pretrained(tmp_path / "off")
+        assert not (tmp_path / "off" / "hsa_config.json").exists()
+
+    def test_enabled_on_the_text_model_first(self, tmp_path):
+        model = build("qwen3")
+        enable_hsa(model.model, HSAConfig())
+        model = TestPeft.wrap(enable_hsa(model, self.CONFIG))
+        model.save_pretrained(tmp_path / "adapter")
+        self.check(tmp_path / "adapter")
+        model.get_base_model().model.save_pretrained(tmp_path / "text")
+        self.check(tmp_path / "text")
+        disable_hsa(model)
+        base = model.get_base_model()
+        for module in (base, base.model):
+            assert "save_pretrained" not in vars(module) and not module._forward_pre_hooks
+            assert not module._forward_hooks and not module._state_dict_pre_hooks
+
     def test_merged(self, tmp_path):
         model = self.wrapped().merge_and_unload()
         model.save_pretrained(tmp_path)

@@ -122,7 +122,7 @@ def hsa_attention_forward(
         value,
         plan,
         rules,
-        backend=state.config.backend,
+        backend=forward.config.backend,
         scale=scaling,
         softcap=kwargs.get("softcap"),
         sinks=kwargs.get("s_aux"),

@@ -13,11 +13,11 @@ from transformers import PreTrainedConfig
 from ..attention.api import check_backend
 from ..config import CONFIG_NAME, HSAConfig
 from .attention_interface import IMPLEMENTATION, register_interface
-from .forward_hooks import after_forward, before_forward
+from .forward_hooks import after_forward, after_outer_forward, before_forward, before_outer_forward
 from .forward_pass import HSAState
 from .generation.generate import install_generate, remove_generate
-from .saving import install_for_adapters, install_saving, remove_saving
-from .text_model import TextModel, find_text_model, sliding_windows, unwrap
+from .saving import install_before_forward, install_before_state_dict, install_saving, remove_saving
+from .text_model import TextModel, find_text_model, sliding_windows, unwrap, wrapping
 
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,8 @@ def enable_hsa(model: nn.Module, config: HSAConfig | None = None) -> nn.Module:
     if state is None:
         state = _install(model, parts, config)
     state.config = config
-    install_saving(parts.base, state)
+    _install_on_base(parts, state)
+    install_saving(wrapping(model), state)
 
     used = len(parts.attention_layers if config.layers is None else config.layers)
     note = "" if used == parts.num_layers else f" (the other {parts.num_layers - used} stay as they are)"
@@ -80,13 +81,16 @@ def disable_hsa(model: nn.Module) -> nn.Module:
 
     parts = find_text_model(model)
     state.is_on = False
-    for handle in vars(parts.entry).pop("hsa_handles"):
-        handle.remove()
+    for module in {parts.entry, parts.base}:
+        for name in ("hsa_handles", "hsa_outer_handles"):
+            for handle in vars(module).pop(name, ()):
+                handle.remove()
     parts.text.set_attn_implementation(state.former_implementation)
-    for module in (parts.entry, *parts.attention_layers.values()):
-        vars(module).pop("hsa_state", None)
-    remove_generate(parts.base)
-    remove_saving(parts.base)
+    for holder in (parts.entry, *parts.attention_layers.values()):
+        vars(holder).pop("hsa_state", None)
+    for module in {parts.entry, parts.base}:
+        remove_generate(module)
+    remove_saving([*wrapping(model), parts.entry])
     return model
 
 
@@ -137,11 +141,23 @@ def _install(model: nn.Module, parts: TextModel, config: HSAConfig) -> HSAState:
     vars(parts.entry)["hsa_handles"] = [
         parts.entry.register_forward_pre_hook(partial(before_forward, state), with_kwargs=True),
         parts.entry.register_forward_hook(partial(after_forward, state), with_kwargs=True, always_call=True),
-        parts.base.register_forward_pre_hook(partial(install_for_adapters, state)),
-        parts.base.register_state_dict_pre_hook(partial(install_for_adapters, state)),
     ]
-    install_generate(parts.base, state)
     return state
+
+
+def _install_on_base(parts: TextModel, state: HSAState) -> None:
+    """Put what belongs to the whole model on it; HSA may have been enabled on its text model alone before."""
+    base = parts.base
+    if "hsa_outer_handles" in vars(base):
+        return
+    vars(base)["hsa_outer_handles"] = handles = [
+        base.register_forward_pre_hook(partial(install_before_forward, state)),
+        base.register_state_dict_pre_hook(partial(install_before_state_dict, state)),
+    ]
+    if base is not parts.entry:
+        handles.append(base.register_forward_pre_hook(partial(before_outer_forward, state)))
+        handles.append(base.register_forward_hook(partial(after_outer_forward, state, parts.entry), always_call=True))
+    install_generate(base, state)
 
 
 def _give_own_config(model: nn.Module) -> None:

@@ -9,7 +9,17 @@ from transformers import PreTrainedModel
 
 from ..attention import AttentionPlan
 from .cache.hsa_cache import HSACache
-from .forward_pass import KEYWORD, ForwardPass, HSAState, enter, leave
+from .forward_pass import (
+    KEYWORD,
+    ForwardPass,
+    HSAState,
+    enter,
+    enter_outer,
+    leave,
+    leave_outer,
+    take_waiting,
+    wait_for_outer,
+)
 from .parallelism import check_parallelism
 
 
@@ -26,6 +36,9 @@ def before_forward(
             devices.
     """
     leave(state)
+    earlier = take_waiting(state)  # a model that runs its text model more than once
+    if earlier is not None:
+        _finish(earlier, module)
     semantic_ids = kwargs.pop("semantic_ids", None)
     document_ids = kwargs.pop("document_ids", None)
     cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, HSACache)), None)
@@ -62,14 +75,39 @@ def after_forward(
         return
     has_failed = output is None
     problem = None if has_failed or forward.plan is None else _left_out(forward, module)
-    if forward.cache is not None:
-        if has_failed or problem:
-            forward.cache.abort()
-        else:
-            forward.cache.commit()
-            forward.cache.keep_rope_deltas(vars(module).get("rope_deltas"))
+    if has_failed or problem:
+        _give_up(forward)
+    elif not wait_for_outer(forward):
+        _finish(forward, module)
     if problem:
         raise ValueError(problem)
+
+
+def before_outer_forward(state: HSAState, module: PreTrainedModel, args: tuple[Any, ...]) -> None:
+    """Note that the model's head follows its text model: what a cache takes in counts once that has ended well, too."""
+    enter_outer(state)
+
+
+def after_outer_forward(
+    state: HSAState, entry: PreTrainedModel, module: PreTrainedModel, args: tuple[Any, ...], output: Any
+) -> None:
+    """End a pass for good. `entry` is the model in which it was begun."""
+    forward = leave_outer(state)
+    if forward is not None and output is None:
+        _give_up(forward)
+    elif forward is not None:
+        _finish(forward, entry)
+
+
+def _finish(forward: ForwardPass, entry: PreTrainedModel) -> None:
+    if forward.cache is not None:
+        forward.cache.commit()
+        forward.cache.keep_rope_deltas(vars(entry).get("rope_deltas"))
+
+
+def _give_up(forward: ForwardPass) -> None:
+    if forward.cache is not None:
+        forward.cache.abort()
 
 
 def _left_out(forward: ForwardPass, module: PreTrainedModel) -> str | None:

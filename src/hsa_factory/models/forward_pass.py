@@ -52,12 +52,7 @@ class HSAState:
     @config.setter
     def config(self, config: HSAConfig) -> None:
         self._config = config
-        self.layer_rules = {layer: self.rules_of(layer, window) for layer, window in self.windows.items()}
-
-    def rules_of(self, layer: int, sliding_window: int | None) -> LayerRules:
-        """Return what holds in a layer that is called with some sliding window of the model's own."""
-        has_hsa = self._config.layers is None or layer in self._config.layers
-        return LayerRules.of(self._config, sliding_window) if has_hsa else LayerRules.plain(sliding_window)
+        self.layer_rules = {layer: _rules_of(config, layer, window) for layer, window in self.windows.items()}
 
     def refuse_padding(self, attention_mask: torch.Tensor | None, start: int) -> None:
         """Refuse padding after text where a layer would read it as text, or has.
@@ -76,7 +71,8 @@ class HSAState:
 class ForwardPass:
     """One forward pass of a model. It is the keyword that reaches the layers, also when they are computed anew.
 
-    It is a plain class on purpose: FSDP copies dataclasses at every wrapped layer.
+    What holds at its beginning holds for all of it, whatever becomes of the model meanwhile. It is a plain class on purpose:
+    FSDP copies dataclasses at every wrapped layer.
 
     Args:
         state: The model's.
@@ -85,6 +81,7 @@ class ForwardPass:
         cache: That cache; None: there is none.
 
     Attributes:
+        config: The rules.
         layers_reached: Numbers of the layers that have attended with it.
         mask_windows: Sliding windows for which the model asked a mask.
         layer_windows: Sliding windows with which its attention was called.
@@ -98,6 +95,7 @@ class ForwardPass:
         cache: HSACache | None = None,
     ) -> None:
         self.state, self.plan, self.layer_plans, self.cache = state, plan, layer_plans, cache
+        self.config, self._layer_rules = state.config, state.layer_rules
         self.layers_reached: set[int] = set()
         self.mask_windows: set[int | None] = set()
         self.layer_windows: set[int | None] = set()
@@ -113,9 +111,9 @@ class ForwardPass:
         self.layers_reached.add(layer)
         self.layer_windows.add(sliding_window)
         if sliding_window == state.windows[layer]:
-            rules = state.layer_rules[layer]
+            rules = self._layer_rules[layer]
         elif self.layer_plans is None:
-            rules = state.rules_of(layer, sliding_window)
+            rules = _rules_of(self.config, layer, sliding_window)
         else:
             raise ValueError(
                 f"{state.model_name} calls layer {layer} with a sliding window of {sliding_window}, but its "
@@ -124,11 +122,23 @@ class ForwardPass:
         return (self.plan if self.layer_plans is None else self.layer_plans[layer]), rules
 
 
+def _rules_of(config: HSAConfig, layer: int, sliding_window: int | None) -> LayerRules:
+    """Return what holds in a layer that is called with some sliding window of the model's own."""
+    has_hsa = config.layers is None or layer in config.layers
+    return LayerRules.of(config, sliding_window) if has_hsa else LayerRules.plain(sliding_window)
+
+
 class _UnderWay(threading.local):
-    """The forward passes under way in this thread, the innermost last: where no keyword arrives, as in masks."""
+    """The forward passes under way in this thread, the innermost last: where no keyword arrives, as in masks.
+
+    Attributes:
+        passes: From where the text model begins to where it ends.
+        outer: Models whose head (or loss) follows, with the pass that waits for its end.
+    """
 
     def __init__(self) -> None:
         self.passes: list[ForwardPass] = []
+        self.outer: dict[HSAState, ForwardPass | None] = {}
 
 
 _under_way = _UnderWay()
@@ -156,3 +166,29 @@ def innermost() -> ForwardPass | None:
 def find_pass(state: HSAState) -> ForwardPass | None:
     """Return a model's pass under way in this thread; None: there is none."""
     return next((forward for forward in _under_way.passes if forward.state is state), None)
+
+
+def enter_outer(state: HSAState) -> None:
+    """Begin the forward of the model around a pass."""
+    _under_way.outer[state] = None
+
+
+def leave_outer(state: HSAState) -> ForwardPass | None:
+    """End the forward of the model around a pass and return the pass that waits for that; None: none does."""
+    return _under_way.outer.pop(state, None)
+
+
+def wait_for_outer(forward: ForwardPass) -> bool:
+    """Let a pass wait for the end of the forward around it. Returns whether there is one."""
+    if forward.state not in _under_way.outer:
+        return False
+    _under_way.outer[forward.state] = forward
+    return True
+
+
+def take_waiting(state: HSAState) -> ForwardPass | None:
+    """Return the pass that waits, which then waits no more; None: none does."""
+    waiting = _under_way.outer.get(state)
+    if waiting is not None:
+        _under_way.outer[state] = None
+    return waiting

@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -41,30 +42,54 @@ class SaveWithConfig:
         return result
 
 
-def install_saving(model: PreTrainedModel, state: HSAState) -> None:
+def install_saving(chain: Iterable[nn.Module], state: HSAState) -> None:
     """Let a model, and the adapters on it, save HSA's configuration. Harmless to repeat.
 
     PEFT tells nobody when it wraps a model, but leaves its adapters' configurations on it; they are looked for again
-    before each forward and before a state dict is made, which saving begins with.
+    before each forward and before a state dict is made, which saving begins with. Those of prompts (prompt and prefix
+    tuning) are on the wrapper only: they are found where HSA is enabled after wrapping.
+
+    Args:
+        chain: A model, what it wraps, and so on down to the transformers model.
+        state: HSA's.
     """
-    _install(model, state)
-    install_for_adapters(state, model)
+    for module in chain:
+        _install_for_adapters(state, module)
+        if isinstance(module, PreTrainedModel):
+            _install(module, state)
 
 
-def install_for_adapters(state: HSAState, model: nn.Module, *args: Any) -> None:
-    """Do so for the adapters that are on a model by now. The other arguments are those of a state dict hook."""
-    for adapter in (vars(model).get("peft_config") or {}).values():
-        _install(adapter, state)
+def install_before_forward(state: HSAState, model: nn.Module, args: Any) -> None:
+    """Do so for the adapters that are on a model by now, as a forward hook."""
+    _install_for_adapters(state, model)
 
 
-def remove_saving(model: PreTrainedModel) -> None:
+def install_before_state_dict(state: HSAState, model: nn.Module, prefix: str, keep_vars: bool) -> None:
+    """Do so for the adapters that are on a model by now, as a state dict hook."""
+    _install_for_adapters(state, model)
+
+
+def remove_saving(chain: Iterable[nn.Module]) -> None:
     """Put every former `save_pretrained` back. One that somebody has wrapped since stays, and writes nothing more."""
-    for owner in (model, *(vars(model).get("peft_config") or {}).values()):
-        installed = vars(owner).get(_NAME)
-        if isinstance(installed, SaveWithConfig):
-            delattr(owner, _NAME)
-            if installed.replaced is not None:
-                setattr(owner, _NAME, installed.replaced)
+    for module in chain:
+        for owner in (module, *_adapters(module)):
+            installed = vars(owner).get(_NAME)
+            if isinstance(installed, SaveWithConfig):
+                delattr(owner, _NAME)
+                if installed.replaced is not None:
+                    setattr(owner, _NAME, installed.replaced)
+
+
+def _install_for_adapters(state: HSAState, module: nn.Module) -> None:
+    if state.is_on:
+        for adapter in _adapters(module):
+            _install(adapter, state)
+
+
+def _adapters(module: nn.Module) -> list[Any]:
+    """Return the configurations of the adapters that a module knows of."""
+    found = vars(module).get("peft_config") or getattr(module, "_peft_config", None) or {}
+    return [*found.values()] if isinstance(found, dict) else []
 
 
 def _install(owner: Any, state: HSAState) -> None:

@@ -1,7 +1,7 @@
 """What of a transformers model HSA can reach: its text model, its softmax attention layers, or why it cannot."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ class TextModel:
     """
 
     base: PreTrainedModel
-    entry: nn.Module
+    entry: PreTrainedModel
     text: PreTrainedModel
     attention_layers: dict[int, nn.Module]
     num_layers: int
@@ -34,7 +34,18 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
     Raises:
         TypeError: If there is none.
     """
+    *_, base = wrapping(model)
+    return base
+
+
+def wrapping(model: nn.Module) -> Iterator[Any]:
+    """Yield a model, what it wraps, and so on down to the transformers model.
+
+    Raises:
+        TypeError: If there is none.
+    """
     inner: Any = model
+    yield inner
     while not isinstance(inner, PreTrainedModel):
         if isinstance(getattr(inner, "_orig_mod", None), nn.Module):  # torch.compile
             inner = inner._orig_mod
@@ -44,8 +55,7 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
             inner = inner.module
         else:
             raise TypeError(f"enable_hsa needs a transformers model, got {type(model).__name__}.")
-
-    return inner
+        yield inner
 
 
 def find_text_model(model: nn.Module) -> TextModel:
@@ -87,7 +97,7 @@ def find_text_model(model: nn.Module) -> TextModel:
             )
 
     text = _owner(base, next(iter(layers.values())))
-    entry = base.base_model
+    entry: Any = base.base_model
     for module in {entry, text}:
         if not _accepts_keywords(module):
             raise ValueError(

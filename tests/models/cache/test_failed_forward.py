@@ -1,5 +1,7 @@
 """A forward that is refused, fails or is interrupted changes nothing in a cache, its ends or its tagger."""
 
+import copy
+import weakref
 from itertools import count
 
 import pytest
@@ -238,3 +240,156 @@ def test_a_linear_layer_that_has_read_cannot_go_back(model_type):
     break_off(model, lambda: feed(model, cache, ids, kinds, [1]), layer=0)
     with pytest.raises(ValueError, match="failed half-way"):
         feed(model, cache, ids, kinds, [1])
+
+
+class TestAfterwards:
+    """What follows a forward that an interrupt left open, or one that failed late, is not undone later."""
+
+    def interrupted(self, model, rows=1):
+        ids, kinds = tokens(rows), types(rows)
+        cache = HSACache(CONFIG, evict=False)
+        feed(model, cache, ids, kinds, [60])
+        break_off(model, lambda: feed(model, cache, ids, kinds, [5]), KeyboardInterrupt())
+        return ids, kinds, cache
+
+    def test_retyping(self):
+        model = build("llama", num_hidden_layers=2)
+        ids, kinds, cache = self.interrupted(model)
+        cache.retype(0, 0, 60, 0)
+        kinds = kinds.clone()
+        feed(model, cache, ids, kinds, [1])
+        assert cache.semantic_ids[0, :60].sum() == 0
+
+    def test_cropping_and_rows(self):
+        model = build()
+        ids, kinds, cache = self.interrupted(model, 2)
+        cache.crop(50)
+        close(feed(model, cache, ids, kinds, [10]), whole(model, ids, kinds)[:, 50:60])
+        ids, kinds, cache = self.interrupted(model, 2)
+        cache.reorder_cache(torch.tensor([1, 1]))
+        ids, kinds = ids[[1, 1]], kinds[[1, 1]]
+        close(feed(model, cache, ids, kinds, [30]), whole(model, ids, kinds)[:, 60:])
+
+    def test_generating(self):
+        model = build("llama", HSAConfig(noise_window=5, generated_type="LANDMARK"))
+        ids, kinds = tokens(1, 30), types(1, 30)
+        cache = HSACache(model.model.hsa_state.config)
+        options = {"do_sample": False, "max_new_tokens": 9, "pad_token_id": 0}
+        break_off(model, lambda: model.generate(ids, semantic_ids=kinds, past_key_values=cache), KeyboardInterrupt())
+        text = model.generate(ids, semantic_ids=kinds, past_key_values=cache, **options)
+        assert torch.equal(text, model.generate(ids, semantic_ids=kinds, **options))
+        assert cache.semantic_ids[0, 30:].unique().tolist() == [1]
+
+    def test_an_error_in_the_head(self):
+        model, ids, kinds, cache = build(), tokens(), types(), HSACache(CONFIG, max_waiting=4)
+        feed(model, cache, ids, kinds, [60])
+        handle = model.lm_head.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("memory")))
+        with pytest.raises(RuntimeError, match="memory"):
+            feed(model, cache, ids, kinds, [10])
+        handle.remove()
+        assert cache.get_seq_length() == 60
+        close(feed(model, cache, ids, kinds, [10, *[1] * 20]), whole(model, ids, kinds)[:, 60:])
+
+    def test_an_error_at_the_end_itself(self, monkeypatch):
+        """Some layers have let keys go by then: nothing can be told of such a cache any more."""
+        model, ids, kinds, cache = build(), tokens(), types(), HSACache(CONFIG, max_waiting=1)
+        feed(model, cache, ids, kinds, [60])
+        with monkeypatch.context() as patch:
+            patch.setattr(cache.layers[1], "commit", lambda: (_ for _ in ()).throw(RuntimeError("memory")))
+            with pytest.raises(RuntimeError, match="memory"):
+                feed(model, cache, ids, kinds, [10])
+        with pytest.raises(ValueError, match="failed half-way"):
+            feed(model, cache, ids, kinds, [1])
+        cache.reset()
+        close(feed(model, cache, ids, kinds, [90]), whole(model, ids, kinds))
+
+    def test_layers_that_did_not_get_the_cache(self):
+        model, cache = build().train(), HSACache(CONFIG)
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        with pytest.raises(ValueError, match="did not get the HSACache.*gradient checkpointing drops it"):
+            model(input_ids=tokens(), semantic_ids=types(), past_key_values=cache, use_cache=True)
+        assert cache.get_seq_length() == 0
+
+    def test_a_refused_generation_forgets_nothing(self):
+        model, ids, kinds = build(), tokens(), types()
+        cache = HSACache(CONFIG)
+        feed(model, cache, ids, kinds, [60])
+        cache.expect(cache.semantic_ids, ConstantTagger(2), end_ids=[7])
+        with torch.no_grad():
+            model(input_ids=torch.tensor([[7], [3]]), past_key_values=cache)
+        ended, seen = cache.ended_rows, cache.semantic_ids
+        whole_ids = torch.cat([ids[:, :60], torch.tensor([[7, 0], [3, 4]])], dim=1)
+        wrong = torch.nn.functional.pad(seen, (0, 1)).clone()
+        with pytest.raises(ValueError, match="not used by the model"):
+            model.generate(whole_ids, semantic_ids=wrong, past_key_values=cache, max_new_token=3)
+        assert torch.equal(cache.ended_rows, ended) and torch.equal(cache.semantic_ids, seen)
+
+    def test_a_refused_forward_with_more_rows_and_linear_layers(self):
+        model, ids, kinds = build("qwen3_5_text"), tokens(1), types(1)
+        cache = HSACache(CONFIG)
+        feed(model, cache, ids, kinds, [60])
+        with pytest.raises(ValueError, match="semantic_ids holds"):
+            model(
+                input_ids=ids[:, 60:61].repeat(2, 1),
+                semantic_ids=kinds[:, 60:61].repeat(2, 1) + 3,
+                past_key_values=cache,
+            )
+        close(feed(model, cache, ids, kinds, [1] * 30), whole(model, ids, kinds)[:, 60:])
+
+
+class TestMemory:
+    def test_no_buffer_outlives_the_layer_that_outgrew_it(self):
+        model, ids, kinds = build("llama", num_hidden_layers=6), tokens(1), types(1)
+        cache = HSACache(CONFIG, evict=False, max_waiting=8)
+        feed(model, cache, ids, kinds, [60])
+        former = [weakref.ref(buffer.untyped_storage()) for layer in cache.layers for buffer in layer._buffers]
+        assert all(one() is not None for one in former)
+        alive = []
+        model.model.norm.register_forward_pre_hook(lambda *_: alive.append(sum(one() is not None for one in former)))
+        feed(model, cache, ids, kinds, [20])
+        assert alive == [0]
+
+    def test_a_failed_forward_keeps_no_graph(self):
+        model, ids, kinds = build(), tokens(), types()
+        cache = HSACache(CONFIG)
+        feed(model, cache, ids, kinds, [60])
+        forward = lambda: model(input_ids=ids[:, 60:], semantic_ids=kinds[:, 60:], past_key_values=cache)
+        break_off(model, forward)
+        assert not any(buffer.requires_grad for layer in cache.layers for buffer in layer._buffers)
+
+    def test_the_callers_types_are_copied(self):
+        model, ids, kinds, cache = build(), tokens(), types(), HSACache(CONFIG)
+        given = kinds[:, :60].clone()
+        with torch.no_grad():
+            model(input_ids=ids[:, :60], semantic_ids=given, past_key_values=cache)
+        given.zero_()
+        close(feed(model, cache, ids, kinds, [30]), whole(model, ids, kinds)[:, 60:])
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_compiled(typed):
+    """Prefill, then token by token: the plan is made outside of what is compiled."""
+    model, ids, kinds = build("qwen3"), tokens(1, 40), types(1, 40)
+    expected = whole(model, ids, kinds)
+    torch._dynamo.reset()
+    compiled, cache = torch.compile(model, backend="eager"), HSACache(CONFIG, max_waiting=4)
+    with torch.no_grad():
+        if not typed:
+            cache.bind(model.config, model.model.hsa_state.layer_rules, CONFIG)
+            cache.expect(kinds, ConstantTagger(2))
+        logits = []
+        for start, stop in [(0, 25), *((number, number + 1) for number in range(25, 40))]:
+            inputs = {"semantic_ids": kinds[:, start:stop]} if typed else {}
+            logits.append(compiled(input_ids=ids[:, start:stop], past_key_values=cache, **inputs).logits)
+    close(torch.cat(logits, dim=1), expected)
+
+
+def test_a_copy_of_a_cache_that_an_interrupt_left_open():
+    model, ids, kinds = build(), tokens(), types()
+    cache = HSACache(CONFIG, max_waiting=4)
+    feed(model, cache, ids, kinds, [60])
+    break_off(model, lambda: feed(model, cache, ids, kinds, [5]), KeyboardInterrupt())
+    twin = copy.deepcopy(cache)
+    for one in (twin, cache):
+        close(feed(model, one, ids, kinds, [1] * 30), whole(model, ids, kinds)[:, 60:])

@@ -1,24 +1,23 @@
 """A key/value cache that lets go of keys which HSA can never see again: exact, and as small as what is visible."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 
 from ...attention import AttentionPlan, LayerRules
 from ...config import HSAConfig
 from ...semantics import SemanticType
-from .incoming import EndedRows, IncomingTypes, check_types, find_real
+from .incoming import EndedRows, IncomingTypes, check_input, check_types, find_real
 from .key_table import Keys, KeyTable
-from .layer import NO_HSA, HSACacheLayer
+from .layer import HALF_WAY, NO_HSA, NOT_HANDED_ON, HSACacheLayer, make_layers, shape_of
 from .report import CacheReport
 from .sequence import SeenTokens, retype
+from .snapshot import Snapshot
 from .tagger import Settled, Tagger
-
-
-_SHAPE = ("model_type", "hidden_size", "num_key_value_heads", "head_dim")  # tells models apart, as far as configs can
 
 
 class HSACache(Cache):
@@ -58,7 +57,6 @@ class HSACache(Cache):
         self.room = max_waiting
         self.tables: dict[LayerRules, KeyTable] = {}
         self.layer_rules: dict[int, LayerRules] = {}
-        self.rope_deltas: torch.Tensor | None = None  # of M-RoPE models
         self._bound_to: dict[int, LayerRules] | None = None
         self._shape: list[Any] = []
         self._incoming = IncomingTypes(tagger)
@@ -68,20 +66,21 @@ class HSACache(Cache):
     def _forget(self) -> None:
         self._seen = SeenTokens()
         self._new: Keys | None = None  # of the forward under way
-        self._go_back: Callable[[], None] | None = None  # from the forward under way
+        self._before: Snapshot | None = None  # the forward under way
         self._is_broken = False
+        self.rope_deltas: torch.Tensor | None = None  # of M-RoPE models
         self._incoming.forget()
         self._ends.forget()
 
     @property
     def semantic_ids(self) -> torch.Tensor | None:
         """Types of all tokens seen, (B, seen) int64; None before the first."""
-        return self._seen.keys.semantic_ids if self._seen else None
+        return self._seen.keys.semantic_ids if len(self._seen) else None
 
     @property
     def attention_mask(self) -> torch.Tensor | None:
         """Which of the tokens seen are real, (B, seen) int64: 1, and 0 for padding; None before the first."""
-        return self._seen.keys.is_real.long() if self._seen else None
+        return self._seen.keys.is_real.long() if len(self._seen) else None
 
     @property
     def rows(self) -> int:
@@ -115,11 +114,7 @@ class HSACache(Cache):
 
     def report(self) -> CacheReport:
         """Return `seen_tokens`, `kept_tokens` and `bytes`."""
-        kept = [int(table.keys.is_real.sum(1).max()) for table in self.tables.values() if table.keys is not None]
-        size = sum(layer.nbytes() for layer in self._own_layers())
-        return CacheReport(seen_tokens=len(self._seen), kept_tokens=max(kept, default=0), bytes=size)
-
-    # -- one forward ------------------------------------------------------------------------------------------
+        return CacheReport.of(len(self._seen), self.tables.values(), self._own_layers())
 
     def bind(self, model_config: PreTrainedConfig, layer_rules: dict[int, LayerRules], config: HSAConfig) -> None:
         """Make the layers for a model, or check that they are.
@@ -139,20 +134,15 @@ class HSACache(Cache):
                 f"This HSACache was made for {self.config.attention_rules()}, but the model attends with "
                 f"{config.attention_rules()}: make a new one with HSACache(model's HSAConfig)."
             )
-        text_config = model_config.get_text_config(decoder=True)
-        shape = [getattr(text_config, name, None) for name in _SHAPE]
+        shape = shape_of(model_config)
         is_same = layer_rules == self.layer_rules and shape == self._shape
-        if self._seen and not is_same:
+        if len(self._seen) and not is_same:
             raise ValueError("This HSACache belongs to another model.")
         self._bound_to, self._shape = layer_rules, shape
-        if self.layers and is_same:
-            return
-
-        self.layer_rules = dict(layer_rules)
-        self.tables = {rules: KeyTable(rules, self.max_waiting) for rules in dict.fromkeys(layer_rules.values())}
-        self.layers = DynamicCache(config=text_config).layers  # linear attention has layers of its own
-        for index, rules in layer_rules.items():
-            self.layers[index] = HSACacheLayer(self.tables[rules], self.room)
+        if not (self.layers and is_same):
+            self.layer_rules = dict(layer_rules)
+            self.tables = {rules: KeyTable(rules, self.max_waiting) for rules in dict.fromkeys(layer_rules.values())}
+            self.layers = make_layers(model_config, layer_rules, self.tables, self.room)
 
     def expect(self, semantic_ids: torch.Tensor, tagger: Tagger, end_ids: Sequence[int] = ()) -> None:
         """Say which types the next tokens have, and what ends a row.
@@ -166,7 +156,8 @@ class HSACache(Cache):
         Raises:
             ValueError: If rows are missing, or a token seen cannot change its type any more.
         """
-        if self._seen and semantic_ids.shape[0] != self._seen.rows:
+        self.abort()
+        if len(self._seen) and semantic_ids.shape[0] != self._seen.rows:
             raise ValueError(f"This HSACache holds {self._seen.rows} rows, but the input has {semantic_ids.shape[0]}.")
         self._retype(self._seen.changes_to(semantic_ids))
         self._incoming.expect(semantic_ids, tagger)
@@ -174,7 +165,8 @@ class HSACache(Cache):
 
     def note_ids(self, input_ids: torch.Tensor) -> None:
         """Remember the tokens of a sequence, (B, …), as far as they have been seen, for `check_ids`."""
-        self._seen.ids = input_ids[:, : len(self._seen)]
+        self.abort()
+        self._seen.ids = input_ids[:, : len(self._seen)].clone()
 
     def check_ids(self, input_ids: torch.Tensor) -> None:
         """Check that a sequence, (B, L), begins with the tokens noted.
@@ -184,6 +176,7 @@ class HSACache(Cache):
         """
         self._seen.check_ids(input_ids)
 
+    @torch.compiler.disable
     def begin(
         self, tokens: torch.Tensor, semantic_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
     ) -> dict[int, AttentionPlan]:
@@ -202,19 +195,20 @@ class HSACache(Cache):
         """
         self.abort()  # one that an interrupt left open
         if self._is_broken:
-            raise ValueError("A forward with this HSACache failed half-way, so it cannot be used any more.")
+            raise ValueError(HALF_WAY)
         rows, number = tokens.shape[:2]
-        self._check_new(rows, number, semantic_ids)
+        check_input(rows, number, semantic_ids, len(self._seen), self._seen.rows)
         is_real = find_real(tokens, attention_mask, len(self._seen))
 
-        self._remember(rows)
+        repeats = rows // self._seen.rows if len(self._seen) else 1
+        self._before = self._take_snapshot(with_keys=repeats > 1)
         try:
-            if self._seen and rows != self._seen.rows:
-                self.batch_repeat_interleave(rows // self._seen.rows)
+            if repeats > 1:
+                self._change(_repeating(repeats))
             if semantic_ids is None:
                 types = self._incoming.of(tokens, len(self._seen))
             else:
-                types = semantic_ids[:, -number:].long()
+                types = semantic_ids[:, -number:].to(torch.long, copy=True)
                 if semantic_ids.shape[1] > number:
                     self._retype(self._seen.changes_to(semantic_ids))
             types = check_types(types).to(tokens.device)
@@ -222,89 +216,88 @@ class HSACache(Cache):
             changes, released = self._incoming.news(len(self._seen))
             self._retype(changes)
             plans = self._plan(types, is_real, released)
+            if repeats > 1:  # last: they have no way back
+                self._reorder_others(_repeating(repeats)(torch.arange(rows // repeats)))
         except BaseException:
             self.abort()
             raise
         return {index: plans[rules] for index, rules in self.layer_rules.items()}
 
-    def _check_new(self, rows: int, number: int, semantic_ids: torch.Tensor | None) -> None:
-        seen = len(self._seen)
-        if not rows * number:
-            raise ValueError(f"There is nothing to read: the input has (batch, length) = {(rows, number)}.")
-        if seen and rows % self._seen.rows:
-            raise ValueError(f"This HSACache holds {self._seen.rows} rows, but the input has {rows}.")
-        if semantic_ids is not None and semantic_ids.shape not in ((rows, seen + number), (rows, number)):
-            cached = f", {seen} of them cached" if seen else ""
-            raise ValueError(
-                f"semantic_ids has shape {tuple(semantic_ids.shape)}, but the input has (batch, length) = "
-                f"{(rows, seen + number)}{cached}."
-            )
-
     def _plan(
         self, types: torch.Tensor, is_real: torch.Tensor | None, released: int
     ) -> dict[LayerRules, AttentionPlan]:
         """Plan the attention of new tokens, types and which are real (B, Q); None: all."""
-        number, has_padding = types.shape[1], is_real is not None
-        if is_real is None:
-            is_real = torch.ones_like(types, dtype=torch.bool)
-        steps = 1 if number == 1 and not has_padding else is_real.long().cumsum(1)
-        positions = self._seen.last_positions + steps if self._seen else steps + torch.full_like(types[:, :1], -1)
-        self._new = Keys(positions, types, is_real)
-        held_from = self._incoming.held_from(self._new.positions[:, -1], len(self._seen) + number)
-        return {
-            rules: table.begin(self._new, has_padding, held_from, released) for rules, table in self.tables.items()
-        }
+        self._new = new = self._seen.next_keys(types, is_real)
+        held_from = self._incoming.held_from(new.positions[:, -1], len(self._seen) + types.shape[1])
+        has_padding = is_real is not None
+        return {rules: table.begin(new, has_padding, held_from, released) for rules, table in self.tables.items()}
 
-    def _remember(self, rows: int) -> None:
-        """Remember how things stand, so that `abort` finds its way back."""
-        parts = [self._seen, self._ends, *self.tables.values()]
-        former = [(part, dict(vars(part))) for part in parts]
-        incoming, deltas = self._incoming.snapshot(), self.rope_deltas
-        grows = bool(self._seen) and rows != self._seen.rows  # then buffers are copied: else they are only added to
-        held = [(layer, layer.held()) for layer in self._own_layers()] if grows else []
+    def _take_snapshot(self, with_keys: bool = False) -> Snapshot:
+        parts = (self._seen, self._ends, *self.tables.values())
+        return Snapshot(parts, self._incoming, self._own_layers() if with_keys else (), self.rope_deltas)
 
-        def go_back() -> None:
-            for part, values in former:
-                vars(part).update(values)
-            for layer in self._own_layers():
-                layer.abort()
-            for layer, keys in held:
-                layer.hold(keys)
-            self.rope_deltas = deltas
-            if not self._incoming.restore(incoming):
-                self._is_broken = True
+    def _go_back(self, before: Snapshot) -> None:
+        self.rope_deltas = before.rope_deltas
+        if not before.restore():
+            self._is_broken = True
 
-        self._go_back = go_back
-
+    @torch.compiler.disable
     def commit(self) -> None:
-        """End a forward."""
-        for layer in self._own_layers():
-            layer.commit()
-        for table in self.tables.values():
-            table.commit()
-        if self._new is not None:
-            self._seen.append(self._new)
-        self._new = self._go_back = None
+        """End a forward.
 
+        Raises:
+            ValueError: If the model did not hand the cache to its layers. Then nothing has changed.
+        """
+        own = self._own_layers()
+        if not all(layer.has_new for layer in own):
+            self.abort()
+            raise ValueError(NOT_HANDED_ON)
+        try:
+            for layer in own:
+                layer.commit()
+            for table in self.tables.values():
+                table.commit()
+            if self._new is not None:
+                self._seen.append(self._new)
+        except BaseException:  # out of memory, most likely: some layers have ended the forward, others not
+            self._is_broken = True
+            raise
+        finally:
+            self._new = self._before = None
+
+    @torch.compiler.disable
     def abort(self) -> None:
         """End a forward that failed, as if it had not begun. (What linear layers have read cannot be taken back.)"""
-        if self._go_back is None:
+        if self._before is None:
             return
-        go_back, self._go_back = self._go_back, None
-        go_back()
+        before, self._before = self._before, None
+        for layer in self._own_layers():
+            layer.abort()
+        self._go_back(before)
         if self._new is not None and self._other_layers():
             self._is_broken = True
         self._new = None
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Let everything stand as before if a `with` block fails before the cache has taken in a token."""
+        self.abort()
+        before, seen = self._take_snapshot(), len(self._seen)
+        try:
+            yield
+        except BaseException:
+            self.abort()
+            if len(self._seen) == seen:
+                self._go_back(before)
+            raise
 
     def keep_rope_deltas(self, deltas: torch.Tensor | None) -> None:
         """Remember what an M-RoPE model would forget at its next conversation: (rows, 1), or None."""
         if deltas is self.rope_deltas:
             return
-        if deltas is not None and self._seen:
+        if deltas is not None and len(self._seen):
             deltas = deltas.repeat_interleave(self._seen.rows // deltas.shape[0], dim=0)
         self.rope_deltas = deltas
-
-    # -- types ------------------------------------------------------------------------------------------------
 
     def retype(self, row: int, start: int, stop: int, semantic_type: int | str) -> None:
         """Change the type of tokens that have been seen; their keys stay as they are.
@@ -318,14 +311,13 @@ class HSACache(Cache):
         Raises:
             ValueError: If a key is gone that could be seen with the new type.
         """
-        if not self._seen:
+        self.abort()
+        if not len(self._seen):
             raise ValueError("This HSACache has seen no token whose type could change.")
         self._retype([Settled(row, start, stop, int(SemanticType.parse(semantic_type)))])
 
     def _retype(self, changes: Sequence[Settled]) -> None:
         retype(changes, self._seen, tuple(self.tables.values()))
-
-    # -- rows and lengths -------------------------------------------------------------------------------------
 
     def _change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self._seen.change(change)
@@ -340,16 +332,21 @@ class HSACache(Cache):
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Let each row go on from another one, as beam search does. `beam_idx`: (B,)."""
+        self.abort()
         self._change(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
-        for layer in self._other_layers():
-            layer.reorder_cache(beam_idx)
+        self._reorder_others(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row."""
-        if self._other_layers() and self._seen:
-            rows = torch.arange(self._seen.rows).repeat_interleave(repeats)
-            return self.reorder_cache(rows)
-        self._change(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+        self.abort()
+        rows = self._seen.rows
+        self._change(_repeating(repeats))
+        if rows:
+            self._reorder_others(_repeating(repeats)(torch.arange(rows)))
+
+    def _reorder_others(self, rows: torch.Tensor) -> None:
+        for layer in self._other_layers():
+            layer.reorder_cache(rows)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep some rows."""
@@ -372,6 +369,7 @@ class HSACache(Cache):
         Raises:
             ValueError: If keys have been dropped: those that the remembered tokens would need may be among them.
         """
+        self.abort()
         number = -max_length if max_length < 0 else len(self._seen) - max_length
         if number <= 0:
             return
@@ -390,7 +388,12 @@ class HSACache(Cache):
 
     def reset(self) -> None:
         """Forget everything."""
+        self.abort()
         for table in self.tables.values():
             table.forget()
         super().reset()
         self._forget()
+
+
+def _repeating(repeats: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda tensor: tensor.repeat_interleave(repeats, dim=0)

@@ -40,18 +40,19 @@ class IncomingTypes:
 
     def restore(self, snapshot: Any) -> bool:
         """Go back to a snapshot. Returns whether that could be done: a tagger of the user's may not know how."""
-        has_tagged = self._has_tagged
+        used, has_tagged = self.tagger, self._has_tagged
         values, tagged = snapshot
         vars(self).update(values)
-        if has_tagged and self._rewindable is not None:
-            self._rewindable.restore(tagged)
+        if not has_tagged or self.tagger is not used:
             return True
-        return not has_tagged
+        if self._rewindable is not None:
+            self._rewindable.restore(tagged)
+        return self._rewindable is not None
 
     def expect(self, semantic_ids: torch.Tensor, tagger: Tagger) -> None:
         """Say the types of the first tokens of the sequence, (B, n), and who types those after them."""
         self._use(tagger)
-        self._prompt, self._unsettled = semantic_ids.long(), []
+        self._prompt, self._unsettled = semantic_ids.to(torch.long, copy=True), []
         self._tagged_from = semantic_ids.shape[1]
 
     def of(self, tokens: torch.Tensor, seen: int) -> torch.Tensor:
@@ -174,6 +175,31 @@ class EndedRows:
         """Reorder, repeat or select rows."""
         if self.ended is not None:
             self.ended = change(self.ended)
+
+
+def check_input(rows: int, number: int, semantic_ids: torch.Tensor | None, seen: int, seen_rows: int) -> None:
+    """Check the shapes of what comes in.
+
+    Args:
+        rows: B.
+        number: Q.
+        semantic_ids: (B, Q) or, those seen included, (B, seen + Q); None: they are known otherwise.
+        seen: Tokens before it.
+        seen_rows: Rows of those; any multiple of them may go on from them.
+
+    Raises:
+        ValueError: If they do not fit.
+    """
+    if not rows * number:
+        raise ValueError(f"There is nothing to read: the input has (batch, length) = {(rows, number)}.")
+    if seen and rows % seen_rows:
+        raise ValueError(f"This HSACache holds {seen_rows} rows, but the input has {rows}.")
+    if semantic_ids is not None and semantic_ids.shape not in ((rows, seen + number), (rows, number)):
+        cached = f", {seen} of them cached" if seen else ""
+        raise ValueError(
+            f"semantic_ids has shape {tuple(semantic_ids.shape)}, but the input has (batch, length) = "
+            f"{(rows, seen + number)}{cached}."
+        )
 
 
 def check_types(types: torch.Tensor) -> torch.Tensor:

@@ -4,13 +4,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers.cache_utils import CacheLayerMixin
+from transformers import PreTrainedConfig
+from transformers.cache_utils import CacheLayerMixin, DynamicCache
 
+from ...attention import LayerRules
 from .key_table import KeyTable
 
 
 NO_HSA = "An HSACache needs a model with HSA: call enable_hsa(model) first."
+NOT_HANDED_ON = (
+    "The model's layers did not get the HSACache: in training mode, gradient checkpointing drops it. Call model.eval() to "
+    "read with a cache."
+)
+HALF_WAY = "A forward with this HSACache failed half-way, so it cannot be used any more: cache.reset() empties it."
 
+_SHAPE = ("model_type", "hidden_size", "num_key_value_heads", "head_dim")
 Buffers = tuple[torch.Tensor, ...]  # keys and values, (B, Hkv, room, D) each; none before the first
 
 
@@ -74,8 +82,9 @@ class HSACacheLayer(CacheLayerMixin):
 
         length = self._length + key_states.shape[2]
         buffers = tuple(self._extend(index, states, length) for index, states in enumerate((key_states, value_states)))
-        if self._buffers:
-            self._buffers = buffers  # what was held stands in them, too
+        has_grown = bool(self._buffers) and buffers[0] is not self._buffers[0]
+        if has_grown and not buffers[0].requires_grad:
+            self._hold(buffers, self._length)  # what was held stands in them, too, and the old ones can go
         keys, values = _views(buffers, length)
         self._new = buffers, length, (keys, values)
         return keys, values
@@ -89,6 +98,11 @@ class HSACacheLayer(CacheLayerMixin):
         self._new = None
         if keep is not None and had_keys:
             self._hold(self._select((self.keys, self.values), keep), keep.shape[1])
+
+    @property
+    def has_new(self) -> bool:
+        """Whether a forward has brought new keys that do not count yet."""
+        return self._new is not None
 
     def abort(self) -> None:
         """End a forward that failed: what it wrote does not count."""
@@ -162,6 +176,25 @@ class HSACacheLayer(CacheLayerMixin):
     def _hold(self, buffers: Buffers, length: int) -> None:
         self._buffers, self._length, self._new = buffers, length, None
         self.keys, self.values = _views(buffers, length) if buffers else (None, None)
+
+
+def shape_of(model_config: PreTrainedConfig) -> list[Any]:
+    """Return what tells models apart whose keys do not go together, as far as configurations can."""
+    text_config = model_config.get_text_config(decoder=True)
+    return [getattr(text_config, name, None) for name in _SHAPE]
+
+
+def make_layers(
+    model_config: PreTrainedConfig,
+    layer_rules: dict[int, LayerRules],
+    tables: dict[LayerRules, KeyTable],
+    room: int,
+) -> list[Any]:
+    """Make a model's layers: ours for softmax attention, transformers' own for linear attention."""
+    layers: list[Any] = DynamicCache(config=model_config.get_text_config(decoder=True)).layers
+    for index, rules in layer_rules.items():
+        layers[index] = HSACacheLayer(tables[rules], room)
+    return layers
 
 
 def _views(buffers: Buffers, length: int) -> Buffers:

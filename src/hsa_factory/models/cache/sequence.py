@@ -44,6 +44,14 @@ class SeenTokens:
         """(B, 1) int64, of each row's last token, one at least."""
         return self._pieces[-1].positions[:, -1:]
 
+    def next_keys(self, semantic_ids: torch.Tensor, is_real: torch.Tensor | None) -> Keys:
+        """Return what is known of the next tokens, of types (B, Q). `is_real`: (B, Q) bool; None: all are."""
+        if is_real is None and semantic_ids.shape[1] == 1 and self._pieces:  # every step of decoding
+            return Keys(self.last_positions + 1, semantic_ids, torch.ones_like(semantic_ids, dtype=torch.bool))
+        is_real = torch.ones_like(semantic_ids, dtype=torch.bool) if is_real is None else is_real
+        before: torch.Tensor | int = self.last_positions if self._pieces else -1
+        return Keys(before + is_real.long().cumsum(1), semantic_ids, is_real)
+
     def append(self, keys: Keys) -> None:
         """Add tokens."""
         if len(self._pieces) >= _PIECES:

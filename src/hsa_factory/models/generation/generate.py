@@ -99,10 +99,11 @@ class Generate:
         beams, copies = option("num_beams") or 1, option("num_return_sequences") or 1
         rows_end_apart = beams == 1 and len(input_ids) * copies > 1
         tagger = tagger or make_tagger(config, kwargs.get("tokenizer") or self.state.tokenizer)
-        cache.expect(semantic_ids, tagger, end_ids if rows_end_apart else ())
-        prefill(model, self.state, input_ids, cache, kwargs, max(beams, copies))
-        kwargs |= {"past_key_values": cache, "use_cache": True}
-        output = self.former(input_ids, *args, **kwargs)
+        with cache.attempt():
+            cache.expect(semantic_ids, tagger, end_ids if rows_end_apart else ())
+            prefill(model, self.state, input_ids, cache, kwargs, max(beams, copies))
+            kwargs |= {"past_key_values": cache, "use_cache": True}
+            output = self.former(input_ids, *args, **kwargs)
         if beams == 1:
             cache.note_ids(output if isinstance(output, torch.Tensor) else output.sequences)
         return output
@@ -196,6 +197,7 @@ def _prepare_cache(cache: Any, config: HSAConfig) -> HSACache:
             f"generate() with HSA needs an HSACache, got {type(cache).__name__}: leave past_key_values out, or pass "
             "hsa_factory.models.HSACache(config)."
         )
+    cache.abort()  # a forward that an interrupt left open
     return cache
 
 
