@@ -1,5 +1,6 @@
 """Files that are replaced whole or not at all."""
 
+import contextlib
 import os
 
 import pytest
@@ -52,3 +53,18 @@ def test_a_reader_never_sees_a_part(tmp_path):
         assert path.read_text() == "former"
         file.write("ew")
     assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_temporary_file_in_another_place(tmp_path, fails):
+    path, temporary = tmp_path / "file", tmp_path / "partial" / "result"
+    temporary.parent.mkdir()
+    write_whole(path, "former")
+    with pytest.raises(KeyboardInterrupt) if fails else contextlib.nullcontext():
+        with whole_file(path, temporary) as place:
+            assert place == temporary
+            place.write_text("new")
+            if fails:
+                raise KeyboardInterrupt
+    assert path.read_text() == ("former" if fails else "new")
+    assert os.listdir(temporary.parent) == [] and sorted(os.listdir(tmp_path)) == ["file", "partial"]

@@ -2,7 +2,8 @@
 
     python tools/make_docs_images.py            # writes docs/images/{bias.png,inspect.svg,inspect_page.png}
 
-The last needs a Chromium. Everything is seeded and made offline, so that the pictures only change when the code or the data does.
+The last needs a Chromium. Everything is seeded and made offline, so that the pictures only change when the code or the
+data does.
 """
 
 import contextlib

@@ -24,7 +24,6 @@ class Reason(StrEnum):
     MEDIA = "media"  # stands for a part of an image, a video or an audio clip
     PADDING = "padding"
     RECORDED = "feedback or weight"  # one of these: in data whose messages are not known
-    TRUNCATED = "truncated"  # not in the sample any more
 
 
 Span = tuple[int, int, Reason]  # start and stop, exclusive, within a message

@@ -7,20 +7,22 @@ from pathlib import Path
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield the path of a temporary file beside `path`, which takes its place when the block ends well.
+def whole_file(path: str | os.PathLike[str], temporary: Path | None = None) -> Iterator[Path]:
+    """Yield the path of a temporary file, which takes the place of `path`, on disk, when the block ends well.
 
-    The temporary file is hidden and named after this process. If the block fails, it is removed and `path` stays as it
-    was.
+    If the block fails, the temporary file is removed and `path` stays as it was.
 
     Args:
         path: The file to replace; its directory is made if missing.
+        temporary: On the same file system; None: a hidden file beside `path`, named after this process.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -36,7 +38,5 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
     Raises:
         OSError: If it cannot be written; a former file is as it was then.
     """
-    with whole_file(path) as temporary, open(temporary, "wb") as file:
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)

@@ -516,7 +516,7 @@ def test_check_may_also_write(run, capsys):
 
 def test_rules_that_never_matched(run, capsys):
     assert check_rules({"thought": 3, "pickup": 0}) == ["rule 'pickup' never matched"]
-    code, captured = check(run, capsys, "hsa.labels=react")
+    code, captured = check(run, capsys, "hsa.rules=react")
     assert code == 1
     lines = captured.out.splitlines()
     assert lines and all(re.fullmatch(r"rule '.*' never matched", line) for line in lines)

@@ -14,7 +14,7 @@ ROLES = ("system", "user", "assistant", "observation", "function", "user", "assi
 
 def types(messages, rules=None, default=N, generated=None):
     rules = RuleSet.parse(rules) if rules else None
-    return [typing.semantic_type for typing in type_conversation(messages, rules, default, generated)]
+    return [text.semantic_type for text in type_conversation(messages, rules, default, generated)]
 
 
 def conversation(*roles, **given):
@@ -53,5 +53,5 @@ def test_parts_keep_the_roles_type_around_them():
     rules = RuleSet.parse([{"tag": "think", "type": "NOISE"}])
     messages = [Message("user", "a <think>b</think> c"), Message("assistant", "<think>d</think>")]
     first, second = type_conversation(messages, rules, L, G)
-    assert (first.semantic_type, first.spans) == (G, ((2, 18, N),))
-    assert (second.semantic_type, second.spans) == (N, ())
+    assert (first.semantic_type, first.spans) == (G, ((0, 2, G), (2, 18, N), (18, 20, G)))
+    assert (second.semantic_type, second.spans) == (N, ((0, 16, N),))

@@ -142,12 +142,12 @@ class TestFiles:
 
 class TestConfig:
     def test_a_preset_stays_a_name(self):
-        assert HSAConfig(labels="react").to_dict()["rules"] == "react"
+        assert HSAConfig(rules="react").to_dict()["rules"] == "react"
 
     def test_a_file_is_kept_by_content(self, tmp_path):
         path = tmp_path / "rules.yaml"
         path.write_text("- {preset: react}\n- {type: NOISE}\n", "utf-8")
-        config = HSAConfig(labels=str(path))
+        config = HSAConfig(rules=str(path))
         path.unlink()
         config.save_pretrained(tmp_path)
         assert HSAConfig.from_pretrained(tmp_path) == config
@@ -155,8 +155,8 @@ class TestConfig:
         assert rules[-1] == {"name": "everything", "type": "NOISE"} and len(rules) == 9
 
     def test_errors_name_the_field(self):
-        with pytest.raises(ValueError, match="HSAConfig.labels: rule 1, 'everything': type: Unknown"):
-            HSAConfig(labels=[{"type": "x"}])
+        with pytest.raises(ValueError, match="HSAConfig.rules: rule 1, 'everything': type: Unknown"):
+            HSAConfig(rules=[{"type": "x"}])
 
 
 class TestByRole:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from ..semantics import SemanticType
-from .matching import Message, MessageTypes, label_messages
+from ..typed.text import TypedText
+from .matching import Message, label_messages
 from .rule_set import RuleSet
 
 
@@ -12,7 +13,7 @@ def type_conversation(
     rules: RuleSet | None,
     default_type: SemanticType,
     generated_type: SemanticType | None = None,
-) -> list[MessageTypes]:
+) -> list[TypedText]:
     """Type the messages of a conversation to be continued.
 
     For each character, what comes first decides: a type given with the message, the first rule that matches, the role.
@@ -26,13 +27,13 @@ def type_conversation(
         generated_type: As in `HSAConfig`; None: `default_type`.
 
     Returns:
-        One typing for each message; its type is never None.
+        The text of each message, typed.
 
     Raises:
         PatternTimeout: As `label_messages`.
     """
     first_user = next((index for index, message in enumerate(messages) if message.role == "user"), None)
-    typings = []
+    texts = []
     for index, (message, typing) in enumerate(zip(messages, label_messages(messages, rules))):
         if typing.semantic_type is not None:
             base = SemanticType(typing.semantic_type)
@@ -42,5 +43,5 @@ def type_conversation(
             base = generated_type
         else:
             base = default_type
-        typings.append(MessageTypes(base, typing.spans))
-    return typings
+        texts.append(TypedText(str(message.text), base, typing.spans))
+    return texts

@@ -47,7 +47,10 @@ class DatasetFormat:
 
     @classmethod
     def from_entry(cls, entry: Mapping[str, Any]) -> "DatasetFormat":
-        """Read an entry of ``dataset_info.json`` as LLaMA-Factory does: a `columns` or `tags` block replaces all defaults."""
+        """Read an entry of ``dataset_info.json`` as LLaMA-Factory does.
+
+        A block `columns` or `tags` replaces all of its defaults.
+        """
         values = {name: entry[name] for name in ("formatting", "ranking") if name in entry}
         if "columns" in entry:
             values |= {name: entry["columns"].get(name) for name in _COLUMNS}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
+from ..whole_files import whole_file, write_whole
 from .formats import DatasetFormat
 from .labeller import SampleLabeller, add_anchor
 from .records import CHUNK_BYTES, CHUNK_SAMPLES, SampleChunk, read_chunks
@@ -145,7 +146,7 @@ def _prepare_directory(job: Job) -> None:
             return
         shutil.rmtree(job.directory)
     job.directory.mkdir(parents=True)
-    _write_whole(manifest, json.dumps(fingerprint).encode())
+    write_whole(manifest, json.dumps(fingerprint))
 
 
 def _collect(
@@ -215,12 +216,11 @@ def _label_chunk(chunk: SampleChunk) -> None:
     if job.as_tables:
         from .columns import labelled_table, write_table
 
-        partial = path.with_suffix(".new")
-        write_table(labelled_table(chunk.samples, kept, samples, job.dataset_format), partial)
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            write_table(labelled_table(chunk.samples, kept, samples, job.dataset_format), partial)
     else:
-        _write_whole(path, b"".join(map(_dump, samples)))
-    _write_whole(_summary_path(job, chunk.index), json.dumps(summary.to_dict()).encode())
+        write_whole(path, b"".join(map(_dump, samples)))
+    write_whole(_summary_path(job, chunk.index), json.dumps(summary.to_dict()))
 
 
 def parse_sample(row: Any) -> Any:
@@ -255,21 +255,17 @@ def _refuse(value: Any) -> None:
 
 def _assemble(job: Job, chunks: Sequence[Path]) -> None:
     """Join the chunks beside the result, then put it in its place."""
-    partial = job.directory / "result"
-    if job.out.suffix == ".parquet":
-        from .columns import join_tables, read_lines, write_rows
+    with whole_file(job.out, job.directory / "result") as partial:
+        if job.out.suffix == ".parquet":
+            from .columns import join_tables, read_lines, write_rows
 
-        if job.as_tables:
-            join_tables(chunks, partial)
+            if job.as_tables:
+                join_tables(chunks, partial)
+            else:
+                write_rows(lambda: read_lines(chunks), partial)
         else:
-            write_rows(lambda: read_lines(chunks), partial)
-    else:
-        with open(partial, "wb") as result:
-            for piece in _as_list(chunks) if job.out.suffix == ".json" else _as_lines(chunks):
-                result.write(piece)
-            result.flush()
-            os.fsync(result.fileno())
-    os.replace(partial, job.out)
+            with open(partial, "wb") as result:
+                result.writelines(_as_list(chunks) if job.out.suffix == ".json" else _as_lines(chunks))
 
 
 def _as_lines(chunks: Sequence[Path]) -> Iterator[bytes]:
@@ -285,9 +281,3 @@ def _as_list(chunks: Sequence[Path]) -> Iterator[bytes]:
             yield before + text.replace(b"\n", b",\n")
             before = b",\n"
     yield b"\n]\n"
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.new")
-    partial.write_bytes(content)
-    os.replace(partial, path)

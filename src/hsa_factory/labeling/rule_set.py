@@ -58,37 +58,25 @@ class RuleSet:
         return [rule.name for rule in self.rules]
 
     @classmethod
-    def parse(cls, labels: Any) -> "RuleSet":
-        """Read rules from what `hsa.labels` or ``--rules`` may be.
+    def parse(cls, rules: Any) -> "RuleSet":
+        """Read rules from what `hsa.rules` or ``--rules`` may be.
 
         Args:
-            labels: A preset's name, the path of a YAML or JSON file, or a list of rules as mappings (an item
+            rules: A preset's name, the path of a YAML or JSON file, or a list of rules as mappings (an item
                 ``{preset: name}`` stands for the preset's rules); also a mapping ``{rules: [...]}``, or a `RuleSet`.
 
         Raises:
             ValueError: If it is none of these, or a rule is not valid.
         """
-        if isinstance(labels, cls):
-            return labels
-        if isinstance(labels, str):
-            return read_rules(labels)
-        return cls(_parse_list(labels))
+        if isinstance(rules, cls):
+            return rules
+        if isinstance(rules, str):
+            return read_rules(rules)
+        return cls(_parse_list(rules))
 
     def to_list(self) -> list[dict[str, Any]]:
         """Return the rules as plain values, as `parse` reads them."""
         return [rule.to_dict() for rule in self.rules]
-
-
-def normalize_labels(labels: Any) -> str | list[dict[str, Any]] | None:
-    """Return what `HSAConfig.labels` holds and saves: a preset's name, or the rules themselves (read from a file).
-
-    Raises:
-        ValueError: As `RuleSet.parse`.
-    """
-    if labels is None:
-        return None
-    rules = RuleSet.parse(labels)
-    return labels if isinstance(labels, str) and labels in preset_names() else rules.to_list()
 
 
 def preset_names() -> list[str]:

@@ -51,12 +51,6 @@ class Integration:
         """The configuration by which tokens are typed; types are recorded even when only Feedback is on."""
         return self.hsa_config or HSAConfig()
 
-    @property
-    def added_token(self) -> int | None:
-        """Id of the feedback token if it was added to the tokenizer in this run."""
-        token = self.feedback_token
-        return token.token_id if token is not None and token.is_new else None
-
     def resolve(self, model_args: Any, training_args: Any = None) -> HSAConfig | None:
         """Settle the rules of a run with its checkpoints; done once for the same model arguments.
 

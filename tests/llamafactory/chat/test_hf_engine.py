@@ -129,7 +129,7 @@ def test_given_types_win(lf, served):
 
 def test_rules_and_generated_type(lf):
     rules = [{"role": "user", "turn": 1, "type": "LANDMARK"}, {"tag": "think", "type": "NOISE"}]
-    config = HSAConfig(default_type="LANDMARK", generated_type="GLOBAL", labels=rules)
+    config = HSAConfig(default_type="LANDMARK", generated_type="GLOBAL", rules=rules)
     with chat_model(lf.model_dir("qwen3"), config) as model:
         messages = talk(lf, "user", "assistant", "user", "assistant", "observation")
         messages[1]["content"] += f"<think>{lf.MARKS[8]}</think>"
@@ -184,7 +184,7 @@ def test_pictures_have_the_type_of_their_message(lf, tmp_path):
 
 def test_rules_see_pictures(lf, tmp_path):
     files = lf.images(tmp_path, [(56, 56)])
-    config = HSAConfig(labels=[{"media": "image", "type": "NOISE"}])
+    config = HSAConfig(rules=[{"media": "image", "type": "NOISE"}])
     with chat_model(lf.model_dir("qwen2_5_vl"), config, template="qwen2_vl") as model:
         gen_kwargs = prompt_of(model, talk(lf, "user"), images=files)
         pad = model.engine.tokenizer.convert_tokens_to_ids("<|image_pad|>")
@@ -249,7 +249,7 @@ def test_answers_are_those_of_full_forwards(lf, served):
 )
 def test_rules_type_what_is_generated(lf, rules):
     """By the turn of the reply, and by its text, for which generation needs the tokenizer."""
-    config = HSAConfig(noise_window=4, noise_decay=0.3, labels=rules, backend="dense")
+    config = HSAConfig(noise_window=4, noise_decay=0.3, rules=rules, backend="dense")
     with chat_model(lf.model_dir("qwen3"), config) as model:
         messages = talk(lf, "user", "assistant", "user")
         expected = greedy(model.engine.model, prompt_of(model, messages), N)
@@ -270,7 +270,7 @@ def test_a_turn_added_to_the_conversation(lf, served):
 def test_rules_type_what_is_being_written(lf):
     """Rules that read the text or count turns get what they need."""
     rules = [{"tag": "think", "type": "NOISE"}, {"role": "assistant", "turn": 1, "type": "LANDMARK"}]
-    with chat_model(lf.model_dir("qwen3"), HSAConfig(labels=rules)) as model:
+    with chat_model(lf.model_dir("qwen3"), HSAConfig(rules=rules)) as model:
         messages = talk(lf, "user", "assistant", "user")
         assert model.chat(messages)[0].response_text == "".join(model.stream_chat(messages))
         tagger = prompt_of(model, messages)["tagger"]

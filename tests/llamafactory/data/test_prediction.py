@@ -104,7 +104,7 @@ def test_rows_are_those_of_plain_llamafactory_with_types(lf, tmp_path, template)
 
 def test_parts_and_rules_type_prompts_too(lf, tmp_path):
     messages = [lf.say("user", f"{lf.MARKS[1]} <think>{lf.MARKS[2]}</think>"), lf.say("assistant", lf.MARKS[3])]
-    config = HSAConfig(labels=[{"tag": "think", "type": "NOISE"}])
+    config = HSAConfig(rules=[{"tag": "think", "type": "NOISE"}])
     prepared, (row,) = eval_rows(lf, predict_args(lf, tmp_path, [messages]), config)
     marks = lf.mark_ids(prepared.tokenizer)
     kinds = {marks[token]: kind for token, kind in zip(row["input_ids"], row["semantic_ids"]) if token in marks}
@@ -149,7 +149,7 @@ def test_predictions_are_those_of_generate(lf, tmp_path):
 
 
 def test_rules_that_read_the_answer(lf, tmp_path):
-    config = HSAConfig(labels=[{"role": "assistant", "tag": "think", "type": "NOISE"}])
+    config = HSAConfig(rules=[{"role": "assistant", "tag": "think", "type": "NOISE"}])
     assert len(run(lf, predict_args(lf, tmp_path, samples(lf)), config)) == 3
 
 

@@ -181,7 +181,7 @@ def test_rules_type_what_has_no_type(lf, tmp_path, labels):
     lf.write_data(tmp_path, data=[trajectory(lf)])
     path = tmp_path / "rules.yaml"
     path.write_text(json.dumps(RULES), "utf-8")
-    hsa = HSAConfig(labels=RULES if labels == "list" else str(path))
+    hsa = HSAConfig(rules=RULES if labels == "list" else str(path))
     prepared = lf.prepare(lf.args(tmp_path, "data"), hsa)
     assert types_by_mark(lf, prepared) == TYPES
     same_ids(prepared, lf.prepare(lf.args(tmp_path, "data")))
@@ -193,7 +193,7 @@ def test_types_in_the_data_win_over_rules(lf, tmp_path):
     messages = trajectory(lf)
     messages[1]["semantic_type"], messages[2]["semantic_type"], messages[3]["semantic_type"] = "NOISE", "", "LANDMARK"
     lf.write_data(tmp_path, data=[messages])
-    prepared = lf.prepare(lf.args(tmp_path, "data"), HSAConfig(labels=RULES))
+    prepared = lf.prepare(lf.args(tmp_path, "data"), HSAConfig(rules=RULES))
     assert types_by_mark(lf, prepared) == {**TYPES, 1: N, 5: L}
     assert (prepared.counts["typed_messages"], prepared.counts["ruled_messages"]) == (2, 6)
 
@@ -221,7 +221,7 @@ def test_rules_of_all_formats_mix(lf, tmp_path):
     expected |= {20: G, 21: G, 22: N, 23: L, 30: G, 31: L, 32: N, 33: N, 34: N, 35: L}
     for options in ({}, {"preprocessing_num_workers": 2}, {"streaming": True, "dataloader_num_workers": 1}):
         args = lf.args(tmp_path, "data,alpaca,openai", **options)
-        prepared = lf.prepare(args, HSAConfig(labels=RULES))
+        prepared = lf.prepare(args, HSAConfig(rules=RULES))
         assert types_by_mark(lf, prepared) == expected
         same_ids(prepared, lf.prepare(args))
 
@@ -231,23 +231,23 @@ def test_changed_rules_are_applied_not_the_cache(lf, tmp_path):
     args = lf.args(tmp_path, "data")
     for verb, kind in (("take", L), ("put", N), ("take", L)):
         rules = [*RULES[:2], {**RULES[2], "verbs": [verb]}, *RULES[3:]]
-        assert types_by_mark(lf, lf.prepare(args, HSAConfig(labels=rules)))[3] == kind
+        assert types_by_mark(lf, lf.prepare(args, HSAConfig(rules=rules)))[3] == kind
 
 
 def test_tokenized_data_of_other_rules_are_refused(lf, tmp_path):
     lf.write_data(tmp_path, data=[trajectory(lf)])
     args = lf.args(tmp_path, "data", tokenized_path=str(tmp_path / "tokenized"))
-    lf.prepare(args, HSAConfig(labels=RULES))
-    assert types_by_mark(lf, lf.prepare(args, HSAConfig(labels=RULES)))[3] == L
-    with pytest.raises(ValueError, match="was made with hsa.labels"):
-        lf.prepare(args, HSAConfig(labels="react"))
+    lf.prepare(args, HSAConfig(rules=RULES))
+    assert types_by_mark(lf, lf.prepare(args, HSAConfig(rules=RULES)))[3] == L
+    with pytest.raises(ValueError, match="was made with hsa.rules"):
+        lf.prepare(args, HSAConfig(rules="react"))
 
 
 def test_rules_that_never_match_are_a_warning(lf, tmp_path, capsys):
     lf.write_data(tmp_path, data=[trajectory(lf)], other=[trajectory(lf)])
     rules = [{"name": "never", "tag": "nowhere", "type": 0}, *RULES]
-    prepared = lf.prepare(lf.args(tmp_path, "data,other"), HSAConfig(labels=rules))
-    assert "these rules of hsa.labels never matched: 'never'" in capsys.readouterr().out
+    prepared = lf.prepare(lf.args(tmp_path, "data,other"), HSAConfig(rules=rules))
+    assert "these rules of hsa.rules never matched: 'never'" in capsys.readouterr().out
     assert prepared.counts_of("other")["rules"]["never"] == 0
 
 
@@ -258,7 +258,7 @@ def test_a_pattern_that_takes_for_ever_names_rule_and_message(lf, tmp_path):
     with pytest.raises(
         ValueError, match="dataset 'data', sample 0, turn 1: rule 'slow': pattern .* took longer than 1 s"
     ):
-        lf.prepare(lf.args(tmp_path, "data"), HSAConfig(labels=rules))
+        lf.prepare(lf.args(tmp_path, "data"), HSAConfig(rules=rules))
 
 
 # -- templates, truncation, packing ----------------------------------------------------------------------------
@@ -273,7 +273,7 @@ def test_thoughts_that_a_template_removes(lf, tmp_path, template, mask_history):
     messages.append(lf.say("assistant", reply.replace("<m1>", "<m7>")))
     lf.write_data(tmp_path, data=[messages])
     options = {"template": template, "mask_history": mask_history}
-    prepared = lf.prepare(lf.args(tmp_path, "data", **options), HSAConfig(labels=RULES[2:]))
+    prepared = lf.prepare(lf.args(tmp_path, "data", **options), HSAConfig(rules=RULES[2:]))
     kinds = types_by_mark(lf, prepared)
     assert {mark: kinds[mark] for mark in kinds} == {
         m: k for m, k in zip(range(8), (N, N, L, N, L, N, N, N)) if m in kinds
@@ -319,7 +319,7 @@ def test_a_processor_that_changes_the_text(lf, tmp_path, monkeypatch, capsys, ki
     args = lf.args(tmp_path, "data")
     with monkeypatch.context() as patched:
         patched.setattr(BasePlugin, "process_messages", process_messages)
-        prepared = lf.prepare(args, HSAConfig(labels=RULES[1:]))
+        prepared = lf.prepare(args, HSAConfig(rules=RULES[1:]))
         same_ids(prepared, lf.prepare(args))
     assert types_by_mark(lf, prepared) == ({0: G, 3: N} if guessed else {0: G, 1: N, 2: L, 3: N})
     assert prepared.counts["guessed_messages"] == guessed
@@ -331,7 +331,7 @@ def test_a_tokenizer_without_offsets_is_counted(lf, tmp_path, monkeypatch):
 
     monkeypatch.setattr(TextEncoder, "encode_with_offsets", lambda self, text: (self.encode(text), None))
     lf.write_data(tmp_path, data=[[lf.say("user", "<m0>"), lf.say("assistant", "<m1><act>take <m2></act>")]])
-    prepared = lf.prepare(lf.args(tmp_path, "data"), HSAConfig(labels=RULES[1:]))
+    prepared = lf.prepare(lf.args(tmp_path, "data"), HSAConfig(rules=RULES[1:]))
     assert types_by_mark(lf, prepared) == {0: G, 1: L, 2: L}
     assert prepared.counts["guessed_messages"] == 1
 
@@ -347,7 +347,7 @@ def test_spans_under_truncation_packing_and_feedback(lf, tmp_path, options):
     lf.write_data(tmp_path, data=[messages] * 3)
     args = lf.args(tmp_path, "data", model, **options)
     feedback = FeedbackConfig(missing="train") if "cutoff_len" not in options or options["cutoff_len"] > 60 else None
-    prepared = lf.prepare(args, HSAConfig(labels=RULES), feedback)
+    prepared = lf.prepare(args, HSAConfig(rules=RULES), feedback)
     kinds = types_by_mark(lf, prepared)
     assert kinds == {mark: TYPES[mark] for mark in kinds} and len(kinds) >= 4
     assert [row["input_ids"] for row in prepared.rows()] == [row["input_ids"] for row in lf.prepare(args).rows()]
@@ -475,7 +475,7 @@ def test_a_file_that_is_broken_otherwise_gives_its_own_error(lf, tmp_path):
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
 def test_a_labelled_file_is_what_the_rules_make_of_the_raw_one(lf, tmp_path, suffix):
-    """All formats: labelled by `hsa-factory label` and trained, or raw with `hsa.labels`; plain LLaMA-Factory reads both."""
+    """All formats: labelled by `hsa-factory label` and trained, or raw with `hsa.rules`; plain LLaMA-Factory reads both."""
     from hsa_factory import cli
 
     call = {
@@ -509,7 +509,7 @@ def test_a_labelled_file_is_what_the_rules_make_of_the_raw_one(lf, tmp_path, suf
         arguments = [tmp_path / "dataset_info.json", "--dataset", name, "--rules", rules, "--register"]
         arguments += ["--out", tmp_path / f"{name}_typed{suffix}", "--workers", 1]
         assert cli.main(["label", *map(str, arguments)]) == 0
-    raw = lf.prepare(lf.args(tmp_path, ",".join(names)), HSAConfig(labels=str(rules)))
+    raw = lf.prepare(lf.args(tmp_path, ",".join(names)), HSAConfig(rules=str(rules)))
     typed_args = lf.args(tmp_path, ",".join(f"{name}_typed" for name in names))
     typed = lf.prepare(typed_args, HSAConfig())
     same = [[(row["input_ids"], row["labels"], row["semantic_ids"]) for row in p.rows()] for p in (raw, typed)]

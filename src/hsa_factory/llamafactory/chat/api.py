@@ -66,7 +66,7 @@ def read_types(request: Any) -> list[SemanticType | None]:
             raise HTTPException(
                 400,
                 detail=f"messages[{number}].content: a part cannot have a semantic_type here. Give it to the message, or "
-                "type parts by rules (hsa.labels).",
+                "type parts by rules (hsa.rules).",
             )
         value = getattr(message, TYPE_KEY, None)
         try:

@@ -16,14 +16,13 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ...config import HSAConfig
 from ...labeling.conversation import type_conversation
-from ...labeling.matching import Message, MessageTypes
+from ...labeling.matching import Message
 from ...labeling.rule_set import RuleSet
 from ...models.enable import get_state
 from ...models.generation.generate import generation_lock
 from ...models.generation.rule_tagger import make_tagger
 from ...semantics import SemanticType
 from ...typed.ids import TypedTokenId, fill_types, semantic_ids_of
-from ...typed.text import TypedText
 from ..data.template import PLACEHOLDERS, TEXT_KEY, TYPE_KEY, typed_template
 from ..model.loader import load_model_seam
 from ..options import check_serving
@@ -105,7 +104,7 @@ def _process_args(
     hsa = get_state(model)
     prompt: list[int] = []
     if hsa is not None:
-        template = typed_template(template, SemanticType.parse(hsa.config.default_type))
+        template = typed_template(template, hsa.config.default)
         template.on_prompt = prompt.extend
         messages, system = type_messages(_with_placeholders(messages, media), system, hsa.config)
 
@@ -186,18 +185,12 @@ def type_messages(
     if system:
         read.insert(0, Message("system", system, getattr(system, "semantic_type", None)))
 
-    rules = RuleSet.parse(config.labels) if config.labels is not None else None
-    generated = SemanticType.parse(config.generated_type) if config.generated_type is not None else None
-    typings = type_conversation(read, rules, SemanticType.parse(config.default_type), generated)
-    texts = [_typed_text(message.text, typing) for message, typing in zip(read, typings)]
+    rules = RuleSet.parse(config.rules) if config.rules is not None else None
+    texts = type_conversation(read, rules, config.default, config.generated)
     if system:
         system = texts.pop(0)
     typed = [{**message, "content": text, TEXT_KEY: text} for message, text in zip(messages, texts)]
     return typed, system
-
-
-def _typed_text(text: str, typing: MessageTypes) -> TypedText:
-    return TypedText(str(text), typing.semantic_type, typing.spans)
 
 
 def _with_placeholders(messages: list[dict[str, Any]], media: tuple) -> list[dict[str, Any]]:

@@ -18,7 +18,6 @@ from llamafactory.extras.misc import has_tokenized_data
 
 from ...labeling.formats import DatasetFormat
 from ...labeling.rule_set import RuleSet
-from ...semantics import SemanticType
 from ..seams import Seam
 from ..state import Integration
 from .converter import INDEX_COLUMN, typed_converter
@@ -99,12 +98,11 @@ def _align_dataset(state: Integration, original: Any, dataset: Any, attributes: 
         dataset = dataset.map(_add_index, with_indices=True)
 
     registry = llamafactory.data.converter.DATASET_CONVERTERS
-    default_type = SemanticType.parse(state.typing_config.default_type)
-    labels = state.typing_config.labels
-    rules = RuleSet.parse(labels) if labels is not None else None
+    config = state.typing_config
+    rules = RuleSet.parse(config.rules) if config.rules is not None else None
     stock = dict(registry)
     try:
-        registry.update({name: typed_converter(converter, default_type, rules) for name, converter in stock.items()})
+        registry.update({name: typed_converter(converter, config.default, rules) for name, converter in stock.items()})
         aligned = original(dataset, attributes, *args)
         state.aligned[getattr(attributes, "hsa_name", attributes.dataset_name)] = aligned
         return aligned

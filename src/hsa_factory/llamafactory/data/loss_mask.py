@@ -81,7 +81,10 @@ def mask_pairs(
 
 
 def _system_end(first: Sequence[int], own: int, marker_id: int) -> int:
-    """Return where the system prompt's markers end in the first message, whose ids begin with it; the last `own` are its own."""
+    """Return where the system prompt's markers end in the first message, whose ids begin with the prompt's.
+
+    The last `own` markers are the message's own.
+    """
     places = [place for place, token in enumerate(first) if token == marker_id]
     return places[len(places) - own - 1] + 1 if own < len(places) else 0
 

@@ -18,6 +18,7 @@ from ...labeling.job import parse_sample
 from ...labeling.parts import uniform_parts
 from ...labeling.records import read_chunks
 from ...semantics import SemanticType
+from ...whole_files import whole_file
 
 
 logger = logging.get_logger(__name__)
@@ -57,10 +58,8 @@ def _as_parquet(files: list[str], dataset_format: DatasetFormat, cache_dir: str 
     key = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:32]
     table = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "hsa_factory" / f"{key}.parquet"
     if not table.is_file():
-        table.parent.mkdir(parents=True, exist_ok=True)
-        partial = table.with_name(f"{table.name}.{os.getpid()}")
-        write_rows(lambda: (_uniform(sample, dataset_format) for sample in _samples(files)), partial)
-        os.replace(partial, table)
+        with whole_file(table) as partial:
+            write_rows(lambda: (_uniform(sample, dataset_format) for sample in _samples(files)), partial)
     return table
 
 

@@ -11,7 +11,6 @@ from llamafactory.data.processor import PackedSupervisedDatasetProcessor, Superv
 from ..._version import __version__
 from ...config import FeedbackConfig, HSAConfig
 from ...feedback import apply_loss_mask
-from ...semantics import SemanticType
 from ...typed.ids import TypedTokenId, count_plain, fill_types, tags_of
 from ...typed.spans import decode_spans
 from ...typed.text import TypedText
@@ -85,7 +84,7 @@ class TypedProcessorMixin(MixedInto):
     as_table: bool = False  # an Arrow table, which `datasets` writes as it is
 
     def __post_init__(self) -> None:
-        self.template: Any = typed_template(self.template, SemanticType.parse(self.hsa_config.default_type))
+        self.template: Any = typed_template(self.template, self.hsa_config.default)
         self.template.on_pairs = self._decide
         self.media_ids = media_token_ids(self.template.mm_plugin, self.tokenizer)
         self.marker_id = None

@@ -1,7 +1,6 @@
 """What happened to the data: counts per data set, carried through caches and workers, shown before the first step."""
 
 import json
-import os
 from collections import Counter
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ...semantics import SemanticType
+from ...whole_files import write_whole
 
 
 REPORT_NAME = "hsa_report.json"
@@ -35,7 +35,7 @@ class DatasetAccount:
         marker_cut_samples: Numbers of the first of them.
         messages: Messages of the samples read.
         typed_messages: Messages that came with a type of their own.
-        ruled_messages: Other messages that a rule of `hsa.labels` typed.
+        ruled_messages: Other messages that a rule of `hsa.rules` typed.
         guessed_messages: Messages of kept samples whose parts have several types and whose text was changed on the way, so
             that parts of it took the type among several that remembers most.
         filled_tokens: Tokens of kept samples, before truncation, that LLaMA-Factory added itself (a BOS, an empty thinking
@@ -183,10 +183,7 @@ class DataReport:
     def save(self, directory: str | Path, extra: dict[str, Any]) -> Path:
         """Write ``hsa_report.json``, whole or not at all."""
         path = Path(directory) / REPORT_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{REPORT_NAME}.{os.getpid()}.partial")
-        partial.write_text(json.dumps({**extra, **self.to_dict()}, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps({**extra, **self.to_dict()}, indent=2, ensure_ascii=False) + "\n")
         return path
 
     def print(self, console: Console | None = None) -> None:
@@ -231,7 +228,7 @@ class DataReport:
         if unmatched:
             listed = ", ".join(map(repr, unmatched))
             console.print(
-                f"  warning: these rules of hsa.labels never matched: {listed}", highlight=False, markup=False
+                f"  warning: these rules of hsa.rules never matched: {listed}", highlight=False, markup=False
             )
         if self.note:
             console.print(f"  {self.note}", highlight=False)

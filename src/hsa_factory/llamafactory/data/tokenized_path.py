@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from ...config import FeedbackConfig, HSAConfig
-from ...semantics import SemanticType
 from .report import REPORT_NAME, DataReport
 from .token_table import LOSS_MASK_COLUMN, SEMANTIC_COLUMN
 
@@ -63,9 +62,13 @@ def check_tokenized(
         )
     if hsa_config is not None:
         typed_with = HSAConfig.from_dict(values.get("hsa") or {})
-        for name, parse in (("default_type", SemanticType.parse), ("labels", lambda labels: labels)):
-            there, here = getattr(typed_with, name), getattr(hsa_config, name)
-            if parse(there) != parse(here):
+        same = {
+            "default_type": typed_with.default == hsa_config.default,
+            "rules": typed_with.rules == hsa_config.rules,
+        }
+        for name, is_same in same.items():
+            if not is_same:
+                there, here = typed_with.to_dict()[name], hsa_config.to_dict()[name]
                 raise ValueError(
                     f"tokenized_path {tokenized_path!r} was made with hsa.{name} {there!r}, this run asks for "
                     f"{here!r}. Remove it to tokenize again."
