@@ -49,6 +49,18 @@ class HSADataCollator(SFTDataCollatorWith4DAttentionMask, PaddedPositionsMixin):
 
     Raises:
         ValueError: If a feature has no `semantic_ids`, lengths differ, or no token of the batch would be trained.
+
+    Example:
+        Two samples; the second one's loss mask keeps its first label out of the loss (padding id 0, on the right)::
+
+            {"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "semantic_ids": [0, 1, 2], "loss_mask": [1, 1, 1], …}
+            {"input_ids": [8, 9],    "labels": [8, 9],       "semantic_ids": [0, 2],    "loss_mask": [0, 1], …}
+
+        become, among the others, with `pad_to_multiple_of` 4::
+
+            input_ids     [[5, 6, 7, 0], [8, 9, 0, 0]]
+            labels        [[-100, 6, 7, -100], [-100, 9, -100, -100]]
+            semantic_ids  [[0, 1, 2, 2], [0, 2, 2, 2]]  # padding is NOISE
     """
 
     hsa_config: HSAConfig | None = None
