@@ -189,8 +189,8 @@ def decode_table(texts: dict) -> list[str]:
                 texts["parameters"].format(int(row["parameters"]) / 1e6),
                 f"{int(row['tokens']):,}",
                 f"{float(row['memory_share']):.0%}",
-                f"{other:.3g}",
-                f"{own:.3g}",
+                f"{other:,.0f}" if other >= 100 else f"{other:.3g}",
+                f"{own:,.0f}" if own >= 100 else f"{own:.3g}",
                 f"{own / other:.2f}",
                 f"{float(row['bytes_of_plain']):.3f}",
             )

@@ -15,6 +15,7 @@ from .plan import AttentionPlan
 
 logger = logging.getLogger(__name__)
 
+NEEDS_CUDA = ("flex",)
 _BLOCKWISE_FROM = 1024  # tokens: measured on CPU, forward and backward (benchmarks/attention.py)
 _FLEX_FROM = 2048  # tokens: an estimate
 _logged_choices: set[str] = set()
@@ -22,7 +23,7 @@ _logged_choices: set[str] = set()
 
 def available_backends() -> tuple[str, ...]:
     """Return the names of the backends that run on this machine."""
-    return BACKENDS if torch.cuda.is_available() else tuple(name for name in BACKENDS if name != "flex")
+    return BACKENDS if torch.cuda.is_available() else tuple(name for name in BACKENDS if name not in NEEDS_CUDA)
 
 
 def check_backend(backend: str) -> None:

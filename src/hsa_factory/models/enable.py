@@ -28,8 +28,9 @@ def enable_hsa(model: nn.Module, config: HSAConfig | None = None) -> nn.Module:
 
     From then on `model(input_ids=…, attention_mask=…, semantic_ids=…)` attends with HSA; in training a forward
     without `semantic_ids` is an error, in inference it is plain attention.
-    `model.generate(input_ids, semantic_ids=…)` generates with an `HSACache`. `save_pretrained` of the model and of adapters
-    that are put on it also writes ``hsa_config.json``. Enabling again replaces the configuration. The model gets a copy of its transformers configuration,
+    `model.generate(input_ids, semantic_ids=…)` generates with an `HSACache`. `save_pretrained` of the model, and of adapters
+    that are put on it before or after, also writes ``hsa_config.json`` (of prompt and prefix tuning where HSA is enabled
+    after wrapping). Enabling again replaces the configuration. The model gets a copy of its transformers configuration,
     which it may share with other models.
 
     Args:

@@ -80,7 +80,8 @@ class Segment:
         window: Largest distance of a near key.
         tile: Rows of a tile.
         far_index: Places in the segment of the far keys, ascending, (F,) int64; `far_positions`: their positions.
-        far_decay: (F,) float64 where the device has it; 0 where it is too steep for head dimensions and part of the blocks' `bias`.
+        far_decay: (F,) float64 where the device has it; 0 where it is too steep for head dimensions and part of the
+            blocks' `bias`.
         far_has_decay: Whether any is not 0.
     """
 
