@@ -6,6 +6,7 @@ The package's files are read, not run.
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -233,3 +234,9 @@ def test_the_package_alone_imports_neither_torch_nor_transformers():
         "print([name for name in ('torch', 'transformers', 'llamafactory', 'yaml') if name in sys.modules])"
     )
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_test_files_have_names_of_their_own():
+    """Pytest imports two test files of one name as one module."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py")
+    assert [name for name, number in names.items() if number > 1] == []
