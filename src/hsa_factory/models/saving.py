@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .forward_pass import HSAState
+from .instance_method import put_back
 
 
 _NAME = "save_pretrained"
@@ -29,11 +30,9 @@ class SaveWithConfig:
     @property
     def former(self) -> Any:
         """What it was before."""
-        return (
-            self.replaced
-            if self.replaced is not None
-            else functools.partial(type(self.owner).save_pretrained, self.owner)
-        )
+        if self.replaced is not None:
+            return self.replaced
+        return functools.partial(type(self.owner).save_pretrained, self.owner)
 
     def __call__(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
         result = self.former(save_directory, *args, **kwargs)
@@ -73,11 +72,7 @@ def remove_saving(chain: Iterable[nn.Module]) -> None:
     """Put every former `save_pretrained` back. One that somebody has wrapped since stays, and writes nothing more."""
     for module in chain:
         for owner in (module, *_adapters(module)):
-            installed = vars(owner).get(_NAME)
-            if isinstance(installed, SaveWithConfig):
-                delattr(owner, _NAME)
-                if installed.replaced is not None:
-                    setattr(owner, _NAME, installed.replaced)
+            put_back(owner, _NAME, SaveWithConfig)
 
 
 def _install_for_adapters(state: HSAState, module: nn.Module) -> None:

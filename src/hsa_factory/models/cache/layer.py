@@ -40,9 +40,8 @@ class HSACacheLayer(CacheLayerMixin):
         self.room = room
         self._buffers: Buffers = ()
         self._length = 0
-        self._new: tuple[Buffers, int, Buffers] | None = (
-            None  # buffers, length and views once the forward has ended well
-        )
+        # buffers, length and views once the forward has ended well
+        self._new: tuple[Buffers, int, Buffers] | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Take dtype and device from the first keys."""
@@ -84,7 +83,7 @@ class HSACacheLayer(CacheLayerMixin):
         buffers = tuple(self._extend(index, states, length) for index, states in enumerate((key_states, value_states)))
         has_grown = bool(self._buffers) and buffers[0] is not self._buffers[0]
         if has_grown and not buffers[0].requires_grad:
-            self._hold(buffers, self._length)  # what was held stands in them, too, and the old ones can go
+            self.hold(buffers, self._length)  # what was held stands in them, too, and the old ones can go
         keys, values = _views(buffers, length)
         self._new = buffers, length, (keys, values)
         return keys, values
@@ -97,7 +96,7 @@ class HSACacheLayer(CacheLayerMixin):
         self._buffers, self._length, (self.keys, self.values) = self._new
         self._new = None
         if keep is not None and had_keys:
-            self._hold(self._select((self.keys, self.values), keep), keep.shape[1])
+            self.hold(self._select((self.keys, self.values), keep), keep.shape[1])
 
     @property
     def has_new(self) -> bool:
@@ -151,15 +150,15 @@ class HSACacheLayer(CacheLayerMixin):
 
     def crop(self, number: int) -> None:
         """Drop the last `number` keys."""
-        self._hold(self._buffers, self._length - number)
+        self.hold(self._buffers, self._length - number)
 
     def change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Reorder, repeat or select rows."""
-        self._hold(tuple(map(change, self._buffers)), self._length)
+        self.hold(tuple(map(change, self._buffers)), self._length)
 
     def reset(self) -> None:
         """Forget everything."""
-        self._hold((), 0)
+        self.hold((), 0)
 
     def nbytes(self) -> int:
         """Return the memory of keys and values, spare room included."""
@@ -169,11 +168,8 @@ class HSACacheLayer(CacheLayerMixin):
         """Return what `hold` takes, to go back to it."""
         return self._buffers, self._length
 
-    def hold(self, held: tuple[Buffers, int]) -> None:
-        """Go back to what was held."""
-        self._hold(*held)
-
-    def _hold(self, buffers: Buffers, length: int) -> None:
+    def hold(self, buffers: Buffers, length: int) -> None:
+        """Hold these buffers' first keys; a forward under way ends."""
         self._buffers, self._length, self._new = buffers, length, None
         self.keys, self.values = _views(buffers, length) if buffers else (None, None)
 

@@ -36,5 +36,5 @@ class Snapshot:
         for part, values in self._parts:
             vars(part).update(values)
         for layer, keys in self._layers:
-            layer.hold(keys)
+            layer.hold(*keys)
         return self._incoming.restore(self._types)

@@ -14,6 +14,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from ...config import HSAConfig
 from ..cache import HSACache, Tagger
 from ..forward_pass import HSAState
+from ..instance_method import put_back
 from .prefill import prefill
 from .rule_tagger import make_tagger
 
@@ -116,22 +117,13 @@ def generation_lock(state: HSAState) -> AbstractContextManager[Any]:
 
 def install_generate(model: PreTrainedModel, state: HSAState) -> None:
     """Let a model's `generate` take `semantic_ids`; nothing happens if it has no `generate`."""
-    if isinstance(model, GenerationMixin) and not is_installed(model):
+    if isinstance(model, GenerationMixin) and not isinstance(vars(model).get(_NAME), Generate):
         setattr(model, _NAME, Generate(model, state))
 
 
 def remove_generate(model: PreTrainedModel) -> None:
     """Put the former `generate` back."""
-    installed = vars(model).get(_NAME)
-    if isinstance(installed, Generate):
-        delattr(model, _NAME)
-        if installed.replaced is not None:
-            setattr(model, _NAME, installed.replaced)
-
-
-def is_installed(model: PreTrainedModel) -> bool:
-    """Whether `install_generate` was called."""
-    return isinstance(vars(model).get(_NAME), Generate)
+    put_back(model, _NAME, Generate)
 
 
 def is_plain(config: HSAConfig) -> bool:
