@@ -13,7 +13,13 @@ from transformers import PreTrainedConfig
 from ..attention.api import check_backend
 from ..config import CONFIG_NAME, HSAConfig
 from .attention_interface import IMPLEMENTATION, register_interface
-from .forward_hooks import after_forward, after_outer_forward, before_forward, before_outer_forward
+from .forward_hooks import (
+    after_forward,
+    after_outer_forward,
+    before_forward,
+    before_outer_forward,
+    before_text_forward,
+)
 from .forward_pass import HSAState
 from .generation.generate import install_generate, remove_generate
 from .saving import install_before_forward, install_before_state_dict, install_saving, remove_saving
@@ -142,6 +148,7 @@ def _install(model: nn.Module, parts: TextModel, config: HSAConfig) -> HSAState:
     vars(parts.entry)["hsa_handles"] = [
         parts.entry.register_forward_pre_hook(partial(before_forward, state), with_kwargs=True),
         parts.entry.register_forward_hook(partial(after_forward, state), with_kwargs=True, always_call=True),
+        parts.text.register_forward_pre_hook(before_text_forward, with_kwargs=True),
     ]
     return state
 
@@ -157,7 +164,7 @@ def _install_on_base(parts: TextModel, state: HSAState) -> None:
     ]
     if base is not parts.entry:
         handles.append(base.register_forward_pre_hook(partial(before_outer_forward, state)))
-        handles.append(base.register_forward_hook(partial(after_outer_forward, state, parts.entry), always_call=True))
+        handles.append(base.register_forward_hook(partial(after_outer_forward, state), always_call=True))
     install_generate(base, state)
 
 

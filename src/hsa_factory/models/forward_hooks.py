@@ -1,4 +1,4 @@
-"""The two forward hooks that turn `semantic_ids` into one plan per forward and check that it arrived."""
+"""The forward hooks that turn `semantic_ids` into one plan per forward and check that it arrived."""
 
 import inspect
 import logging
@@ -21,6 +21,7 @@ from .forward_pass import (
     wait_for_outer,
 )
 from .parallelism import check_parallelism
+from .rope_positions import forward_positions, has_mrope
 
 
 logger = logging.getLogger(__name__)
@@ -35,10 +36,10 @@ def before_forward(
         ValueError: If a training forward has no `semantic_ids`, they do not fit the input, or sequences are cut up among
             devices.
     """
-    leave(state)
+    _leave(state, module)
     earlier = take_waiting(state)  # a model that runs its text model more than once
     if earlier is not None:
-        _finish(earlier, module)
+        _finish(earlier)
     semantic_ids = kwargs.pop("semantic_ids", None)
     document_ids = kwargs.pop("document_ids", None)
     cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, HSACache)), None)
@@ -52,14 +53,21 @@ def before_forward(
         enter(ForwardPass(state))
         return args, kwargs
 
-    given = _signature(type(module)).bind_partial(module, *args, **kwargs).arguments if args else kwargs
+    kwargs = _by_name(module, args, kwargs)
     if cache is not None:
-        forward = _pass_with_cache(state, module, cache, given, semantic_ids, document_ids)
+        forward = _pass_with_cache(state, module, cache, kwargs, semantic_ids, document_ids)
     else:
         check_parallelism()
-        forward = ForwardPass(state, _plan_of(state, given, semantic_ids, document_ids))
+        forward = ForwardPass(state, _plan_of(state, kwargs, semantic_ids, document_ids))
     enter(forward)
-    return args, {**kwargs, KEYWORD: forward}
+    return (), {**kwargs, KEYWORD: forward}
+
+
+def before_text_forward(module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Tell the cache of a pass the rotary positions with which the text model is called, whoever has found them."""
+    forward: ForwardPass | None = kwargs.get(KEYWORD)
+    if forward is not None and forward.cache is not None:
+        forward.cache.note_rope_positions(_by_name(module, args, kwargs).get("position_ids"))
 
 
 def after_forward(
@@ -70,7 +78,7 @@ def after_forward(
     Raises:
         ValueError: If a layer or a sliding window was left out.
     """
-    forward = leave(state)
+    forward = _leave(state, module)
     if forward is None:
         return
     has_failed = output is None
@@ -78,7 +86,7 @@ def after_forward(
     if has_failed or problem:
         _give_up(forward)
     elif not wait_for_outer(forward):
-        _finish(forward, module)
+        _finish(forward)
     if problem:
         raise ValueError(problem)
 
@@ -88,21 +96,26 @@ def before_outer_forward(state: HSAState, module: PreTrainedModel, args: tuple[A
     enter_outer(state)
 
 
-def after_outer_forward(
-    state: HSAState, entry: PreTrainedModel, module: PreTrainedModel, args: tuple[Any, ...], output: Any
-) -> None:
-    """End a pass for good. `entry` is the model in which it was begun."""
+def after_outer_forward(state: HSAState, module: PreTrainedModel, args: tuple[Any, ...], output: Any) -> None:
+    """End a pass for good."""
     forward = leave_outer(state)
     if forward is not None and output is None:
         _give_up(forward)
     elif forward is not None:
-        _finish(forward, entry)
+        _finish(forward)
 
 
-def _finish(forward: ForwardPass, entry: PreTrainedModel) -> None:
+def _leave(state: HSAState, entry: Any) -> ForwardPass | None:
+    """End a model's pass and return it; the model has its own memory again. None: it has none under way."""
+    forward = leave(state)
+    if forward is not None and forward.cache is not None and has_mrope(entry):
+        entry.rope_deltas = forward.own_rope_deltas
+    return forward
+
+
+def _finish(forward: ForwardPass) -> None:
     if forward.cache is not None:
         forward.cache.commit()
-        forward.cache.keep_rope_deltas(vars(entry).get("rope_deltas"))
 
 
 def _give_up(forward: ForwardPass) -> None:
@@ -127,14 +140,21 @@ def _left_out(forward: ForwardPass, module: PreTrainedModel) -> str | None:
 
 def _pass_with_cache(
     state: HSAState,
-    module: PreTrainedModel,
+    module: Any,
     cache: HSACache,
-    given: dict[str, Any],
+    kwargs: dict[str, Any],
     semantic_ids: torch.Tensor | None,
     document_ids: torch.Tensor | None,
 ) -> ForwardPass:
-    """Let an `HSACache` plan the pass: it knows the positions and types of the keys it holds."""
-    tokens, attention_mask = _tokens(state, given), given.get("attention_mask")
+    """Let an `HSACache` plan the pass: it knows the positions and types of the keys it holds.
+
+    `kwargs` get the `position_ids` at which the tokens go on.
+    """
+    tokens, attention_mask = _tokens(state, kwargs), kwargs.get("attention_mask")
+    if hasattr(module, "_cached_decode_position_ids"):
+        raise ValueError(
+            f"{state.model_name} gives the image that it draws positions which an HSACache does not know: use it without one."
+        )
     if document_ids is not None:
         raise ValueError("A packed row (document_ids) cannot be cached: run its documents on their own.")
     cache.bind(module.config, state.layer_rules, state.config)
@@ -147,9 +167,26 @@ def _pass_with_cache(
             )
         state.refuse_padding(attention_mask, seen)
     layer_plans = cache.begin(tokens, semantic_ids, attention_mask)
-    if seen and cache.rope_deltas is not None:
-        module.rope_deltas = cache.rope_deltas  # another conversation may have left its own
-    return ForwardPass(state, next(iter(layer_plans.values())), layer_plans, cache)
+    try:
+        position_ids = forward_positions(module, state.model_name, kwargs, cache)
+    except BaseException:
+        cache.abort()
+        raise
+    if position_ids is not None and "position_ids" in _signature(type(module)).parameters:
+        kwargs["position_ids"] = position_ids
+    forward = ForwardPass(state, next(iter(layer_plans.values())), layer_plans, cache)
+    if has_mrope(module):
+        forward.own_rope_deltas, module.rope_deltas = module.rope_deltas, cache.rope_deltas
+    return forward
+
+
+def _by_name(module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return a forward's arguments by their names."""
+    if not args:
+        return kwargs
+    signature = _signature(type(module))
+    signature.bind_partial(module, *args, **kwargs)  # the error that the call itself would be
+    return {**dict(zip(list(signature.parameters)[1:], args)), **kwargs}
 
 
 def _tokens(state: HSAState, given: dict[str, Any]) -> torch.Tensor:

@@ -1,26 +1,26 @@
 """A key/value cache that lets go of keys which HSA can never see again: exact, and as small as what is visible."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache
 
 from ...attention import AttentionPlan, LayerRules
 from ...config import HSAConfig
 from ...semantics import SemanticType
 from .incoming import EndedRows, IncomingTypes, check_input, check_types, find_real
 from .key_table import Keys, KeyTable
-from .layer import HALF_WAY, NO_HSA, NOT_HANDED_ON, HSACacheLayer, make_layers, shape_of
+from .layer import HALF_WAY, NO_HSA, NOT_HANDED_ON, make_layers, shape_of
 from .report import CacheReport
+from .rows import CacheOfRows, repeating
 from .sequence import SeenTokens, retype
 from .snapshot import Snapshot
 from .tagger import Settled, Tagger
 
 
-class HSACache(Cache):
+class HSACache(CacheOfRows):
     """A transformers cache for models with HSA, from which keys that no later token can see are dropped.
 
     What is kept is never changed, so logits and text are those of a cache that keeps everything. `get_seq_length` is
@@ -55,7 +55,7 @@ class HSACache(Cache):
         self.config = config
         self.max_waiting = max_waiting if evict else None
         self.room = max_waiting
-        self.tables: dict[LayerRules, KeyTable] = {}
+        self.tables = {}
         self.layer_rules: dict[int, LayerRules] = {}
         self._bound_to: dict[int, LayerRules] | None = None
         self._shape: list[Any] = []
@@ -68,7 +68,8 @@ class HSACache(Cache):
         self._new: Keys | None = None  # of the forward under way
         self._before: Snapshot | None = None  # the forward under way
         self._is_broken = False
-        self.rope_deltas: torch.Tensor | None = None  # of M-RoPE models
+        self._rope_positions: torch.Tensor | None = None  # of the forward under way, as its text model gets them
+        self._has_padding = True
         self._incoming.forget()
         self._ends.forget()
 
@@ -91,6 +92,17 @@ class HSACache(Cache):
     def ended_rows(self) -> torch.Tensor | None:
         """Which rows have read an end token since `expect`, (B,) bool; None: nothing is known of that."""
         return self._ends.ended
+
+    @property
+    def next_rope_positions(self) -> torch.Tensor | None:
+        """(B, 1) int64, the position of the model's rotary embedding at which each row goes on; None before the first."""
+        return self._seen.next_rope_positions
+
+    @property
+    def rope_deltas(self) -> torch.Tensor | None:
+        """(B, 1) int64, how far that lies beyond the number of real tokens, as M-RoPE models say it; None before the first."""
+        following = self._seen.next_rope_positions
+        return None if following is None else following - self._seen.last_positions - 1
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return how many tokens were seen, padding included; positions go on from there."""
@@ -204,7 +216,7 @@ class HSACache(Cache):
         self._before = self._take_snapshot(with_keys=repeats > 1)
         try:
             if repeats > 1:
-                self._change(_repeating(repeats))
+                self._change(repeating(repeats))
             if semantic_ids is None:
                 types = self._incoming.of(tokens, len(self._seen))
             else:
@@ -217,7 +229,7 @@ class HSACache(Cache):
             self._retype(changes)
             plans = self._plan(types, is_real, released)
             if repeats > 1:  # last: they have no way back
-                self._reorder_others(_repeating(repeats)(torch.arange(rows // repeats)))
+                self._reorder_others(repeating(repeats)(torch.arange(rows // repeats)))
         except BaseException:
             self.abort()
             raise
@@ -228,16 +240,17 @@ class HSACache(Cache):
     ) -> dict[LayerRules, AttentionPlan]:
         """Plan the attention of new tokens, types and which are real (B, Q); None: all."""
         self._new = new = self._seen.next_keys(types, is_real)
+        self._rope_positions, self._has_padding = None, is_real is not None
         held_from = self._incoming.held_from(new.positions[:, -1], len(self._seen) + types.shape[1])
-        has_padding = is_real is not None
-        return {rules: table.begin(new, has_padding, held_from, released) for rules, table in self.tables.items()}
+        return {
+            rules: table.begin(new, self._has_padding, held_from, released) for rules, table in self.tables.items()
+        }
 
     def _take_snapshot(self, with_keys: bool = False) -> Snapshot:
         parts = (self._seen, self._ends, *self.tables.values())
-        return Snapshot(parts, self._incoming, self._own_layers() if with_keys else (), self.rope_deltas)
+        return Snapshot(parts, self._incoming, self._own_layers() if with_keys else ())
 
     def _go_back(self, before: Snapshot) -> None:
-        self.rope_deltas = before.rope_deltas
         if not before.restore():
             self._is_broken = True
 
@@ -258,7 +271,7 @@ class HSACache(Cache):
             for table in self.tables.values():
                 table.commit()
             if self._new is not None:
-                self._seen.append(self._new)
+                self._seen.append(self._new, self._rope_positions, self._has_padding)
         except BaseException:  # out of memory, most likely: some layers have ended the forward, others not
             self._is_broken = True
             raise
@@ -291,13 +304,20 @@ class HSACache(Cache):
                 self._go_back(before)
             raise
 
-    def keep_rope_deltas(self, deltas: torch.Tensor | None) -> None:
-        """Remember what an M-RoPE model would forget at its next conversation: (rows, 1), or None."""
-        if deltas is self.rope_deltas:
-            return
-        if deltas is not None and len(self._seen):
-            deltas = deltas.repeat_interleave(self._seen.rows // deltas.shape[0], dim=0)
-        self.rope_deltas = deltas
+    def count_on(self) -> torch.Tensor:
+        """Return the rotary positions of text that goes on, (B, Q), for the forward that has begun; padding has none."""
+        return self._seen.count_on(self.are_new_real)
+
+    @property
+    def are_new_real(self) -> torch.Tensor:
+        """Which tokens of the forward that has begun are not padding, (B, Q) bool."""
+        assert self._new is not None, "no forward is under way"
+        return self._new.is_real
+
+    @torch.compiler.disable
+    def note_rope_positions(self, position_ids: torch.Tensor | None) -> None:
+        """Remember where the text model puts the tokens of the forward under way, as `SeenTokens.append` takes it."""
+        self._rope_positions = position_ids
 
     def retype(self, row: int, start: int, stop: int, semantic_type: int | str) -> None:
         """Change the type of tokens that have been seen; their keys stay as they are.
@@ -318,82 +338,3 @@ class HSACache(Cache):
 
     def _retype(self, changes: Sequence[Settled]) -> None:
         retype(changes, self._seen, tuple(self.tables.values()))
-
-    def _change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self._seen.change(change)
-        for table in self.tables.values():
-            table.change(change)
-        for layer in self._own_layers():
-            layer.change(change)
-        if self.rope_deltas is not None:
-            self.rope_deltas = change(self.rope_deltas)
-        self._incoming.change(change)
-        self._ends.change(change)
-
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Let each row go on from another one, as beam search does. `beam_idx`: (B,)."""
-        self.abort()
-        self._change(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
-        self._reorder_others(beam_idx)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat each row."""
-        self.abort()
-        rows = self._seen.rows
-        self._change(_repeating(repeats))
-        if rows:
-            self._reorder_others(_repeating(repeats)(torch.arange(rows)))
-
-    def _reorder_others(self, rows: torch.Tensor) -> None:
-        for layer in self._other_layers():
-            layer.reorder_cache(rows)
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep some rows."""
-        if indices.dtype == torch.bool:
-            indices = indices.nonzero().flatten()
-        self.reorder_cache(indices)
-
-    def _own_layers(self) -> list[HSACacheLayer]:
-        return [layer for layer in self.layers if isinstance(layer, HSACacheLayer)]
-
-    def _other_layers(self) -> list[Any]:
-        return [layer for layer in self.layers if not isinstance(layer, HSACacheLayer)]
-
-    def crop(self, max_length: int) -> None:
-        """Forget the last tokens.
-
-        Args:
-            max_length: How many to remember; negative: how many to forget.
-
-        Raises:
-            ValueError: If keys have been dropped: those that the remembered tokens would need may be among them.
-        """
-        self.abort()
-        number = -max_length if max_length < 0 else len(self._seen) - max_length
-        if number <= 0:
-            return
-        if self._other_layers():
-            raise ValueError("A cache of linear attention cannot be cropped: its state has no way back.")
-        if any(len(table) < len(self._seen) for table in self.tables.values()):
-            raise ValueError(
-                "This HSACache cannot be cropped: keys that the remaining tokens would see are gone. Assisted and "
-                "speculative decoding need HSACache(config, evict=False)."
-            )
-        self._seen.change(lambda tensor: tensor[:, :-number])
-        for table in self.tables.values():
-            table.change(lambda tensor: tensor[:, :-number])
-        for layer in self._own_layers():
-            layer.crop(number)
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self.abort()
-        for table in self.tables.values():
-            table.forget()
-        super().reset()
-        self._forget()
-
-
-def _repeating(repeats: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda tensor: tensor.repeat_interleave(repeats, dim=0)

@@ -15,12 +15,16 @@ _PIECES = 64  # of tokens seen, before they are joined
 class SeenTokens:
     """Positions and types of all tokens of a sequence, kept in pieces until somebody asks for them.
 
+    A token has two positions: its place among the real tokens of its row, which is HSA's distance (`Keys.positions`), and the
+    one (M-RoPE: three) of the model's rotary embedding. They part where there are images, and where padding was counted.
+
     Attributes:
         ids: (B, …), the first of the tokens, as far as they were noted; None: none was.
     """
 
     def __init__(self) -> None:
         self._pieces: tuple[Keys, ...] = ()
+        self._rope_ends: tuple[torch.Tensor, ...] = ()  # (B, …) int64, the rotary position that follows each token
         self._length = 0
         self.ids: torch.Tensor | None = None
 
@@ -35,14 +39,23 @@ class SeenTokens:
     @property
     def keys(self) -> Keys:
         """Of all tokens seen, one at least."""
-        if len(self._pieces) > 1:
-            self._pieces = (Keys(*(torch.cat(pieces, dim=1) for pieces in zip(*self._pieces))),)
+        self._join()
         return self._pieces[0]
 
     @property
     def last_positions(self) -> torch.Tensor:
         """(B, 1) int64, of each row's last token, one at least."""
         return self._pieces[-1].positions[:, -1:]
+
+    @property
+    def next_rope_positions(self) -> torch.Tensor | None:
+        """(B, 1) int64, the rotary position at which each row goes on; None before the first token."""
+        return self._rope_ends[-1][:, -1:] if self._rope_ends else None
+
+    def count_on(self, is_real: torch.Tensor) -> torch.Tensor:
+        """Return the rotary positions of text that goes on, (B, Q). `is_real`: (B, Q) bool; padding is not counted."""
+        places, following = is_real.long().cumsum(dim=1) - 1, self.next_rope_positions
+        return (places if following is None else places + following).clamp(min=0)
 
     def next_keys(self, semantic_ids: torch.Tensor, is_real: torch.Tensor | None) -> Keys:
         """Return what is known of the next tokens, of types (B, Q). `is_real`: (B, Q) bool; None: all are."""
@@ -52,17 +65,38 @@ class SeenTokens:
         before: torch.Tensor | int = self.last_positions if self._pieces else -1
         return Keys(before + is_real.long().cumsum(1), semantic_ids, is_real)
 
-    def append(self, keys: Keys) -> None:
-        """Add tokens."""
+    def append(self, keys: Keys, rope_positions: torch.Tensor | None = None, has_padding: bool = True) -> None:
+        """Add tokens.
+
+        Args:
+            keys: B rows of Q tokens.
+            rope_positions: Their rotary positions, (B, Q), (1, Q) or, of M-RoPE, (…, B, Q) with time, height and width
+                last; None: as models count that are given none, padding too.
+            has_padding: Whether any of them may be padding.
+        """
+        rows, number = keys.positions.shape
+        if rope_positions is None:
+            rope_positions = torch.arange(len(self), len(self) + number, device=keys.positions.device)[None]
+        elif rope_positions.dim() == 3:
+            rope_positions = rope_positions[-3:].amax(dim=0)
+        ends = rope_positions.to(keys.positions).expand(rows, -1) + 1
+        if has_padding:
+            ends = _ends_of_real(ends, keys.is_real, self.next_rope_positions)
         if len(self._pieces) >= _PIECES:
-            self._pieces = (self.keys,)
-        self._pieces = (*self._pieces, keys)
-        self._length += keys.positions.shape[1]
+            self._join()
+        self._pieces, self._rope_ends = (*self._pieces, keys), (*self._rope_ends, ends)
+        self._length += number
+
+    def _join(self) -> None:
+        if len(self._pieces) > 1:
+            self._pieces = (Keys(*(torch.cat(pieces, dim=1) for pieces in zip(*self._pieces))),)
+            self._rope_ends = (torch.cat(self._rope_ends, dim=1),)
 
     def change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Reorder, repeat, select or shorten rows, by a function on a tensor (B, seen)."""
         if len(self):
             self._pieces = (self.keys.map(change),)
+            self._rope_ends = (change(self._rope_ends[0]),)
             self._length = self._pieces[0].positions.shape[1]
         if self.ids is not None:
             self.ids = change(self.ids)
@@ -107,6 +141,14 @@ class SeenTokens:
                 f"input_ids differs from what this HSACache has seen, first at token {place} of row {row}: pass the tokens "
                 "that went in and came out, not their text encoded anew; for another conversation make another cache."
             )
+
+
+def _ends_of_real(ends: torch.Tensor, is_real: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
+    """Return what follows the last real token up to each, (B, Q). `before`: (B, 1), what followed those before; None: 0."""
+    places = torch.arange(ends.shape[1], device=ends.device)
+    last = torch.where(is_real, places, -1).cummax(dim=1).values
+    before = ends.new_zeros(len(ends), 1) if before is None else before
+    return torch.where(last < 0, before, ends.gather(1, last.clamp(min=0)))
 
 
 def retype(changes: Sequence[Settled], seen: SeenTokens, tables: Sequence[KeyTable]) -> None:

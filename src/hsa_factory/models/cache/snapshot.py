@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from .incoming import IncomingTypes
 from .layer import HSACacheLayer
 
@@ -16,7 +14,6 @@ class Snapshot:
         parts: Objects whose attributes come back.
         incoming: Types to come, and their tagger.
         layers: Layers whose buffers are about to be copied; else they are only added to, which `abort` takes back.
-        rope_deltas: Of M-RoPE models.
     """
 
     def __init__(
@@ -24,9 +21,7 @@ class Snapshot:
         parts: Sequence[Any],
         incoming: IncomingTypes,
         layers: Sequence[HSACacheLayer] = (),
-        rope_deltas: torch.Tensor | None = None,
     ) -> None:
-        self.rope_deltas = rope_deltas
         self._parts = [(part, dict(vars(part))) for part in parts]
         self._incoming, self._types = incoming, incoming.snapshot()
         self._layers = [(layer, layer.held()) for layer in layers]

@@ -15,11 +15,12 @@ from ...config import HSAConfig
 from ..cache import HSACache, Tagger
 from ..forward_pass import HSAState
 from ..instance_method import put_back
+from ..rope_positions import own_rope_deltas
 from .prefill import prefill
 from .rule_tagger import make_tagger
 
 
-# Threads that share a model take turns: it holds a conversation's M-RoPE offsets, for one.
+# Threads that share a model take turns: transformers' `generate` leaves a conversation's M-RoPE offsets on it, for one.
 _locks: "weakref.WeakKeyDictionary[HSAState, threading.RLock]" = weakref.WeakKeyDictionary()
 
 _NAME = "generate"  # of the method that is replaced on a model
@@ -100,7 +101,7 @@ class Generate:
         beams, copies = option("num_beams") or 1, option("num_return_sequences") or 1
         rows_end_apart = beams == 1 and len(input_ids) * copies > 1
         tagger = tagger or make_tagger(config, kwargs.get("tokenizer") or self.state.tokenizer)
-        with cache.attempt():
+        with cache.attempt(), own_rope_deltas(model.base_model):
             cache.expect(semantic_ids, tagger, end_ids if rows_end_apart else ())
             prefill(model, self.state, input_ids, cache, kwargs, max(beams, copies))
             kwargs |= {"past_key_values": cache, "use_cache": True}

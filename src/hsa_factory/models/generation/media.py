@@ -1,15 +1,17 @@
-"""Prompts with images and videos: where each lies, its M-RoPE positions, and the pixels of one piece of a prompt."""
+"""Prompts with images and videos: where each lies, and the pixels of one piece of a prompt."""
 
-import inspect
 from typing import Any, NamedTuple
 
 import torch
+
+from ..rope_positions import takes_media_types
 
 
 _MEDIA = (
     ("pixel_values", "image_grid_thw", "image_token_id"),
     ("pixel_values_videos", "video_grid_thw", "video_token_id"),
 )
+IMAGE_NAMES = frozenset(_MEDIA[0][:2])
 MEDIA_NAMES = frozenset(name for pixels, grid, _ in _MEDIA for name in (pixels, grid))
 
 
@@ -74,38 +76,6 @@ class MediaPrompt:
         return chosen
 
 
-def find_rope_positions(
-    entry: Any,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    inputs: dict[str, Any],
-    deltas: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the M-RoPE positions that one forward over a whole conversation would give its tokens.
-
-    transformers gives all tokens after a cache the positions of text.
-
-    Args:
-        entry: The model that has `get_rope_index`.
-        input_ids: (B, L), the whole conversation.
-        attention_mask: (B, L).
-        inputs: What the processor makes of it.
-        deltas: (B, 1), how far text is shifted where `inputs` hold no images; None: not at all.
-
-    Returns:
-        (4, B, L) position ids: the text's, and the three of M-RoPE; and (B, 1), how far later text is shifted.
-    """
-    text = text_positions(attention_mask)
-    if all(inputs.get(grid) is None for _, grid, _ in _MEDIA):
-        deltas = text.new_zeros(text.shape[0], 1) if deltas is None else deltas.to(text)
-        return torch.cat([text[None], (text + deltas).expand(3, -1, -1)]), deltas
-
-    known = inspect.signature(entry.get_rope_index).parameters
-    given = {name: value for name, value in inputs.items() if name in known}
-    places, deltas = entry.get_rope_index(input_ids, **given | {"attention_mask": attention_mask})
-    return torch.cat([text[None], places.to(text)]), deltas
-
-
 def add_media_types(entry: Any, input_ids: torch.Tensor, inputs: dict[str, Any]) -> None:
     """Tell images (1) and videos (2) from text (0) as the processor does, where the caller did not.
 
@@ -121,8 +91,7 @@ def add_media_types(entry: Any, input_ids: torch.Tensor, inputs: dict[str, Any])
         ValueError: If they are missing and cannot be told from the tokens.
     """
     has_media = any(inputs.get(grid) is not None for _, grid, _ in _MEDIA)
-    known = inspect.signature(entry.get_rope_index).parameters
-    if not has_media or "mm_token_type_ids" not in known or inputs.get("mm_token_type_ids") is not None:
+    if not has_media or not takes_media_types(entry) or inputs.get("mm_token_type_ids") is not None:
         return
     if inputs.get("video_grid_thw") is not None and hasattr(entry.config, "video_start_token_id"):
         raise ValueError(
@@ -133,11 +102,6 @@ def add_media_types(entry: Any, input_ids: torch.Tensor, inputs: dict[str, Any])
     for kind, (_, _, token) in enumerate(_MEDIA, start=1):
         types[input_ids == getattr(entry.config, token)] = kind
     inputs["mm_token_type_ids"] = types
-
-
-def text_positions(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Return each token's place in its row, padding not counted, (B, L)."""
-    return (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
 
 
 def _find_spans(is_media: torch.Tensor, numbers: list[int], grid: str) -> list[_Span]:

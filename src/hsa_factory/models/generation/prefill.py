@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from ..cache import HSACache
 from ..forward_pass import HSAState
-from .media import MEDIA_NAMES, MediaPrompt, add_media_types, find_rope_positions, text_positions
+from ..rope_positions import conversation_positions, has_mrope, takes_media_types
+from .media import IMAGE_NAMES, MEDIA_NAMES, MediaPrompt, add_media_types
 
 
 PREFILL_CHUNK = 4096  # tokens of a long prompt that go through the model together
@@ -33,7 +34,7 @@ def prefill(
         input_ids: (B, L), the whole conversation.
         cache: What of it has been seen.
         inputs: What else `generate` is given, `attention_mask` (B, L) included. Images that were read are taken out, and
-            `mm_token_type_ids` and M-RoPE positions are put in where transformers would not find them.
+            `mm_token_type_ids` and `position_ids` are put in where transformers would not find them.
         copies: Into how many rows `generate` will make of each.
 
     Raises:
@@ -41,21 +42,26 @@ def prefill(
     """
     entry: Any = model.base_model
     length, start = input_ids.shape[1], cache.get_seq_length()
-    has_mrope = hasattr(entry, "rope_deltas")
+    known = inspect.signature(model.forward).parameters
     size = PREFILL_CHUNK
     if state.is_hybrid:
         size = 1 if start else length
         if start:
             is_text = inputs["attention_mask"] != 0
             state.refuse_padding(is_text | (is_text.cumsum(dim=1) == 0), 0)
-    if has_mrope:
+    if has_mrope(entry):
         add_media_types(entry, input_ids, inputs)
-        if start:
-            entry.rope_deltas = cache.rope_deltas  # another conversation may have left its own
-    if _has_other_media(model, entry, inputs, has_mrope) or not (start or length > size):
+    has_other_media = _has_other_media(model, entry, inputs)
+    if not start and (has_other_media or length <= size):
         return
 
-    media = MediaPrompt(entry, input_ids, inputs if has_mrope else {})
+    media = MediaPrompt(entry, input_ids, inputs if has_mrope(entry) and not has_other_media else {})
+    positions = conversation_positions(entry, input_ids, inputs["attention_mask"], inputs, cache)
+    if "position_ids" in known:
+        inputs["position_ids"] = positions
+    if has_other_media:
+        return
+
     new_media = media.select(start)
     if new_media and state.is_hybrid:
         raise ValueError(
@@ -66,14 +72,7 @@ def prefill(
     if text_only_from >= length:
         raise ValueError("A prompt that ends with an image cannot have beams or several sequences here: add text.")
 
-    if has_mrope:
-        positions, deltas = find_rope_positions(entry, input_ids, inputs["attention_mask"], inputs, cache.rope_deltas)
-        cache.keep_rope_deltas(deltas)
-        entry.rope_deltas = cache.rope_deltas
-    else:
-        positions = text_positions(inputs["attention_mask"])
-
-    last_logits = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    last_logits = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
     while length - start > size or start < text_only_from:
         stop = media.next_cut(start, min(start + size, length - 1))
         if stop >= length:
@@ -90,16 +89,17 @@ def prefill(
         start = stop
 
     if media:
-        inputs["position_ids"] = positions
         for name in MEDIA_NAMES:
             inputs.pop(name, None)
         inputs |= media.select(start)
 
 
-def _has_other_media(model: PreTrainedModel, entry: Any, inputs: dict[str, Any], has_mrope: bool) -> bool:
+def _has_other_media(model: PreTrainedModel, entry: Any, inputs: dict[str, Any]) -> bool:
     """Whether the model is given tensors of which we do not know how to hand them out in pieces."""
     known = {"attention_mask"}
-    if has_mrope:
+    if has_mrope(entry):
+        known |= IMAGE_NAMES
+    if has_mrope(entry) and takes_media_types(entry):
         known |= MEDIA_NAMES | set(inspect.signature(entry.get_rope_index).parameters)
     taken = set(inspect.signature(model.forward).parameters) - known
     return any(isinstance(value, torch.Tensor) for name, value in inputs.items() if name in taken)

@@ -1,0 +1,114 @@
+"""The rows of a cache: reordered, repeated, selected, shortened, forgotten."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache
+
+from ...attention import LayerRules
+from .incoming import EndedRows, IncomingTypes
+from .key_table import KeyTable
+from .layer import HSACacheLayer
+from .sequence import SeenTokens
+
+
+class CacheOfRows(Cache):
+    """What all parts of an `HSACache` do together when its rows change.
+
+    Attributes:
+        layers: Ours for softmax attention, transformers' own for the others.
+        tables: Which keys the layers hold, by their rules.
+    """
+
+    tables: dict[LayerRules, KeyTable]
+    _seen: SeenTokens
+    _incoming: IncomingTypes
+    _ends: EndedRows
+
+    @abstractmethod
+    def abort(self) -> None:
+        """End a forward under way, as if it had not begun."""
+
+    @abstractmethod
+    def _forget(self) -> None:
+        """Hold no token."""
+
+    def _change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._seen.change(change)
+        for table in self.tables.values():
+            table.change(change)
+        for layer in self._own_layers():
+            layer.change(change)
+        self._incoming.change(change)
+        self._ends.change(change)
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Let each row go on from another one, as beam search does. `beam_idx`: (B,)."""
+        self.abort()
+        self._change(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
+        self._reorder_others(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row."""
+        self.abort()
+        rows = self._seen.rows
+        self._change(repeating(repeats))
+        if rows:
+            self._reorder_others(repeating(repeats)(torch.arange(rows)))
+
+    def _reorder_others(self, rows: torch.Tensor) -> None:
+        for layer in self._other_layers():
+            layer.reorder_cache(rows)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep some rows."""
+        if indices.dtype == torch.bool:
+            indices = indices.nonzero().flatten()
+        self.reorder_cache(indices)
+
+    def _own_layers(self) -> list[HSACacheLayer]:
+        return [layer for layer in self.layers if isinstance(layer, HSACacheLayer)]
+
+    def _other_layers(self) -> list[Any]:
+        return [layer for layer in self.layers if not isinstance(layer, HSACacheLayer)]
+
+    def crop(self, max_length: int) -> None:
+        """Forget the last tokens.
+
+        Args:
+            max_length: How many to remember; negative: how many to forget.
+
+        Raises:
+            ValueError: If keys have been dropped: those that the remembered tokens would need may be among them.
+        """
+        self.abort()
+        number = -max_length if max_length < 0 else len(self._seen) - max_length
+        if number <= 0:
+            return
+        if self._other_layers():
+            raise ValueError("A cache of linear attention cannot be cropped: its state has no way back.")
+        if any(len(table) < len(self._seen) for table in self.tables.values()):
+            raise ValueError(
+                "This HSACache cannot be cropped: keys that the remaining tokens would see are gone. Assisted and "
+                "speculative decoding need HSACache(config, evict=False)."
+            )
+        self._seen.change(lambda tensor: tensor[:, :-number])
+        for table in self.tables.values():
+            table.change(lambda tensor: tensor[:, :-number])
+        for layer in self._own_layers():
+            layer.crop(number)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.abort()
+        for table in self.tables.values():
+            table.forget()
+        super().reset()
+        self._forget()
+
+
+def repeating(repeats: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what repeats each row of a tensor (B, …)."""
+    return lambda tensor: tensor.repeat_interleave(repeats, dim=0)
