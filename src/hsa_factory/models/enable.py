@@ -23,7 +23,7 @@ from .forward_hooks import (
 from .forward_pass import HSAState
 from .generation.generate import install_generate, remove_generate
 from .saving import install_before_forward, install_before_state_dict, install_saving, remove_saving
-from .text_model import TextModel, find_text_model, sliding_windows, unwrap, wrapping
+from .text_model import TextModel, find_text_model, has_stateful_layers, sliding_windows, unwrap, wrapping
 
 
 logger = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def _install(model: nn.Module, parts: TextModel, config: HSAConfig) -> HSAState:
     former = parts.text.config._attn_implementation
     if former == IMPLEMENTATION:  # built from the configuration of a model that has HSA
         former = parts.text.get_correct_attn_implementation(None)
-    is_hybrid = len(parts.attention_layers) < parts.num_layers
+    is_hybrid = len(parts.attention_layers) < parts.num_layers or has_stateful_layers(parts.text.config)
     windows = sliding_windows(parts.text.config, parts.attention_layers)
     state = HSAState(config, former, type(parts.base).__name__, windows, is_hybrid)
     parts.text.set_attn_implementation(IMPLEMENTATION)

@@ -1,11 +1,11 @@
 """The forward hooks that turn `semantic_ids` into one plan per forward and check that it arrived."""
 
 import inspect
-import logging
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
 from ..attention import AttentionPlan
 from .cache.hsa_cache import HSACache
@@ -24,7 +24,7 @@ from .parallelism import check_parallelism
 from .rope_positions import forward_positions, has_mrope
 
 
-logger = logging.getLogger(__name__)
+_USE_HSA_CACHE = "Pass past_key_values=hsa_factory.models.HSACache(config), or call model.generate, which makes one"
 
 
 def before_forward(
@@ -207,8 +207,8 @@ def _plan_of(
         raise ValueError(f"semantic_ids must be a tensor, got {type(semantic_ids).__name__}.")
 
     past = given.get("past_key_values")
-    past_length = int(past.get_seq_length()) if past is not None else 0
     query_length = tokens.shape[1]
+    past_length = _past_length(state, past, query_length)
     expected = (tokens.shape[0], past_length + query_length)
     if tuple(semantic_ids.shape) != expected:
         cached = f" ({past_length} of them cached)" if past_length else ""
@@ -224,13 +224,35 @@ def _plan_of(
         document_ids = _documents_from_positions(given.get("position_ids"), tokens.shape[0])
 
     plan = AttentionPlan.from_inputs(semantic_ids, attention_mask, document_ids, query_length)
-    if state.is_hybrid and not state.has_warned and plan.has_packed_rows():
-        state.has_warned = True
-        logger.warning(
-            f"{state.model_name} has layers without softmax attention, which mix the documents of a packed row as they "
-            "do without HSA. Turn `neat_packing` off for this model."
+    if state.is_hybrid and plan.has_packed_rows():
+        raise ValueError(
+            f"{state.model_name} has layers without softmax attention, whose state runs on from one document of a packed row "
+            "into the next, so that samples would see each other: set `neat_packing: false` and `packing: false`, or give "
+            "each document a row of its own."
         )
     return plan
+
+
+def _past_length(state: HSAState, past: Any, query_length: int) -> int:
+    """Return how many tokens a cache of transformers' own holds; None: 0.
+
+    Raises:
+        ValueError: If a layer with softmax attention would get other keys than those of all tokens.
+    """
+    if past is None:
+        return 0
+    if not hasattr(past, "get_seq_length"):
+        raise ValueError(
+            f"past_key_values of {type(past).__name__} cannot be used with semantic_ids. {_USE_HSA_CACHE}."
+        )
+    length = int(past.get_seq_length())
+    sizes = (past.get_mask_sizes(query_length, layer) for layer in state.windows if isinstance(past, Cache))
+    if any(tuple(size) != (length + query_length, 0) for size in sizes):
+        raise ValueError(
+            f"{type(past).__name__} cannot be used with semantic_ids: some layers get other keys than those of the {length} "
+            f"tokens before (it has a fixed size, or forgets what a sliding window hides). {_USE_HSA_CACHE}."
+        )
+    return length
 
 
 _signatures: dict[type, inspect.Signature] = {}

@@ -40,7 +40,7 @@ class HSAState:
     ) -> None:
         self.former_implementation, self.model_name = former_implementation, model_name
         self.windows, self.is_hybrid = windows, is_hybrid
-        self.is_on, self.has_warned = True, False
+        self.is_on = True
         self.tokenizer: Any = None
         self.config = config
 

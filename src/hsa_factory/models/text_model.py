@@ -9,6 +9,10 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 
+# Layers that carry a state from token to token, as transformers' configurations call them.
+_STATEFUL_LAYERS = frozenset({"linear_attention", "mamba", "conv", "hybrid", "recurrent"})
+
+
 @dataclass(frozen=True)
 class TextModel:
     """The parts of a model that HSA works on.
@@ -107,6 +111,17 @@ def find_text_model(model: nn.Module) -> TextModel:
 
     num_layers = getattr(text_config, "num_hidden_layers", len(layers))
     return TextModel(base, entry, text, layers, num_layers)
+
+
+def has_stateful_layers(config: PreTrainedConfig) -> bool:
+    """Whether a configuration is that of a model with linear attention, convolutions or state spaces.
+
+    Such layers (those of Qwen3.5, Qwen3-Next, LFM2, Granite 4, Jamba, Falcon-H1, …) know no documents: their state runs on
+    from one sample of a packed row into the next.
+    """
+    text_config = config.get_text_config(decoder=True)
+    kinds = (getattr(text_config, name, None) or () for name in ("layer_types", "layers_block_type"))
+    return any(not _STATEFUL_LAYERS.isdisjoint(found) for found in kinds)
 
 
 def sliding_windows(text_config: PreTrainedConfig, layers: Iterable[int]) -> dict[int, int | None]:

@@ -10,6 +10,7 @@ import llamafactory.train.tuner
 from llamafactory.extras.misc import get_device_count, is_env_enabled
 
 from ..model.loader import load_model_seam
+from ..model.packing import check_packing
 from ..options import NO_RAY, check_options, check_stage, check_trainer
 from ..seams import Seam
 from ..state import Integration
@@ -66,4 +67,6 @@ def _get_train_args(state: Integration, original: Any, args: Any = None) -> Any:
     check_stage(finetuning_args.stage)
     hsa_config = state.resolve(model_args, training_args)
     check_options(model_args, data_args, training_args, finetuning_args, hsa_config)
+    if hsa_config is not None:
+        check_packing(model_args, data_args)
     return parsed

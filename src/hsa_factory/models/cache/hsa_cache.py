@@ -137,7 +137,7 @@ class HSACache(CacheOfRows):
             config: The model's rules.
 
         Raises:
-            ValueError: If the cache was made for other rules or another model.
+            ValueError: If the cache was made for other rules or another model, or cannot hold what this one needs.
         """
         if self._bound_to is layer_rules:
             return
@@ -149,12 +149,12 @@ class HSACache(CacheOfRows):
         shape = shape_of(model_config)
         is_same = layer_rules == self.layer_rules and shape == self._shape
         if len(self._seen) and not is_same:
-            raise ValueError("This HSACache belongs to another model.")
-        self._bound_to, self._shape = layer_rules, shape
+            raise ValueError("This HSACache belongs to another model: make a new one, or empty it with cache.reset().")
         if not (self.layers and is_same):
-            self.layer_rules = dict(layer_rules)
-            self.tables = {rules: KeyTable(rules, self.max_waiting) for rules in dict.fromkeys(layer_rules.values())}
-            self.layers = make_layers(model_config, layer_rules, self.tables, self.room)
+            tables = {rules: KeyTable(rules, self.max_waiting) for rules in dict.fromkeys(layer_rules.values())}
+            self.layers = make_layers(model_config, layer_rules, tables, self.room)
+            self.layer_rules, self.tables = dict(layer_rules), tables
+        self._bound_to, self._shape = layer_rules, shape
 
     def expect(self, semantic_ids: torch.Tensor, tagger: Tagger, end_ids: Sequence[int] = ()) -> None:
         """Say which types the next tokens have, and what ends a row.
@@ -170,7 +170,9 @@ class HSACache(CacheOfRows):
         """
         self.abort()
         if len(self._seen) and semantic_ids.shape[0] != self._seen.rows:
-            raise ValueError(f"This HSACache holds {self._seen.rows} rows, but the input has {semantic_ids.shape[0]}.")
+            raise ValueError(
+                f"This HSACache holds {self._seen.rows} rows, but the input has {semantic_ids.shape[0]}: pass those rows, or a new cache."
+            )
         self._retype(self._seen.changes_to(semantic_ids))
         self._incoming.expect(semantic_ids, tagger)
         self._ends.expect(end_ids, semantic_ids.shape[1])

@@ -193,7 +193,9 @@ def check_input(rows: int, number: int, semantic_ids: torch.Tensor | None, seen:
     if not rows * number:
         raise ValueError(f"There is nothing to read: the input has (batch, length) = {(rows, number)}.")
     if seen and rows % seen_rows:
-        raise ValueError(f"This HSACache holds {seen_rows} rows, but the input has {rows}.")
+        raise ValueError(
+            f"This HSACache holds {seen_rows} rows, but the input has {rows}: pass those rows, or a new cache."
+        )
     if semantic_ids is not None and semantic_ids.shape not in ((rows, seen + number), (rows, number)):
         cached = f", {seen} of them cached" if seen else ""
         raise ValueError(

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
-from transformers.cache_utils import CacheLayerMixin, DynamicCache
+from transformers.cache_utils import CacheLayerMixin, DynamicCache, LinearAttentionCacheLayerMixin
 
 from ...attention import LayerRules
 from .key_table import KeyTable
@@ -186,9 +186,18 @@ def make_layers(
     tables: dict[LayerRules, KeyTable],
     room: int,
 ) -> list[Any]:
-    """Make a model's layers: ours for softmax attention, transformers' own for linear attention."""
+    """Make a model's layers: ours for softmax attention, transformers' own for linear attention.
+
+    Raises:
+        ValueError: If a layer has both.
+    """
     layers: list[Any] = DynamicCache(config=model_config.get_text_config(decoder=True)).layers
     for index, rules in layer_rules.items():
+        if isinstance(layers[index], LinearAttentionCacheLayerMixin):
+            raise ValueError(
+                f"A model of type {model_config.model_type} has softmax attention and a state space in one layer, which an "
+                "HSACache cannot hold: read whole texts by forwards with use_cache=False."
+            )
         layers[index] = HSACacheLayer(tables[rules], room)
     return layers
 

@@ -88,11 +88,14 @@ class CacheOfRows(Cache):
         if number <= 0:
             return
         if self._other_layers():
-            raise ValueError("A cache of linear attention cannot be cropped: its state has no way back.")
+            raise ValueError(
+                "A cache of linear attention cannot be cropped: its state has no way back. Keep a copy.deepcopy(cache) of the "
+                "place to go back to, or read the remaining tokens into a new cache."
+            )
         if any(len(table) < len(self._seen) for table in self.tables.values()):
             raise ValueError(
-                "This HSACache cannot be cropped: keys that the remaining tokens would see are gone. Assisted and "
-                "speculative decoding need HSACache(config, evict=False)."
+                "This HSACache cannot be cropped: keys that the remaining tokens would see are gone. Make it with "
+                "HSACache(config, evict=False) where tokens are taken back, or read the remaining ones into a new cache."
             )
         self._seen.change(lambda tensor: tensor[:, :-number])
         for table in self.tables.values():

@@ -169,7 +169,7 @@ def retype(changes: Sequence[Settled], seen: SeenTokens, tables: Sequence[KeyTab
         if not all(table.can_retype(row, positions, semantic_type, next_position) for table in tables):
             raise ValueError(
                 f"Tokens {start} to {stop} of row {row} cannot become {SemanticType(semantic_type).name} any more: their "
-                "keys are gone."
+                "keys are gone. Say their type before, or make the cache with HSACache(config, evict=False)."
             )
     for table in tables:
         for change in possible:

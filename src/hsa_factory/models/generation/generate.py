@@ -158,7 +158,9 @@ def _check_options(model: PreTrainedModel, option: Any, kwargs: dict[str, Any], 
             "model.eval() before and model.train() after."
         )
     if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
-        raise ValueError(f"{type(model).__name__} brings a cache of its own, so an HSACache cannot be used with it.")
+        raise ValueError(
+            f"{type(model).__name__} brings a cache of its own, so an HSACache cannot be used with it: read whole texts by forwards with use_cache=False."
+        )
     if tagger is not None and not isinstance(tagger, Tagger):
         raise ValueError(f"tagger must have the methods of hsa_factory.models.cache.tagger.Tagger, got {tagger!r}.")
 
@@ -200,7 +202,9 @@ def _prepare_types(
     """Return the types of all tokens up to the prompt's end, (B, seen + new)."""
     seen = cache.get_seq_length()
     if seen and cache.rows != input_ids.shape[0]:
-        raise ValueError(f"This HSACache holds {cache.rows} rows, but input_ids has {input_ids.shape[0]}.")
+        raise ValueError(
+            f"This HSACache holds {cache.rows} rows, but input_ids has {input_ids.shape[0]}: pass those rows, or a new cache."
+        )
     if semantic_ids is None:
         if seen:
             raise ValueError(
@@ -244,7 +248,9 @@ def _prepare_mask(
         return given
     number = seen.shape[1]
     if attention_mask is not None and bool((seen > given[:, :number]).any()):
-        raise ValueError("attention_mask takes tokens for padding that this HSACache has seen as text.")
+        raise ValueError(
+            "attention_mask takes tokens for padding that this HSACache has seen as text: leave it out, the cache knows what was padding."
+        )
     new = given[:, number:].clone()
     if cache.ended_rows is not None:  # the last token of the turn before has not been read
         new[:, 0] *= ~(cache.ended_rows & (input_ids[:, number] == pad_token_id))

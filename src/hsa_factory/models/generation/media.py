@@ -66,7 +66,9 @@ class MediaPrompt:
             numbers = []
             for number, span in enumerate(self._spans.get(grid, ())):
                 if span.start < start < span.stop:
-                    raise ValueError(f"The cache ends inside an image or video ({grid}, number {number}).")
+                    raise ValueError(
+                        f"The cache ends inside an image or video ({grid}, number {number}): end a turn after it, or begin a new cache."
+                    )
                 if span.start >= start and (stop is None or span.start < stop):
                     numbers.append(number)
             if numbers:
@@ -117,7 +119,9 @@ def _find_spans(is_media: torch.Tensor, numbers: list[int], grid: str) -> list[_
         while places:
             own, places = places[: numbers[len(spans)]], places[numbers[len(spans)] :]
             if len(own) < numbers[len(spans)]:
-                raise ValueError(f"{grid}, number {len(spans)}: its tokens do not all lie in row {row} of input_ids.")
+                raise ValueError(
+                    f"{grid}, number {len(spans)}: its tokens do not all lie in row {row} of input_ids. Pass images and videos in the order of the rows."
+                )
             spans.append(_Span(own[0], own[-1] + 1))
     return spans
 
