@@ -19,9 +19,7 @@ from helpers import (
     tokens,
     types,
 )
-from transformers import (
-    DynamicCache,
-)
+from transformers import DynamicCache, StaticCache
 
 from hsa_factory import HSAConfig, disable_hsa, enable_hsa
 from hsa_factory.attention.api import available_backends
@@ -58,7 +56,7 @@ class TestPromise1:
         close(output[mask.bool()], stock[mask.bool()])
 
     # stock gpt_oss takes no notice of the positions, and would mix the documents
-    @pytest.mark.parametrize("model_type", [model_type for model_type in MODELS if model_type != "gpt_oss"])
+    @pytest.mark.parametrize("model_type", [model_type for model_type in SOFTMAX if model_type != "gpt_oss"])
     def test_documents_that_only_the_positions_tell_apart(self, model_type):
         model, ids, place = build(model_type), tokens(1), positions(model_type, rows=4)
         stock = run(model, ids, position_ids=place)
@@ -131,6 +129,19 @@ class TestPromise3And4:
         for part, part_ids, part_kinds in zip(packed, ids.split(PACKED, 1), kinds.split(PACKED, 1)):
             close(part, run(model, part_ids, semantic_ids=part_kinds), 5e-5)
 
+    @pytest.mark.parametrize("how", ["mask", "document_ids", "positions"])
+    @pytest.mark.parametrize("model_type", HYBRID)
+    def test_packed_rows_of_models_with_states_are_refused(self, model_type, how):
+        """Their linear layers would mix the samples, and scale them by the number that the mask gives them."""
+        model, ids, kinds = enabled(model_type), tokens(1), types(1)
+        inputs = {
+            "mask": {"attention_mask": MASK},
+            "document_ids": {"document_ids": MASK},
+            "positions": {"position_ids": positions(model_type)},
+        }[how]
+        with pytest.raises(ValueError, match="samples would see each other: set `neat_packing: false`"):
+            run(model, ids, semantic_ids=kinds, **inputs)
+
 
 class TestReach:
     @pytest.mark.parametrize("model_type", SOFTMAX)
@@ -173,6 +184,7 @@ class TestReach:
     def test_backends(self, model_type, backend):
         """Outputs and gradients of the whole model, packed, padded, and with a layer left out."""
         ids, kinds, mask = tokens(2), types(), torch.cat([MASK, torch.ones_like(MASK)])
+        mask[0] = mask[0] if model_type in SOFTMAX else 1
         mask[1, :20] = 0
         layers = [1] if model_type in HYBRID else [0]
         results = []
@@ -242,8 +254,26 @@ class TestReach:
         model, ids, kinds = enabled(model_type), tokens(), types()
         cache = DynamicCache(config=model.config)
         run(model, ids[:, :40], use_cache=True, past_key_values=cache, semantic_ids=kinds[:, :40])
-        with pytest.raises(ValueError, match=r"plan was built for \(batch, query length, key length\)"):
+        with pytest.raises(
+            ValueError, match="^DynamicCache cannot be used with semantic_ids: .* forgets .* Pass .*HSACache"
+        ):
             run(model, ids[:, 40:], use_cache=True, past_key_values=cache, semantic_ids=kinds)
+
+    @pytest.mark.parametrize("kind", ["StaticCache", "tuple", "DynamicCache without a configuration"])
+    def test_other_caches(self, kind):
+        """Those that hold the keys of all tokens, and no others, can be used."""
+        model, ids, kinds = enabled("llama"), tokens(), types()
+        expected = run(model, ids, semantic_ids=kinds)
+        caches = {
+            "StaticCache": lambda: StaticCache(config=model.config, max_cache_len=LENGTH + 1),
+            "tuple": lambda: ((torch.zeros(2, 2, 3, 16),) * 2,) * 2,
+        }
+        cache = caches.get(kind, DynamicCache)()
+        if kind in caches:
+            with pytest.raises(ValueError, match=f"{kind} cannot be used with semantic_ids.*Pass .*HSACache"):
+                run(model, ids, use_cache=True, past_key_values=cache, semantic_ids=kinds)
+        else:
+            close(run(model, ids, use_cache=True, past_key_values=cache, semantic_ids=kinds), expected)
 
     def test_attention_dropout_is_applied_in_training_only(self):
         model, ids, kinds = enabled("llama", attention_dropout=0.5), tokens(), types()
