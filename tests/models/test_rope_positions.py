@@ -151,6 +151,32 @@ class TestByForward:
         expected = read(copy.deepcopy(model), ids, kinds, **images.all_inputs(model, ids))
         close(torch.cat([first, second, go_on(model, cache)], 1), expected)
 
+    def test_a_long_video(self, shared):
+        """It reaches further in time than in height and width, which the text after it follows; a piece may end with it."""
+        model, *_ = shared
+        config, vision = model.config, model.config.vision_config
+        number, side = 6, vision.spatial_merge_size
+        is_split = "Qwen3" in type(model).__name__  # into frames, with time stamps between
+        frame = [config.vision_start_token_id, *[config.video_token_id] * 2]
+        video = (
+            (frame + [config.vision_end_token_id, 7]) * number if is_split else frame + [config.video_token_id] * 10
+        )
+        ids = torch.tensor([[5, 6, *video, config.vision_end_token_id, *NEXT[0].tolist()]])
+        patches = torch.Generator().manual_seed(0)
+        channels = 3 * vision.temporal_patch_size * vision.patch_size**2
+        inputs = {
+            "pixel_values_videos": torch.randn(number * 2 * side**2, channels, generator=patches),
+            "video_grid_thw": torch.tensor([[number, side, 2 * side]]),
+        }
+        media_types = (ids == config.video_token_id).long() * 2
+        kinds, stop = types(ids.shape[1]), 2 + len(video)
+        expected = read(copy.deepcopy(model), ids, kinds, mm_token_type_ids=media_types, **inputs)
+        cache = HSACache(CONFIG)
+        inputs["mm_token_type_ids"] = media_types[:, :stop]
+        logits = [read(model, ids[:, :stop], kinds[:, :stop], cache, **inputs)]
+        logits += [read(model, ids[:, i : i + 1], kinds[:, i : i + 1], cache) for i in range(stop, ids.shape[1])]
+        close(torch.cat(logits, 1), expected)
+
     @pytest.mark.parametrize("axes", [1, 3, 4])
     def test_positions_of_the_callers_own(self, shared, axes):
         """The conversation goes on behind them: only differences count."""

@@ -21,7 +21,7 @@ from .forward_pass import (
     wait_for_outer,
 )
 from .parallelism import check_parallelism
-from .rope_positions import forward_positions, has_mrope
+from .rope_positions import forward_positions, has_mrope, text_axes
 
 
 _USE_HSA_CACHE = "Pass past_key_values=hsa_factory.models.HSACache(config), or call model.generate, which makes one"
@@ -67,7 +67,10 @@ def before_text_forward(module: PreTrainedModel, args: tuple[Any, ...], kwargs: 
     """Tell the cache of a pass the rotary positions with which the text model is called, whoever has found them."""
     forward: ForwardPass | None = kwargs.get(KEYWORD)
     if forward is not None and forward.cache is not None:
-        forward.cache.note_rope_positions(_by_name(module, args, kwargs).get("position_ids"))
+        positions: torch.Tensor | None = _by_name(module, args, kwargs).get("position_ids")
+        if positions is not None and positions.dim() == 3:
+            positions = positions[-forward.text_axes :].amax(dim=0)
+        forward.cache.note_rope_positions(positions)
 
 
 def after_forward(
@@ -177,6 +180,7 @@ def _pass_with_cache(
     forward = ForwardPass(state, next(iter(layer_plans.values())), layer_plans, cache)
     if has_mrope(module):
         forward.own_rope_deltas, module.rope_deltas = module.rope_deltas, cache.rope_deltas
+        forward.text_axes = text_axes(module)
     return forward
 
 

@@ -84,6 +84,7 @@ class ForwardPass:
         config: The rules.
         layers_reached: Numbers of the layers that have attended with it.
         own_rope_deltas: What an M-RoPE model remembers of a conversation without an `HSACache`.
+        text_axes: How many of the last axes of M-RoPE positions say where text after a token goes on: by the furthest.
         mask_windows: Sliding windows for which the model asked a mask.
         layer_windows: Sliding windows with which its attention was called.
     """
@@ -98,6 +99,7 @@ class ForwardPass:
         self.state, self.plan, self.layer_plans, self.cache = state, plan, layer_plans, cache
         self.config, self._layer_rules = state.config, state.layer_rules
         self.own_rope_deltas: torch.Tensor | None = None
+        self.text_axes = 3
         self.layers_reached: set[int] = set()
         self.mask_windows: set[int | None] = set()
         self.layer_windows: set[int | None] = set()

@@ -5,6 +5,7 @@ last. With an `HSACache` that is not looked at: the cache knows where each row g
 model, which gets its own memory back afterwards.
 """
 
+import functools
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,22 @@ def has_mrope(entry: Any) -> bool:
 
 def takes_media_types(entry: Any) -> bool:
     """Whether an M-RoPE model tells images and videos from text by `mm_token_type_ids`; the others look at the tokens."""
-    return "mm_token_type_ids" in inspect.signature(entry.get_rope_index).parameters
+    return "mm_token_type_ids" in _rope_parameters(type(entry))
+
+
+@functools.cache
+def _rope_parameters(model_class: Any) -> frozenset[str]:
+    """Return the names of what `get_rope_index` takes; to ask for them is slow enough to be seen in a step of decoding."""
+    return frozenset(inspect.signature(model_class.get_rope_index).parameters)
+
+
+def text_axes(entry: Any) -> int:
+    """Return how many of the axes time, height, width, the last ones, say where text after an image or video goes on.
+
+    A long video reaches further in time than in height and width. Most models let the text follow those two (2), the
+    others, which count sound in the same way, all three (3).
+    """
+    return 2 if takes_media_types(entry) else 3
 
 
 @contextmanager
@@ -116,8 +132,8 @@ def _rope_index(entry: Any, input_ids: torch.Tensor, attention_mask: torch.Tenso
             f"{type(entry).__name__} cannot go on from an HSACache with {other[0]}, whose positions it finds by itself in one "
             "forward only: begin a new cache."
         )
-    known = inspect.signature(entry.get_rope_index).parameters
-    given = {name: value for name, value in inputs.items() if name in known and name != "input_ids"}
+    known = _rope_parameters(type(entry)) - {"input_ids"}
+    given = {name: value for name, value in inputs.items() if name in known}
     return entry.get_rope_index(input_ids, **given | {"attention_mask": attention_mask})[0].long()
 
 

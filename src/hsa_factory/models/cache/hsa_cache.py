@@ -317,9 +317,9 @@ class HSACache(CacheOfRows):
         return self._new.is_real
 
     @torch.compiler.disable
-    def note_rope_positions(self, position_ids: torch.Tensor | None) -> None:
+    def note_rope_positions(self, positions: torch.Tensor | None) -> None:
         """Remember where the text model puts the tokens of the forward under way, as `SeenTokens.append` takes it."""
-        self._rope_positions = position_ids
+        self._rope_positions = positions
 
     def retype(self, row: int, start: int, stop: int, semantic_type: int | str) -> None:
         """Change the type of tokens that have been seen; their keys stay as they are.

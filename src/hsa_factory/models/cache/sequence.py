@@ -70,15 +70,13 @@ class SeenTokens:
 
         Args:
             keys: B rows of Q tokens.
-            rope_positions: Their rotary positions, (B, Q), (1, Q) or, of M-RoPE, (…, B, Q) with time, height and width
-                last; None: as models count that are given none, padding too.
+            rope_positions: Their rotary positions, (B, Q) or (1, Q), of M-RoPE the axis by which text goes on; None: as
+                models count that are given none, padding too.
             has_padding: Whether any of them may be padding.
         """
         rows, number = keys.positions.shape
         if rope_positions is None:
             rope_positions = torch.arange(len(self), len(self) + number, device=keys.positions.device)[None]
-        elif rope_positions.dim() == 3:
-            rope_positions = rope_positions[-3:].amax(dim=0)
         ends = rope_positions.to(keys.positions).expand(rows, -1) + 1
         if has_padding:
             ends = _ends_of_real(ends, keys.is_real, self.next_rope_positions)
