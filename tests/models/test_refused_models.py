@@ -5,6 +5,7 @@ import torch
 from helpers import build, close, differs
 from torch import nn
 from transformers import (
+    AutoConfig,
     BertConfig,
     BertModel,
     PreTrainedConfig,
@@ -17,8 +18,11 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hsa_factory import HSAConfig, enable_hsa
+from hsa_factory.attention import LayerRules
+from hsa_factory.models import HSACache
 from hsa_factory.models.enable import get_state
 from hsa_factory.models.forward_pass import innermost
+from hsa_factory.models.text_model import has_stateful_layers
 
 
 class HandmadeConfig(PreTrainedConfig):
@@ -160,3 +164,35 @@ class TestRefusedModels:
 
 
 # -- around it -------------------------------------------------------------------------------------------------
+
+
+STATEFUL = (
+    "qwen3_next",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "jamba",
+    "bamba",
+    "zamba2",
+    "falcon_h1",
+    "nemotron_h",
+    "recurrent_gemma",
+)
+
+
+@pytest.mark.parametrize("model_type", [*STATEFUL, "llama", "gemma3", "gpt_oss", "qwen2_5_vl", "mixtral"])
+def test_which_models_carry_a_state(model_type):
+    assert has_stateful_layers(AutoConfig.for_model(model_type)) == (model_type in STATEFUL)
+
+
+def test_attention_and_a_state_in_one_layer_cannot_be_cached():
+    cache, config = HSACache(HSAConfig()), AutoConfig.for_model("falcon_h1")
+    for _ in range(2):  # the second time, too
+        with pytest.raises(ValueError, match="falcon_h1 has softmax attention and a state space in one layer"):
+            cache.bind(config, {0: LayerRules.plain(None)}, HSAConfig())
+
+
+def test_positions_of_an_image_that_is_drawn_cannot_be_cached():
+    model, ids = enable_hsa(build("qwen2_5_vl")), torch.arange(5)[None]
+    model.model._cached_decode_position_ids = None  # as GLM-Image keeps them
+    with pytest.raises(ValueError, match="the image that it draws positions which an HSACache does not know"):
+        model(input_ids=ids, semantic_ids=ids % 3, past_key_values=HSACache(HSAConfig()))

@@ -26,13 +26,13 @@ def has_mrope(entry: Any) -> bool:
 
 def takes_media_types(entry: Any) -> bool:
     """Whether an M-RoPE model tells images and videos from text by `mm_token_type_ids`; the others look at the tokens."""
-    return "mm_token_type_ids" in _rope_parameters(type(entry))
+    return "mm_token_type_ids" in _parameters(type(entry).get_rope_index)
 
 
 @functools.cache
-def _rope_parameters(model_class: Any) -> frozenset[str]:
-    """Return the names of what `get_rope_index` takes; to ask for them is slow enough to be seen in a step of decoding."""
-    return frozenset(inspect.signature(model_class.get_rope_index).parameters)
+def _parameters(function: Any) -> frozenset[str]:
+    """Return the names of what a function takes; to ask for them is slow enough to be seen in a step of decoding."""
+    return frozenset(inspect.signature(function).parameters)
 
 
 def text_axes(entry: Any) -> int:
@@ -132,7 +132,7 @@ def _rope_index(entry: Any, input_ids: torch.Tensor, attention_mask: torch.Tenso
             f"{type(entry).__name__} cannot go on from an HSACache with {other[0]}, whose positions it finds by itself in one "
             "forward only: begin a new cache."
         )
-    known = _rope_parameters(type(entry)) - {"input_ids"}
+    known = _parameters(type(entry).get_rope_index) - {"input_ids"}
     given = {name: value for name, value in inputs.items() if name in known}
     return entry.get_rope_index(input_ids, **given | {"attention_mask": attention_mask})[0].long()
 

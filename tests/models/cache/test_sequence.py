@@ -63,3 +63,24 @@ def test_all_tables_are_asked_for_all_changes_before_any_of_them_changes():
 
     retype([Settled(0, 0, 1, 1)], seen, tables)
     assert tables[0].keys.semantic_ids[0, 0] == seen.keys.semantic_ids[0, 0] == 1
+
+
+def test_where_rows_go_on():
+    """After the last real token, at whichever position it had; it follows rows that are chosen, repeated and shortened."""
+    seen, kinds = SeenTokens(), torch.zeros(2, 3, dtype=torch.long)
+    assert seen.next_rope_positions is None
+    assert seen.count_on(torch.tensor([[False, True, True]])).tolist() == [[0, 0, 1]]
+    left = torch.tensor([[False, True, True], [True, True, True]])
+    seen.append(seen.next_keys(kinds, left))  # a model that is given no positions counts padding
+    assert seen.next_rope_positions.tolist() == [[3], [3]] and seen.last_positions.tolist() == [[1], [2]]
+    right = torch.tensor([[True, False, False], [False, False, False]])
+    assert seen.count_on(right).tolist() == [[3, 3, 3], [2, 2, 2]]
+    seen.append(seen.next_keys(kinds, right), torch.tensor([[7, 0, 0]]))
+    assert seen.next_rope_positions.tolist() == [[8], [3]]
+    seen.append(seen.next_keys(kinds[:, :1], None), torch.tensor([[20], [30]]), has_padding=False)
+    seen.change(lambda tensor: tensor.flip(0))
+    assert seen.next_rope_positions.tolist() == [[31], [21]]
+    seen.change(lambda tensor: tensor[:, :-1].repeat_interleave(2, dim=0))
+    assert seen.next_rope_positions.tolist() == [[3], [3], [8], [8]]
+    seen.change(lambda tensor: tensor[:, :2])
+    assert seen.next_rope_positions.tolist() == [[2]] * 4
