@@ -49,6 +49,7 @@ def hsa_attention(
     document_ids: torch.Tensor | None = None,
     backend: str = "auto",
     scale: float | None = None,
+    turn_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal attention with HSA's bias.
 
@@ -64,15 +65,20 @@ def hsa_attention(
         document_ids: (B, L) numbers of the documents; None: from `attention_mask`.
         backend: ``auto`` takes the configuration's; or a name.
         scale: Factor of q·k; None: 1/√D.
+        turn_ids: (B, L) whole numbers, how many replies are over before the message of each token; they never fall
+            within a document. Needed where the configuration has `*_turns`.
 
     Returns:
         (B, H, L, D) in the dtype of `query`. Padded rows are zero and pass no gradient.
 
     Raises:
-        ValueError: If shapes, devices or types disagree, or the backend is unknown or not available.
+        ValueError: If shapes, devices or types disagree, turn numbers fall or are missing, or the backend is unknown or
+            not available.
     """
     _check_heads(query, key, value)
-    plan = AttentionPlan.from_inputs(semantic_ids, attention_mask, document_ids, query_length=query.shape[2])
+    plan = AttentionPlan.from_inputs(
+        semantic_ids, attention_mask, document_ids, query_length=query.shape[2], turn_ids=turn_ids
+    )
     plan.check(query, key)
     backend = config.backend if backend == "auto" else backend
     return run_attention(query, key, value, plan, LayerRules.of(config), backend, scale)[0]
