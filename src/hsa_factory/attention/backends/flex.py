@@ -131,8 +131,8 @@ class FlexMask:
         rules: The rules of the layer.
 
     Attributes:
-        order: (B, L), the key that stands at each place of the reordered keys. None: they stay in order.
-        inverse: (B, L), where each key has gone. None: nowhere.
+        order: (B, L) int64, the key that stands at each place of the reordered keys. None: they stay in order.
+        inverse: (B, L) int64, where each key has gone. None: nowhere.
         query_place: (B, Q) int32; −1 at padding.
         key_place: (B, L) int32, reordered: also the first place that sees the key.
         slope: (B, L) float32, decay of each reordered key.
@@ -225,7 +225,7 @@ def _places(plan: AttentionPlan) -> torch.Tensor:
 
 def _order(
     plan: AttentionPlan, rules: LayerRules, place: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Return the key at each place of the reordered keys, and where each key goes, (B, L); None: they stay."""
     near, bands = rules.bands(longest=_NOWHERE)
     runs = [*bands, near] if near else bands

@@ -28,11 +28,11 @@ class Layout:
         self.workspaces = WorkspacePool()
         last_seen = plan.last_seen(rules)
         for row, ids in enumerate(plan.document_ids):
-            of_tokens = (plan.semantic_ids[row], plan.positions[row], last_seen[row])
+            types, positions, until = plan.semantic_ids[row], plan.positions[row], last_seen[row]
             for index in _contiguous_documents(ids):
                 if len(index) and int(index[-1]) >= first_query:
-                    chosen = (values[index] for values in of_tokens)
-                    self.segments.append(Segment(row, index, *chosen, first_query, rules, plan.has_gaps))
+                    tokens = (types[index], positions[index], until[index])
+                    self.segments.append(Segment(row, index, *tokens, first_query, rules, plan.has_gaps))
 
 
 def _contiguous_documents(document_ids: torch.Tensor) -> list[torch.Tensor]:
