@@ -2,6 +2,10 @@
 
     python benchmarks/attention.py                      # table on screen, benchmarks/results/attention.csv
     python benchmarks/attention.py --lengths 1024 4096  # a quick look
+    python benchmarks/attention.py --lengths 16384 --shares 0.05 --threads 1 --clock cpu --output look.csv  # a busy machine
+
+Layouts: memory (GLOBAL and LANDMARK) scattered, or in runs of 100 tokens, with NOISE's window of 50; and NOISE seen in
+turns, memory scattered: turns as long as those of real trajectories, or of 200 to 700 tokens.
 
 A limit is the number of causal pairs over the number of visible pairs: what skipping every invisible pair would bring.
 In each round `scaled_dot_product_attention(is_causal=True)` without HSA is measured right before the methods, and the
@@ -18,6 +22,7 @@ import ctypes
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import report
@@ -33,42 +38,81 @@ from hsa_factory.attention.backends.blockwise.layout import Layout
 from hsa_factory.attention.backends.flex import flex_hsa_attention
 
 
-TURN = 100  # tokens of a turn of a trajectory
+RUN = 100  # tokens of memory at a time
 LONGEST = {"dense": 8192, "forks": 4096, "flex": 16384}  # tokens; longer rows would take gigabytes or minutes
-CONFIG = HSAConfig()
-RULES = LayerRules.of(CONFIG)
+# Tokens of each turn of two household trajectories of 24 replies, with Qwen's tokenizer and images of 302 tokens.
+REAL_TURNS = [
+    *(602, 136, 140, 134, *(150, 411, 139) * 6, 150, 411),
+    *(602, 136, 392, *(150, 410, 391, 411, 392) * 4, 150),
+]
+SHARE_WITH_TURNS = 0.05
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 Attend = Callable[[], torch.Tensor]
+clock = time.perf_counter
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row to attend over.
+
+    Attributes:
+        share: Of GLOBAL and LANDMARK tokens.
+        layout: ``scattered`` or ``runs`` with a window of NOISE, or ``turns`` or ``synthetic turns`` without.
+        noise_turns: None: NOISE has its window.
+    """
+
+    share: float
+    layout: str
+    noise_turns: int | None = None
+
+    @property
+    def is_scattered(self) -> bool:
+        """Whether memory stands token by token."""
+        return self.layout != "runs"
+
+    def config(self) -> HSAConfig:
+        """Return the rules."""
+        return HSAConfig() if self.noise_turns is None else HSAConfig(noise_turns=self.noise_turns)
+
+    def plan(self, length: int) -> AttentionPlan:
+        """Return the plan of a row of this length."""
+        turns = None if self.noise_turns is None else make_turns(length, self.layout == "turns")
+        return AttentionPlan.from_inputs(make_types(length, self.share, self.is_scattered), turn_ids=turns)
 
 
 def make_types(length: int, share: float, scattered: bool, seed: int = 0) -> torch.Tensor:
-    """Return (1, L) types of which a share is GLOBAL or LANDMARK, token by token or in whole turns."""
+    """Return (1, L) types of which a share is GLOBAL or LANDMARK, token by token or in runs."""
     generator = torch.Generator().manual_seed(seed)
-    number = length if scattered else -(-length // TURN)
+    number = length if scattered else -(-length // RUN)
     memory = torch.zeros(number, dtype=torch.bool)
     memory[torch.randperm(number, generator=generator)[: round(share * number)]] = True
     kinds = torch.where(memory, 1, 2)
     kinds[0] = 0
-    return kinds[None] if scattered else kinds.repeat_interleave(TURN)[None, :length]
+    return kinds[None] if scattered else kinds.repeat_interleave(RUN)[None, :length]
 
 
-def visible_pairs(types: torch.Tensor, window: int) -> int:
-    """Count the (query, key) pairs that are visible when only NOISE has a window."""
-    length = types.shape[1]
-    memory = (types[0] != 2).long()
-    seen = int(memory.cumsum(0).sum())
-    noise = (types[0] == 2).nonzero().flatten()
-    return seen + int(torch.clamp(length - noise, max=window + 1).sum())
+def make_turns(length: int, real: bool, seed: int = 0) -> torch.Tensor:
+    """Return (1, L) turn numbers: the lengths of real trajectories over and over, or drawn from 200 to 700 tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.tensor(REAL_TURNS) if real else torch.randint(200, 701, (100,), generator=generator)
+    lengths = lengths.repeat(-(-length // int(lengths.sum())))
+    return torch.arange(len(lengths)).repeat_interleave(lengths)[None, :length]
+
+
+def visible_pairs(plan: AttentionPlan, rules: LayerRules) -> int:
+    """Count the (query, key) pairs that are visible."""
+    return int((plan.last_seen(rules) - plan.positions + 1).sum())
 
 
 def forks_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
     """Attend as the patched forks do: the whole bias built in this layer, then eager attention."""
-    length = key.shape[2]
+    config, length = HSAConfig(), key.shape[2]
     distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
     kinds = types[:, None, :]
     bias = torch.zeros(1, length, length)
-    bias = torch.where(kinds == 1, -CONFIG.landmark_decay * distance, bias)
-    bias = torch.where(kinds == 2, -CONFIG.noise_decay * distance, bias)
-    bias = bias.masked_fill((kinds == 2) & (distance > CONFIG.noise_window), float("-inf"))
+    bias = torch.where(kinds == 1, -config.landmark_decay * distance, bias)
+    bias = torch.where(kinds == 2, -config.noise_decay * distance, bias)
+    bias = bias.masked_fill((kinds == 2) & (distance > config.noise_window), float("-inf"))
     bias = bias.masked_fill(distance < 0, float("-inf"))
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
@@ -77,15 +121,15 @@ def forks_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
 
 def measure(attend: Attend, inputs: tuple[torch.Tensor, ...], upstream: torch.Tensor | None) -> tuple[float, float]:
     """Return the seconds of a forward pass, and of a forward and backward pass (NaN without `upstream`)."""
-    start = time.perf_counter()
+    start = clock()
     if upstream is None:
         with torch.no_grad():
             attend()
-        return time.perf_counter() - start, float("nan")
+        return clock() - start, float("nan")
     output = attend()
-    forward = time.perf_counter() - start
+    forward = clock() - start
     torch.autograd.grad(output, inputs, upstream)
-    return forward, time.perf_counter() - start
+    return forward, clock() - start
 
 
 def extra_mib(attend: Attend, inputs: tuple[torch.Tensor, ...], upstream: torch.Tensor) -> float:
@@ -106,23 +150,21 @@ def _status_mib(field: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 
-def methods(inputs: tuple[torch.Tensor, ...], types: torch.Tensor, with_flex: bool) -> dict[str, tuple[Attend, bool]]:
+def methods(inputs: tuple[torch.Tensor, ...], case: Case, with_flex: bool) -> dict[str, tuple[Attend, bool]]:
     """Return the methods for a row: the call, and whether it has a backward pass."""
-    plan, length = AttentionPlan.from_inputs(types), types.shape[1]
-    calls = {
-        "blockwise": (lambda: run_attention(*inputs, plan, RULES, "blockwise")[0], True),
-        "dense": (lambda: run_attention(*inputs, plan, RULES, "dense")[0], True),
-        "forks": (lambda: forks_attention(*inputs, types), True),
-    }
+    length, rules = inputs[0].shape[2], LayerRules.of(case.config())
+    plan, types = case.plan(length), make_types(length, case.share, case.is_scattered)
+    calls = {"blockwise": (lambda: run_attention(*inputs, plan, rules, "blockwise")[0], True)}
+    if case.noise_turns is None:  # in turns, they would cost the same
+        calls["dense"] = (lambda: run_attention(*inputs, plan, rules, "dense")[0], True)
+        calls["forks"] = (lambda: forks_attention(*inputs, types), True)
     if with_flex:
         leaves = tuple(tensor.detach() for tensor in inputs)
-        calls["flex"] = (lambda: flex_hsa_attention(*leaves, plan, RULES), False)
+        calls["flex"] = (lambda: flex_hsa_attention(*leaves, plan, rules), False)
     return {name: call for name, call in calls.items() if length <= LONGEST.get(name, length)}
 
 
-def measure_length(
-    length: int, cases: list[tuple[float, bool]], options: argparse.Namespace, advance: Callable
-) -> list:
+def measure_length(length: int, cases: list[Case], options: argparse.Namespace, advance: Callable) -> list:
     """Measure all methods and cases of one length."""
     generator = torch.Generator().manual_seed(0)
     heads = (options.heads, options.kv_heads, options.kv_heads)
@@ -130,41 +172,41 @@ def measure_length(
         torch.randn(1, number, length, options.head_size, generator=generator).requires_grad_() for number in heads
     )
     inputs, upstream = (query, key, value), torch.randn(query.shape, generator=generator)
-    calls: dict[tuple, tuple[Attend, bool]] = {}
+    calls: dict[tuple[str, Case], tuple[Attend, bool]] = {}
     plan_seconds, memory = {}, {}
-    for share, scattered in cases:
-        types = make_types(length, share, scattered)
-        start = time.perf_counter()
-        layout = AttentionPlan.from_inputs(types).once(Layout, RULES)
-        plan_seconds[share, scattered] = time.perf_counter() - start
+    for case in cases:
+        start = clock()
+        layout = case.plan(length).once(Layout, LayerRules.of(case.config()))
+        plan_seconds[case] = clock() - start
         del layout
-        is_worst = scattered and share == min(share for share, _ in cases)
-        for name, call in methods(inputs, types, options.flex).items():
+        is_worst = case.is_scattered and case.share == min(other.share for other in cases)
+        for name, call in methods(inputs, case, options.flex).items():
             if name == "blockwise" or is_worst:  # the others do not care where the memory lies
-                calls[name, share, scattered] = call
+                calls[name, case] = call
 
     causal: Attend = lambda: F.scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=True)
-    times: dict[tuple, list[tuple[float, ...]]] = {case: [] for case in calls}
+    times: dict[tuple[str, Case], list[tuple[float, ...]]] = {called: [] for called in calls}
     rounds = max(1, min(options.rounds, 2 * 32768 // length))
     memory["causal"] = extra_mib(causal, inputs, upstream)  # also warms up
-    for case, (attend, has_backward) in calls.items():
-        memory[case] = extra_mib(attend, inputs, upstream) if has_backward else measure(attend, inputs, None)[1]
+    for called, (attend, has_backward) in calls.items():
+        memory[called] = extra_mib(attend, inputs, upstream) if has_backward else measure(attend, inputs, None)[1]
     for _ in range(rounds):
         base = measure(causal, inputs, upstream)
-        for case, (attend, has_backward) in calls.items():
+        for called, (attend, has_backward) in calls.items():
             own = measure(attend, inputs, upstream if has_backward else None)
-            times[case].append((*own, *(a / b for a, b in zip(base, own)), base[1]))
+            times[called].append((*own, *(a / b for a, b in zip(base, own)), base[1]))
             advance(1 / rounds / len(calls))
 
     records = []
-    for (name, share, scattered), rows in times.items():
+    for (name, case), rows in times.items():
         forward, total, forward_speed_up, speed_up, base = (statistics.median(column) for column in zip(*rows))
-        limit = length * (length + 1) / 2 / visible_pairs(make_types(length, share, scattered), CONFIG.noise_window)
+        limit = length * (length + 1) / 2 / visible_pairs(case.plan(length), LayerRules.of(case.config()))
         records.append(
             {
                 "tokens": length,
-                "memory_share": share,
-                "layout": "scattered" if scattered else "turns",
+                "memory_share": case.share,
+                "layout": case.layout,
+                "noise_turns": case.noise_turns,
                 "method": name,
                 "forward_seconds": round(forward, 5),
                 "seconds": round(total, 5),
@@ -172,14 +214,15 @@ def measure_length(
                 "forward_speed_up": round(forward_speed_up, 2),
                 "speed_up": round(speed_up, 2),
                 "limit": round(limit, 2),
-                "extra_mib": round(memory[name, share, scattered], 1),
+                "extra_mib": round(memory[name, case], 1),
                 "causal_extra_mib": round(memory["causal"], 1),
-                "plan_seconds": round(plan_seconds[share, scattered], 5),
+                "plan_seconds": round(plan_seconds[case], 5),
                 "heads": options.heads,
                 "kv_heads": options.kv_heads,
                 "head_size": options.head_size,
                 "rounds": rounds,
                 "threads": options.threads,
+                "clock": options.clock,
                 "machine": report.machine(),
             }
         )
@@ -188,22 +231,35 @@ def measure_length(
 
 def main() -> None:
     """Run all measurements."""
+    global clock
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     lengths = [1024, 2048, 4096, 8192, 16384, 32768, 65536]
     parser.add_argument("--lengths", type=int, nargs="+", default=lengths)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.02, 0.05, 0.1, 0.2, 0.5])
-    parser.add_argument("--layouts", nargs="+", default=["turns", "scattered"], choices=["turns", "scattered"])
+    layouts = ["runs", "scattered", "turns", "synthetic turns"]
+    parser.add_argument("--layouts", nargs="+", default=layouts, choices=layouts)
+    parser.add_argument("--turns", type=int, nargs="+", default=[0, 1, 4], help="noise_turns (%(default)s)")
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--kv-heads", type=int, default=2)
     parser.add_argument("--head-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3, help="fewer at 64k tokens (%(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu where others use the machine, too")
     parser.add_argument("--flex", action="store_true", help="compiled flex attention too, forward only")
     parser.add_argument("--append", action="store_true", help="keep what the file holds of other lengths")
     parser.add_argument("--output", default="attention.csv", help="name in benchmarks/results (%(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    cases = [(share, layout == "scattered") for layout in options.layouts for share in options.shares]
+    clock = CLOCKS[options.clock]
+    cases = [
+        case
+        for layout in options.layouts
+        for case in (
+            [Case(SHARE_WITH_TURNS, layout, turns) for turns in options.turns]
+            if "turns" in layout
+            else [Case(share, layout) for share in options.shares]
+        )
+    ]
 
     kept = report.read(options.output) if options.append else []
     records: list[dict] = [row for row in kept if int(row["tokens"]) not in options.lengths]
@@ -216,7 +272,10 @@ def main() -> None:
 
     title = f"batch 1, {options.heads} heads of {options.head_size}, {options.kv_heads} key/value heads, float32"
     table = Table(title=f"{title}, {report.machine()}")
-    columns = ("tokens", "memory", "layout", "method", "ms", "speed-up", "forward", "limit", "extra MiB", "plan, ms")
+    columns = (
+        *("tokens", "memory", "layout", "noise_turns", "method", "ms", "speed-up", "forward", "limit", "of it"),
+        *("extra MiB", "plan, ms"),
+    )
     for heading in columns:
         table.add_column(heading, justify="right")
     for record in records[len(records) - measured :]:
@@ -224,15 +283,17 @@ def main() -> None:
             f"{record['tokens']:,}",
             f"{record['memory_share']:.0%}",
             record["layout"],
+            "" if record["noise_turns"] is None else str(record["noise_turns"]),
             record["method"],
             f"{record['seconds'] * 1000:.0f}",
             f"{record['speed_up']:.2f}",
             f"{record['forward_speed_up']:.2f}",
             f"{record['limit']:.1f}",
+            f"{record['speed_up'] / record['limit']:.0%}",
             f"{record['extra_mib']:.0f}",
             f"{record['plan_seconds'] * 1000:.1f}",
         )
-    Console(width=120).print(table)
+    Console(width=140).print(table)
 
 
 if __name__ == "__main__":

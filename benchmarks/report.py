@@ -207,7 +207,7 @@ def plot_attention() -> None:
     """Plot speed-up and extra memory of attention by length."""
     rows = sorted(read("attention.csv"), key=lambda row: int(row["tokens"]))
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    for axis, layout in zip(axes, ("scattered", "turns")):
+    for axis, layout in zip(axes, ("scattered", "runs")):
         own = [row for row in rows if row["method"] == "blockwise" and row["layout"] == layout]
         for number, share in enumerate(sorted({row["memory_share"] for row in own}, key=float)):
             points = [row for row in own if row["memory_share"] == share]

@@ -17,10 +17,13 @@ from hsa_factory.attention import hsa_attention
 EVERYTHING_SET = {
     "landmark_decay": 0.25,
     "landmark_window": 300,
+    "landmark_turns": 3,
     "noise_decay": 0,
     "noise_window": None,
+    "noise_turns": 0,
     "global_decay": 1.5,
     "global_window": 0,
+    "global_turns": None,
     "hide": [["LANDMARK", "NOISE"], [0, 2]],
     "backend": "reference",
     "layers": [3, 1, 1],
@@ -37,10 +40,13 @@ class TestValues:
         assert HSAConfig().to_dict() == {
             "landmark_decay": 0.001,
             "landmark_window": None,
+            "landmark_turns": None,
             "noise_decay": 0.5,
             "noise_window": 50,
+            "noise_turns": None,
             "global_decay": 0.0,
             "global_window": None,
+            "global_turns": None,
             "hide": (),
             "backend": "auto",
             "layers": None,
@@ -120,6 +126,8 @@ REFUSED = [
         for value in (True, -1)
     ),
     *((HSAConfig, "noise_window", value, WINDOW) for value in (50.0, "50", float("inf"), [50])),
+    *((HSAConfig, f"{kind}_turns", value, WINDOW) for kind in ("global", "landmark", "noise") for value in (True, -1)),
+    *((HSAConfig, "noise_turns", value, WINDOW) for value in (1.0, 0.5, "1", float("inf"), [1])),
     *((HSAConfig, "hide", value, PAIRS) for value in (None, "GLOBAL", 2, [0, 2], [[0]], [[0, 1, 2]], ["02"], {0: 2})),
     *((HSAConfig, "hide", value, TYPES) for value in ([["GLOBAL", "NOIS"]], [[0, 3]], [[True, 0]], [[None, 0]])),
     *(
@@ -197,6 +205,7 @@ CONFIGS = [
     HSAConfig.from_dict(EVERYTHING_SET),
     HSAConfig(noise_window=0, landmark_window=0, global_window=0, layers=()),
     HSAConfig(noise_window=None, default_type=SemanticType.NOISE, generated_type=SemanticType.LANDMARK),
+    HSAConfig(noise_turns=1),
 ]
 
 
@@ -345,6 +354,41 @@ def test_the_example_of_the_docstring():
     assert "added logit  0         −∞       −0.5 · 2    −0.001 · 1  0" in HSAConfig.__doc__
 
 
+class TestTurns:
+    def test_noise_has_no_window_and_no_decay_where_turns_are_given_alone(self):
+        config = HSAConfig(noise_turns=1)
+        assert (config.noise_window, config.noise_decay, config.turns) == (None, 0.0, (None, None, 1))
+        assert config == HSAConfig(noise_turns=1, noise_window=None, noise_decay=0)
+        config = HSAConfig(noise_turns=1, noise_window=50, noise_decay=0.5)
+        assert (config.noise_window, config.noise_decay) == (50, 0.5)
+        config = HSAConfig(landmark_turns=4)
+        assert (config.landmark_decay, config.noise_window, config.noise_decay) == (0.001, 50, 0.5)
+
+    def test_none_is_a_value_and_not_left_out(self):
+        assert HSAConfig(noise_window=None).noise_window is None
+        assert HSAConfig(noise_window=None).noise_decay == 0.5
+        with pytest.raises(ValueError, match="HSAConfig.noise_decay = None is not allowed"):
+            HSAConfig(noise_turns=1, noise_decay=None)
+
+    def test_a_file_says_what_holds(self, tmp_path):
+        written = json.loads(HSAConfig(noise_turns=0).save_pretrained(tmp_path).read_text("utf-8"))
+        assert {name: written[name] for name in ("noise_turns", "noise_window", "noise_decay")} == {
+            "noise_turns": 0,
+            "noise_window": None,
+            "noise_decay": 0.0,
+        }
+
+    def test_a_file_of_before_turns_is_read(self, tmp_path):
+        values = {name: value for name, value in HSAConfig().to_dict().items() if not name.endswith("_turns")}
+        (tmp_path / "hsa_config.json").write_text(json.dumps(values), "utf-8")
+        saved = HSAConfig.from_pretrained(tmp_path)
+        assert saved == HSAConfig() and saved.attention_rules() == HSAConfig().attention_rules()
+
+    def test_replace_keeps_what_holds(self):
+        config = dataclasses.replace(HSAConfig(noise_turns=1), noise_turns=2)
+        assert (config.noise_turns, config.noise_window, config.noise_decay) == (2, None, 0.0)
+
+
 class TestAttentionRules:
     @pytest.mark.parametrize(
         "options",
@@ -368,6 +412,9 @@ class TestAttentionRules:
             {"landmark_window": 10},
             {"noise_window": None},
             {"global_window": 10},
+            {"landmark_turns": 1},
+            {"noise_turns": 0, "noise_window": 50, "noise_decay": 0.5},
+            {"global_turns": 0},
             {"hide": [[0, 2]]},
             {"layers": [0]},
         ],
@@ -377,7 +424,8 @@ class TestAttentionRules:
 
     def test_every_option_is_sorted_into_one_of_the_two(self):
         neutral = {"backend", "default_type", "generated_type", "rules"}
-        decisive = {f"{kind}_{what}" for kind in ("global", "landmark", "noise") for what in ("decay", "window")}
+        kinds = ("global", "landmark", "noise")
+        decisive = {f"{kind}_{what}" for kind in kinds for what in ("decay", "window", "turns")}
         assert {field.name for field in dataclasses.fields(HSAConfig)} == neutral | decisive | {"hide", "layers"}
 
 

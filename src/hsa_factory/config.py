@@ -18,6 +18,21 @@ from .whole_files import write_whole
 CONFIG_NAME = "hsa_config.json"
 BACKENDS = ("auto", "reference", "dense", "blockwise", "flex")
 ROLES = ("user", "observation", "assistant", "function", "system")  # of messages, as LLaMA-Factory names them
+_KINDS = ("global", "landmark", "noise")  # as options name the types, in their order
+
+
+class _UnlessTurns:
+    """Default of an option of NOISE: what holds where `noise_turns` is not given, and what holds where it is."""
+
+    def __init__(self, without_turns: float, with_turns: float | None) -> None:
+        self.without_turns, self.with_turns = without_turns, with_turns
+
+    def __repr__(self) -> str:
+        return repr(self.without_turns)
+
+
+_NOISE_DECAY: Any = _UnlessTurns(0.5, 0.0)
+_NOISE_WINDOW: Any = _UnlessTurns(50, None)
 
 
 @dataclass(frozen=True)
@@ -57,15 +72,21 @@ class HSAConfig(_Config):
     """How Hierarchical Semantic Attention biases the attention logits (before softmax).
 
     For query position i and key position j ≤ i of one document, with d = i − j and t the type of key j, the
-    logit gets −decay(t)·d; with a window, a key with d > window is invisible (probability exactly 0).
+    logit gets −decay(t)·d. A type without window and turns is seen for ever. Otherwise a key is seen if d ≤ window
+    (where given) or if it is at most `turns` turns old (where given); else it is invisible (probability exactly 0). A
+    turn ends with a reply, as `turn_ids` say.
 
     Args:
         landmark_decay: Slope of LANDMARK keys, in logits per token, ≥ 0.
-        landmark_window: Largest distance at which a LANDMARK key is seen; None: no limit.
-        noise_decay: Slope of NOISE keys, ≥ 0.
-        noise_window: Largest distance at which a NOISE key is seen; None: no limit.
+        landmark_window: Largest distance at which a LANDMARK key is seen; None: not given.
+        landmark_turns: For how many turns after its own a LANDMARK key is seen, ≥ 0; None: not given.
+        noise_decay: Slope of NOISE keys, ≥ 0. Left out: 0.5, or 0 where `noise_turns` is given.
+        noise_window: Largest distance at which a NOISE key is seen; None: not given. Left out: 50, or None where
+            `noise_turns` is given.
+        noise_turns: For how many turns after its own a NOISE key is seen; 0: to the end of the reply of its own turn.
         global_decay: Slope of GLOBAL keys, ≥ 0.
-        global_window: Largest distance at which a GLOBAL key is seen; None: no limit.
+        global_window: Largest distance at which a GLOBAL key is seen; None: not given.
+        global_turns: For how many turns after its own a GLOBAL key is seen; None: not given.
         hide: Pairs (query type, key type) that never see each other, as names or numbers. A token always sees
             itself all the same.
         backend: ``auto``, ``reference``, ``dense``, ``blockwise`` or ``flex``.
@@ -95,10 +116,13 @@ class HSAConfig(_Config):
 
     landmark_decay: float = 0.001
     landmark_window: int | None = None
-    noise_decay: float = 0.5
-    noise_window: int | None = 50
+    landmark_turns: int | None = None
+    noise_decay: float = _NOISE_DECAY
+    noise_window: int | None = _NOISE_WINDOW
+    noise_turns: int | None = None
     global_decay: float = 0.0
     global_window: int | None = None
+    global_turns: int | None = None
     hide: tuple[tuple[int, int], ...] = ()
     backend: str = "auto"
     layers: tuple[int, ...] | None = None
@@ -116,6 +140,12 @@ class HSAConfig(_Config):
             return self.rules
 
     def __post_init__(self) -> None:
+        for name in ("noise_decay", "noise_window"):
+            default = getattr(self, name)
+            if isinstance(default, _UnlessTurns):
+                holds = default.without_turns if self.noise_turns is None else default.with_turns
+                object.__setattr__(self, name, holds)
+
         for name in ("landmark_decay", "noise_decay", "global_decay"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -124,7 +154,7 @@ class HSAConfig(_Config):
                 self._fail(name, "a finite number ≥ 0")
             object.__setattr__(self, name, float(value))
 
-        for name in ("landmark_window", "noise_window", "global_window"):
+        for name in [f"{kind}_{limit}" for limit in ("window", "turns") for kind in _KINDS]:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
                 self._fail(name, "a whole number ≥ 0, or none")
@@ -180,8 +210,13 @@ class HSAConfig(_Config):
 
     @property
     def windows(self) -> tuple[int | None, int | None, int | None]:
-        """Window of a key, indexed by its `SemanticType`; None: no limit."""
+        """Window of a key, indexed by its `SemanticType`; None: not given."""
         return (self.global_window, self.landmark_window, self.noise_window)
+
+    @property
+    def turns(self) -> tuple[int | None, int | None, int | None]:
+        """For how many turns after its own a key is seen, indexed by its `SemanticType`; None: not given."""
+        return (self.global_turns, self.landmark_turns, self.noise_turns)
 
     @property
     def default(self) -> SemanticType:
@@ -213,7 +248,13 @@ class HSAConfig(_Config):
 
     def attention_rules(self) -> dict[str, Any]:
         """Return what decides the attention's result, so that two configurations can be compared by it."""
-        return {"decays": self.decays, "windows": self.windows, "hide": self.hide, "layers": self.layers}
+        return {
+            "decays": self.decays,
+            "windows": self.windows,
+            "turns": self.turns,
+            "hide": self.hide,
+            "layers": self.layers,
+        }
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Path:
         """Write ``hsa_config.json`` into a directory (made if missing) and return its path.

@@ -94,7 +94,7 @@ class TestChoice:
         assert used == ["dense", "reference", "dense"]
 
     def test_auto_says_once_what_it_chose_and_why(self, caplog, monkeypatch):
-        monkeypatch.setattr(api, "_logged_choices", set())
+        monkeypatch.setattr(api, "_logged", set())
         plan = AttentionPlan.from_inputs(TYPES)
         with caplog.at_level(logging.INFO, logger="hsa_factory"):
             for _ in range(3):
@@ -105,7 +105,7 @@ class TestChoice:
         assert lines[1] == "HSA attention uses the reference backend (for soft-capped logits)."
 
     def test_an_explicit_choice_is_not_announced(self, caplog, monkeypatch):
-        monkeypatch.setattr(api, "_logged_choices", set())
+        monkeypatch.setattr(api, "_logged", set())
         with caplog.at_level(logging.INFO, logger="hsa_factory"):
             hsa_attention(*tensors(), TYPES, HSAConfig(), backend="reference")
         assert not caplog.records

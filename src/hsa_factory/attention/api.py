@@ -6,6 +6,7 @@ import torch
 from torch.utils._triton import has_triton
 
 from ..config import BACKENDS, HSAConfig
+from ..semantics import SemanticType
 from .backends.blockwise import blockwise_attention
 from .backends.dense import dense_attention
 from .backends.reference import reference_attention
@@ -18,7 +19,8 @@ logger = logging.getLogger(__name__)
 NEEDS_CUDA = ("flex",)
 _BLOCKWISE_FROM = 1024  # tokens: measured on CPU, forward and backward (benchmarks/attention.py)
 _FLEX_FROM = 2048  # tokens: an estimate
-_logged_choices: set[str] = set()
+_FADED = 20.0  # logits: what loses as much has a probability of nothing
+_logged: set[object] = set()
 
 
 def available_backends() -> tuple[str, ...]:
@@ -49,6 +51,7 @@ def hsa_attention(
     document_ids: torch.Tensor | None = None,
     backend: str = "auto",
     scale: float | None = None,
+    turn_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal attention with HSA's bias.
 
@@ -64,15 +67,20 @@ def hsa_attention(
         document_ids: (B, L) numbers of the documents; None: from `attention_mask`.
         backend: ``auto`` takes the configuration's; or a name.
         scale: Factor of q·k; None: 1/√D.
+        turn_ids: (B, L) whole numbers, how many replies are over before the message of each token; they never fall
+            within a document. Needed where the configuration has `*_turns`.
 
     Returns:
         (B, H, L, D) in the dtype of `query`. Padded rows are zero and pass no gradient.
 
     Raises:
-        ValueError: If shapes, devices or types disagree, or the backend is unknown or not available.
+        ValueError: If shapes, devices or types disagree, turn numbers fall or are missing, or the backend is unknown or
+            not available.
     """
     _check_heads(query, key, value)
-    plan = AttentionPlan.from_inputs(semantic_ids, attention_mask, document_ids, query_length=query.shape[2])
+    plan = AttentionPlan.from_inputs(
+        semantic_ids, attention_mask, document_ids, query_length=query.shape[2], turn_ids=turn_ids
+    )
     plan.check(query, key)
     backend = config.backend if backend == "auto" else backend
     return run_attention(query, key, value, plan, LayerRules.of(config), backend, scale)[0]
@@ -123,6 +131,8 @@ def run_attention(
         )
         if wanted
     ]
+    if rules.has_turns and not plan.has_gaps:
+        plan.once(_warn_of_faded, rules)
     if backend == "auto":
         backend, reason = _choose(query, plan, rules, needs_reference, dropout)
         _log_choice(f"HSA attention uses the {backend} backend ({reason}).")
@@ -197,7 +207,26 @@ def _check_heads(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) ->
         raise ValueError(f"{query.shape[1]} query heads are not a multiple of {key.shape[1]} key/value heads.")
 
 
+def _warn_of_faded(plan: AttentionPlan, rules: LayerRules) -> None:
+    """Warn, once for the same rules, of keys that turns let see and a decay hides all the same."""
+    for kind in SemanticType:
+        turns, decay = rules.turns[kind], rules.decays[kind]
+        what = (kind, turns, decay)
+        if turns is None or decay == 0 or what in _logged or plan.semantic_ids.numel() == 0:
+            continue
+        reach = (plan.last_seen(rules) - plan.positions).masked_fill(plan.semantic_ids != kind, 0)
+        longest = int(reach.amax())
+        if decay * longest > _FADED:
+            _logged.add(what)
+            name = kind.name.lower()
+            logger.warning(
+                f"{name}_turns = {turns} lets {kind.name} be seen from up to {longest} tokens, but {name}_decay = {decay:g} "
+                f"takes {decay * longest:g} off the logit there: it is seen in name only. Set `{name}_decay: 0`, or less "
+                f"than {_FADED:g} / {longest}."
+            )
+
+
 def _log_choice(message: str) -> None:
-    if message not in _logged_choices:
-        _logged_choices.add(message)
+    if message not in _logged:
+        _logged.add(message)
         logger.info(message)

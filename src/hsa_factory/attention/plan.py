@@ -5,6 +5,9 @@ from typing import TypeVar
 
 import torch
 
+from .documents import positions_in_documents
+from .inputs import check_ids, check_turns, missing_turns, number_documents
+from .last_seen import last_seen
 from .layer_rules import LayerRules
 
 
@@ -30,6 +33,8 @@ class AttentionPlan:
         has_padding: Whether a key is padding; None: look.
         has_clean_padding: Whether keys and values hold zeros at padding, as in a cache; else `zero_padding` sees to it.
         is_packed: Whether a row holds more than one document; None: look when it matters.
+        turn_ids: (B, L) integers, the number of each key's turn, which never falls within a document; not read at
+            padding. None: not known, as rules without turns allow.
 
     Attributes:
         is_padding: (B, L) bool, or None if there is none.
@@ -45,8 +50,10 @@ class AttentionPlan:
         has_padding: bool | None = None,
         has_clean_padding: bool = False,
         is_packed: bool | None = None,
+        turn_ids: torch.Tensor | None = None,
     ) -> None:
         self.semantic_ids, self.document_ids, self.positions = semantic_ids, document_ids, positions
+        self.turn_ids = turn_ids
         self.batch_size, self.key_length = semantic_ids.shape
         self.query_length, self.has_gaps = query_length, has_gaps
         self._has_clean_padding = has_clean_padding
@@ -66,6 +73,7 @@ class AttentionPlan:
         document_ids: torch.Tensor | None = None,
         query_length: int | None = None,
         positions: torch.Tensor | None = None,
+        turn_ids: torch.Tensor | None = None,
     ) -> "AttentionPlan":
         """Check what a user gives and make the plan of it.
 
@@ -78,11 +86,13 @@ class AttentionPlan:
             query_length: Q; None: L.
             positions: (B, L) integers, each key's place in its document, going up within it: for keys with gaps between
                 them, as a cache leaves them. None: counted.
+            turn_ids: (B, L) integers, how many replies are over before the message of each key; they may start anywhere
+                and skip, but never fall within a document. None: not known, as rules without turns allow.
 
         Raises:
-            ValueError: If shapes, devices or types disagree, or a type is not 0, 1 or 2.
+            ValueError: If shapes, devices or types disagree, a type is not 0, 1 or 2, or turn numbers fall.
         """
-        _check_ids("semantic_ids", semantic_ids, None)
+        check_ids("semantic_ids", semantic_ids, None)
         if semantic_ids.numel() and not bool(((semantic_ids >= 0) & (semantic_ids <= 2)).all()):
             wrong = semantic_ids[(semantic_ids < 0) | (semantic_ids > 2)][0].item()
             raise ValueError(f"semantic_ids holds {wrong}; allowed are 0 (GLOBAL), 1 (LANDMARK) and 2 (NOISE).")
@@ -92,12 +102,13 @@ class AttentionPlan:
         if not 0 <= query_length <= length:
             raise ValueError(f"query_length {query_length} does not fit {length} semantic_ids.")
 
-        documents = _documents(semantic_ids, attention_mask, document_ids)
+        types, documents = semantic_ids.long(), number_documents(semantic_ids, attention_mask, document_ids)
+        turns = None if turn_ids is None else check_turns(turn_ids, documents)
         if positions is None:
-            return cls(semantic_ids.long(), documents, _positions_in_documents(documents), query_length)
+            return cls(types, documents, positions_in_documents(documents), query_length, turn_ids=turns)
 
-        _check_ids("positions", positions, semantic_ids)
-        plan = cls(semantic_ids.long(), documents, positions.long(), query_length, has_gaps=True)
+        check_ids("positions", positions, semantic_ids)
+        plan = cls(types, documents, positions.long(), query_length, has_gaps=True, turn_ids=turns)
         if plan.has_packed_rows():
             raise ValueError("positions go with rows of one document, not with packed rows.")
         return plan
@@ -187,18 +198,41 @@ class AttentionPlan:
 
         return self._bias[key]
 
+    def turns(self, rules: LayerRules) -> torch.Tensor | None:
+        """Return the turn numbers (B, L) if the rules need them.
+
+        Raises:
+            ValueError: If they do, and there are none.
+        """
+        if not rules.has_turns:
+            return None
+        if self.turn_ids is None:
+            kinds = ("global_turns", "landmark_turns", "noise_turns")
+            raise missing_turns([name for name, turns in zip(kinds, rules.turns) if turns is not None])
+        return self.turn_ids
+
+    def last_seen(self, rules: LayerRules) -> torch.Tensor:
+        """Return (B, L) int64, the last position of its document that sees each key; −1 at padding.
+
+        It is made once for all layers with these rules. `hide` is left out.
+        """
+        return self.once(_last_seen, rules)
+
     def is_causal(self, rules: LayerRules) -> bool:
-        """Whether the rules come to plain causal attention: one document a row, no padding, no bias, no window."""
+        """Whether the rules come to plain causal attention: one document a row, no padding, no bias, no limit."""
         return self.once(_is_causal, rules)
 
     def _bias_of_one(self, rules: LayerRules) -> torch.Tensor:
         """Return (B, 1, L) float32 for the only query, which stands last: in decoding, a step's own cost."""
-        types, positions = self.semantic_ids, self.positions
-        windows = (float("inf") if window is None else window for window in rules.windows)
-        table = torch.tensor([*zip(rules.decays, windows)], device=self.device)
-        decay, window = torch.nn.functional.embedding(types, table).unbind(-1)
+        types, positions, turns = self.semantic_ids, self.positions, self.turns(rules)
+        limits = [*zip(rules.decays, rules.window_reach, rules.turn_reach)]
+        table = torch.tensor(limits, dtype=torch.float32, device=self.device)
+        decay, window, turn_reach = torch.nn.functional.embedding(types, table).unbind(-1)
         ahead = positions - positions[:, -1:]
         hidden = -ahead > window
+        if turns is not None:
+            hidden &= turns[:, -1:] - turns > turn_reach
+            hidden |= -ahead > rules.sliding_reach
         if self.is_padding is not None or self.has_packed_rows():
             hidden |= self.document_ids[:, -1:] != self.document_ids
         for query_type, key_type in rules.hide:
@@ -213,14 +247,19 @@ class AttentionPlan:
         offset = self.key_length - self.query_length
         rows = slice(offset + start, offset + stop)
         types, positions = self.semantic_ids, self.positions.float()
-        windows = [float("inf") if window is None else window for window in rules.windows]
-        last_seen = positions + torch.tensor(windows, device=self.device)[types]  # by a query at this position
-        if self.is_padding is not None:
-            last_seen = last_seen.masked_fill(self.is_padding, -1)
+        in_window = positions + torch.tensor(rules.window_reach, device=self.device)[types]  # for queries up to there
         queries, keys = positions[:, rows, None], positions[:, None, :]
 
         bias = keys - queries
-        hidden = (bias > 0).logical_or_(queries > last_seen[:, None, :])
+        hidden = queries > in_window[:, None, :]
+        turns = self.turns(rules)
+        if turns is not None:
+            in_turns = turns + torch.tensor(rules.turn_reach, device=self.device)[types]
+            hidden &= turns[:, rows, None] > in_turns[:, None, :]
+            hidden |= queries > keys + rules.sliding_reach
+        hidden |= bias > 0
+        if self.is_padding is not None:
+            hidden |= self.is_padding[:, None, :]
         bias.mul_(torch.tensor(rules.decays, device=self.device)[types][:, None, :])
         if self.is_padding is not None or self.has_packed_rows():
             hidden |= self.document_ids[:, rows, None] != self.document_ids[:, None, :]
@@ -235,58 +274,11 @@ class AttentionPlan:
 def _is_causal(plan: AttentionPlan, rules: LayerRules) -> bool:
     if plan.query_length != plan.key_length or plan.has_gaps or plan.is_padding is not None or rules.hide:
         return False
-    free = [
-        decay == 0 and (window is None or window >= plan.key_length - 1)
-        for decay, window in zip(rules.decays, rules.windows)
-    ]
+    free = [decay == 0 for decay in rules.decays]
     all_free = torch.tensor(free, device=plan.device)[plan.semantic_ids].all()
+    all_free &= (plan.last_seen(rules) == plan.key_length - 1).all()
     return bool(all_free) and not plan.has_packed_rows()
 
 
-def _check_ids(name: str, ids: torch.Tensor, like: torch.Tensor | None) -> None:
-    if not isinstance(ids, torch.Tensor) or ids.dim() != 2:
-        shape = tuple(ids.shape) if isinstance(ids, torch.Tensor) else type(ids).__name__
-        raise ValueError(f"{name} must be a tensor of shape (batch, length), got {shape}.")
-    if ids.is_floating_point() and name != "attention_mask":
-        raise ValueError(f"{name} must hold whole numbers, got {ids.dtype}.")
-    if like is not None and ids.shape != like.shape:
-        raise ValueError(f"{name} has shape {tuple(ids.shape)}, but semantic_ids has {tuple(like.shape)}.")
-    if like is not None and ids.device != like.device:
-        raise ValueError(f"{name} is on {ids.device}, but semantic_ids is on {like.device}.")
-
-
-def _documents(
-    semantic_ids: torch.Tensor, attention_mask: torch.Tensor | None, document_ids: torch.Tensor | None
-) -> torch.Tensor:
-    """Number the documents from 1; 0 is padding."""
-    documents = torch.ones_like(semantic_ids, dtype=torch.long)
-    if attention_mask is not None:
-        if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4:
-            raise ValueError(
-                "A 4-D attention_mask cannot be combined with HSA: pass the 2-D mask, with documents numbered "
-                "1, 1, 2, 2, … if the row is packed (block_diag_attn must be off)."
-            )
-        _check_ids("attention_mask", attention_mask, semantic_ids)
-        documents = attention_mask.long()
-
-    if document_ids is not None:
-        _check_ids("document_ids", document_ids, semantic_ids)
-        shifted = document_ids.long() - document_ids.long().min() + 1 if document_ids.numel() else document_ids.long()
-        documents = torch.where(documents != 0, shifted, 0)
-
-    return documents
-
-
-def _positions_in_documents(document_ids: torch.Tensor) -> torch.Tensor:
-    """Count, for each token, the earlier tokens of its document. (B, L) → (B, L), O(L log L)."""
-    if document_ids.numel() == 0:
-        return torch.zeros_like(document_ids)
-
-    length = document_ids.shape[1]
-    order = torch.argsort(document_ids, dim=1, stable=True)
-    grouped = document_ids.gather(1, order)
-    index = torch.arange(length, device=document_ids.device).expand_as(grouped)
-    starts = torch.ones_like(grouped, dtype=torch.bool)
-    starts[:, 1:] = grouped[:, 1:] != grouped[:, :-1]
-    rank = index - torch.where(starts, index, 0).cummax(dim=1).values
-    return torch.empty_like(rank).scatter_(1, order, rank)
+def _last_seen(plan: AttentionPlan, rules: LayerRules) -> torch.Tensor:
+    return last_seen(plan.semantic_ids, plan.document_ids, plan.positions, plan.turns(rules), rules)

@@ -141,13 +141,17 @@ class TestBlockLists:
         mask[0, : data.draw(st.integers(0, length))] = 0
         mask[1, data.draw(st.integers(0, length)) :] = 0
         window = st.one_of(st.none(), st.integers(0, 300))
+        turns = st.sampled_from([None, 0, 1, 3])
         config = HSAConfig(
             noise_window=data.draw(window),
             landmark_window=data.draw(window),
+            noise_turns=data.draw(turns),
+            landmark_turns=data.draw(turns),
             hide=data.draw(st.sampled_from([(), [(1, 2)]])),
         )
         queries = data.draw(st.integers(1, length))
-        plan = AttentionPlan.from_inputs(types, mask, query_length=queries)
+        turn_ids = torch.arange(length).expand(2, -1) // data.draw(st.integers(1, 300))
+        plan = AttentionPlan.from_inputs(types, mask, query_length=queries, turn_ids=turn_ids)
         check_blocks(plan, LayerRules.of(config, data.draw(st.sampled_from([None, 1, 90]))))
 
     def test_scattered_memory_is_as_cheap_as_it_can_be(self):
@@ -158,6 +162,36 @@ class TestBlockLists:
         memory = int((types == 1).sum())
         assert computed < 1.2 * (length * memory / 2 + length * 3 * 128)
         assert full.any() and int(partial.sum(2).max()) <= 5  # 2 or 3 of the strip, one memory block being filled
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            HSAConfig(),
+            HSAConfig(noise_turns=0),
+            HSAConfig(noise_turns=2),
+            HSAConfig(noise_turns=0, landmark_turns=3),
+            HSAConfig(landmark_window=700),
+        ],
+    )
+    @pytest.mark.parametrize("documents", ["one", "packed", "padded"])
+    def test_no_block_is_listed_in_vain(self, config, documents):
+        """Nowhere, the seams between the runs of keys included, where a run's first key is far from the last one."""
+        length = 3000
+        numbers = {
+            "one": torch.ones(length),
+            "packed": torch.arange(length) // 700 + 1,
+            "padded": torch.arange(length) >= 777,
+        }[documents].long()[None]
+        types = random_types(1, length)
+        plan = AttentionPlan.from_inputs(types, numbers, turn_ids=torch.arange(length)[None] // 430)
+        rules = LayerRules.of(config)
+        partial, full = check_blocks(plan, rules)
+        mask = plan.once(flex.FlexMask, rules)
+        visible = plan.dense_bias(torch.float32, rules)[0, 0] > float("-inf")
+        visible &= (numbers != 0)[0, :, None]
+        visible = torch.nn.functional.pad(visible[:, mask.order[0]], (0, 72, 0, 72))
+        needed = visible.view(24, 128, 24, 128).any(3).any(1)
+        assert torch.equal((partial | full)[0], needed)
 
     def test_missing_keys_and_documents_out_of_order_leave_full_blocks(self):
         places = torch.arange(0, 1200, 2)[None]

@@ -1,8 +1,9 @@
 """Sparse HSA attention on CUDA: one fused kernel by `torch.nn.attention.flex_attention`.
 
-Scattered memory tokens leave every causal block of keys alive, so the keys (and only they) are reordered: those without
-a narrow window first, then the others, each in order. A block of queries then sees two runs of key blocks, and which
-ones follows from the first and last place of each block: O((L/128)²) instead of evaluating N×N pairs.
+Scattered memory tokens leave every causal block of keys alive, so the keys (and only they) are reordered in runs: those
+seen for ever first, then those of each other reach. A block of queries then sees some consecutive key blocks of each run,
+and which ones follows from the first and last place that sees each block: O((L/128)²) instead of evaluating N×N pairs.
+Every other run is in descending order: where two runs share a block, both have keys of the same end of the row in it.
 
 Everything that changes from batch to batch is captured as a tensor, so that one compiled kernel serves all of them.
 """
@@ -14,11 +15,11 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from ..documents import by_document
 from ..layer_rules import LayerRules
 from ..plan import AttentionPlan
 
 
-NEAR_LIMIT = 256  # windows up to this many tokens are near: their keys stay together at the end of the reordered keys
 BLOCK = 128  # rows and columns of a block of the mask
 _NOWHERE = 2**30  # place of a key that no query may see
 
@@ -121,16 +122,17 @@ def _reorder(tensor: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -
 class FlexMask:
     """A plan in the form that flex attention takes: made by ``plan.once(FlexMask, rules)``.
 
-    A token's *place* is its number in its row, or, in a packed row, in the row sorted by documents. So a key is seen by
-    the queries of one interval of places, and a kernel reads four numbers instead of documents, types and windows.
+    A token's *place* is its position in its document, or, in a packed row, its number in the row sorted by documents. So a
+    key is seen by the queries of one interval of places, and a kernel reads four numbers instead of documents, types,
+    windows and turns.
 
     Args:
         plan: The plan.
         rules: The rules of the layer.
 
     Attributes:
-        order: (B, L), the key that stands at each place of the reordered keys. None: they stay in order.
-        inverse: (B, L), where each key has gone. None: nowhere.
+        order: (B, L) int64, the key that stands at each place of the reordered keys. None: they stay in order.
+        inverse: (B, L) int64, where each key has gone. None: nowhere.
         query_place: (B, Q) int32; −1 at padding.
         key_place: (B, L) int32, reordered: also the first place that sees the key.
         slope: (B, L) float32, decay of each reordered key.
@@ -140,18 +142,9 @@ class FlexMask:
     def __init__(self, plan: AttentionPlan, rules: LayerRules) -> None:
         device, types, padding = plan.device, plan.semantic_ids, plan.document_ids == 0
         rows = slice(plan.key_length - plan.query_length, None)
-        is_near = [window is not None and window <= NEAR_LIMIT for window in rules.windows]
-        self.order = self.inverse = None
-        if any(is_near) and not all(is_near):
-            near = torch.tensor(is_near, device=device)[types]
-            far_number = (~near).cumsum(1)
-            self.inverse = torch.where(near, far_number[:, -1:] + near.cumsum(1), far_number) - 1
-            numbers = torch.arange(plan.key_length, device=device).expand_as(self.inverse)
-            self.order = torch.empty_like(self.inverse).scatter_(1, self.inverse, numbers)
-
-        unlimited = [_NOWHERE if window is None else min(window, _NOWHERE) for window in rules.windows]
-        place, document_end = _places(plan)
-        last_seen = torch.minimum(place + torch.tensor(unlimited, device=device)[types], document_end)
+        place = _places(plan)
+        last_seen = place - plan.positions + plan.last_seen(rules)
+        self.order, self.inverse = _order(plan, rules, place)
         self.query_place = place[:, rows].masked_fill(padding[:, rows], -1).int()
         self.key_place = self._reorder(place.masked_fill(padding, _NOWHERE)).int()
         last_seen = self._reorder(last_seen.masked_fill(padding, -1)).int()
@@ -221,22 +214,31 @@ def _hidden_pairs(rules: LayerRules, device: torch.device) -> torch.Tensor:
     return hidden.to(device)
 
 
-def _places(plan: AttentionPlan) -> tuple[torch.Tensor, torch.Tensor]:
-    """Number tokens so that a document's are consecutive: (B, L) their places, and the last of each one's document."""
-    if plan.has_gaps:
-        return plan.positions, torch.full_like(plan.positions, _NOWHERE)
-
-    documents, length = plan.document_ids, plan.key_length
-    places = torch.arange(length, device=plan.device).expand_as(documents)
+def _places(plan: AttentionPlan) -> torch.Tensor:
+    """Number tokens so that a document's are consecutive, up to keys that are missing: (B, L) int64."""
     if not plan.has_packed_rows():
-        return places, torch.full_like(places, length)
+        return plan.positions
+    order, _ = by_document(plan.document_ids)
+    numbers = torch.arange(plan.key_length, device=plan.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, numbers)
 
-    order = torch.argsort(documents, dim=1, stable=True)
-    grouped = documents.gather(1, order)
-    ends = torch.ones_like(grouped, dtype=torch.bool)
-    ends[:, :-1] = grouped[:, 1:] != grouped[:, :-1]
-    last = torch.where(ends, places, length).flip(1).cummin(dim=1).values.flip(1)
-    return torch.empty_like(order).scatter_(1, order, places), torch.empty_like(order).scatter_(1, order, last)
+
+def _order(
+    plan: AttentionPlan, rules: LayerRules, place: torch.Tensor
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Return the key at each place of the reordered keys, and where each key goes, (B, L); None: they stay."""
+    near, bands = rules.bands(longest=_NOWHERE)
+    runs = [*bands, near] if near else bands
+    if len(runs) < 2:
+        return None, None
+
+    run_of_type = [next(number for number, run in enumerate(runs) if kind in run) for kind in range(3)]
+    run = torch.tensor(run_of_type, device=plan.device)[plan.semantic_ids]
+    within = torch.where(run % 2 == 0, place, _NOWHERE - 1 - place)
+    rank = (run * _NOWHERE + within).masked_fill_(plan.document_ids == 0, len(runs) * _NOWHERE)
+    order = torch.argsort(rank, dim=1, stable=True)
+    numbers = torch.arange(plan.key_length, device=plan.device).expand_as(order)
+    return order, torch.empty_like(order).scatter_(1, order, numbers)
 
 
 def _by_block(values: torch.Tensor, fill: int) -> torch.Tensor:

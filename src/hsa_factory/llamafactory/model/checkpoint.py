@@ -51,7 +51,8 @@ def resolve_config(hsa: HSAConfig | bool | str, model_args: Any, training_args: 
             asked = saved
         elif saved.attention_rules() != asked.attention_rules():
             there, here = saved.to_dict(), asked.to_dict()
-            rules = [name for name in here if name.endswith(("_decay", "_window")) or name in ("hide", "layers")]
+            limits = ("_decay", "_window", "_turns")
+            rules = [name for name in here if name.endswith(limits) or name in ("hide", "layers")]
             changed = [
                 f"{name}: {there[name]!r} there, {here[name]!r} here" for name in rules if there[name] != here[name]
             ]

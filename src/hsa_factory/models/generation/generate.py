@@ -133,7 +133,8 @@ def is_plain(config: HSAConfig) -> bool:
         return False
     kinds = {config.default, config.generated}
     hides = any(query_type in kinds and key_type in kinds for query_type, key_type in config.hide)
-    return not hides and all(config.decays[kind] == 0 and config.windows[kind] is None for kind in kinds)
+    limits = [limit[kind] for limit in (config.windows, config.turns) for kind in kinds]
+    return not hides and all(config.decays[kind] == 0 for kind in kinds) and all(limit is None for limit in limits)
 
 
 def _option(kwargs: dict[str, Any], *configs_and_name: Any) -> Any:

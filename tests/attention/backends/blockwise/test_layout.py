@@ -1,5 +1,7 @@
 """The cut into chunks, tiles and blocks covers every visible pair once."""
 
+from collections import defaultdict
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,8 +9,9 @@ from hypothesis import strategies as st
 
 from hsa_factory import HSAConfig
 from hsa_factory.attention import AttentionPlan, LayerRules, run_attention
+from hsa_factory.attention.backends.blockwise.far_keys import LOG2_E
 from hsa_factory.attention.backends.blockwise.layout import Layout
-from hsa_factory.attention.backends.blockwise.segment import LOG2_E, MAX_BLOCK_ROWS
+from hsa_factory.attention.backends.blockwise.segment import MAX_BLOCK_ROWS
 
 
 DEFAULTS = LayerRules.of(HSAConfig())
@@ -29,15 +32,15 @@ def counted(plan, rules):
         for chunk in segment.chunks(heads=4):
             rows = range(chunk.start, chunk.stop)
             near = chunk.near_bias[:, 0].flatten(0, 1) / LOG2_E
-            far = {}
+            far = defaultdict(list)
             for block in chunk.blocks:
                 for tile in range(block.tiles.start, block.tiles.stop):
                     for row in range(segment.tile):
                         columns = torch.zeros(block.far_stop - block.far_start)
-                        if block.bias is not None:
-                            last = block.bias[tile - block.tiles.start, 0, row] / LOG2_E
-                            columns[len(columns) - len(last) :] = last
-                        far[tile * segment.tile + row] = (block, columns)
+                        for part in block.biases:
+                            values = part.values[tile - block.tiles.start, 0, row] / LOG2_E
+                            columns[part.start - block.far_start :][: len(values)] = values
+                        far[tile * segment.tile + row].append((block.far_start, columns))
             for number, row in enumerate(rows):
                 query = (segment.row, int(places[row]) - offset)
                 first = chunk.start + number // segment.tile * segment.tile - segment.window
@@ -45,12 +48,12 @@ def counted(plan, rules):
                     if value > float("-inf"):
                         times[query][places[first + column]] += 1
                         bias[query][places[first + column]] = value
-                block, columns = far.get(number, (None, ()))
-                for column, value in enumerate(columns):
-                    if value > float("-inf"):
-                        at = int(segment.far_index[block.far_start + column])
-                        times[query][places[at]] += 1
-                        bias[query][places[at]] = value - segment.far_decay[block.far_start + column] * (row - at)
+                for far_start, columns in far[number]:
+                    for key, value in enumerate(columns, far_start):
+                        if value > float("-inf"):
+                            at = int(segment.far.index[key])
+                            times[query][places[at]] += 1
+                            bias[query][places[at]] = value - segment.far.decay[key] * (row - at)
     return times, bias
 
 
@@ -60,9 +63,12 @@ class TestEveryPairOnce:
     def test_pairs_and_biases(self, data):
         length = data.draw(st.integers(1, 90))
         window = st.one_of(st.none(), st.integers(0, 100))
+        turns = st.one_of(st.none(), st.integers(0, 3))
         config = HSAConfig(
             noise_window=data.draw(window),
             landmark_window=data.draw(window),
+            noise_turns=data.draw(turns),
+            landmark_turns=data.draw(turns),
             landmark_decay=data.draw(st.sampled_from([0.0, 0.001, 0.4])),
             hide=data.draw(st.sampled_from([(), [("GLOBAL", "NOISE")], [(1, 1), (2, 0)]])),
         )
@@ -71,7 +77,8 @@ class TestEveryPairOnce:
             mask = torch.arange(length) % 2 + 1
         mask = mask.masked_fill(torch.arange(length) < data.draw(st.integers(0, length)), 0)
         queries = data.draw(st.integers(1, length))
-        plan = AttentionPlan.from_inputs(types_of(length, length), mask[None], query_length=queries)
+        turn_ids = torch.arange(length)[None] // data.draw(st.integers(1, 60))
+        plan = AttentionPlan.from_inputs(types_of(length, length), mask[None], query_length=queries, turn_ids=turn_ids)
         rules = LayerRules.of(config, data.draw(st.sampled_from([None, 1, 20])))
 
         times, bias = counted(plan, rules)
@@ -98,14 +105,16 @@ class TestShape:
         (segment,) = AttentionPlan.from_inputs(types_of(3000)).once(Layout, DEFAULTS).segments
         blocks = [block for chunk in segment.chunks(8) for block in chunk.blocks]
         assert len(blocks) > 8
-        assert all(block.bias is None or block.bias.shape[-1] < MAX_BLOCK_ROWS for block in blocks)
+        assert all(bias.values.shape[-1] < MAX_BLOCK_ROWS for block in blocks for bias in block.biases)
 
     def test_biases_are_kept_for_the_other_layers_until_they_are_too_large(self, monkeypatch):
         (segment,) = AttentionPlan.from_inputs(types_of(300)).once(Layout, DEFAULTS).segments
-        assert segment.chunks(8) is segment.chunks(8)
+        made = list(segment.chunks(8))
+        assert all(one is other for one, other in zip(segment.chunks(8), made, strict=True))
         monkeypatch.setattr("hsa_factory.attention.backends.blockwise.segment._KEPT_BYTES", 0)
         (segment,) = AttentionPlan.from_inputs(types_of(300)).once(Layout, DEFAULTS).segments
-        assert segment.chunks(8) is not segment.chunks(8)
+        made = list(segment.chunks(8))
+        assert not any(one is other for one, other in zip(segment.chunks(8), made, strict=True))
 
 
 class TestFarAboveNear:

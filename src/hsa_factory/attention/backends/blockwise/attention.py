@@ -18,8 +18,9 @@ import torch
 
 from ...layer_rules import LayerRules
 from ...plan import AttentionPlan
+from .far_keys import LOG2_E
 from .layout import Layout
-from .segment import LOG2_E, QueryChunk
+from .segment import QueryChunk
 from .tiles import Pass
 
 
@@ -124,8 +125,8 @@ class _Forward(Pass):
         if not far_above_near:
             torch.neg(maximum, out=query[..., head_size : head_size + 1])
 
-        for rows, far, bias in self.far_panels(chunk):
-            logits = self.far_logits(query[:, rows], far, bias)
+        for rows, far, biases in self.far_panels(chunk):
+            logits = self.far_logits(query[:, rows], far, biases)
             if far_above_near:
                 highest = torch.maximum(logits.amax(-1, keepdim=True), maximum[:, rows])
                 logits.sub_(highest)
@@ -165,9 +166,9 @@ class _Backward(Pass):
 
             result = work.get("result", self.kv_heads, query.shape[1], head_size)
             self._near(chunk, query, grad, result, grad_key, grad_value)
-            for rows, far, bias in self.far_panels(chunk):
+            for rows, far, biases in self.far_panels(chunk):
                 queries, grads = query[:, rows], grad[:, rows]
-                probabilities = self.far_logits(queries, far, bias).exp2_()
+                probabilities = self.far_logits(queries, far, biases).exp2_()
                 columns = work.get("columns", self.kv_heads, value_size, probabilities.shape[2])
                 torch.bmm(grads[..., :value_size].transpose(1, 2), probabilities, out=columns)
                 far_grad_value[..., far].add_(columns)

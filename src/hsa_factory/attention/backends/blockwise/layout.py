@@ -26,12 +26,13 @@ class Layout:
         self.is_complete = bool((plan.document_ids[:, first_query:] != 0).all())
         self.segments: list[Segment] = []
         self.workspaces = WorkspacePool()
+        last_seen = plan.last_seen(rules)
         for row, ids in enumerate(plan.document_ids):
-            types, positions = plan.semantic_ids[row], plan.positions[row]
+            types, positions, until = plan.semantic_ids[row], plan.positions[row], last_seen[row]
             for index in _contiguous_documents(ids):
                 if len(index) and int(index[-1]) >= first_query:
-                    place = positions[index] if plan.has_gaps else None
-                    self.segments.append(Segment(row, index, types[index], ids[index], first_query, rules, place))
+                    tokens = (types[index], positions[index], until[index])
+                    self.segments.append(Segment(row, index, *tokens, first_query, rules, plan.has_gaps))
 
 
 def _contiguous_documents(document_ids: torch.Tensor) -> list[torch.Tensor]:

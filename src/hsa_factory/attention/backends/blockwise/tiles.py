@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from .segment import LOG2_E, QueryChunk, Segment
+from .far_keys import LOG2_E, Bias
+from .segment import QueryChunk, Segment
 from .workspace import Workspace
 
 
@@ -28,12 +29,12 @@ class Pass:
         self.heads, self.head_size = query.shape[0], query.shape[2]
         self.kv_heads, self.value_size = key.shape[0], value.shape[2]
         self.groups = self.heads // self.kv_heads
-        self.bias_size = 2 if segment.far_has_decay else 0
+        self.bias_size = 2 if segment.far.has_decay else 0
 
         # far keys: k, 1, −decay, decay·(j − start); far values: v, 1
-        self.far_number = segment.far_index.numel()
+        self.far_number = segment.far.index.numel()
         places = segment.places
-        self.far_places = segment.far_index + places.start if isinstance(places, slice) else places[segment.far_index]
+        self.far_places = segment.far.index + places.start if isinstance(places, slice) else places[segment.far.index]
         self.far_key = work.get("far_key", self.kv_heads, self.far_number, self.head_size + 1 + self.bias_size)
         self.far_value = work.get("far_value", self.kv_heads, self.far_number, self.value_size + 1)
         for buffer, source in ((self.far_key, key), (self.far_value, value)):
@@ -41,7 +42,7 @@ class Pass:
             buffer[..., :size] = source.index_select(1, self.far_places)
             buffer[..., size] = 1
         if self.bias_size:
-            self.far_key[..., -2] = -LOG2_E * segment.far_decay
+            self.far_key[..., -2] = -LOG2_E * segment.far.decay
 
     def load_queries(self, chunk: QueryChunk) -> torch.Tensor:
         """Return a chunk's rows (Hkv, R, D + 1 + bias dimensions): scaled q, 0, i − start, 1; fit the far keys to it."""
@@ -51,13 +52,13 @@ class Pass:
         self.load(segment.take_queries(self.query, chunk.start, chunk.stop), query, chunk, self.scale * LOG2_E)
         query[..., self.head_size] = 0
         if self.bias_size:
-            first = segment.positions[chunk.start]
+            first = segment.tokens.positions[chunk.start]
             numbers = query.new_zeros(rows)
-            numbers[: chunk.stop - chunk.start] = segment.positions[chunk.start : chunk.stop] - first
+            numbers[: chunk.stop - chunk.start] = segment.tokens.positions[chunk.start : chunk.stop] - first
             columns = self.by_tile(query, chunk)
             columns[..., -2] = numbers.view(chunk.tiles, segment.tile)
             columns[..., -1] = 1
-            self.far_key[..., -1] = (segment.far_positions - first) * (LOG2_E * segment.far_decay)
+            self.far_key[..., -1] = (segment.far.positions - first) * (LOG2_E * segment.far.decay)
         return query
 
     def tiles(self, rows: torch.Tensor, chunk: QueryChunk) -> torch.Tensor:
@@ -130,25 +131,23 @@ class Pass:
         logits.view(shape).add_(chunk.near_bias)
         return logits
 
-    def far_panels(self, chunk: QueryChunk) -> Iterator[tuple[slice, slice, torch.Tensor | None]]:
-        """Yield what a chunk sees of the far keys, panel by panel: the rows, the far keys and their bias."""
+    def far_panels(self, chunk: QueryChunk) -> Iterator[tuple[slice, slice, list[Bias]]]:
+        """Yield what a chunk sees of the far keys, panel by panel: the rows, the far keys and their biases."""
         group = self.groups * self.segment.tile
         for block in chunk.blocks:
             rows = slice(block.tiles.start * group, block.tiles.stop * group)
-            first_biased = block.far_stop - (0 if block.bias is None else block.bias.shape[-1])
             for start in range(block.far_start, block.far_stop, block.panel):
-                stop = min(start + block.panel, block.far_stop)
-                bias = None
-                if block.bias is not None and stop > first_biased:
-                    bias = block.bias[..., max(start - first_biased, 0) : stop - first_biased]
-                yield rows, slice(start, stop), bias
+                far = slice(start, min(start + block.panel, block.far_stop))
+                yield rows, far, [part for bias in block.biases for part in bias.within(far)]
 
-    def far_logits(self, rows: torch.Tensor, far: slice, bias: torch.Tensor | None) -> torch.Tensor:
+    def far_logits(self, rows: torch.Tensor, far: slice, biases: list[Bias]) -> torch.Tensor:
         """Compute the biased logits (Hkv, R, C) of a block's rows (Hkv, R, size) and far keys."""
         keys = self.far_key[:, far]
         logits = self.work.get("far_logits", self.kv_heads, rows.shape[1], keys.shape[1])
         torch.bmm(rows, keys.transpose(1, 2), out=logits)
-        if bias is not None:
-            tiles, _, tile, columns = bias.shape
-            logits.view(self.kv_heads, tiles, self.groups, tile, -1)[..., -columns:].add_(bias)
+        for bias in biases:
+            tiles, _, tile, columns = bias.values.shape
+            first = bias.start - far.start
+            by_tile = logits.view(self.kv_heads, tiles, self.groups, tile, -1)
+            by_tile[..., first : first + columns].add_(bias.values)
         return logits

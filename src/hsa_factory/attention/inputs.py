@@ -1,0 +1,100 @@
+"""What a user gives for a plan: checked, and brought into one form."""
+
+import torch
+
+from .documents import by_document
+
+
+_LARGEST_TURN = 2**31 - 1
+
+
+def check_ids(name: str, ids: torch.Tensor, like: torch.Tensor | None) -> None:
+    """Refuse ids that are no (B, L) whole numbers, or do not fit `semantic_ids`.
+
+    Args:
+        name: For the message.
+        ids: What was given.
+        like: `semantic_ids`; None: they are `ids`.
+
+    Raises:
+        ValueError: If so.
+    """
+    if not isinstance(ids, torch.Tensor) or ids.dim() != 2:
+        shape = tuple(ids.shape) if isinstance(ids, torch.Tensor) else type(ids).__name__
+        raise ValueError(f"{name} must be a tensor of shape (batch, length), got {shape}.")
+    if ids.is_floating_point() and name != "attention_mask":
+        raise ValueError(f"{name} must hold whole numbers, got {ids.dtype}.")
+    if like is not None and ids.shape != like.shape:
+        raise ValueError(f"{name} has shape {tuple(ids.shape)}, but semantic_ids has {tuple(like.shape)}.")
+    if like is not None and ids.device != like.device:
+        raise ValueError(f"{name} is on {ids.device}, but semantic_ids is on {like.device}.")
+
+
+def number_documents(
+    semantic_ids: torch.Tensor, attention_mask: torch.Tensor | None, document_ids: torch.Tensor | None
+) -> torch.Tensor:
+    """Number the documents from 1; 0 is padding. The arguments are those of `AttentionPlan.from_inputs`.
+
+    Raises:
+        ValueError: If a shape, device or type does not fit.
+    """
+    documents = torch.ones_like(semantic_ids, dtype=torch.long)
+    if attention_mask is not None:
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4:
+            raise ValueError(
+                "A 4-D attention_mask cannot be combined with HSA: pass the 2-D mask, with documents numbered "
+                "1, 1, 2, 2, … if the row is packed (block_diag_attn must be off)."
+            )
+        check_ids("attention_mask", attention_mask, semantic_ids)
+        documents = attention_mask.long()
+
+    if document_ids is not None:
+        check_ids("document_ids", document_ids, semantic_ids)
+        shifted = document_ids.long() - document_ids.long().min() + 1 if document_ids.numel() else document_ids.long()
+        documents = torch.where(documents != 0, shifted, 0)
+
+    return documents
+
+
+def check_turns(turn_ids: torch.Tensor, document_ids: torch.Tensor) -> torch.Tensor:
+    """Return turn numbers as int32; those at padding are not looked at.
+
+    Args:
+        turn_ids: (B, L) whole numbers.
+        document_ids: (B, L), 0 is padding.
+
+    Raises:
+        ValueError: If shape, device or type do not fit, a number is too large, or the numbers of a document fall.
+    """
+    check_ids("turn_ids", turn_ids, document_ids)
+    turns = turn_ids.long().masked_fill(document_ids == 0, 0)
+    order, starts = by_document(document_ids)
+    sorted_turns = turns.gather(1, order)
+    falls = torch.zeros_like(starts)
+    falls[:, 1:] = (sorted_turns[:, 1:] < sorted_turns[:, :-1]) & ~starts[:, 1:]
+    too_large = turns.abs() > _LARGEST_TURN
+    if not bool((falls | too_large).any()):
+        return turns.int()
+
+    if bool(too_large.any()):
+        raise ValueError(f"turn_ids holds {turns[too_large][0]}; a turn's number fits 32 bits.")
+    row, index = falls.nonzero()[0].tolist()
+    before, after = order[row, index - 1], order[row, index]
+    raise ValueError(
+        f"turn_ids fall within a document: row {row} has {turns[row, before]} at place {before} and "
+        f"{turns[row, after]} at place {after}. A token's number counts the replies that are over before its message, so "
+        "it never falls; where a row holds several documents, number them in document_ids or attention_mask."
+    )
+
+
+def missing_turns(options: list[str]) -> ValueError:
+    """Return the error for rules that need turn numbers where there are none.
+
+    Args:
+        options: Those that need them.
+    """
+    return ValueError(
+        f"{' and '.join(options)} need turn_ids, (batch, length) whole numbers: how many replies are over before each "
+        "token's message. The collator (HSADataCollator), encode_conversation and generate supply them; whoever makes "
+        "semantic_ids otherwise gives turn_ids beside them."
+    )
