@@ -123,6 +123,7 @@ def _get_dataset_processor(state: Integration, original: Any, *args: Any, **kwar
         stock.processor,
         stock.data_args,
         hsa_config=state.typing_config,
+        attention_config=state.hsa_config,
         feedback_config=state.feedback_config,
         as_table=not stock.data_args.streaming,  # streams want lists
     )

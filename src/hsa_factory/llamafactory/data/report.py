@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ...inspection.sight import describe_sight
 from ...semantics import SemanticType
 from ...whole_files import write_whole
 
@@ -43,6 +45,13 @@ class DatasetAccount:
         rules: How often each rule decided, by name: messages and parts of messages.
         tokens: Tokens kept, by semantic type.
         trained_tokens: Tokens kept that the loss counts.
+        sight: What replies of kept samples, trained or not, see of the message before them (empty without HSA): `replies`;
+            `blind`: those whose first token sees nothing of it, or of its media, or of its feedback marker; `hidden`: those
+            from which the option `hide` keeps a part of it. And for each of
+            `message`, `media` and `marker`: replies before which one stands, and how many of them see nothing
+            (`message_unseen_at_start`) or a part (`message_partly_seen_at_start`) of it at their first token, or at
+            their last (`…_at_end`).
+        windows_needed: The window of each type that would show everything to the end of every reply.
     """
 
     samples: int = 0
@@ -62,6 +71,8 @@ class DatasetAccount:
     rules: Counter = field(default_factory=Counter)
     tokens: Counter = field(default_factory=Counter)
     trained_tokens: int = 0
+    sight: Counter = field(default_factory=Counter)
+    windows_needed: dict[str, int] = field(default_factory=dict)
 
     def drop(self, reason: str, index: int) -> None:
         """Count a sample that is left out."""
@@ -76,6 +87,12 @@ class DatasetAccount:
         self.trained_tokens += trained
         for kind, name in enumerate(_TYPE_NAMES):
             self.tokens[name] += semantic_ids.count(kind)
+
+    def add_sight(self, counts: Mapping[str, int], windows: Mapping[str, int]) -> None:
+        """Count what replies see of what they answer, and take in the windows that would show it."""
+        self.sight.update(counts)
+        for kind, window in windows.items():
+            self.windows_needed[kind] = max(window, self.windows_needed.get(kind, 0))
 
     def add_rules(self, serialized: str) -> None:
         """Add what the rules did to one sample, as the converters write it."""
@@ -92,8 +109,9 @@ class DatasetAccount:
 
     def add(self, other: dict[str, Any]) -> None:
         """Add the counts of another account, given as `to_dict` makes it."""
+        self.add_sight(other.get("sight", {}), other.get("windows_needed", {}))
         for item in fields(self):
-            if item.name not in other:  # a report of an earlier version
+            if item.name not in other or item.name in ("sight", "windows_needed"):  # a report of an earlier version
                 continue
             value = other[item.name]
             if isinstance(value, list):
@@ -113,6 +131,7 @@ class DatasetAccount:
         """Return plain values, with the totals that readers want."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values["dropped"], values["rules"] = dict(self.dropped), dict(self.rules)
+        values["sight"], values["windows_needed"] = dict(self.sight), dict(self.windows_needed)
         values["tokens"] = {name: self.tokens.get(name, 0) for name in _TYPE_NAMES}
         total = sum(self.tokens.values())
         values["total_tokens"] = total
@@ -142,6 +161,12 @@ class DataReport:
         accounts = self.eval if is_eval else self.train
         for name, values in json.loads(serialized).items():
             accounts.setdefault(name, DatasetAccount()).add(values)
+
+    def forget_sight(self) -> None:
+        """Leave out what replies see: the run has other rules than those that it was counted with."""
+        for account in (*self.train.values(), *self.eval.values()):
+            account.sight.clear()
+            account.windows_needed.clear()
 
     def untrainable(self) -> list[str]:
         """Return the names of the data sets in which nothing is left."""
@@ -224,6 +249,8 @@ class DataReport:
                     "or other media",
                     highlight=False,
                 )
+            if blind := describe_sight(account):
+                console.print(f"  {name}: {blind}", highlight=False, markup=False)
         unmatched = self.unmatched_rules()
         if unmatched:
             listed = ", ".join(map(repr, unmatched))
@@ -244,7 +271,7 @@ def report_table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
     """Lay out accounts (as `DatasetAccount.to_dict` gives them) one data set a row."""
     table = Table(title="Training data with HSA / Feedback", title_justify="left")
     table.add_column("dataset", overflow="fold")
-    headings = ("samples", "marker", "dropped", "cut", "tokens", *_TYPE_NAMES, "trained")
+    headings = ("samples", "marker", "dropped", "cut", "tokens", *_TYPE_NAMES, "trained", "blind")
     for heading in headings:
         table.add_column(heading, justify="right")
 
@@ -262,6 +289,9 @@ def report_table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
             f"{account['total_tokens']:,}",
             *shares,
             f"{account['trained_share']:.1%}",
+            f"{account['sight']['blind']:,}/{account['sight']['replies']:,}"
+            if account["sight"].get("replies")
+            else "",
         )
 
     return table
