@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from ._version import __version__
 from .user_errors import UserError, setting_up, shows_tracebacks
+from .visible_text import show_hidden
 
 
 USAGE = """\
@@ -94,7 +95,7 @@ def _say(text: str) -> int:
 
 def _fail(command: str, message: str, exit_code: int) -> int:
     program = f"hsa-factory {command}" if command in _WITH_A_PARSER else "hsa-factory"
-    print(f"{program}: {message}", file=sys.stderr)
+    print(f"{program}: {show_hidden(message)}", file=sys.stderr)
     return exit_code
 
 

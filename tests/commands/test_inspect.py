@@ -551,6 +551,27 @@ def test_rules_that_never_matched(run, capsys):
     assert lines and all(re.fullmatch(r"rule '.*' never matched", line) for line in lines)
 
 
+def test_hostile_text_does_not_reach_the_screen(run, capsys):
+    hostile = "a\x1b[2J\x9b1m\u202e\u200b [bold]b[/bold] :smile:"
+    write_samples(run, [[("user", hostile), ("assistant", hostile)]])
+    shown = "a<U+001B>[2J<U+009B>1m<U+202E><U+200B> [bold]b[/bold] :smile:"
+    code, written, said = run("--samples", "0", dataset="own")
+    assert code == 0 and written.count(shown) == 2
+    (page,) = page_data(run("--format", "html", dataset="own")[1])["samples"]
+    assert page["text"].count(shown) == 2
+    _, line, said_json = run("--format", "json", dataset="own")
+    assert "a\x1b[2J" in "".join(json.loads(line)["tokens"])
+    for text in (written, said, line, said_json):
+        assert not set(text) & set("\x1b\x9b\u202e\u200b")
+
+
+def test_the_example_of_llamafactory_is_not_printed(run, capsys):
+    """It is what was asked for to be shown, once more and raw."""
+    code, captured = check(run, capsys)
+    assert code == 0 and "training example" not in captured.err and "input_ids:" not in captured.err
+    assert "Training data with HSA" in captured.err
+
+
 # -- the output ------------------------------------------------------------------------------------------------
 
 

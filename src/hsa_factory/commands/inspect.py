@@ -19,6 +19,7 @@ from ..inspection.page import PAGE_LIMIT, PageWriter
 from ..inspection.terminal import print_legend, print_sample
 from ..training_file import TrainingFile, read_training_file
 from ..user_errors import UserError, explain
+from ..visible_text import escape_hidden, show_hidden
 
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ def _write_text(out: TextIO, prepared: "PreparedData", samples: Iterable[Inspect
 def _write_json(out: TextIO, samples: Iterable[InspectedSample]) -> int:
     shown = 0
     for sample in samples:
-        print(json.dumps(sample.to_dict(), ensure_ascii=False), file=out)
+        print(escape_hidden(json.dumps(sample.to_dict(), ensure_ascii=False)), file=out)
         shown += 1
     return shown
 
@@ -234,7 +235,7 @@ def _check(prepared: "PreparedData", options: argparse.Namespace) -> int:
         rules.update(account["rules"])
     findings = check_accounts(accounts, options.max_dropped, options.max_blind) + check_rules(rules)
     for finding in findings:
-        print(finding)
+        print(show_hidden(finding))
     if prepared.note:
         print(prepared.note)
     if not findings:

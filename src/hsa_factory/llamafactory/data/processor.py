@@ -2,9 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -16,6 +18,7 @@ from ...feedback import apply_loss_mask
 from ...typed.ids import TypedTokenId, count_plain, fill_types, tags_of
 from ...typed.spans import decode_spans
 from ...typed.text import TypedText
+from ...visible_text import show_hidden
 from .converter import (
     INDEX_COLUMN,
     RULES_COLUMN,
@@ -298,7 +301,9 @@ class TypedProcessorMixin(MixedInto):
             return
         if example.get(LOSS_MASK_COLUMN) is not None:  # as the collator will hand them to the model
             example = {**example, "labels": apply_loss_mask(example["labels"], example[LOSS_MASK_COLUMN])}
-        super().print_data_example(example)
+        with redirect_stdout(StringIO()) as printed:
+            super().print_data_example(example)
+        print(show_hidden(printed.getvalue()), end="")
 
 
 @dataclass

@@ -10,9 +10,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ...inspection.sight import describe_sight
 from ...semantics import SemanticType
+from ...visible_text import show_hidden_line
 from ...whole_files import write_whole
 
 
@@ -218,47 +220,45 @@ class DataReport:
         rows = list(values["datasets"].items())
         rows += [(f"{name} (eval)", account) for name, account in values.get("eval_datasets", {}).items()]
         console.print(report_table(rows))
+
+        def say(line: str) -> None:
+            console.print(Text(show_hidden_line(line)))
+
         for name, account in rows:
             for reason, count in account["dropped"].items():
                 listed = ", ".join(map(str, account["dropped_samples"].get(reason, [])))
                 more = ", …" if count > len(account["dropped_samples"].get(reason, [])) else ""
-                console.print(f"  {name}: {count} dropped, {reason} (samples {listed}{more})", highlight=False)
+                say(f"  {name}: {count} dropped, {reason} (samples {listed}{more})")
             if account["messages"] and not account["typed_messages"] and not account["ruled_messages"]:
-                console.print(
+                say(
                     f"  {name}: no message has a type of its own{' or by a rule' if account['rules'] else ''}, all take "
-                    "the default type",
-                    highlight=False,
+                    "the default type"
                 )
             if account["guessed_messages"]:
-                console.print(
+                say(
                     f"  {name}: {account['guessed_messages']} messages with parts of several types were changed by the "
                     "template, a processor or a tokenizer without offsets; what is not found again took the type that "
-                    "remembers most",
-                    highlight=False,
+                    "remembers most"
                 )
             if account["marker_cut"]:
                 listed = ", ".join(map(str, account["marker_cut_samples"]))
                 more = ", …" if account["marker_cut"] > len(account["marker_cut_samples"]) else ""
-                console.print(
-                    f"  {name}: {account['marker_cut']} lost the feedback marker to cutoff_len (samples {listed}{more})",
-                    highlight=False,
+                say(
+                    f"  {name}: {account['marker_cut']} lost the feedback marker to cutoff_len (samples {listed}{more})"
                 )
             if account["turns_removed"]:
-                console.print(
+                say(
                     f"  {name}: {account['turns_removed']} lost whole turns, because cutoff_len fell inside an image "
-                    "or other media",
-                    highlight=False,
+                    "or other media"
                 )
             if blind := describe_sight(account):
-                console.print(f"  {name}: {blind}", highlight=False, markup=False)
+                say(f"  {name}: {blind}")
         unmatched = self.unmatched_rules()
         if unmatched:
             listed = ", ".join(map(repr, unmatched))
-            console.print(
-                f"  warning: these rules of hsa.rules never matched: {listed}", highlight=False, markup=False
-            )
+            say(f"  warning: these rules of hsa.rules never matched: {listed}")
         if self.note:
-            console.print(f"  {self.note}", highlight=False)
+            say(f"  {self.note}")
 
 
 def wide_console() -> Console:
@@ -281,7 +281,7 @@ def report_table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
         dropped = sum(account["dropped"].values())
         cut = account["text_truncated"] + account["turns_removed"]
         table.add_row(
-            name,
+            Text(show_hidden_line(name)),
             f"{account['samples']:,}",
             f"{account['with_marker']:,}",
             f"{dropped:,}",
