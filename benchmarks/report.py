@@ -23,7 +23,7 @@ START, END = "<!-- benchmarks:start -->", "<!-- benchmarks:end -->"
 VARIANTS = {
     "plain": ("plain LLaMA-Factory", "原版 LLaMA-Factory"),
     "hsa": ("HSA, this project", "本项目的 HSA"),
-    "forks": ("HSA, the forks' way", "旧分支的 HSA"),
+    "forks": ("HSA, the forks' way", "旧 fork 的 HSA"),
 }
 TEXTS = {
     "docs/benchmarks.md": {
@@ -68,7 +68,7 @@ TEXTS = {
         ),
         "step": "微型 Qwen3 的一个 LLaMA-Factory SFT 训练步，批大小 1，单 CPU 线程（{machine}；"
         "`python benchmarks/sft_step.py`）：",
-        "head": ("token 数", "方式", "每步毫秒", "耗时 / 原版", "旧分支 / 本行", "训练步内存，MiB"),
+        "head": ("token 数", "方式", "每步毫秒", "耗时 / 原版", "旧 fork / 本行", "训练步内存，MiB"),
         "attention": "注意力前向 + 反向，float32，批大小 1，{heads} 个 {head_size} 维头，{kv_heads} 个 key/value 头（{machine}；"
         "`python benchmarks/attention.py`）：相对不用 HSA 的因果 `scaled_dot_product_attention` 快多少倍，按 GLOBAL 与 "
         "LANDMARK token 的占比；括号内是理论上限，即因果对数 / 可见对数。各类型的 token 逐个打散，是最不利的排布：",

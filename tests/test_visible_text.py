@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import unicodedata
 
 import pytest
@@ -58,6 +59,17 @@ def test_errors_that_quote_data(capsys):
     assert cli.main([f"no{HOSTILE}"]) == 2
     said = capsys.readouterr().err
     assert "\x1b" not in said and "\u202e" not in said and "\x9b" not in said
+
+
+def test_tracebacks_that_quote_data(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    cli.main(["--version"])
+    try:
+        raise RuntimeError(f"sample 3: {HOSTILE}")
+    except RuntimeError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback") and "RuntimeError: sample 3: <U+001B>[2J" in said and "\x1b" not in said
 
 
 def test_names_in_tables_are_neither_markup_nor_control():
