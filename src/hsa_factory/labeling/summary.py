@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..semantics import SemanticType
+from ..visible_text import show_hidden, show_hidden_line
 from .matching import Message, MessageTypes
 from .rule_set import RuleSet
 
@@ -108,7 +109,9 @@ def print_summary(console: Console, summary: Summary, rules: RuleSet, unit: str)
     table.add_column("decided", justify="right")
     for rule in rules:
         count = summary.matches[rule.name]
-        table.add_row(Text(rule.name), rule.type.name, f"{count:,}", style=None if count else "yellow")
+        table.add_row(
+            Text(show_hidden_line(rule.name)), rule.type.name, f"{count:,}", style=None if count else "yellow"
+        )
     console.print(table)
     unmatched = [rule.name for rule in rules if not summary.matches[rule.name]]
     if unmatched:
@@ -117,6 +120,6 @@ def print_summary(console: Console, summary: Summary, rules: RuleSet, unit: str)
     if summary.skipped:
         console.print(f"warning: {summary.skipped:,} samples were left out:", highlight=False)
         for problem in summary.problems:
-            console.print(f"  {problem}", highlight=False, markup=False)
+            console.print(f"  {show_hidden(problem)}", highlight=False, markup=False)
         if summary.skipped > len(summary.problems):
             console.print("  …", highlight=False)

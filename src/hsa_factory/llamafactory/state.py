@@ -32,6 +32,7 @@ class Integration:
         layout: Of the data set being loaded.
         report: Counts per data set.
         aligned: The converted samples of each data set, by name.
+        shows_example: Whether LLaMA-Factory prints an example of the prepared data, as it does in training.
     """
 
     def __init__(self, hsa: HSAConfig | bool | str | None, feedback: FeedbackConfig | None) -> None:
@@ -44,6 +45,7 @@ class Integration:
         self.layout = DatasetFormat()
         self.report = DataReport()
         self.aligned: dict[str, Any] = {}
+        self.shows_example = True
         self._resolved_for: Any = None  # the model arguments that `hsa_config` holds for
 
     @property

@@ -1,6 +1,8 @@
 """LLaMA-Factory's loading of data: typed converters and processors, accounts, and the table before the first step."""
 
+from contextlib import nullcontext, redirect_stdout
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -123,6 +125,7 @@ def _get_dataset_processor(state: Integration, original: Any, *args: Any, **kwar
         stock.processor,
         stock.data_args,
         hsa_config=state.typing_config,
+        attention_config=state.hsa_config,
         feedback_config=state.feedback_config,
         as_table=not stock.data_args.streaming,  # streams want lists
     )
@@ -131,8 +134,9 @@ def _get_dataset_processor(state: Integration, original: Any, *args: Any, **kwar
 def _get_preprocessed_dataset(
     state: Integration, original: Any, dataset: Any, *args: Any, is_eval: bool = False
 ) -> Any:
-    """Take the accounts out of the processed data."""
-    processed = original(dataset, *args, is_eval=is_eval)
+    """Take the accounts out of the processed data; print the example of them only where it is not in the way."""
+    with nullcontext() if state.shows_example else redirect_stdout(StringIO()):
+        processed = original(dataset, *args, is_eval=is_eval)
     if processed is None:
         return None
     if not isinstance(processed, Dataset):

@@ -2,7 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
+from copy import copy
 from dataclasses import dataclass, field
+from functools import cached_property
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -14,6 +18,7 @@ from ...feedback import apply_loss_mask
 from ...typed.ids import TypedTokenId, count_plain, fill_types, tags_of
 from ...typed.spans import decode_spans
 from ...typed.text import TypedText
+from ...visible_text import show_hidden
 from .converter import (
     INDEX_COLUMN,
     RULES_COLUMN,
@@ -25,6 +30,7 @@ from .converter import (
 )
 from .loss_mask import DECIDING, MaskedPairs, mask_pairs
 from .report import DatasetAccount, serialize_accounts
+from .sight import SeenTokens, Turns, common_end, kept_lengths
 from .template import TEXT_KEY, TYPE_KEY, Pairs, typed_template
 from .token_table import ACCOUNT_COLUMN, LOSS_MASK_COLUMN, Tokens, TokenTable, padding_row, to_lists, to_table
 from .truncation import Counts, Cut, count_media, media_token_ids, plan_cut
@@ -59,6 +65,8 @@ class Sample:
         masked: What feedback and weights keep out of the loss.
         whole_length: Tokens before truncation.
         cut: What the truncation leaves, None without media.
+        lengths: Tokens of each prompt and response, before and then after the cut.
+        in_front: Tokens that LLaMA-Factory puts before them.
         input_ids: What becomes of it, typed.
         tokens: The same with its labels, read off.
         facts: What the finished row says of it.
@@ -69,6 +77,8 @@ class Sample:
     masked: MaskedPairs = MaskedPairs([], False, False, 0)
     whole_length: int = 0
     cut: Cut | None = None
+    lengths: list[int] = field(default_factory=list)
+    in_front: int = 0
     input_ids: list[TypedTokenId] = field(default_factory=list)
     tokens: Tokens = field(default_factory=Tokens.none)
     facts: dict[str, Any] = field(default_factory=dict)
@@ -81,6 +91,7 @@ class TypedProcessorMixin(MixedInto):
     hsa_config: HSAConfig = field(default_factory=HSAConfig)
     feedback_config: FeedbackConfig | None = None
     version: str = __version__  # part of the cache's key: other versions may type or mask otherwise
+    attention_config: HSAConfig | None = None  # the rules of the run's attention; None: no HSA
     as_table: bool = False  # an Arrow table, which `datasets` writes as it is
 
     def __post_init__(self) -> None:
@@ -98,6 +109,7 @@ class TypedProcessorMixin(MixedInto):
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]] | pa.Table:
         columns = {name: list(examples[name]) for name in examples.keys()}
         accounts: dict[str, DatasetAccount] = defaultdict(DatasetAccount)
+        turns: dict[str, Turns] = defaultdict(Turns)
         table, kept, places = TokenTable(), [], []
         for i in range(len(columns["_prompt"])):
             account = accounts[columns[SOURCE_COLUMN][i]]
@@ -108,10 +120,17 @@ class TypedProcessorMixin(MixedInto):
                 account.add_rules(columns[RULES_COLUMN][i])
             try:
                 sample = self._encode_sample(columns, i, account)
+                if self.attention_config is not None:
+                    turns[columns[SOURCE_COLUMN][i]].add(len(table.token_ids) + sample.in_front, sample.lengths)
                 places.append(table.add(sample.tokens, sample.facts))
                 kept.append(i)
             except SampleDropped as dropped:
                 account.drop(str(dropped), columns[INDEX_COLUMN][i])
+
+        if self.attention_config is not None:
+            seen = SeenTokens(*table.arrays(), self.attention_config, self.media_ids, self.marker_id)
+            for source, places_of in turns.items():
+                accounts[source].add_sight(*seen.count(places_of.exchanges(seen.token_ids, self._opening)))
 
         self._places = iter(places)
         try:
@@ -178,6 +197,11 @@ class TypedProcessorMixin(MixedInto):
         elif cut_away:
             account.text_truncated += 1
 
+        if cut_away:
+            sample.lengths = kept_lengths(
+                sample.lengths, added, self.data_args.cutoff_len, from_end=self.data_args.mask_history
+            )
+        sample.in_front = added - self.template.efficient_eos
         sample.facts = {"dataset": source, "index": index, "cut": cut_away, "marker_cut": marker_is_cut}
         return sample
 
@@ -235,7 +259,17 @@ class TypedProcessorMixin(MixedInto):
                 if not pairs:
                     raise SampleDropped(MEDIA_TOO_LONG)
 
+        sample.lengths = [len(ids) for pair in pairs for ids in pair]
         return pairs
+
+    @cached_property
+    def _opening(self) -> list[int]:
+        """What the template puts between a message and its reply."""
+        template = copy(self.template)
+        template.on_pairs = None
+        texts = zip(("user", "assistant") * 2, "xxyy")
+        pairs = template.encode_multiturn(self.tokenizer, [{"role": role, "content": text} for role, text in texts])
+        return common_end(pairs[0][0], pairs[1][0])
 
     def _trim_media(self, columns: dict[str, list[Any]], i: int, media: list[list[Any]]) -> None:
         """Leave only the media whose turns remain, so that they match the ids."""
@@ -267,7 +301,9 @@ class TypedProcessorMixin(MixedInto):
             return
         if example.get(LOSS_MASK_COLUMN) is not None:  # as the collator will hand them to the model
             example = {**example, "labels": apply_loss_mask(example["labels"], example[LOSS_MASK_COLUMN])}
-        super().print_data_example(example)
+        with redirect_stdout(StringIO()) as printed:
+            super().print_data_example(example)
+        print(show_hidden(printed.getvalue()), end="")
 
 
 @dataclass

@@ -119,6 +119,10 @@ class TokenTable:
         self.loss_mask += tokens.loss_mask
         return range(start, start + len(tokens.token_ids)), range(first_label, first_label + len(tokens.labels))
 
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids, int32, and the types, int8, of all tokens added so far."""
+        return np.array(self.token_ids, np.int32), np.frombuffer(bytes(self.semantic_ids), np.int8)
+
     def look_up(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
         """Put what is known of the tokens in the stead of their places.
 

@@ -60,8 +60,8 @@ def check_tokenized(
             f"tokenized_path {tokenized_path!r} was made with feedback {made_with}, this run asks for {wanted}. "
             "Remove it to tokenize again."
         )
+    typed_with = HSAConfig.from_dict(values.get("hsa") or {})
     if hsa_config is not None:
-        typed_with = HSAConfig.from_dict(values.get("hsa") or {})
         same = {
             "default_type": typed_with.default == hsa_config.default,
             "rules": typed_with.rules == hsa_config.rules,
@@ -73,4 +73,7 @@ def check_tokenized(
                     f"tokenized_path {tokenized_path!r} was made with hsa.{name} {there!r}, this run asks for "
                     f"{here!r}. Remove it to tokenize again."
                 )
-    return DataReport.from_dict(values)
+    report = DataReport.from_dict(values)
+    if hsa_config is None or typed_with.attention_rules() != hsa_config.attention_rules():
+        report.forget_sight()
+    return report
