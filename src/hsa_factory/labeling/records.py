@@ -13,6 +13,7 @@ CHUNK_SAMPLES = 1000
 CHUNK_BYTES = 8 << 20
 _BLOCK_BYTES = 1 << 20
 _LARGEST_SAMPLE = 512 << 20
+_UNTERMINATED = "Unterminated string"  # how the message of `json` begins
 _SPACE = " \t\r\n"
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _decode = json.JSONDecoder().raw_decode
@@ -172,12 +173,12 @@ class _ValueReader:
                 _, end = _decode(self.text, self.position)
                 break
             except json.JSONDecodeError as error:
-                is_cut = _is_cut(error, self.text)
-                if is_cut and not self.at_end:
+                if not self.at_end and _is_cut(error, self.text):
                     self._read(grow=True)
                     continue
                 found = self.text[error.pos : error.pos + 40]
-                raise self._error(number, f"{error.msg}; {found!r}", is_cut and found in ("", '"')) from None
+                is_cut = not found or error.msg.startswith(_UNTERMINATED)
+                raise self._error(number, f"{error.msg}; {found!r}", is_cut) from None
             except RecursionError:
                 raise self._error(number, "nested too deeply") from None
         value = self.text[self.position : end].encode("utf-8", "surrogateescape")
@@ -261,4 +262,4 @@ def _spans_lines(start: bytes) -> bool:
 
 def _is_cut(error: json.JSONDecodeError, text: str) -> bool:
     """Whether an error may come from the end of what has been read."""
-    return error.msg.startswith("Unterminated string") or error.pos > len(text) - 12
+    return error.msg.startswith(_UNTERMINATED) or error.pos > len(text) - 12

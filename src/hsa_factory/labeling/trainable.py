@@ -50,7 +50,7 @@ def as_texts(sample: Any, dataset_format: DatasetFormat, tools: str | None = "to
     return _as_texts(sample, dataset_format, tools)
 
 
-def _as_texts(sample: Sample, dataset_format: DatasetFormat, tools: str | None) -> dict[Any, Any]:
+def _as_texts(sample: Sample, dataset_format: DatasetFormat, tools: Any) -> dict[Any, Any]:
     changed: dict[Any, Any] = {}
     if tools and isinstance(sample.get(tools), (dict, list)):
         changed[tools] = _as_json(sample[tools])
@@ -69,13 +69,15 @@ def _as_texts(sample: Sample, dataset_format: DatasetFormat, tools: str | None) 
 
 
 def check_content(turn: SampleMessage, dataset_format: DatasetFormat) -> None:
-    """Refuse a message without content, unless its tool calls are the content.
+    """Refuse a message without content, unless its tool calls are the content; a system prompt may be missing.
 
     Raises:
         ValueError: Naming the turn and the key.
     """
-    tag = dataset_format.content_tag
-    if turn.source is None or turn.source.get(tag) is not None or turn.message.tools:
+    tag: Any = dataset_format.content_tag
+    if turn.source is None or turn.message.role == "system":
+        return
+    if turn.source.get(tag) is not None or turn.message.tools:
         return
     raise ValueError(f"{turn.where}: {tag!r} is null: give the message a text (an empty one is fine), or remove it.")
 
@@ -99,16 +101,27 @@ def parse_weight(turn: SampleMessage) -> int:
 def _messages_as_texts(sample: Sample, dataset_format: DatasetFormat) -> dict[Any, Any]:
     """Return the columns of messages that had to be changed."""
     changed: dict[Any, Any] = {}
-    messages = sample.get(dataset_format.messages)
-    if isinstance(messages, list):
+    column: Any = dataset_format.messages
+    if column not in sample:
+        raise ValueError(f"{column!r} (the column of messages) is missing; it has {', '.join(map(repr, sample))}.")
+    messages = sample[column]
+    if isinstance(messages, list) and not _are_texts(messages, dataset_format):
         keys = {key for message in messages if isinstance(message, Mapping) for key in message}
         texts = [_message_as_text(message, keys, dataset_format) for message in messages]
-        if any(text is not message for text, message in zip(texts, messages)):
-            changed[dataset_format.messages] = texts
+        changed[dataset_format.messages] = texts
     for column in (dataset_format.chosen, dataset_format.rejected) if dataset_format.ranking else ():
         if isinstance(sample.get(column), Mapping):
             changed[column] = _message_as_text(sample[column], set(sample[column]), dataset_format)
     return changed
+
+
+def _are_texts(messages: list[Any], dataset_format: DatasetFormat) -> bool:
+    """Whether every message has a role and a text: by far the most frequent case."""
+    role_tag, content_tag = dataset_format.role_tag, dataset_format.content_tag
+    for message in messages:
+        if type(message) is not dict or role_tag not in message or type(message.get(content_tag)) is not str:
+            return False
+    return True
 
 
 def _message_as_text(message: Any, keys: set[Any], dataset_format: DatasetFormat) -> Any:

@@ -97,7 +97,7 @@ class TypedConverterMixin(MixedInto):
             raise ValueError(f"{where}: the sample does not have the expected format ({problem}).{place}") from error
 
         messages = output["_prompt"] + output["_response"]
-        if messages:
+        if any(message["content"] is None for message in messages):
             self._check_contents(turns, where, place)
         if len(aligned) != len(messages):  # a sample that LLaMA-Factory found broken
             aligned = [UNTYPED_MESSAGE] * len(messages)
@@ -122,7 +122,7 @@ class TypedConverterMixin(MixedInto):
         if JSON_COLUMN in row:
             sample = parse_row(row)
         sample = as_texts(sample, self._format, self.dataset_attr.tools)
-        if JSON_COLUMN in row:
+        if JSON_COLUMN in row and not self._absent.keys() <= sample.keys():
             sample = {**self._absent, **sample}
         for kind, column in self._media_columns.items():
             if sample.get(column):

@@ -114,7 +114,8 @@ def _load_dataset(state: Integration, original: Any, **kwargs: Any) -> Any:
         dataset = load_json(files, kwargs["split"], kwargs["cache_dir"])
     except ValueError as error:
         raise ValueError(f"dataset {name!r}: {error}") from None
-    missing, found = find_missing(dataset, named_columns(state.loading))
+    named = [column for column in named_columns(state.loading) if column != state.loading.messages]
+    missing, found = find_missing(dataset, named)
     if missing and found:  # if no sample can be read, the converter names the first
         raise ValueError(
             f"dataset {name!r}: no sample has {', '.join(map(repr, missing))}; they have {', '.join(map(repr, found))}. "

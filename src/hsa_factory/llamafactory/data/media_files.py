@@ -3,8 +3,9 @@
 import base64
 import binascii
 import hashlib
-import mimetypes
+import io
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from urllib.request import url2pathname
 
 import datasets
+from PIL import Image, UnidentifiedImageError
 
 from ...whole_files import write_whole
 
 
+_SUBTYPE = re.compile(r"[a-z]+/(?:x-)?([a-z0-9]+)")
 _SHOWN = 60  # characters of a file's name in a message: a data URI has millions
 
 
@@ -46,7 +49,7 @@ def local_file(medium: Any, kind: str, is_path: bool = True, cache_dir: str | No
 
     scheme = medium[:16].partition(":")[0].lower()
     if scheme == "data":
-        return _write_data(medium, cache_dir)
+        return _write_data(medium, kind, cache_dir)
     if scheme == "file":
         return _path_of(medium)
     if "://" in medium[:16] and kind != "video":  # PyAV opens those of videos
@@ -72,12 +75,12 @@ def _path_of(url: str) -> str:
     return url2pathname(url.partition(":")[2].removeprefix(f"//{parts.netloc}"))
 
 
-def _write_data(uri: str, cache_dir: str | None) -> str:
+def _write_data(uri: str, kind: str, cache_dir: str | None) -> str:
     """Write what a data URI holds, under a name that is its content's."""
     head, comma, data = uri.partition(",")
     if not comma:
         raise MediaError(f"{shorten(uri)!r}: a data URI has a comma before its data.")
-    kind, *options = head[len("data:") :].split(";")
+    media_type, *options = head[len("data:") :].split(";")
     content = unquote_to_bytes(data)
     if "base64" in (option.strip().lower() for option in options):
         try:
@@ -86,10 +89,21 @@ def _write_data(uri: str, cache_dir: str | None) -> str:
             raise MediaError(f"{shorten(uri)!r}: not valid base64 ({error}). Was it cut off?") from None
     if not content:
         raise MediaError(f"{shorten(uri)!r}: the data URI is empty.")
+    if kind == "image":
+        _check_picture(content, uri)
 
-    suffix = mimetypes.guess_extension(kind.strip().lower()) or ""
+    subtype = _SUBTYPE.match(media_type.strip().lower())
+    suffix = f".{subtype.group(1)}" if subtype else ""
     directory = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "hsa_factory" / "media"
     path = directory / f"{hashlib.sha256(content).hexdigest()[:40]}{suffix}"
     if not path.is_file() or path.stat().st_size != len(content):
         write_whole(path, content)
     return os.fspath(path)
+
+
+def _check_picture(content: bytes, uri: str) -> None:
+    try:
+        with Image.open(io.BytesIO(content)):
+            pass
+    except UnidentifiedImageError:
+        raise MediaError(f"{shorten(uri)!r}: what it holds is no picture that Pillow can read.") from None
