@@ -234,7 +234,9 @@ def test_a_column_that_no_sample_has_is_named(lf, tmp_path):
     args = {**write(lf, tmp_path, samples, described), "max_samples": 1}
     assert len(lf.prepare(args, HSA).rows()) == 1
     write(lf, tmp_path, samples[:2], described)
-    with pytest.raises(ValueError, match="dataset 'data': no sample has 'system'; they have 'messages'. Correct `columns`"):
+    with pytest.raises(
+        ValueError, match="dataset 'data': no sample has 'system'; they have 'messages'. Correct `columns`"
+    ):
         lf.prepare(args, HSA)
 
 
