@@ -1,6 +1,5 @@
 """A training file: a LLaMA-Factory YAML (or JSON) with two blocks more, `hsa` and `feedback`."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from . import strict_json
 from .config import FeedbackConfig, HSAConfig
 from .user_errors import UserError
 
@@ -74,7 +74,7 @@ def _parse(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Return what a file and the arguments behind it say, all references resolved."""
     try:
         if path.suffix == ".json":
-            file_args = OmegaConf.create(json.loads(path.read_text(encoding="utf-8")))
+            file_args = OmegaConf.create(strict_json.loads(path.read_bytes()))
         else:
             file_args = OmegaConf.load(path)
         if not isinstance(file_args, DictConfig):

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from .. import strict_json
 from ..labeling.detect import detect_entry, tagged_entry
 from ..labeling.formats import DatasetFormat
 from ..labeling.job import BadSample, Job, parse_sample, run_job
@@ -195,7 +196,7 @@ def _read_info(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        info = json.loads(path.read_text("utf-8"))
+        info = strict_json.loads(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(info, dict):

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import strict_json
 from .._version import __version__
 from ..whole_files import whole_file, write_whole
 from .formats import DatasetFormat
@@ -227,12 +228,12 @@ def parse_sample(row: Any) -> Any:
     """Return a sample of a chunk as plain values.
 
     Raises:
-        ValueError: If it is not JSON in UTF-8.
+        ValueError: If it is not JSON in UTF-8, or a key stands twice.
     """
     if not isinstance(row, bytes):
         return row
     try:
-        return json.loads(row.decode("utf-8").strip())
+        return strict_json.loads(row.decode("utf-8").strip())
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from None
     except json.JSONDecodeError as error:

@@ -63,31 +63,6 @@ def join_parts(content: Any, type_key: str = TYPE_KEY) -> Content:
     return Content("".join(pieces), tuple(span for span in spans if span[0] < span[1]), tuple(media))
 
 
-def uniform_parts(content: Any, type_key: str | None = None) -> list[dict[str, Any]] | None:
-    """Return content as a list of parts that all have the same keys, so that a table can hold it.
-
-    Args:
-        content: A text, or a list of parts as `join_parts` reads them.
-        type_key: Key of a part's type; None: `TYPE_KEY`.
-
-    Raises:
-        ValueError: As `join_parts`.
-    """
-    if content is None:
-        return None
-    type_key = type_key or TYPE_KEY
-    parts = []
-    for number, part in enumerate(content if isinstance(content, list) else [content]):
-        try:
-            text, kind, file = _read_part(part)
-            own = part.get(type_key) if isinstance(part, Mapping) else None
-            own = None if own in (None, "") else SemanticType.parse(own).name
-        except ValueError as error:
-            raise ValueError(f"part {number}: {error}") from None
-        parts.append({"type": kind, "text": text if kind == "text" else None, "path": file, type_key: own})
-    return parts
-
-
 def _read_part(part: Any) -> tuple[str, str, Any]:
     """Return a part's text, its kind (`text` or a medium's) and its file."""
     if isinstance(part, str):
@@ -107,7 +82,9 @@ def _read_part(part: Any) -> tuple[str, str, Any]:
         values = [part[key] for key in keys if part.get(key) is not None]
         file = values[0] if values else None
         if isinstance(file, Mapping):  # OpenAI's {"image_url": {"url": …}}
-            file = next((file[key] for key in _PATH_KEYS if file.get(key)), None)
+            data = file.get("data")  # {"input_audio": {"data": …, "format": "wav"}}
+            data = f"data:{kind}/{file.get('format') or 'octet-stream'};base64,{data}" if data else None
+            file = next((file[key] for key in _PATH_KEYS if file.get(key)), data)
         return f"<{kind}>", kind, file
     raise ValueError(f"expected a `text`, or a `type` of {', '.join(MEDIA)}, got {_shorten(part)}.")
 

@@ -8,7 +8,7 @@ from typing import Any
 from llamafactory.data.processor import UnsupervisedDatasetProcessor
 
 from ...typed.ids import TypedTokenId, count_plain, fill_types, read_off
-from .converter import INDEX_COLUMN, SOURCE_COLUMN
+from .aligned import INDEX_COLUMN, SOURCE_COLUMN
 from .processor import (
     INVALID,
     MEDIA_TOO_LONG,

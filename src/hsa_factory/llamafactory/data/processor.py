@@ -19,8 +19,9 @@ from ...typed.ids import TypedTokenId, count_plain, fill_types, tags_of
 from ...typed.spans import decode_spans
 from ...typed.text import TypedText
 from ...visible_text import show_hidden
-from .converter import (
+from .aligned import (
     INDEX_COLUMN,
+    MEDIA_COLUMNS,
     RULES_COLUMN,
     SOURCE_COLUMN,
     SPANS_KEY,
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
 else:
     MixedInto = object
 
-
-MEDIA_COLUMNS = ("_images", "_videos", "_audios")
 
 INVALID = "invalid conversation (empty, or roles in a wrong order)"
 NO_MARKER = "no feedback marker"
@@ -93,6 +92,7 @@ class TypedProcessorMixin(MixedInto):
     version: str = __version__  # part of the cache's key: other versions may type or mask otherwise
     attention_config: HSAConfig | None = None  # the rules of the run's attention; None: no HSA
     as_table: bool = False  # an Arrow table, which `datasets` writes as it is
+    media: dict[str, Any] = field(default_factory=dict)  # types of its media columns, by name
 
     def __post_init__(self) -> None:
         self.template: Any = typed_template(self.template, self.hsa_config.default)
@@ -294,7 +294,7 @@ class TypedProcessorMixin(MixedInto):
         last = padding_row(is_packed, is_packed and self.data_args.neat_packing)
         columns = table.look_up({name: [*rows[name], last.get(name)] for name in dict.fromkeys([*rows, *last])})
         columns[ACCOUNT_COLUMN] = [None] * number + [serialize_accounts(accounts)]
-        return to_table(columns) if self.as_table else to_lists(columns)
+        return to_table(columns, self.media) if self.as_table else to_lists(columns)
 
     def print_data_example(self, example: dict[str, Any]) -> None:
         if example.get(ACCOUNT_COLUMN) is not None:

@@ -18,8 +18,8 @@ from ...config import FeedbackConfig, HSAConfig
 from ...feedback import IGNORE_INDEX, Reason
 from ...inspection.inspected_sample import InspectedSample, Part, RowSummary
 from ...training_file import TrainingFile
+from ..data.aligned import INDEX_COLUMN
 from ..data.collator import trained_labels
-from ..data.converter import INDEX_COLUMN
 from ..data.loader import STREAM_PREVIEW, NothingToTrain
 from ..data.processor import TypedProcessorMixin, TypedSupervisedProcessor
 from ..data.report import DatasetAccount
