@@ -16,9 +16,13 @@ from .processor import (
     Sample,
     SampleDropped,
     TypedProcessorMixin,
+    errors_name,
 )
 from .report import DatasetAccount
 from .token_table import Tokens
+
+
+EMPTY_PROMPT = "empty prompt"
 
 
 @dataclass
@@ -41,16 +45,14 @@ class TypedPredictionProcessor(TypedProcessorMixin, UnsupervisedDatasetProcessor
             ValueError: If it cannot be encoded; names the data set and the sample.
         """
         source, index = columns[SOURCE_COLUMN][i], columns[INDEX_COLUMN][i]
-        try:
+        with errors_name(f"dataset {source!r}, sample {index}"):
             arguments = self._typed_columns(columns, i)
             if len(arguments[0]) % 2 != 1:
                 raise SampleDropped(INVALID)
             input_ids, labels = self._encode_uncached(*arguments)
-        except SampleDropped:
-            raise
-        except Exception as error:
-            raise ValueError(f"dataset {source!r}, sample {index}: {error}") from error
 
+        if not self._prompt:
+            raise SampleDropped(EMPTY_PROMPT)
         if all(type(token) is int for token in input_ids):
             raise SampleDropped(TOO_LONG)
         if self._count_media_tokens(input_ids) < self._count_media_tokens(self._prompt):

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,9 @@ from .converter import (
 )
 from .loss_mask import DECIDING, MaskedPairs, mask_pairs
 from .report import DatasetAccount, serialize_accounts
-from .template import TEXT_KEY, TYPE_KEY, Pairs, typed_template
+from .template import TEXT_KEY, TYPE_KEY, Pairs, describe, place_of, typed_template
 from .token_table import ACCOUNT_COLUMN, LOSS_MASK_COLUMN, Tokens, TokenTable, padding_row, to_lists, to_table
-from .truncation import Counts, Cut, count_media, media_token_ids, plan_cut
+from .truncation import Counts, Cut, count_media, fit_labels, kept_lengths, media_token_ids, plan_cut
 
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Sample:
         media: Media of each turn, None if they are not tied to turns.
         masked: What feedback and weights keep out of the loss.
         whole_length: Tokens before truncation.
+        pairs: What LLaMA-Factory is given to cut.
         cut: What the truncation leaves, None without media.
         input_ids: What becomes of it, typed.
         tokens: The same with its labels, read off.
@@ -68,6 +70,7 @@ class Sample:
     media: list[Counts] | None = None
     masked: MaskedPairs = MaskedPairs([], False, False, 0)
     whole_length: int = 0
+    pairs: Pairs = field(default_factory=list)
     cut: Cut | None = None
     input_ids: list[TypedTokenId] = field(default_factory=list)
     tokens: Tokens = field(default_factory=Tokens.none)
@@ -134,7 +137,7 @@ class TypedProcessorMixin(MixedInto):
         """
         source, index = columns[SOURCE_COLUMN][i], columns[INDEX_COLUMN][i]
         where = f"dataset {source!r}, sample {index}"
-        try:
+        with errors_name(where):
             prompt, response, system, tools, *media = self._typed_columns(columns, i)
             if len(prompt) % 2 != 1 or len(response) != 1:
                 raise SampleDropped(INVALID)
@@ -142,14 +145,13 @@ class TypedProcessorMixin(MixedInto):
             if any(media) and not self._media_stand_in_front(media):
                 sample.media = count_media(prompt + response)
             input_ids, labels = self._encode_uncached(prompt, response, system, tools, *media)
-        except SampleDropped:
-            raise
-        except Exception as error:
-            raise ValueError(f"{where}: {error}") from error
 
         added = 0  # by LLaMA-Factory: media in front, an EOS behind
         if input_ids and (type(input_ids[0]) is int or type(input_ids[-1]) is int):
             added = count_plain(input_ids)
+        surplus = len(labels) - len(input_ids)
+        if surplus:
+            labels = self._fit_labels(labels, added)
         cut_away = sample.whole_length + added - len(input_ids)
         deciding = sample.masked.deciding if cut_away else 0
         marker_is_cut = deciding > 0 and tags_of(input_ids).count(DECIDING) < deciding
@@ -173,6 +175,7 @@ class TypedProcessorMixin(MixedInto):
         account.keep(sample.tokens.semantic_ids, trained)
         account.guessed_messages += self.template.guessed
         account.filled_tokens += self.template.filled + added
+        account.untrained_stops += surplus
         if sample.cut is not None and sample.cut.turns_removed:
             account.turns_removed += 1
         elif cut_away:
@@ -183,6 +186,7 @@ class TypedProcessorMixin(MixedInto):
 
     def _typed_columns(self, columns: dict[str, list[Any]], i: int) -> list[Any]:
         """Return what LLaMA-Factory encodes of a sample, its texts typed: from the prompt's messages to the audios."""
+        check_contents([*columns["_prompt"][i], *columns["_response"][i]])
         prompt, response = map(_with_typed_content, (columns["_prompt"][i], columns["_response"][i]))
         system = columns["_system"][i]
         if system:
@@ -235,7 +239,19 @@ class TypedProcessorMixin(MixedInto):
                 if not pairs:
                     raise SampleDropped(MEDIA_TOO_LONG)
 
+        sample.pairs = pairs
         return pairs
+
+    def _fit_labels(self, labels: Sequence[int], added: int) -> list[int]:
+        """Take out the labels that stand at no id.
+
+        Args:
+            labels: LLaMA-Factory's.
+            added: Ids that it has added: media in front, and one EOS behind.
+        """
+        mask_history = self.data_args.mask_history
+        kept = kept_lengths(self._sample.pairs, added, self.data_args.cutoff_len, mask_history)
+        return fit_labels(labels, list(kept), added - 1, mask_history)
 
     def _trim_media(self, columns: dict[str, list[Any]], i: int, media: list[list[Any]]) -> None:
         """Leave only the media whose turns remain, so that they match the ids."""
@@ -278,6 +294,34 @@ class TypedSupervisedProcessor(TypedProcessorMixin, SupervisedDatasetProcessor):
 @dataclass
 class TypedPackedProcessor(TypedProcessorMixin, PackedSupervisedDatasetProcessor):
     """Rows packed to `cutoff_len`."""
+
+
+@contextmanager
+def errors_name(where: str) -> Iterator[None]:
+    """Let what goes wrong with a sample say which one it is.
+
+    Raises:
+        ValueError: For any exception but `SampleDropped`.
+    """
+    try:
+        yield
+    except SampleDropped:
+        raise
+    except Exception as error:
+        raise ValueError(f"{where}: {describe(error)}") from error
+
+
+def check_contents(messages: Sequence[dict[str, Any]]) -> None:
+    """Refuse messages without a text, which LLaMA-Factory cannot encode.
+
+    Raises:
+        ValueError: Naming the turn.
+    """
+    for number, message in enumerate(messages):
+        if message["content"] is None:
+            raise ValueError(
+                f'{place_of(message, number)}: its content is null. Give it a text ("" for none), or leave the sample out.'
+            )
 
 
 def _with_typed_content(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
