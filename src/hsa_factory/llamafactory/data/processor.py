@@ -28,7 +28,16 @@ from .loss_mask import DECIDING, MaskedPairs, mask_pairs
 from .report import DatasetAccount, serialize_accounts
 from .template import TEXT_KEY, TYPE_KEY, Pairs, describe, place_of, typed_template
 from .token_table import ACCOUNT_COLUMN, LOSS_MASK_COLUMN, Tokens, TokenTable, padding_row, to_lists, to_table
-from .truncation import Counts, Cut, count_media, fit_labels, kept_lengths, media_token_ids, plan_cut
+from .truncation import (
+    Counts,
+    Cut,
+    check_media_numbers,
+    count_media,
+    fit_labels,
+    kept_lengths,
+    media_token_ids,
+    plan_cut,
+)
 
 
 if TYPE_CHECKING:
@@ -200,7 +209,12 @@ class TypedProcessorMixin(MixedInto):
         ]
 
     def _encode_uncached(self, *args: Any) -> tuple[list[Any], list[int]]:
-        return super()._encode_data_example(*args)
+        try:
+            return super()._encode_data_example(*args)
+        except ValueError:
+            prompt, response, _, _, *media = args
+            check_media_numbers([*prompt, *response], media)
+            raise
 
     def _decide(self, pairs: Pairs) -> Pairs:
         """Look at the whole sample before it is cut: what is trained of it, and which turns can stay."""

@@ -193,6 +193,11 @@ class TypedTemplateMixin(MixedInto):
             return typed
 
         ids = super()._convert_elements_to_ids(encoder.tokenizer, [element])
+        if None in ids:
+            raise ValueError(
+                f"the template writes {element['token']!r}, which the tokenizer does not have. Choose the template of this "
+                "model, or add the token (add_special_tokens and resize_vocab)."
+            )
         if isinstance(element, (_TypedSet, _TypedDict)):
             return type_token_ids(ids, element.semantic_type)
         return ids
