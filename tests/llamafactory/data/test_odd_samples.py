@@ -140,3 +140,6 @@ def test_placeholders_without_media_are_counted(lf, tmp_path):
         ValueError, match="^dataset 'data', sample 0: its messages hold 1 <image>, but it has 0 images:"
     ):
         lf.prepare(lf.args(data, "data", lf.model_dir("qwen2_vl"), template="qwen2_vl"), HSAConfig())
+
+    bad_call = [lf.say("user", "<image>"), lf.say("function", "look!")]  # to a text model it is a text like others
+    assert "turn 1 (function)" in refused(lf, tmp_path / "text", "qwen3", bad_call)

@@ -9,20 +9,10 @@ from llamafactory.data.processor import UnsupervisedDatasetProcessor
 
 from ...typed.ids import TypedTokenId, count_plain, fill_types, read_off
 from .converter import INDEX_COLUMN, SOURCE_COLUMN
-from .processor import (
-    INVALID,
-    MEDIA_TOO_LONG,
-    TOO_LONG,
-    Sample,
-    SampleDropped,
-    TypedProcessorMixin,
-    errors_name,
-)
+from .processor import Sample, TypedProcessorMixin
 from .report import DatasetAccount
+from .sample_errors import EMPTY_PROMPT, INVALID, MEDIA_TOO_LONG, TOO_LONG, SampleDropped, errors_name
 from .token_table import Tokens
-
-
-EMPTY_PROMPT = "empty prompt"
 
 
 @dataclass

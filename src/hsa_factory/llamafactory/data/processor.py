@@ -2,11 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from llamafactory.data.mm_plugin import BasePlugin
 from llamafactory.data.processor import PackedSupervisedDatasetProcessor, SupervisedDatasetProcessor
 
 from ..._version import __version__
@@ -26,12 +26,22 @@ from .converter import (
 )
 from .loss_mask import DECIDING, MaskedPairs, mask_pairs
 from .report import DatasetAccount, serialize_accounts
-from .template import TEXT_KEY, TYPE_KEY, Pairs, describe, place_of, typed_template
+from .sample_errors import (
+    INVALID,
+    MEDIA_TOO_LONG,
+    NO_MARKER,
+    NOTHING_TO_TRAIN,
+    TOO_LONG,
+    SampleDropped,
+    check_contents,
+    check_media_numbers,
+    errors_name,
+)
+from .template import TEXT_KEY, TYPE_KEY, Pairs, typed_template
 from .token_table import ACCOUNT_COLUMN, LOSS_MASK_COLUMN, Tokens, TokenTable, padding_row, to_lists, to_table
 from .truncation import (
     Counts,
     Cut,
-    check_media_numbers,
     count_media,
     fit_labels,
     kept_lengths,
@@ -47,16 +57,6 @@ else:
 
 
 MEDIA_COLUMNS = ("_images", "_videos", "_audios")
-
-INVALID = "invalid conversation (empty, or roles in a wrong order)"
-NO_MARKER = "no feedback marker"
-NOTHING_TO_TRAIN = "nothing left to train"
-MEDIA_TOO_LONG = "media do not fit into cutoff_len"
-TOO_LONG = "longer than cutoff_len"
-
-
-class SampleDropped(Exception):
-    """A sample is left out; the argument is the reason."""
 
 
 @dataclass
@@ -213,7 +213,8 @@ class TypedProcessorMixin(MixedInto):
             return super()._encode_data_example(*args)
         except ValueError:
             prompt, response, _, _, *media = args
-            check_media_numbers([*prompt, *response], media)
+            if type(self.template.mm_plugin) is not BasePlugin:  # to text models a placeholder is a text like others
+                check_media_numbers([*prompt, *response], media)
             raise
 
     def _decide(self, pairs: Pairs) -> Pairs:
@@ -308,34 +309,6 @@ class TypedSupervisedProcessor(TypedProcessorMixin, SupervisedDatasetProcessor):
 @dataclass
 class TypedPackedProcessor(TypedProcessorMixin, PackedSupervisedDatasetProcessor):
     """Rows packed to `cutoff_len`."""
-
-
-@contextmanager
-def errors_name(where: str) -> Iterator[None]:
-    """Let what goes wrong with a sample say which one it is.
-
-    Raises:
-        ValueError: For any exception but `SampleDropped`.
-    """
-    try:
-        yield
-    except SampleDropped:
-        raise
-    except Exception as error:
-        raise ValueError(f"{where}: {describe(error)}") from error
-
-
-def check_contents(messages: Sequence[dict[str, Any]]) -> None:
-    """Refuse messages without a text, which LLaMA-Factory cannot encode.
-
-    Raises:
-        ValueError: Naming the turn.
-    """
-    for number, message in enumerate(messages):
-        if message["content"] is None:
-            raise ValueError(
-                f'{place_of(message, number)}: its content is null. Give it a text ("" for none), or leave the sample out.'
-            )
 
 
 def _with_typed_content(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ...semantics import SemanticType
@@ -200,12 +201,15 @@ class DataReport:
             for reason, count in account["dropped"].items():
                 listed = ", ".join(map(str, account["dropped_samples"].get(reason, [])))
                 more = ", …" if count > len(account["dropped_samples"].get(reason, [])) else ""
-                console.print(f"  {name}: {count} dropped, {reason} (samples {listed}{more})", highlight=False)
+                console.print(
+                    f"  {name}: {count} dropped, {reason} (samples {listed}{more})", highlight=False, markup=False
+                )
             if account["messages"] and not account["typed_messages"] and not account["ruled_messages"]:
                 console.print(
                     f"  {name}: no message has a type of its own{' or by a rule' if account['rules'] else ''}, all take "
                     "the default type",
                     highlight=False,
+                    markup=False,
                 )
             if account["guessed_messages"]:
                 console.print(
@@ -213,12 +217,14 @@ class DataReport:
                     "template, a processor or a tokenizer without offsets; what is not found again took the type that "
                     "remembers most",
                     highlight=False,
+                    markup=False,
                 )
             if account["untrained_stops"]:
                 console.print(
                     f"  {name}: the stop tokens of {account['untrained_stops']} replies are not trained, because the turn "
                     "that follows is empty and the template has no place for them",
                     highlight=False,
+                    markup=False,
                 )
             if account["marker_cut"]:
                 listed = ", ".join(map(str, account["marker_cut_samples"]))
@@ -226,12 +232,14 @@ class DataReport:
                 console.print(
                     f"  {name}: {account['marker_cut']} lost the feedback marker to cutoff_len (samples {listed}{more})",
                     highlight=False,
+                    markup=False,
                 )
             if account["turns_removed"]:
                 console.print(
                     f"  {name}: {account['turns_removed']} lost whole turns, because cutoff_len fell inside an image "
                     "or other media",
                     highlight=False,
+                    markup=False,
                 )
         unmatched = self.unmatched_rules()
         if unmatched:
@@ -240,7 +248,7 @@ class DataReport:
                 f"  warning: these rules of hsa.rules never matched: {listed}", highlight=False, markup=False
             )
         if self.note:
-            console.print(f"  {self.note}", highlight=False)
+            console.print(f"  {self.note}", highlight=False, markup=False)
 
 
 def wide_console() -> Console:
@@ -263,7 +271,7 @@ def report_table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
         dropped = sum(account["dropped"].values())
         cut = account["text_truncated"] + account["turns_removed"]
         table.add_row(
-            name,
+            escape(name),
             f"{account['samples']:,}",
             f"{account['with_marker']:,}",
             f"{dropped:,}",

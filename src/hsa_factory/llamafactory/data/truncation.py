@@ -34,25 +34,6 @@ def count_media(messages: Sequence[dict[str, Any]]) -> list[Counts]:
     return [(_count(turn, image), _count(turn, video), _count(turn, audio)) for turn in turns]
 
 
-def check_media_numbers(messages: Sequence[dict[str, Any]], media: Sequence[Sequence[Any]]) -> None:
-    """Refuse a sample whose placeholders are not as many as its media.
-
-    Args:
-        messages: All of the sample.
-        media: Its images, videos and audios.
-
-    Raises:
-        ValueError: With both numbers; LLaMA-Factory's own error holds the whole conversation.
-    """
-    for placeholder, given in zip(PLACEHOLDERS, media):
-        written = _count(messages, placeholder)
-        if written != len(given):
-            raise ValueError(
-                f"its messages hold {written} {placeholder}, but it has {len(given)} {placeholder[1:-1]}s: there must be one "
-                "for each."
-            ) from None
-
-
 def _count(messages: Sequence[dict[str, Any]], placeholder: str) -> int:
     return sum(message["content"].count(placeholder) for message in messages)
 
