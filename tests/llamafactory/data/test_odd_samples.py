@@ -61,6 +61,21 @@ def test_a_thinking_block_alone_has_the_type_of_its_message(lf):
     assert [set(kinds[k : k + len(block)]) for k in (first, second, third)] == [{L}, {N}, {G}]
 
 
+def test_a_thinking_block_after_a_system_prompt_belongs_to_the_empty_message(lf):
+    """A chat template that writes nothing around a user's text."""
+    tokenizer = lf.new_tokenizer()
+    reply = "{{ '<think>\\n\\n</think>\\n\\n' if m.role == 'assistant' else '' }}"
+    tokenizer.chat_template = "{% for m in messages %}" + reply + "{{ m.content }}{% endfor %}"
+    data_args = DataArguments(enable_thinking=False)
+    template = get_template_and_fix_tokenizer(tokenizer, data_args)
+    facts = [(conversation(lf, [0]), lf.MARKS[40], G, "")]
+    (row,), _ = lf.typed_rows(template, tokenizer, data_args, facts)
+    block = template.get_thought_word_ids(tokenizer)
+    assert row["input_ids"][: len(block) + 1] == [tokenizer.convert_tokens_to_ids(lf.MARKS[40]), *block]
+    assert row["semantic_ids"][: len(block) + 1] == [G, *[N] * len(block)]
+    assert lf.Oracle(template, tokenizer, data_args, facts).rows[0]["semantic_ids"] == row["semantic_ids"]
+
+
 def test_labels_stand_at_their_ids_after_an_empty_turn(lf):
     """LLaMA-Factory puts the stop token's label at the empty turn's first id, which is not there; all others moved by one."""
     whole, _ = same_as_plain(lf, "fewshot", [conversation(lf)])

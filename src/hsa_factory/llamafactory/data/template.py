@@ -103,7 +103,9 @@ class TypedTemplateMixin(MixedInto):
         self, tokenizer: Any, messages: list[dict[str, Any]], *args: Any, **kwargs: Any
     ) -> tuple[list[TypedTokenId], list[int]]:
         prompt_ids, response_ids = super().encode_oneturn(tokenizer, _with_spans(messages), *args, **kwargs)
-        start = sum(self._lengths[:-2])  # of the last prompt, which an empty thinking block may end
+        start = max(
+            sum(self._lengths[:-2]), self.system_length
+        )  # of the last prompt, which an empty thinking block may end
         self.filled += count_plain(prompt_ids)
         prompt_ids[start:] = fill_types(prompt_ids[start:], [self.default_type, *self._types][-2])
         if self.on_prompt is not None:
@@ -115,9 +117,14 @@ class TypedTemplateMixin(MixedInto):
         added = count_plain(chain.from_iterable(chain.from_iterable(pairs)))
         self.filled += added
         if added:
-            sides = map(fill_types, chain.from_iterable(pairs), self._types)
-            pairs = list(zip(sides, sides))
+            sides = [self._filled(ids, k) for k, ids in enumerate(chain.from_iterable(pairs))]
+            pairs = list(zip(sides[::2], sides[1::2]))
         return self.on_pairs(pairs) if self.on_pairs is not None else pairs
+
+    def _filled(self, ids: list[int], k: int) -> list[TypedTokenId]:
+        """Type what LLaMA-Factory has added to message `k`; the system prompt, which begins the first, is typed already."""
+        start = self.system_length if k == 0 else 0
+        return [*fill_types(ids[:start]), *fill_types(ids[start:], self._types[k])]
 
     def remove_thought(self, content: str) -> str:
         kept = super().remove_thought(content)
