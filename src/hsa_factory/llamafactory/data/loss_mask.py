@@ -63,7 +63,7 @@ def mask_pairs(
     encoded = [EncodedMessage(*facts) for facts in zip(ids, roles, weights)]
     markers = find_markers(encoded, marker_id, config)
     spans = untrained_spans(encoded, markers, config)
-    if not any(spans):
+    if not any(start < stop or eos_follows for parts in spans for start, stop, _ in parts):
         return MaskedPairs(pairs, any(markers), False, 0)
 
     masked = [_mark(side, parts) for side, parts in zip(ids, spans)]
