@@ -10,6 +10,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from llamafactory.data.mm_plugin import BasePlugin
 from llamafactory.data.processor import PackedSupervisedDatasetProcessor, SupervisedDatasetProcessor
 
 from ..._version import __version__
@@ -31,27 +32,35 @@ from .aligned import (
 )
 from .loss_mask import DECIDING, MaskedPairs, mask_pairs
 from .report import DatasetAccount, serialize_accounts
-from .sight import SeenTokens, Turns, common_end, kept_lengths
+from .sample_errors import (
+    INVALID,
+    MEDIA_TOO_LONG,
+    NO_MARKER,
+    NOTHING_TO_TRAIN,
+    TOO_LONG,
+    SampleDropped,
+    check_contents,
+    check_media_numbers,
+    errors_name,
+)
+from .sight import SeenTokens, Turns, common_end
 from .template import TEXT_KEY, TYPE_KEY, Pairs, typed_template
 from .token_table import ACCOUNT_COLUMN, LOSS_MASK_COLUMN, Tokens, TokenTable, padding_row, to_lists, to_table
-from .truncation import Counts, Cut, count_media, media_token_ids, plan_cut
+from .truncation import (
+    Counts,
+    Cut,
+    count_media,
+    fit_labels,
+    kept_lengths,
+    media_token_ids,
+    plan_cut,
+)
 
 
 if TYPE_CHECKING:
     from llamafactory.data.processor import SupervisedDatasetProcessor as MixedInto
 else:
     MixedInto = object
-
-
-INVALID = "invalid conversation (empty, or roles in a wrong order)"
-NO_MARKER = "no feedback marker"
-NOTHING_TO_TRAIN = "nothing left to train"
-MEDIA_TOO_LONG = "media do not fit into cutoff_len"
-TOO_LONG = "longer than cutoff_len"
-
-
-class SampleDropped(Exception):
-    """A sample is left out; the argument is the reason."""
 
 
 @dataclass
@@ -63,6 +72,7 @@ class Sample:
         media: Media of each turn, None if they are not tied to turns.
         masked: What feedback and weights keep out of the loss.
         whole_length: Tokens before truncation.
+        pairs: What LLaMA-Factory is given to cut.
         cut: What the truncation leaves, None without media.
         lengths: Tokens of each prompt and response, before and then after the cut.
         in_front: Tokens that LLaMA-Factory puts before them.
@@ -75,6 +85,7 @@ class Sample:
     media: list[Counts] | None = None
     masked: MaskedPairs = MaskedPairs([], False, False, 0)
     whole_length: int = 0
+    pairs: Pairs = field(default_factory=list)
     cut: Cut | None = None
     lengths: list[int] = field(default_factory=list)
     in_front: int = 0
@@ -153,7 +164,7 @@ class TypedProcessorMixin(MixedInto):
         """
         source, index = columns[SOURCE_COLUMN][i], columns[INDEX_COLUMN][i]
         where = f"dataset {source!r}, sample {index}"
-        try:
+        with errors_name(where):
             prompt, response, system, tools, *media = self._typed_columns(columns, i)
             if len(prompt) % 2 != 1 or len(response) != 1:
                 raise SampleDropped(INVALID)
@@ -161,14 +172,13 @@ class TypedProcessorMixin(MixedInto):
             if any(media) and not self._media_stand_in_front(media):
                 sample.media = count_media(prompt + response)
             input_ids, labels = self._encode_uncached(prompt, response, system, tools, *media)
-        except SampleDropped:
-            raise
-        except Exception as error:
-            raise ValueError(f"{where}: {error}") from error
 
         added = 0  # by LLaMA-Factory: media in front, an EOS behind
         if input_ids and (type(input_ids[0]) is int or type(input_ids[-1]) is int):
             added = count_plain(input_ids)
+        surplus = len(labels) - len(input_ids)
+        if surplus:
+            labels = self._fit_labels(labels, added)
         cut_away = sample.whole_length + added - len(input_ids)
         deciding = sample.masked.deciding if cut_away else 0
         marker_is_cut = deciding > 0 and tags_of(input_ids).count(DECIDING) < deciding
@@ -192,21 +202,22 @@ class TypedProcessorMixin(MixedInto):
         account.keep(sample.tokens.semantic_ids, trained)
         account.guessed_messages += self.template.guessed
         account.filled_tokens += self.template.filled + added
+        account.untrained_stops += surplus
         if sample.cut is not None and sample.cut.turns_removed:
             account.turns_removed += 1
         elif cut_away:
             account.text_truncated += 1
 
         if cut_away:
-            sample.lengths = kept_lengths(
-                sample.lengths, added, self.data_args.cutoff_len, from_end=self.data_args.mask_history
-            )
+            kept = kept_lengths(sample.pairs, added, self.data_args.cutoff_len, self.data_args.mask_history)
+            sample.lengths = [length for _, *lengths in sorted(kept) for length in lengths]
         sample.in_front = added - self.template.efficient_eos
         sample.facts = {"dataset": source, "index": index, "cut": cut_away, "marker_cut": marker_is_cut}
         return sample
 
     def _typed_columns(self, columns: dict[str, list[Any]], i: int) -> list[Any]:
         """Return what LLaMA-Factory encodes of a sample, its texts typed: from the prompt's messages to the audios."""
+        check_contents([*columns["_prompt"][i], *columns["_response"][i]])
         prompt, response = map(_with_typed_content, (columns["_prompt"][i], columns["_response"][i]))
         system = columns["_system"][i]
         if system:
@@ -220,7 +231,13 @@ class TypedProcessorMixin(MixedInto):
         ]
 
     def _encode_uncached(self, *args: Any) -> tuple[list[Any], list[int]]:
-        return super()._encode_data_example(*args)
+        try:
+            return super()._encode_data_example(*args)
+        except ValueError:
+            prompt, response, _, _, *media = args
+            if type(self.template.mm_plugin) is not BasePlugin:  # to text models a placeholder is a text like others
+                check_media_numbers([*prompt, *response], media)
+            raise
 
     def _decide(self, pairs: Pairs) -> Pairs:
         """Look at the whole sample before it is cut: what is trained of it, and which turns can stay."""
@@ -260,6 +277,7 @@ class TypedProcessorMixin(MixedInto):
                     raise SampleDropped(MEDIA_TOO_LONG)
 
         sample.lengths = [len(ids) for pair in pairs for ids in pair]
+        sample.pairs = pairs
         return pairs
 
     @cached_property
@@ -270,6 +288,17 @@ class TypedProcessorMixin(MixedInto):
         texts = zip(("user", "assistant") * 2, "xxyy")
         pairs = template.encode_multiturn(self.tokenizer, [{"role": role, "content": text} for role, text in texts])
         return common_end(pairs[0][0], pairs[1][0])
+
+    def _fit_labels(self, labels: Sequence[int], added: int) -> list[int]:
+        """Take out the labels that stand at no id.
+
+        Args:
+            labels: LLaMA-Factory's.
+            added: Ids that it has added: media in front, and one EOS behind.
+        """
+        mask_history = self.data_args.mask_history
+        kept = kept_lengths(self._sample.pairs, added, self.data_args.cutoff_len, mask_history)
+        return fit_labels(labels, list(kept), added - 1, mask_history)
 
     def _trim_media(self, columns: dict[str, list[Any]], i: int, media: list[list[Any]]) -> None:
         """Leave only the media whose turns remain, so that they match the ids."""

@@ -44,6 +44,8 @@ class DatasetAccount:
             that parts of it took the type among several that remembers most.
         filled_tokens: Tokens of kept samples, before truncation, that LLaMA-Factory added itself (a BOS, an empty thinking
             block, an EOS, pictures in front): each has the type of the token before it in its message, or else the next.
+        untrained_stops: Replies of kept samples whose stop token is not trained: it is the label of the next turn's first
+            token, and that turn has none.
         rules: How often each rule decided, by name: messages and parts of messages.
         tokens: Tokens kept, by semantic type.
         trained_tokens: Tokens kept that the loss counts.
@@ -70,6 +72,7 @@ class DatasetAccount:
     ruled_messages: int = 0
     guessed_messages: int = 0
     filled_tokens: int = 0
+    untrained_stops: int = 0
     rules: Counter = field(default_factory=Counter)
     tokens: Counter = field(default_factory=Counter)
     trained_tokens: int = 0
@@ -239,6 +242,11 @@ class DataReport:
                     f"  {name}: {account['guessed_messages']} messages with parts of several types were changed by the "
                     "template, a processor or a tokenizer without offsets; what is not found again took the type that "
                     "remembers most"
+                )
+            if account["untrained_stops"]:
+                say(
+                    f"  {name}: the stop tokens of {account['untrained_stops']} replies are not trained, because the turn "
+                    "that follows is empty and the template has no place for them"
                 )
             if account["marker_cut"]:
                 listed = ", ".join(map(str, account["marker_cut_samples"]))
