@@ -22,6 +22,8 @@ from .under_way import BeginningCallback, first_answer_begins
 
 
 _MODEL_COMMANDS = ("api", "chat", "export", "webchat", "webui")
+_ADDRESSES = {"api": "API_HOST", "webchat": "GRADIO_SERVER_NAME", "webui": "GRADIO_SERVER_NAME"}
+_LOCAL = "127.0.0.1"  # LLaMA-Factory's own default lets every machine of the network in
 _WORKER = str(Path(__file__).with_name("worker.py"))
 
 
@@ -58,7 +60,7 @@ def pass_on(command: str, arguments: Sequence[str]) -> None:
     """
     hsa: HSAConfig | bool | str | None = SAVED if command in _MODEL_COMMANDS else None
     if not arguments or not is_training_file(arguments[0]):
-        with _integration(hsa, None), first_answer_begins(), _argv(command, *arguments), _undisturbed(command):
+        with _integration(hsa, None), first_answer_begins(), _argv(command, *arguments), _around(command):
             launcher.launch()
         return
 
@@ -72,7 +74,7 @@ def pass_on(command: str, arguments: Sequence[str]) -> None:
             _integration(hsa, training_file.feedback),
             first_answer_begins(),
             _argv(command, str(plain)),
-            _undisturbed(command),
+            _around(command),
         ):
             launcher.launch()
 
@@ -87,6 +89,26 @@ def _check(training_file: TrainingFile) -> None:
     check_trainer(training_file.args)
     if use_ray() or training_file.args.get("use_ray"):
         raise ValueError(NO_RAY)
+
+
+@contextmanager
+def _around(command: str) -> Any:
+    with _undisturbed(command), _local(command):
+        yield
+
+
+@contextmanager
+def _local(command: str) -> Any:
+    """Let a server listen on this machine only, unless the environment names an address."""
+    variable = _ADDRESSES.get(command)
+    if variable is None or os.environ.get(variable):
+        yield
+        return
+    os.environ[variable] = _LOCAL
+    try:
+        yield
+    finally:
+        del os.environ[variable]
 
 
 @contextmanager
