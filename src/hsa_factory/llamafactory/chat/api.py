@@ -21,11 +21,11 @@ from .request import (
     TypedChatCompletionRequest,
     TypedChatMessage,
     TypedInputItem,
-    check_parts,
+    check_request,
     join_tool_messages,
 )
 from .server import error_body, harden
-from .tool_replies import REPLIES_KEY
+from .tool_messages import REPLIES_KEY
 
 
 __all__ = ["TypedChatCompletionRequest", "TypedChatMessage", "TypedInputItem", "api_seams", "read_types"]
@@ -110,7 +110,7 @@ async def _with_errors(original: Any, request: Any, chat_model: Any) -> AsyncGen
 
 
 def _check_request(request: Any, chat_model: Any) -> None:
-    check_parts(request.messages)
+    check_request(request)
     _check_types(request, chat_model)
 
 

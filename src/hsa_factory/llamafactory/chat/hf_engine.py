@@ -29,7 +29,7 @@ from ..model.loader import load_model_seam
 from ..options import check_serving
 from ..seams import Seam
 from ..state import Integration
-from .tool_replies import REPLIES_KEY, join_replies, split_replies
+from .tool_messages import REPLIES_KEY, join_replies, split_replies, with_readable_arguments
 
 
 logger = logging.get_logger(__name__)
@@ -106,6 +106,7 @@ def _process_args(
     media = (images, videos, audios)
     hsa = get_state(model)
     prompt: list[int] = []
+    messages = with_readable_arguments(messages, template)
     if hsa is not None:
         template = typed_template(template, hsa.config.default)
         template.on_prompt = prompt.extend
@@ -118,7 +119,8 @@ def _process_args(
     except (ValueError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a template, a tool format or a processor cannot take what it was given
-        raise ValueError(f"This conversation cannot be encoded: {error!r}") from error
+        calls = " A tool call must be JSON with `name` and `arguments`." if _has_calls(messages) else ""
+        raise ValueError(f"This conversation cannot be encoded: {error!r}.{calls}") from error
     if hsa is not None:
         semantic_ids = semantic_ids_of(_with_prefix(prompt, gen_kwargs["inputs"][0].tolist())).astype("int64")
         roles = ["system"] * bool(system)
@@ -130,6 +132,10 @@ def _process_args(
         if hsa is not None:
             control.turn = generation_lock(hsa)
     return gen_kwargs, prompt_length
+
+
+def _has_calls(messages: list[dict[str, Any]]) -> bool:
+    return any(message["role"] == "function" for message in messages)
 
 
 async def _stream_chat(original: Any, engine: Any, *args: Any, **input_kwargs: Any) -> AsyncGenerator[str, None]:

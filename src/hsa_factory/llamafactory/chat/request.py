@@ -26,11 +26,13 @@ from ..data.template import PLACEHOLDERS
 
 
 MAX_CHARACTERS = "API_MAX_CHARACTERS"
-"""Environment variable: how many characters of text a request may have."""
+"""Environment variable: how many characters a request may have, media in base64 not counted."""
 
 _CHARACTERS = 2_000_000
+_PER_VALUE = 4  # characters that JSON needs around a value: a quote on either side, a comma, a colon
 _DEPTH = 100  # of lists and objects within each other; encoders of JSON fail at about a thousand
 _CHOICES = 128
+_COLDEST = 1e-5
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MEDIA_KEYS = ("image_url", "video_url", "audio_url")
 _DATA_URI = re.compile(r"data:([^;,]*);base64,", re.IGNORECASE)
@@ -92,7 +94,7 @@ def read_limit(name: str, default: int) -> int:
 
 
 def max_characters() -> int:
-    """Return how many characters of text a request may have.
+    """Return how many characters a request may have, media in base64 not counted.
 
     Raises:
         ValueError: As `read_limit`.
@@ -104,16 +106,24 @@ def check_values(data: Any) -> None:
     """Check everything that a request holds, before it is looked at more closely.
 
     Raises:
-        HTTPException: 413, if it has more text than is allowed (media in base64 are not counted); 400 for what cannot be
+        HTTPException: 413, if it has more characters than are allowed; 400 for what cannot be
             encoded: half a character (a lone surrogate), a number that is not finite, or too deep nesting.
     """
     characters, limit = 0, max_characters()
     for path, value in _walk(data):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise HTTPException(400, detail=f"{_name(path)}: {value} is not a finite number.")
+        texts = [value] if isinstance(value, str) else list(value) if isinstance(value, dict) else []
+        characters += _PER_VALUE * len(value) if isinstance(value, (dict, list)) else 0
+        characters += sum(len(text) for text in texts if not _is_media(path, text))
+        if characters > limit:
+            raise HTTPException(
+                413,
+                detail=f"The request has more than {limit:,} characters. Send less, or start the server with a larger "
+                f"{MAX_CHARACTERS}.",
+            )
         if len(path) > _DEPTH:
             raise HTTPException(400, detail=f"{_name(path[:3])}: nested more than {_DEPTH} levels deep.")
-        texts = [value] if isinstance(value, str) else list(value) if isinstance(value, dict) else []
+        if isinstance(value, float) and not math.isfinite(value):
+            raise HTTPException(400, detail=f"{_name(path)}: {value} is not a finite number.")
         for text in texts:
             if not text.isascii() and (half := _SURROGATE.search(text)):
                 raise HTTPException(
@@ -121,16 +131,28 @@ def check_values(data: Any) -> None:
                     detail=f"{_name(path)}: holds half a character (the lone surrogate \\u{ord(half[0]):04x}), which is no "
                     "valid Unicode. Send whole characters.",
                 )
-            characters += 0 if _is_media(path, text) else len(text)
-        if characters > limit:
-            raise HTTPException(
-                413,
-                detail=f"The request has more than {limit:,} characters of text. Send less, or start the server with a "
-                f"larger {MAX_CHARACTERS}.",
-            )
 
 
-def check_parts(messages: list[TypedChatMessage]) -> None:
+def check_request(request: ChatCompletionRequest) -> None:
+    """Check what the fields' types leave open: numbers out of range, tools without a description, parts of messages.
+
+    Raises:
+        HTTPException: 400; names the field.
+    """
+    if not 1 <= request.n <= _CHOICES:
+        raise HTTPException(400, detail=f"n: {request.n} is not allowed: ask for 1 to {_CHOICES} answers.")
+    if request.temperature is not None and 0 < request.temperature < _COLDEST:
+        raise HTTPException(
+            400,
+            detail=f"temperature: {request.temperature} is too small to divide by: use 0, or {_COLDEST:g} and more.",
+        )
+    for number, tool in enumerate(request.tools or []):
+        if tool.function is None:
+            raise HTTPException(400, detail=f"tools[{number}].function: is missing.")
+    check_parts(request.messages)
+
+
+def check_parts(messages: Sequence[ChatMessage]) -> None:
     """Check the parts that messages consist of.
 
     Raises:

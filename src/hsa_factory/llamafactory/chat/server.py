@@ -10,6 +10,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from llamafactory.extras import logging
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .request import max_characters, read_limit
@@ -83,7 +84,7 @@ def harden(app: FastAPI) -> FastAPI:
             allow_methods=["*"],
             allow_headers=["*"],
         )
-    app.add_exception_handler(HTTPException, _answer_error)
+    app.add_exception_handler(StarletteHTTPException, _answer_error)  # of which FastAPI's is one
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     if os.environ.get("API_HOST", _LOCAL[0]) not in _LOCAL and not os.environ.get("API_KEY"):
         logger.warning_rank0("API_HOST lets other machines in, and API_KEY is not set: whoever reaches them may ask.")

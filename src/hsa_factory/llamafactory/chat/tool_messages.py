@@ -1,5 +1,6 @@
-"""Replies to parallel calls: one message for the template, several for types and rules, as in training."""
+"""Tool calls and their replies as a server gets them, made what training makes of them."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,3 +43,31 @@ def join_replies(texts: Sequence[str], typings: Sequence[MessageTypes], default_
         own = base if typing.semantic_type is None else typing.semantic_type
         joined = joined + TypedText(REPLY_JOINT if number else "", base) + TypedText(text, own, typing.spans)
     return TypedText(str(joined), base, joined.spans)
+
+
+def with_readable_arguments(messages: Sequence[dict[str, Any]], template: Any) -> list[dict[str, Any]]:
+    """Return messages whose tool calls the template can write.
+
+    OpenAI's clients send the arguments of a call as a text that holds JSON. Most formats write that text; those that
+    write one argument after the other need the JSON itself, as it stands in data for training.
+    """
+    return [_with_readable_arguments(message, template) for message in messages]
+
+
+def _with_readable_arguments(message: dict[str, Any], template: Any) -> dict[str, Any]:
+    if message["role"] != "function" or not isinstance(message["content"], str):
+        return message
+    words = {"thought_words": template.thought_words, "tool_call_words": template.tool_call_words}
+    try:
+        template.format_function.apply(content=str(message["content"]), **words)
+    except (AttributeError, TypeError):  # a text has no items
+        try:
+            calls = json.loads(message["content"])
+            calls = calls if isinstance(calls, list) else [calls]
+            calls = [{**call, "arguments": json.loads(call["arguments"])} for call in calls]
+            return {**message, "content": json.dumps(calls, ensure_ascii=False)}
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return message
+    except Exception:  # what is wrong with it is said when it is encoded
+        return message
+    return message
