@@ -135,7 +135,7 @@ def _process_args(
 
 
 def _has_calls(messages: list[dict[str, Any]]) -> bool:
-    return any(message["role"] == "function" for message in messages)
+    return any(message.get("role") == "function" for message in messages)
 
 
 async def _stream_chat(original: Any, engine: Any, *args: Any, **input_kwargs: Any) -> AsyncGenerator[str, None]:

@@ -55,7 +55,7 @@ def with_readable_arguments(messages: Sequence[dict[str, Any]], template: Any) -
 
 
 def _with_readable_arguments(message: dict[str, Any], template: Any) -> dict[str, Any]:
-    if message["role"] != "function" or not isinstance(message["content"], str):
+    if message.get("role") != "function" or not isinstance(message.get("content"), str):
         return message
     words = {"thought_words": template.thought_words, "tool_call_words": template.tool_call_words}
     try:
