@@ -53,8 +53,9 @@ def conversation(lf, replies):
 
 
 @pytest.mark.parametrize("rules", RULE_SETS)
-@pytest.mark.parametrize("replies", [["<m3> a"], ["<m3> a", "<m5> b"], ["<m4>", "<m3>", "<m4>\n<m5>"]])
-@pytest.mark.parametrize("typed", [False, True])
+@pytest.mark.parametrize(
+    "replies, typed", [(["<m3> a", "<m5> b"], False), (["<m4>", "<m3>", "<m4>\n<m5>"], True)], ids=["two", "three"]
+)
 def test_parallel_calls_are_read_as_in_training(lf, model, tmp_path, monkeypatch, rules, replies, typed):
     messages = conversation(lf, replies)
     if typed:
