@@ -12,16 +12,24 @@ from typing import Any
 import yaml
 from llamafactory import launcher
 from llamafactory.extras.misc import get_device_count, is_env_enabled, use_ray
+from llamafactory.extras.packages import is_fastapi_available
 
 from ..config import FeedbackConfig, HSAConfig
 from ..training_file import TrainingFile, is_training_file, read_training_file
 from .integration import integrate
 from .model.checkpoint import SAVED
 from .options import NO_RAY, check_trainer
+from .seams import installed
 from .under_way import BeginningCallback, first_answer_begins
 
 
+if is_fastapi_available():
+    from .chat.api import api_seams
+
+
 _MODEL_COMMANDS = ("api", "chat", "export", "webchat", "webui")
+_ADDRESSES = {"api": "API_HOST", "webchat": "GRADIO_SERVER_NAME", "webui": "GRADIO_SERVER_NAME"}
+_LOCAL = "127.0.0.1"  # LLaMA-Factory's own default lets every machine of the network in
 _WORKER = str(Path(__file__).with_name("worker.py"))
 
 
@@ -58,7 +66,7 @@ def pass_on(command: str, arguments: Sequence[str]) -> None:
     """
     hsa: HSAConfig | bool | str | None = SAVED if command in _MODEL_COMMANDS else None
     if not arguments or not is_training_file(arguments[0]):
-        with _integration(hsa, None), first_answer_begins(), _argv(command, *arguments), _undisturbed(command):
+        with _integration(hsa, None, command), first_answer_begins(), _argv(command, *arguments), _around(command):
             launcher.launch()
         return
 
@@ -69,16 +77,20 @@ def pass_on(command: str, arguments: Sequence[str]) -> None:
         plain = Path(directory) / "arguments.yaml"
         plain.write_text(yaml.safe_dump(training_file.args, allow_unicode=True), encoding="utf-8")
         with (
-            _integration(hsa, training_file.feedback),
+            _integration(hsa, training_file.feedback, command),
             first_answer_begins(),
             _argv(command, str(plain)),
-            _undisturbed(command),
+            _around(command),
         ):
             launcher.launch()
 
 
-def _integration(hsa: HSAConfig | bool | str | None, feedback: FeedbackConfig | None) -> Any:
-    return nullcontext() if hsa is None and feedback is None else integrate(hsa, feedback)
+def _integration(hsa: HSAConfig | bool | str | None, feedback: FeedbackConfig | None, command: str = "train") -> Any:
+    if hsa is not None or feedback is not None:
+        return integrate(hsa, feedback)
+    if command == "api" and is_fastapi_available():
+        return installed(api_seams())  # a server is as careful without HSA
+    return nullcontext()
 
 
 def _check(training_file: TrainingFile) -> None:
@@ -87,6 +99,26 @@ def _check(training_file: TrainingFile) -> None:
     check_trainer(training_file.args)
     if use_ray() or training_file.args.get("use_ray"):
         raise ValueError(NO_RAY)
+
+
+@contextmanager
+def _around(command: str) -> Any:
+    with _undisturbed(command), _local(command):
+        yield
+
+
+@contextmanager
+def _local(command: str) -> Any:
+    """Let a server listen on this machine only, unless the environment names an address."""
+    variable = _ADDRESSES.get(command)
+    if variable is None or os.environ.get(variable):
+        yield
+        return
+    os.environ[variable] = _LOCAL
+    try:
+        yield
+    finally:
+        del os.environ[variable]
 
 
 @contextmanager

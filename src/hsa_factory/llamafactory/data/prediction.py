@@ -54,6 +54,7 @@ class TypedPredictionProcessor(TypedProcessorMixin, UnsupervisedDatasetProcessor
         semantic_ids, _ = read_off(typed)
         account.keep(semantic_ids, 0)
         account.guessed_messages += self.template.guessed
+        account.lost_call_parts += self.template.lost_parts
         account.filled_tokens += self.template.filled + added
         account.text_truncated += cut_away > 0
         facts = {"dataset": source, "index": index, "cut": cut_away, "marker_cut": False}

@@ -201,6 +201,7 @@ class TypedProcessorMixin(MixedInto):
         self._trim_media(columns, i, media)
         account.keep(sample.tokens.semantic_ids, trained)
         account.guessed_messages += self.template.guessed
+        account.lost_call_parts += self.template.lost_parts
         account.filled_tokens += self.template.filled + added
         account.untrained_stops += surplus
         if sample.cut is not None and sample.cut.turns_removed:

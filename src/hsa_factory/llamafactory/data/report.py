@@ -42,6 +42,8 @@ class DatasetAccount:
         ruled_messages: Other messages that a rule of `hsa.rules` typed.
         guessed_messages: Messages of kept samples whose parts have several types and whose text was changed on the way, so
             that parts of it took the type among several that remembers most.
+        lost_call_parts: Parts of tool calls of kept samples that have a type of their own, but whose text was not found again
+            in the call as the template writes it, or not in one place only: it has the type of the message.
         filled_tokens: Tokens of kept samples, before truncation, that LLaMA-Factory added itself (a BOS, an empty thinking
             block, an EOS, pictures in front): each has the type of the token before it in its message, or else the next.
         untrained_stops: Replies of kept samples whose stop token is not trained: it is the label of the next turn's first
@@ -71,6 +73,7 @@ class DatasetAccount:
     typed_messages: int = 0
     ruled_messages: int = 0
     guessed_messages: int = 0
+    lost_call_parts: int = 0
     filled_tokens: int = 0
     untrained_stops: int = 0
     rules: Counter = field(default_factory=Counter)
@@ -247,6 +250,12 @@ class DataReport:
                 say(
                     f"  {name}: the stop tokens of {account['untrained_stops']} replies are not trained, because the turn "
                     "that follows is empty and the template has no place for them"
+                )
+            if account["lost_call_parts"]:
+                console.print(
+                    f"  {name}: types of {account['lost_call_parts']} parts of tool calls not kept: their text is not found "
+                    "again, or not in one place only, in the calls as the template writes them",
+                    highlight=False,
                 )
             if account["marker_cut"]:
                 listed = ", ".join(map(str, account["marker_cut_samples"]))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
-from llamafactory.data.formatter import SLOTS, Formatter
+from llamafactory.data.formatter import SLOTS, Formatter, FunctionFormatter
 from llamafactory.data.template import Template
 from llamafactory.extras.constants import AUDIO_PLACEHOLDER, IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 
@@ -14,6 +14,7 @@ from ...typed.carry import align, carry_types, type_rendered_text
 from ...typed.ids import TypedTokenId, count_plain, fill_types, type_token_ids
 from ...typed.spans import find_runs
 from ...typed.text import TypedText, token_types, without
+from ...typed.tool_call import type_tool_call
 from .text_encoder import TextEncoder
 
 
@@ -63,6 +64,10 @@ class _TypedFormatter:
         if not isinstance(content, TypedText):
             return elements
 
+        lost_parts = 0
+        if isinstance(self.formatter, FunctionFormatter) and not content.is_uniform:
+            content, lost_parts = self._type_call(content, kwargs, elements)
+
         slots: Iterable[Any] = self.formatter.slots
         if (content.is_uniform and not content.is_guessed) or len(self.formatter.slots) != len(elements):
             slots = repeat(_CONTENT_SLOT)
@@ -70,7 +75,25 @@ class _TypedFormatter:
         if self.is_system:
             for element in typed:
                 element.is_system = True
+        if lost_parts:
+            typed[0].lost_parts = lost_parts
         return typed
+
+    def _type_call(self, content: TypedText, kwargs: dict[str, Any], elements: SLOTS) -> tuple[TypedText, int]:
+        """Type a tool call as the formatter has written it; return how many of its parts were not found again, too."""
+        holds_content = [isinstance(slot, str) and _CONTENT_SLOT in slot for slot in self.formatter.slots]
+        number = holds_content.index(True)
+        before, after = map(len, self.formatter.slots[number].split(_CONTENT_SLOT, 1))
+
+        def call_in(elements: SLOTS) -> str:
+            element = elements[number]
+            return element[before : len(element) - after]
+
+        def write(text: str) -> str:
+            return call_in(self.formatter.apply(**{**kwargs, "content": text}))
+
+        words = kwargs.get("tool_call_words"), kwargs.get("thought_words")
+        return type_tool_call(content, call_in(elements), write, *words)
 
 
 class TypedTemplateMixin(MixedInto):
@@ -82,6 +105,7 @@ class TypedTemplateMixin(MixedInto):
             before it; 0 where it is no text of its own.
         guessed: Messages of the conversation encoded last of which not all types are known for sure: the text was changed on
             the way, or the tokenizer does not say which characters a token stands for.
+        lost_parts: Parts of its tool calls that have a type of their own and were not found again in what the template wrote.
         filled: Ids of it that LLaMA-Factory added itself (a BOS, an empty thinking block); each takes what the id before it
             in its message carries, or else the next, or else the type of the message, if that has no other token.
         on_pairs: Called with the (prompt ids, response ids) of a whole sample before LLaMA-Factory cuts it; returns
@@ -92,6 +116,7 @@ class TypedTemplateMixin(MixedInto):
     default_type: SemanticType
     system_length: int
     guessed: int
+    lost_parts: int
     filled: int
     on_pairs: Callable[[Pairs], Pairs] | None
     on_prompt: Callable[[list[TypedTokenId]], Any] | None
@@ -146,7 +171,7 @@ class TypedTemplateMixin(MixedInto):
             typed_messages.append(message)
             self._types.append(semantic_type)
 
-        self.system_length = self.guessed = self._encoded = 0
+        self.system_length = self.guessed = self.lost_parts = self._encoded = 0
         try:
             encoded = super()._encode(TextEncoder(tokenizer), typed_messages, system, tools)  # which only hands it on
         except Exception as error:
@@ -180,6 +205,7 @@ class TypedTemplateMixin(MixedInto):
         token_ids: list[int] = []
         for element in elements:
             token_ids += self._convert_element(encoder, element)
+            self.lost_parts += getattr(element, "lost_parts", 0)
             if getattr(element, "is_system", False):
                 self.system_length = len(token_ids)
         self._encoded += 1  # LLaMA-Factory asks once a message
@@ -224,7 +250,7 @@ def typed_template(template: Template, default_type: SemanticType) -> Template:
 
     typed.default_system = TypedText(template.default_system, SemanticType.GLOBAL)
     typed.default_type = default_type
-    typed.system_length = typed.guessed = typed.filled = typed._encoded = 0
+    typed.system_length = typed.guessed = typed.lost_parts = typed.filled = typed._encoded = 0
     typed._types, typed._lengths = [], []
     typed.on_pairs = typed.on_prompt = None
     return typed
