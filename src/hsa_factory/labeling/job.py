@@ -18,10 +18,11 @@ from .._version import __version__
 from ..whole_files import whole_file, write_whole
 from .formats import DatasetFormat
 from .labeller import SampleLabeller, add_anchor
-from .records import CHUNK_BYTES, CHUNK_SAMPLES, SampleChunk, read_chunks
+from .records import CHUNK_BYTES, CHUNK_SAMPLES, SampleChunk
 from .rule_set import RuleSet
 from .summary import Summary
 from .token_counter import TokenCounter, load_tokenizer
+from .trajectories.files import read_samples
 
 
 MANIFEST = "manifest.json"
@@ -108,7 +109,7 @@ def run_job(
         _start_worker(job)
     waiting: deque = deque()
     try:
-        for chunk in chunks if chunks is not None else read_chunks(job.inputs):
+        for chunk in chunks if chunks is not None else read_samples(job.inputs):
             future = None
             was_there = _summary_path(job, chunk.index).is_file()
             if not was_there:

@@ -10,6 +10,7 @@ from .matching import Message, MessageTypes
 from .parts import SPANS_KEY, TYPE_KEY, write_spans
 from .rule_set import RuleSet
 from .summary import Summary
+from .trajectories.normalise import normalise
 
 
 Counting = Callable[[str, MessageTypes], Mapping[str, int]]  # text, typing → amount of text by type's name
@@ -29,13 +30,15 @@ class SampleLabeller:
         self.count = count or count_characters
 
     def label(self, sample: Any, summary: Summary) -> dict[str, Any]:
-        """Return the sample with types; the summary takes it in.
+        """Return the sample with types, in a form that LLaMA-Factory reads whole; the summary takes it in.
 
         Raises:
             ValueError: If the sample does not have the format; the message names the turn. The summary is unchanged.
         """
         if not isinstance(sample, Mapping):
             raise ValueError(f"expected an object, got {sample!r:.80}.")
+        notes: Counter = Counter()
+        sample = normalise(sample, self.dataset_format, notes=notes)
         turns = read_sample(sample, self.dataset_format)
         self._check_roles(turns)
         matches: Counter = Counter()
@@ -44,6 +47,7 @@ class SampleLabeller:
 
         summary.samples += 1
         summary.matches.update(matches)
+        summary.notes.update(notes)
         for turn, typing in zip(turns, typings):
             summary.add_message(turn.message, typing)
             summary.amounts.update(self.count(turn.message.text, typing))

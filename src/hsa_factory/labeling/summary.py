@@ -14,6 +14,7 @@ from .rule_set import RuleSet
 
 
 _LISTED = 20
+_COUNTERS = ("matches", "amounts", "notes")
 KINDS = (*SemanticType.__members__, "default")
 
 
@@ -28,6 +29,7 @@ class Summary:
         untyped: Messages that nothing types.
         matches: How often each rule decided, by name.
         amounts: Characters or tokens by type's name; ``default`` for those that nothing types.
+        notes: What was changed or left out to make samples readable, by what it is.
         skipped: Samples left out.
         problems: The first of them: where, and why.
     """
@@ -38,6 +40,7 @@ class Summary:
     untyped: int = 0
     matches: Counter = field(default_factory=Counter)
     amounts: Counter = field(default_factory=Counter)
+    notes: Counter = field(default_factory=Counter)
     skipped: int = 0
     problems: list[str] = field(default_factory=list)
 
@@ -67,16 +70,17 @@ class Summary:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.matches.update(other.matches)
         self.amounts.update(other.amounts)
+        self.notes.update(other.notes)
         self.problems += other.problems[: _LISTED - len(self.problems)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
-        return {**vars(self), "matches": dict(self.matches), "amounts": dict(self.amounts)}
+        return {**vars(self), **{name: dict(getattr(self, name)) for name in _COUNTERS}}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Summary":
         """Read back what `to_dict` returned."""
-        counters = {name: Counter(values[name]) for name in ("matches", "amounts")}
+        counters = {name: Counter(values[name]) for name in _COUNTERS}
         return cls(**{**values, **counters})
 
 
@@ -101,6 +105,10 @@ def print_summary(console: Console, summary: Summary, rules: RuleSet, unit: str)
         if summary.amounts[kind]
     ]
     console.print(f"{total:,} {unit}: {', '.join(shares) or 'none'}", highlight=False)
+
+    for note, count in summary.notes.items():
+        if count:
+            console.print(f"{note}: {count:,}", highlight=False, markup=False)
 
     table = Table(title="rules", title_justify="left")
     table.add_column("rule", overflow="fold")

@@ -15,9 +15,11 @@ from ...labeling.formats import DatasetFormat, SampleMessage, read_sample, type_
 from ...labeling.matching import MessageTypes
 from ...labeling.rule import MEDIA
 from ...labeling.rule_set import RuleSet
+from ...labeling.trajectories.normalise import normalise
 from ...semantics import SemanticType
 from ...typed.spans import Span, encode_spans, fill_gaps, shift
 from .template import TURN_KEY, TYPE_KEY, WEIGHT_KEY
+from .template_words import template_words
 
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ class TypedConverterMixin(MixedInto):
         dataset_format = self._format
         matches = Counter(dict.fromkeys(self.rules.names, 0)) if self.rules is not None else None
         try:
+            example = dict(normalise(example, dataset_format, template_words(self.data_args.template)))
             turns = read_sample(example, dataset_format)
             system, aligned = self._align_all(turns, type_sample(turns, dataset_format, self.rules, matches))
         except ValueError as error:

@@ -17,6 +17,7 @@ from ...labeling.formats import DatasetFormat, Sample
 from ...labeling.job import parse_sample
 from ...labeling.parts import uniform_parts
 from ...labeling.records import read_chunks
+from ...labeling.trajectories.normalise import normalise
 from ...semantics import SemanticType
 from ...whole_files import whole_file
 
@@ -80,6 +81,7 @@ def _contents(sample: Sample, dataset_format: DatasetFormat) -> Iterator[Any]:
 
 def _uniform(sample: Sample, dataset_format: DatasetFormat) -> dict[Any, Any]:
     """Return a sample whose contents are lists of parts that all have the same keys, and whose types are names."""
+    sample = normalise(sample, dataset_format)
     messages = []
     for number, message in enumerate(sample[dataset_format.messages]):
         try:
