@@ -39,7 +39,9 @@ def labelled_table(
         values = [sample[column] for sample in samples]
         index = table.schema.get_field_index(column)
         kind = table.schema.field(index).type if index >= 0 else None
-        if not _holds(kind, values):  # messages were changed into ones that LLaMA-Factory reads
+        if not _holds(
+            kind, values, dataset_format.content_tag
+        ):  # messages were changed into ones that LLaMA-Factory reads
             kind = _infer_messages(values, column)
         kind = _with_types(kind, dataset_format.semantic_tag)
         values = pa.array(values, kind)
@@ -55,16 +57,20 @@ def labelled_table(
     return table.replace_schema_metadata(None)  # it may describe columns that are no more as they were
 
 
-def _holds(kind: Any, values: Sequence[Any]) -> bool:
-    """Whether a column of messages, or of single ones, has a place for all their keys but those of types."""
-    if kind is None or pa.types.is_string(kind) or pa.types.is_large_string(kind):
+def _holds(kind: Any, values: Sequence[Any], content_tag: str | None) -> bool:
+    """Whether a column of messages, or of single ones, has a place for all their keys (but those of types) and contents."""
+    while kind is not None and not pa.types.is_struct(kind):
+        kind = getattr(kind, "value_type", None)
+    if kind is None:
         return False
-    while not pa.types.is_struct(kind):
-        kind = kind.value_type
     names = {field.name for field in kind} | {SPANS_KEY, TYPE_KEY}
+    has_texts = content_tag in names and not pa.types.is_nested(kind.field(content_tag).type)
     for value in values:
         for message in value if isinstance(value, list) else [value]:
-            if message is not None and not names.issuperset(message):
+            if message is None:
+                continue
+            content = message.get(content_tag)
+            if not names.issuperset(message) or (content is not None and isinstance(content, str) != has_texts):
                 return False
     return True
 

@@ -203,7 +203,7 @@ def _label_chunk(chunk: SampleChunk) -> None:
     rows = chunk.samples if isinstance(chunk.samples, list) else chunk.samples.to_pylist()
     for number, row in enumerate(rows):
         try:
-            samples.append(labeller.label(parse_sample(row), summary))
+            samples.append(labeller.label(parse_sample(row), summary, chunk.where(number)))
             kept.append(number)
         except (ValueError, RecursionError) as error:
             problem = f"{chunk.where(number)}: {error or 'nested too deeply'}"

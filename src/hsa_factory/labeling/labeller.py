@@ -11,6 +11,7 @@ from .parts import SPANS_KEY, TYPE_KEY, write_spans
 from .rule_set import RuleSet
 from .summary import Summary
 from .trajectories.normalise import normalise
+from .turn_order import broken_order
 
 
 Counting = Callable[[str, MessageTypes], Mapping[str, int]]  # text, typing → amount of text by type's name
@@ -29,8 +30,13 @@ class SampleLabeller:
         self.dataset_format, self.rules = dataset_format, rules
         self.count = count or count_characters
 
-    def label(self, sample: Any, summary: Summary) -> dict[str, Any]:
+    def label(self, sample: Any, summary: Summary, where: str = "") -> dict[str, Any]:
         """Return the sample with types, in a form that LLaMA-Factory reads whole; the summary takes it in.
+
+        Args:
+            sample: Any sample.
+            summary: Added to.
+            where: What the summary calls the sample.
 
         Raises:
             ValueError: If the sample does not have the format; the message names the turn. The summary is unchanged.
@@ -48,6 +54,9 @@ class SampleLabeller:
         summary.samples += 1
         summary.matches.update(matches)
         summary.notes.update(notes)
+        fault = broken_order(turns, self.dataset_format)
+        if fault is not None:
+            summary.leave_out(fault, where)
         for turn, typing in zip(turns, typings):
             summary.add_message(turn.message, typing)
             summary.amounts.update(self.count(turn.message.text, typing))

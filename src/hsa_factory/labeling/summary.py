@@ -14,7 +14,7 @@ from .rule_set import RuleSet
 
 
 _LISTED = 20
-_COUNTERS = ("matches", "amounts", "notes")
+_COUNTERS = ("matches", "amounts", "notes", "untrained")
 KINDS = (*SemanticType.__members__, "default")
 
 
@@ -30,6 +30,8 @@ class Summary:
         matches: How often each rule decided, by name.
         amounts: Characters or tokens by type's name; ``default`` for those that nothing types.
         notes: What was changed or left out to make samples readable, by what it is.
+        untrained: Samples written that training is going to leave out, by the reason.
+        first_untrained: The first of each.
         skipped: Samples left out.
         problems: The first of them: where, and why.
     """
@@ -41,6 +43,8 @@ class Summary:
     matches: Counter = field(default_factory=Counter)
     amounts: Counter = field(default_factory=Counter)
     notes: Counter = field(default_factory=Counter)
+    untrained: Counter = field(default_factory=Counter)
+    first_untrained: dict[str, str] = field(default_factory=dict)
     skipped: int = 0
     problems: list[str] = field(default_factory=list)
 
@@ -58,6 +62,11 @@ class Summary:
         else:
             self.untyped += 1
 
+    def leave_out(self, reason: str, where: str) -> None:
+        """Count a sample that training is going to leave out."""
+        self.untrained[reason] += 1
+        self.first_untrained.setdefault(reason, where)
+
     def skip(self, problem: str) -> None:
         """Count a sample that is left out."""
         self.skipped += 1
@@ -68,9 +77,9 @@ class Summary:
         """Add the counts of a chunk."""
         for name in ("samples", "given", "ruled", "untyped", "skipped"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.matches.update(other.matches)
-        self.amounts.update(other.amounts)
-        self.notes.update(other.notes)
+        for name in _COUNTERS:
+            getattr(self, name).update(getattr(other, name))
+        self.first_untrained = other.first_untrained | self.first_untrained
         self.problems += other.problems[: _LISTED - len(self.problems)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,6 +131,12 @@ def print_summary(console: Console, summary: Summary, rules: RuleSet, unit: str)
     if unmatched:
         listed = ", ".join(map(repr, unmatched))
         console.print(f"warning: these rules never matched: {listed}", highlight=False, markup=False)
+    if summary.untrained:
+        count = summary.untrained.total()
+        console.print(f"warning: training will leave out {count:,} samples:", highlight=False)
+        for reason, count in summary.untrained.items():
+            first = summary.first_untrained[reason]
+            console.print(f"  {count:,}: {reason} (first: {first})", highlight=False, markup=False)
     if summary.skipped:
         console.print(f"warning: {summary.skipped:,} samples were left out:", highlight=False)
         for problem in summary.problems:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from hsa_factory import HSAConfig, cli
-from hsa_factory.llamafactory.data.template_words import template_words
 
 
 FILES = Path(__file__).parents[2] / "labeling" / "trajectories" / "files"

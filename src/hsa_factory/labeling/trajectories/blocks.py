@@ -14,6 +14,7 @@ BLOCKS = frozenset((*THINKING, REDACTED, *CALLS, *RESULTS))
 LOST_REASONING = "hidden or encrypted reasoning left out"
 
 _REPLY_ROLES = ("tool", "toolResult", "tool_result")
+_MERE_TEXT = ("type", "text", "cache_control", "citations", "annotations", "logprobs")
 _USER_SIDE = ("user", "tool")
 _HANDLED = (
     "role",
@@ -169,10 +170,14 @@ def _join(message: dict[str, Any], piece: dict[str, Any]) -> bool:
 
 def _as_text(parts: list[Any]) -> Any:
     """Return parts as one text where they are nothing else."""
-    if all(isinstance(part, Mapping) and set(part) <= {"type", "text", "cache_control", "citations", "annotations"}
-           and isinstance(part.get("text"), str) for part in parts):  # fmt: skip
-        return "".join(part["text"] for part in parts)
-    return parts
+    return "".join(part["text"] for part in parts) if all(map(_is_mere_text, parts)) else parts
+
+
+def _is_mere_text(part: Any) -> bool:
+    """Whether a part is a text without a type of its own; a table gives it other parts' keys, too."""
+    if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
+        return False
+    return all(value is None or key in _MERE_TEXT for key, value in part.items())
 
 
 def cut_after_last_reply(messages: list[dict[str, Any]], notes: Counter | None = None) -> list[dict[str, Any]]:

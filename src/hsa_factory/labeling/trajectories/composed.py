@@ -30,17 +30,26 @@ class Words(NamedTuple):
 DEFAULT_WORDS = Words()
 
 
-def needs_fitting(message: Any, dataset_format: DatasetFormat) -> bool:
-    """Whether LLaMA-Factory would refuse a message, or leave some of it out. Quick for those that it reads."""
-    if not isinstance(message, dict):
-        return False
-    role = message.get(dataset_format.role_tag)
+def needs_fitting(messages: list[Any], dataset_format: DatasetFormat) -> bool:
+    """Whether LLaMA-Factory would refuse a message, or leave some of it out. Quick where it reads all of them whole."""
+    role_tag, content_tag, roles = dataset_format.role_tag, dataset_format.content_tag, dataset_format.roles
+    for message in messages:
+        if type(message) is not dict:
+            continue
+        role = message.get(role_tag)
+        is_plain = type(message.get(content_tag)) is str and type(role) is str and role in roles
+        if not (is_plain and _SPECIAL.isdisjoint(message)) and _needs_fitting(message, role, dataset_format):
+            return True
+    return False
+
+
+def _needs_fitting(message: dict[Any, Any], role: Any, dataset_format: DatasetFormat) -> bool:
     if not isinstance(role, str) or role not in dataset_format.roles:
         return other_role(message, role) is not None or "type" in message
     content = message.get(dataset_format.content_tag)
     if type(content) is list and any(isinstance(part, dict) and part.get("type") in BLOCKS for part in content):
         return True
-    return not _SPECIAL.isdisjoint(message) and (must_compose(message, dataset_format) or _is_untrained(message))
+    return must_compose(message, dataset_format) or _is_untrained(message)
 
 
 def must_compose(message: Mapping[Any, Any], dataset_format: DatasetFormat) -> bool:
@@ -115,7 +124,7 @@ def _compose(message: dict[str, Any], dataset_format: DatasetFormat, words: Word
     calls += [message["function_call"]] if message.get("function_call") else []
     reasoning = _reasoning(message, content)
     if calls and dataset_format.function_tag is None:
-        notes[LOST_TEXT] += bool(content or reasoning)
+        _count(notes, LOST_TEXT, content or reasoning)
         return message
 
     before = f"{words.thought[0]}{reasoning.strip()}{words.thought[1]}" if reasoning else ""
@@ -123,8 +132,8 @@ def _compose(message: dict[str, Any], dataset_format: DatasetFormat, words: Word
     if after and content:
         ends = content if isinstance(content, str) else ""
         after = after if ends.endswith("\n") else f"\n{after}"
-    notes[KEPT_REASONING] += bool(reasoning)
-    notes[KEPT_TEXT] += bool(calls and content)
+    _count(notes, KEPT_REASONING, reasoning)
+    _count(notes, KEPT_TEXT, calls and content)
     composed: dict[str, Any] = {key: value for key, value in message.items() if key not in _WRITTEN}
     if isinstance(content, list):
         parts = [{"type": "text", "text": before}, *content, {"type": "text", "text": after}]
@@ -140,6 +149,11 @@ def _compose(message: dict[str, Any], dataset_format: DatasetFormat, words: Word
             {**span, "start": span["start"] + start, "end": span["end"] + start} for span in message[SPANS_KEY]
         ]
     return composed
+
+
+def _count(notes: Counter, note: str, happened: Any) -> None:
+    if happened:
+        notes[note] += 1
 
 
 def _write_calls(calls: list[Any], words: Words) -> str:

@@ -86,7 +86,7 @@ def unwrap(sample: Sample) -> Sample:
 def _unwrap_at(sample: Sample, column: str | None, notes: Counter | None = None) -> tuple[Sample, bool]:
     """Return a sample with a list of messages in a column, and whether OpenAI's messages were made of a trajectory."""
     value = sample.get(column)
-    if _is_json_list(value):
+    if isinstance(value, str) and _is_json_list(value):
         return {**sample, column: _parse(value, str(column))}, False
     for family in FAMILIES:
         if family.detect(sample):
@@ -108,7 +108,7 @@ def _parse(text: str, column: str) -> Any:
 
 def _fit_all(messages: list[Any], dataset_format: DatasetFormat, words: Words, notes: Counter | None) -> list[Any]:
     """Return messages that all fit the format; the same list if they do."""
-    if not any(needs_fitting(message, dataset_format) for message in messages):
+    if not needs_fitting(messages, dataset_format):
         return messages
     if _must_be_joined(messages, dataset_format):
         try:

@@ -15,11 +15,10 @@ from ...labeling.formats import DatasetFormat, SampleMessage, read_sample, type_
 from ...labeling.matching import MessageTypes
 from ...labeling.rule import MEDIA
 from ...labeling.rule_set import RuleSet
-from ...labeling.trajectories.normalise import normalise
 from ...semantics import SemanticType
 from ...typed.spans import Span, encode_spans, fill_gaps, shift
 from .template import TURN_KEY, TYPE_KEY, WEIGHT_KEY
-from .template_words import template_words
+from .trajectories import read_whole
 
 
 if TYPE_CHECKING:
@@ -73,8 +72,9 @@ class TypedConverterMixin(MixedInto):
         where = f"dataset {self._name!r}, sample {example.get(INDEX_COLUMN, '?')}"
         dataset_format = self._format
         matches = Counter(dict.fromkeys(self.rules.names, 0)) if self.rules is not None else None
+        notes: Counter[str] = Counter()
         try:
-            example = dict(normalise(example, dataset_format, template_words(self.data_args.template)))
+            example = read_whole(example, dataset_format, self.data_args.template, notes)
             turns = read_sample(example, dataset_format)
             system, aligned = self._align_all(turns, type_sample(turns, dataset_format, self.rules, matches))
         except ValueError as error:
@@ -97,7 +97,7 @@ class TypedConverterMixin(MixedInto):
         output[SYSTEM_SPANS_COLUMN] = encode_spans(system.spans)
         output[TYPED_COLUMN] = sum(turn.is_given for turn in aligned)
         ruled = sum(not turn.is_given and (turn.semantic_type is not None or bool(turn.spans)) for turn in aligned)
-        output[RULES_COLUMN] = json.dumps([ruled, matches]) if matches is not None else ""
+        output[RULES_COLUMN] = json.dumps([ruled, matches or {}, notes]) if notes or matches is not None else ""
         output[SOURCE_COLUMN] = self._name
         output[INDEX_COLUMN] = int(example.get(INDEX_COLUMN, -1))
         self._place_media(output, example, turns)

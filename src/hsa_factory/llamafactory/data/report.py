@@ -41,6 +41,7 @@ class DatasetAccount:
         filled_tokens: Tokens of kept samples, before truncation, that LLaMA-Factory added itself (a BOS, an empty thinking
             block, an EOS, pictures in front): each has the type of the token before it in its message, or else the next.
         rules: How often each rule decided, by name: messages and parts of messages.
+        notes: What was changed or left out to make samples readable, by what it is.
         tokens: Tokens kept, by semantic type.
         trained_tokens: Tokens kept that the loss counts.
     """
@@ -60,6 +61,7 @@ class DatasetAccount:
     guessed_messages: int = 0
     filled_tokens: int = 0
     rules: Counter = field(default_factory=Counter)
+    notes: Counter = field(default_factory=Counter)
     tokens: Counter = field(default_factory=Counter)
     trained_tokens: int = 0
 
@@ -78,11 +80,12 @@ class DatasetAccount:
             self.tokens[name] += semantic_ids.count(kind)
 
     def add_rules(self, serialized: str) -> None:
-        """Add what the rules did to one sample, as the converters write it."""
+        """Add what the rules did to one sample, and what was changed to read it, as the converters write it."""
         if serialized:
-            ruled, matches = _read_rules(serialized)
+            ruled, matches, notes = _read_rules(serialized)
             self.ruled_messages += ruled
             self.rules.update(matches)
+            self.notes.update(notes)
 
     def cut_marker(self, index: int) -> None:
         """Count a sample that has lost a feedback marker."""
@@ -112,7 +115,7 @@ class DatasetAccount:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, with the totals that readers want."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        values["dropped"], values["rules"] = dict(self.dropped), dict(self.rules)
+        values |= {name: dict(getattr(self, name)) for name in ("dropped", "rules", "notes")}
         values["tokens"] = {name: self.tokens.get(name, 0) for name in _TYPE_NAMES}
         total = sum(self.tokens.values())
         values["total_tokens"] = total
@@ -211,6 +214,9 @@ class DataReport:
                     "remembers most",
                     highlight=False,
                 )
+            for note, count in account.get("notes", {}).items():
+                if count:
+                    console.print(f"  {name}: {note}: {count}", highlight=False, markup=False)
             if account["marker_cut"]:
                 listed = ", ".join(map(str, account["marker_cut_samples"]))
                 more = ", …" if account["marker_cut"] > len(account["marker_cut_samples"]) else ""
