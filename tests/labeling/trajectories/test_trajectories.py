@@ -399,7 +399,11 @@ def test_formats_that_are_refused_say_why(samples, message):
         detect_entry(samples)
 
 
-@pytest.mark.parametrize("name", ["swe_smith.jsonl", "anthropic.jsonl", "agent_gym.json", "developer.jsonl"])
+TABLES = ("swe_smith.jsonl", "swe_rebench.jsonl", "anthropic.jsonl", "responses.jsonl", "functions.jsonl")
+TABLES += ("agent_gym.json", "developer.jsonl", "swe_agent_rows.jsonl")
+
+
+@pytest.mark.parametrize("name", TABLES)
 def test_from_table_to_table(tmp_path, name):
     """Columns of a Parquet file change where the messages do; the rest stays."""
     import pyarrow as pa
@@ -419,11 +423,11 @@ def test_from_table_to_table(tmp_path, name):
     pq.write_table(pa.Table.from_pylist([{**sample, "id": b"\x00"} for sample in samples]), tmp_path / "in.parquet")
     arguments = ["label", tmp_path / "in.parquet", "--rules", "tool-calls", "--out", tmp_path / "out.parquet"]
     assert cli.main([*map(str, arguments), "--workers", "1"]) == 0
-    (row,) = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    row = pq.read_table(tmp_path / "out.parquet").to_pylist()[0]
     samples, dataset_format = read_file(FILES / name)
     assert row["id"] == b"\x00"
     assert read(row, dataset_format) == EXPECTED[name]
-    messages = row.get("messages") or row["conversations"]
+    messages = row[dataset_format.messages]
     assert all(message["semantic_type"] for message in messages)
     assert [message["weight"] for message in messages if message.get("weight") is not None] == (
         [0] if name == "agent_gym.json" else []

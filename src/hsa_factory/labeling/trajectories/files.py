@@ -14,6 +14,7 @@ from .sessions import EVENTS_KEY, is_event, is_header
 TRAJECTORY_SUFFIXES = (".traj", ".traj.json", ".jsonl", ".json")  # of files in a directory of trajectories
 _HEAD = 20  # lines of a file that are looked at
 _LONGEST_HEAD = 4 << 20  # bytes
+_LARGEST_DOCUMENT = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,7 @@ def _whole_samples(path: str) -> list[tuple[str, bytes]] | None:
     if not head.lstrip().startswith(b"{"):
         return None
     lines = head.lstrip().split(b"\n", _HEAD)
-    first = _parse(lines[0])
-    if first is None:
+    if len(lines) > 1 and _parse(lines[0]) is None:
         return _document(path)
     if _begins_session(list(map(_parse, lines[:_HEAD]))):
         return _sessions(path)
@@ -82,13 +82,15 @@ def _begins_session(lines: list[Any]) -> bool:
     """Whether lines are events: a header first, or messages in envelopes among what has neither messages nor texts."""
     samples = ("messages", "conversations", "trajectory", "instruction", "prompt")
     known = [line for line in lines if isinstance(line, dict)]
-    if any(name in line for line in known for name in samples):
+    if not known or any(name in line for line in known for name in samples):
         return False
     return is_header(known[0]) or any(is_event(line) and not is_header(line) for line in known)
 
 
 def _document(path: str) -> list[tuple[str, bytes]] | None:
     """Return a file that is one JSON object; None: it is broken, or lines with a broken one first."""
+    if Path(path).stat().st_size > _LARGEST_DOCUMENT:
+        return None
     content = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8)
     return [(path, content)] if isinstance(_parse(content), dict) else None
 
