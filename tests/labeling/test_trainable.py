@@ -88,14 +88,14 @@ def test_tools_become_json_and_missing_keys_are_there():
 )
 def test_what_cannot_be_trained_is_named(sample, dataset_format, message):
     with pytest.raises(ValueError, match=message):
-        check_trainable(sample, dataset_format)
+        check_trainable(as_texts(sample, dataset_format), dataset_format)
 
 
 def test_what_can_be_trained():
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "go", "arguments": {"a": 1}}}]}
     sample = talk(("system", None), ("user", "a"))
     sample["messages"] += [call, {"role": "tool", "content": {"b": 2}}]
-    turns = check_trainable(sample, OPENAI)
+    turns = check_trainable(as_texts(sample, OPENAI), OPENAI)
     assert [turn.message.role for turn in turns] == ["system", "user", "function", "observation"]
     assert turns[3].message.text == '{"b": 2}'
     check_trainable({"instruction": "a", "input": None, "output": None}, ALPACA)  # left out, and counted

@@ -12,8 +12,8 @@ _TOOL_ROLES = ("function", "observation")  # what they say is data as often as t
 _PART_KEYS = ("type", "text", *MEDIA)
 
 
-def check_trainable(sample: Any, dataset_format: DatasetFormat) -> list[SampleMessage]:
-    """Read a sample as training reads it.
+def check_trainable(sample: Sample, dataset_format: DatasetFormat) -> list[SampleMessage]:
+    """Read a sample, from `as_texts`, as training reads it.
 
     A conversation that training leaves out and counts, such as one that begins with a reply, is none of its errors.
 
@@ -23,7 +23,7 @@ def check_trainable(sample: Any, dataset_format: DatasetFormat) -> list[SampleMe
     Raises:
         ValueError: If training would stop at it; the message names the turn and the key.
     """
-    turns = read_sample(as_texts(sample, dataset_format), dataset_format)
+    turns = read_sample(sample, dataset_format)
     for turn in turns:
         check_content(turn, dataset_format)
         parse_weight(turn)

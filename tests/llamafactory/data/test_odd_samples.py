@@ -128,7 +128,7 @@ def test_a_content_of_null_is_named(lf, tmp_path):
     messages = [lf.say("system", "be kind"), *lf.dialogue([G, N, G, N])]
     messages[4]["content"] = None
     message = refused(lf, tmp_path, "qwen3", messages, [lf.dialogue([G, N])])
-    assert message.startswith("dataset 'data', sample 1: turn 4 (assistant): its content is null.")
+    assert message.startswith("dataset 'data', sample 1, turn 4: 'content' is null: ")
 
 
 @pytest.mark.parametrize("call", ["look!", "", '{"n": 1}', '[["look"]]', "3", '{"name": "look"}'])

@@ -31,6 +31,7 @@ from .aligned import (
 from .json_files import JSON_COLUMN, PLACE_COLUMN, parse_row
 from .media_files import MediaError, local_file, shorten
 from .template import TURN_KEY, TYPE_KEY, WEIGHT_KEY
+from .trajectories import read_whole
 
 
 if TYPE_CHECKING:
@@ -80,8 +81,9 @@ class TypedConverterMixin(MixedInto):
         where = f"dataset {self._name!r}, sample {example.get(INDEX_COLUMN, '?')}"
         place = f" ({example[PLACE_COLUMN]})" if PLACE_COLUMN in example else ""
         matches = Counter(dict.fromkeys(self.rules.names, 0)) if self.rules is not None else None
+        notes: Counter[str] = Counter()
         try:
-            sample = self._read(example)
+            sample = self._read(example, notes)
             turns = read_sample(sample, self._format)
             system, aligned = self._align_all(turns, type_sample(turns, self._format, self.rules, matches))
         except ValueError as error:
@@ -111,16 +113,17 @@ class TypedConverterMixin(MixedInto):
         output[SYSTEM_SPANS_COLUMN] = encode_spans(system.spans)
         output[TYPED_COLUMN] = sum(turn.is_given for turn in aligned)
         ruled = sum(not turn.is_given and (turn.semantic_type is not None or bool(turn.spans)) for turn in aligned)
-        output[RULES_COLUMN] = json.dumps([ruled, matches]) if matches is not None else ""
+        output[RULES_COLUMN] = json.dumps([ruled, matches or {}, notes]) if notes or matches is not None else ""
         output[SOURCE_COLUMN] = self._name
         output[INDEX_COLUMN] = int(example.get(INDEX_COLUMN, -1))
         return output
 
-    def _read(self, row: dict[str, Any]) -> dict[Any, Any]:
+    def _read(self, row: dict[str, Any], notes: Counter[str]) -> dict[Any, Any]:
         """Return a row's sample, texts where LLaMA-Factory wants texts, and media as files of this machine."""
         sample: Any = row
         if JSON_COLUMN in row:
             sample = parse_row(row)
+        sample = read_whole(sample, self._format, self.data_args.template, notes)
         sample = as_texts(sample, self._format, self.dataset_attr.tools)
         if JSON_COLUMN in row and not self._absent.keys() <= sample.keys():
             sample = {**self._absent, **sample}

@@ -49,6 +49,7 @@ class DatasetAccount:
         untrained_stops: Replies of kept samples whose stop token is not trained: it is the label of the next turn's first
             token, and that turn has none.
         rules: How often each rule decided, by name: messages and parts of messages.
+        notes: What was changed or left out to make samples readable, by what it is.
         tokens: Tokens kept, by semantic type.
         trained_tokens: Tokens kept that the loss counts.
         sight: What replies of kept samples, trained or not, see of the message before them (empty without HSA): `replies`;
@@ -77,6 +78,7 @@ class DatasetAccount:
     filled_tokens: int = 0
     untrained_stops: int = 0
     rules: Counter = field(default_factory=Counter)
+    notes: Counter = field(default_factory=Counter)
     tokens: Counter = field(default_factory=Counter)
     trained_tokens: int = 0
     sight: Counter = field(default_factory=Counter)
@@ -103,11 +105,12 @@ class DatasetAccount:
             self.windows_needed[kind] = max(window, self.windows_needed.get(kind, 0))
 
     def add_rules(self, serialized: str) -> None:
-        """Add what the rules did to one sample, as the converters write it."""
+        """Add what the rules did to one sample, and what was changed to read it, as the converters write it."""
         if serialized:
-            ruled, matches = _read_rules(serialized)
+            ruled, matches, notes = _read_rules(serialized)
             self.ruled_messages += ruled
             self.rules.update(matches)
+            self.notes.update(notes)
 
     def cut_marker(self, index: int) -> None:
         """Count a sample that has lost a feedback marker."""
@@ -138,8 +141,7 @@ class DatasetAccount:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, with the totals that readers want."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        values["dropped"], values["rules"] = dict(self.dropped), dict(self.rules)
-        values["sight"], values["windows_needed"] = dict(self.sight), dict(self.windows_needed)
+        values |= {name: dict(getattr(self, name)) for name in _COUNTS}
         values["tokens"] = {name: self.tokens.get(name, 0) for name in _TYPE_NAMES}
         total = sum(self.tokens.values())
         values["total_tokens"] = total
@@ -147,6 +149,7 @@ class DatasetAccount:
         return values
 
 
+_COUNTS = ("dropped", "rules", "notes", "sight", "windows_needed")
 _read_rules = lru_cache(maxsize=256)(json.loads)  # many samples say the same
 
 
@@ -257,6 +260,9 @@ class DataReport:
                     "again, or not in one place only, in the calls as the template writes them",
                     highlight=False,
                 )
+            for note, count in account.get("notes", {}).items():
+                if count:
+                    console.print(f"  {name}: {note}: {count}", highlight=False, markup=False)
             if account["marker_cut"]:
                 listed = ", ".join(map(str, account["marker_cut_samples"]))
                 more = ", …" if account["marker_cut"] > len(account["marker_cut_samples"]) else ""
