@@ -265,7 +265,7 @@ class TestEntry:
         config = HSAConfig(noise_turns=1, landmark_turns=0)
         with pytest.raises(ValueError, match="landmark_turns and noise_turns need turn_ids.*encode_conversation"):
             hsa_attention(query, key, value, torch.zeros(1, 20).long(), config, backend=backend)
-        with pytest.raises(ValueError, match="noise_turns need turn_ids.*HSADataCollator.*generate"):
+        with pytest.raises(ValueError, match="^noise_turns needs turn_ids.*HSADataCollator.*generate"):
             flex_hsa_attention(
                 query,
                 key,
