@@ -14,9 +14,9 @@ from llamafactory import launcher
 from llamafactory.extras.misc import get_device_count, is_env_enabled, use_ray
 
 from ..config import FeedbackConfig, HSAConfig
-from ..training_file import TrainingFile, is_training_file, read_training_file
+from ..training_file import SAVED, TrainingFile, is_training_file, read_training_file
 from .integration import integrate
-from .model.checkpoint import SAVED
+from .model.checkpoint import has_saved_rules, starting_points
 from .options import NO_RAY, check_trainer
 from .under_way import BeginningCallback, first_answer_begins
 
@@ -28,12 +28,14 @@ _WORKER = str(Path(__file__).with_name("worker.py"))
 def train(path: str, overrides: Sequence[str]) -> None:
     """Train as `llamafactory-cli train FILE key=value …` does, with the file's `hsa` and `feedback` blocks.
 
+    Without an `hsa` block a run takes the rules saved beside the checkpoint, adapter or model it starts from, if any.
+
     Raises:
         ValueError: If the file or an option is not allowed.
         subprocess.CalledProcessError: If a process launched by torchrun fails.
     """
     training_file = read_training_file(path, overrides)
-    _check(training_file)
+    _check(training_file.args, _rules_to_train_with(training_file), training_file.feedback)
     if is_env_enabled("FORCE_TORCHRUN") or get_device_count() > 1:
         # LLaMA-Factory calls `torchrun` by name; it lies beside this Python even if no environment is activated.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -47,7 +49,7 @@ def run(training_file: TrainingFile) -> None:
     """Train in this process."""
     from llamafactory.train.tuner import run_exp
 
-    with _integration(training_file.hsa, training_file.feedback):
+    with _integration(_rules_to_train_with(training_file), training_file.feedback):
         run_exp(dict(training_file.args), callbacks=[BeginningCallback()])
 
 
@@ -63,8 +65,8 @@ def pass_on(command: str, arguments: Sequence[str]) -> None:
         return
 
     training_file = read_training_file(arguments[0], arguments[1:])
-    if training_file.hsa is not None or training_file.hsa_off:
-        hsa = training_file.hsa
+    if hsa is not None or training_file.hsa is not None:
+        hsa = training_file.asked_for
     with tempfile.TemporaryDirectory() as directory:
         plain = Path(directory) / "arguments.yaml"
         plain.write_text(yaml.safe_dump(training_file.args, allow_unicode=True), encoding="utf-8")
@@ -78,14 +80,20 @@ def pass_on(command: str, arguments: Sequence[str]) -> None:
 
 
 def _integration(hsa: HSAConfig | bool | str | None, feedback: FeedbackConfig | None) -> Any:
-    return nullcontext() if hsa is None and feedback is None else integrate(hsa, feedback)
+    return nullcontext() if not hsa and feedback is None else integrate(hsa, feedback)
 
 
-def _check(training_file: TrainingFile) -> None:
-    if training_file.is_plain:
+def _rules_to_train_with(training_file: TrainingFile) -> HSAConfig | bool | str | None:
+    """Return what a file asks for; False where it does not say and nothing was saved: then it is a plain file."""
+    hsa = training_file.asked_for
+    return False if hsa == SAVED and not has_saved_rules(starting_points(training_file.args)) else hsa
+
+
+def _check(args: dict[str, Any], hsa: HSAConfig | bool | str | None, feedback: FeedbackConfig | None) -> None:
+    if not hsa and feedback is None:
         return
-    check_trainer(training_file.args)
-    if use_ray() or training_file.args.get("use_ray"):
+    check_trainer(args)
+    if use_ray() or args.get("use_ray"):
         raise ValueError(NO_RAY)
 
 
