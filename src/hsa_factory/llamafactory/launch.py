@@ -15,9 +15,12 @@ from llamafactory.extras.misc import get_device_count, is_env_enabled, use_ray
 
 from ..config import FeedbackConfig, HSAConfig
 from ..training_file import SAVED, TrainingFile, is_training_file, read_training_file
+from .board import board_seams
 from .integration import integrate
 from .model.checkpoint import has_saved_rules, starting_points
 from .options import NO_RAY, check_trainer
+from .plain_run import PlainRunCallback
+from .seams import installed
 from .under_way import BeginningCallback, first_answer_begins
 
 
@@ -35,8 +38,8 @@ def train(path: str, overrides: Sequence[str]) -> None:
         subprocess.CalledProcessError: If a process launched by torchrun fails.
     """
     training_file = read_training_file(path, overrides)
-    _check(training_file.args, _rules_to_train_with(training_file), training_file.feedback)
     if is_env_enabled("FORCE_TORCHRUN") or get_device_count() > 1:
+        _rules_to_train_with(training_file)  # what is wrong is said once, not by every process
         # LLaMA-Factory calls `torchrun` by name; it lies beside this Python even if no environment is activated.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         with _patched(launcher, "__file__", _WORKER), _argv("train", path, *overrides):
@@ -49,8 +52,10 @@ def run(training_file: TrainingFile) -> None:
     """Train in this process."""
     from llamafactory.train.tuner import run_exp
 
-    with _integration(_rules_to_train_with(training_file), training_file.feedback):
-        run_exp(dict(training_file.args), callbacks=[BeginningCallback()])
+    hsa = _rules_to_train_with(training_file)
+    callbacks = [BeginningCallback()] if hsa else [BeginningCallback(), PlainRunCallback()]
+    with _integration(hsa, training_file.feedback):
+        run_exp(dict(training_file.args), callbacks=callbacks)
 
 
 def pass_on(command: str, arguments: Sequence[str]) -> None:
@@ -60,8 +65,7 @@ def pass_on(command: str, arguments: Sequence[str]) -> None:
     """
     hsa: HSAConfig | bool | str | None = SAVED if command in _MODEL_COMMANDS else None
     if not arguments or not is_training_file(arguments[0]):
-        with _integration(hsa, None), first_answer_begins(), _argv(command, *arguments), _undisturbed(command):
-            launcher.launch()
+        _launch(command, arguments, hsa, None)
         return
 
     training_file = read_training_file(arguments[0], arguments[1:])
@@ -70,31 +74,35 @@ def pass_on(command: str, arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         plain = Path(directory) / "arguments.yaml"
         plain.write_text(yaml.safe_dump(training_file.args, allow_unicode=True), encoding="utf-8")
-        with (
-            _integration(hsa, training_file.feedback),
-            first_answer_begins(),
-            _argv(command, str(plain)),
-            _undisturbed(command),
-        ):
-            launcher.launch()
+        _launch(command, [str(plain)], hsa, training_file.feedback)
+
+
+def _launch(
+    command: str, arguments: Sequence[str], hsa: HSAConfig | bool | str | None, feedback: FeedbackConfig | None
+) -> None:
+    board = installed(board_seams()) if command == "webui" else nullcontext()
+    with _integration(hsa, feedback), first_answer_begins(), board, _argv(command, *arguments), _undisturbed(command):
+        launcher.launch()
 
 
 def _integration(hsa: HSAConfig | bool | str | None, feedback: FeedbackConfig | None) -> Any:
     return nullcontext() if not hsa and feedback is None else integrate(hsa, feedback)
 
 
-def _rules_to_train_with(training_file: TrainingFile) -> HSAConfig | bool | str | None:
-    """Return what a file asks for; False where it does not say and nothing was saved: then it is a plain file."""
-    hsa = training_file.asked_for
-    return False if hsa == SAVED and not has_saved_rules(starting_points(training_file.args)) else hsa
+def _rules_to_train_with(training_file: TrainingFile) -> HSAConfig | bool | str:
+    """Return what a file asks for; False where it does not say and nothing was saved: then it is a plain file.
 
-
-def _check(args: dict[str, Any], hsa: HSAConfig | bool | str | None, feedback: FeedbackConfig | None) -> None:
-    if not hsa and feedback is None:
-        return
-    check_trainer(args)
-    if use_ray() or args.get("use_ray"):
-        raise ValueError(NO_RAY)
+    Raises:
+        ValueError: If it is not plain, and its trainer is not LLaMA-Factory's own.
+    """
+    args, hsa = training_file.args, training_file.asked_for
+    if hsa == SAVED and not has_saved_rules(starting_points(args)):
+        hsa = False
+    if hsa or training_file.feedback is not None:
+        check_trainer(args)
+        if use_ray() or args.get("use_ray"):
+            raise ValueError(NO_RAY)
+    return hsa
 
 
 @contextmanager

@@ -91,13 +91,36 @@ def write_card_section(directory: str | os.PathLike[str], config: HSAConfig) -> 
         OSError: If the card cannot be written.
     """
     path = Path(directory) / CARD_NAME
-    card = path.read_bytes().decode("utf-8", errors="surrogateescape") if path.is_file() else _METADATA
+    card = _read(path) if path.is_file() else _METADATA
+    before, after = _around_section(card) or (f"{card.rstrip()}\n\n", "\n")
+    _write(path, f"{before}{_BEGIN}\n{_section(Path(directory), config)}{_END}{after}")
+
+
+def remove_card_section(directory: str | os.PathLike[str]) -> None:
+    """Take the section out of a model card again; nothing happens if there is none.
+
+    Raises:
+        OSError: If the card cannot be written.
+    """
+    path = Path(directory) / CARD_NAME
+    around = _around_section(_read(path)) if path.is_file() else None
+    if around is not None:
+        _write(path, f"{around[0].rstrip()}\n{around[1]}")
+
+
+def _around_section(card: str) -> tuple[str, str] | None:
+    """Return what stands before and after the section; None if there is none."""
     before, begin, rest = card.partition(_BEGIN)
     _, end, after = rest.partition(_END)
-    if not (begin and end):
-        before, after = f"{card.rstrip()}\n\n", "\n"
-    section = f"{_BEGIN}\n{_section(Path(directory), config)}{_END}"
-    write_whole(path, (before + section + after).encode("utf-8", errors="surrogateescape"))
+    return (before, after) if begin and end else None
+
+
+def _read(path: Path) -> str:
+    return path.read_bytes().decode("utf-8", errors="surrogateescape")
+
+
+def _write(path: Path, card: str) -> None:
+    write_whole(path, card.encode("utf-8", errors="surrogateescape"))
 
 
 def _section(directory: Path, config: HSAConfig) -> str:
