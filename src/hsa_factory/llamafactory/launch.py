@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from llamafactory.extras.misc import get_device_count, is_env_enabled, use_ray
 from ..config import FeedbackConfig, HSAConfig
 from ..training_file import SAVED, TrainingFile, is_training_file, read_training_file
 from .board import board_seams
+from .data.tokenized_path import check_arrow_files
 from .integration import integrate
 from .model.checkpoint import has_saved_rules, starting_points
 from .options import NO_RAY, check_trainer
 from .plain_run import PlainRunCallback
+from .saved_files import check_models, with_whole_checkpoint
 from .seams import installed
 from .under_way import BeginningCallback, first_answer_begins
 
@@ -49,9 +52,16 @@ def train(path: str, overrides: Sequence[str]) -> None:
 
 
 def run(training_file: TrainingFile) -> None:
-    """Train in this process."""
+    """Train in this process.
+
+    Raises:
+        ValueError: If the file or an option is not allowed, or a file that the run reads is broken.
+    """
     from llamafactory.train.tuner import run_exp
 
+    training_file = replace(training_file, args=with_whole_checkpoint(training_file.args))
+    check_models(starting_points(training_file.args))
+    check_arrow_files(training_file.args.get("tokenized_path"))
     hsa = _rules_to_train_with(training_file)
     callbacks = [BeginningCallback()] if hsa else [BeginningCallback(), PlainRunCallback()]
     with _integration(hsa, training_file.feedback):
@@ -69,6 +79,7 @@ def pass_on(command: str, arguments: Sequence[str]) -> None:
         return
 
     training_file = read_training_file(arguments[0], arguments[1:])
+    check_models(starting_points(training_file.args))
     if hsa is not None or training_file.hsa is not None:
         hsa = training_file.asked_for
     with tempfile.TemporaryDirectory() as directory:
