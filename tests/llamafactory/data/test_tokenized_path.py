@@ -93,7 +93,6 @@ def saved(lf, model_dir, tmp_path):
     [
         ("val_size", 0.5, "0.0"),
         ("eval_dataset", "other", "None"),
-        ("dataset", "other", r"\['data'\]"),
         ("cutoff_len", 64, "2048"),
         ("neat_packing", True, "False"),
         ("template", "llama3", "'qwen3'"),

@@ -13,15 +13,7 @@ from .token_table import LOSS_MASK_COLUMN, SEMANTIC_COLUMN
 
 
 _DATA_OPTIONS = (
-    *(
-        "dataset",
-        "eval_dataset",
-        "max_samples",
-        "val_size",
-        "mix_strategy",
-        "interleave_probs",
-        "eval_on_each_dataset",
-    ),
+    *("eval_dataset", "max_samples", "val_size", "mix_strategy", "interleave_probs", "eval_on_each_dataset"),
     *("cutoff_len", "packing", "neat_packing", "train_on_prompt", "mask_history"),
     *("template", "tool_format", "default_system", "enable_thinking", "preserve_thinking"),
 )
