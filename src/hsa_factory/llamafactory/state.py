@@ -24,7 +24,7 @@ class Integration:
 
     Attributes:
         hsa: The rules asked for; True: those of the checkpoint, or the defaults; `SAVED`: those of the checkpoint, or
-            no HSA. None: no HSA.
+            no HSA. False: no HSA; None: no HSA, and a checkpoint that has it is warned of.
         hsa_config: The rules of the run; before `resolve` what can be said without a checkpoint. None: no HSA.
         feedback_config: None: labels stay as they are.
         feedback_token: The feedback token in the run's tokenizer; None before it is known, and without Feedback.
@@ -69,7 +69,7 @@ class Integration:
         Raises:
             ValueError: If a checkpoint was made with other rules than the ones asked for.
         """
-        if self.hsa and self._resolved_for is not model_args:
+        if self._resolved_for is not model_args:
             self.hsa_config = resolve_config(self.hsa, model_args, training_args)
             self._resolved_for = model_args
         return self.hsa_config

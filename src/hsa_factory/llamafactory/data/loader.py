@@ -41,7 +41,7 @@ from .prediction import TypedPredictionProcessor
 from .processor import TypedPackedProcessor, TypedSupervisedProcessor
 from .report import REPORT_NAME, DataReport
 from .token_table import ACCOUNT_COLUMN
-from .tokenized_path import check_tokenized, run_settings
+from .tokenized_path import check_arrow_files, check_tokenized, data_options, run_settings
 
 
 STREAM_PREVIEW = 1000  # rows of a stream that are looked at before training
@@ -230,13 +230,15 @@ def _get_dataset(
     hsa_config = state.resolve(model_args, training_args)
     tokenized_path = data_args.tokenized_path
     was_tokenized = tokenized_path is not None and has_tokenized_data(tokenized_path)
+    check_arrow_files(tokenized_path)
+    options = data_options(model_args, data_args, kwargs["tokenizer"])
     state.report = DataReport()
     module = original(template, model_args, data_args, training_args, *args, **kwargs)
     settings = run_settings(hsa_config, state.feedback_config)
     if was_tokenized:
-        state.report = check_tokenized(module, tokenized_path, hsa_config, state.feedback_config)
+        state.report = check_tokenized(module, tokenized_path, hsa_config, state.feedback_config, options)
     elif tokenized_path is not None and training_args.should_save:
-        state.report.save(tokenized_path, settings)
+        state.report.save(tokenized_path, {**settings, "data_options": options})
 
     if training_args.should_save:
         state.report.save(training_args.output_dir, settings)
