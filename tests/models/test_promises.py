@@ -202,11 +202,10 @@ class TestReach:
         ids, kinds = tokens(1), types(1)
         other = ids.clone()
         other[0, 0] += 1
-        for layers, reaches in ((None, False), ((0, 1), False), ((0,), True), ((1,), True), ((), True)):
+        for layers, reaches in ((None, False), ((0, 1), False), ((0,), True), ((1,), True)):
             model = enabled("llama", HSAConfig(layers=layers, **windows))
             change = (run(model, ids, semantic_ids=kinds) - run(model, other, semantic_ids=kinds)).abs()
             assert (change[0, -1].max() > 1e-4) == reaches
-        close(run(model, ids, semantic_ids=kinds), run(build("llama"), ids))
 
     @pytest.mark.parametrize(
         ("model_type", "layers", "message"),

@@ -42,8 +42,6 @@ class SampleLabeller:
         Raises:
             ValueError: If the sample does not have the format; the message names the turn. The summary is unchanged.
         """
-        if not isinstance(sample, Mapping):
-            raise ValueError(f"expected an object, got {sample!r:.80}.")
         notes: Counter = Counter()
         sample = normalise(sample, self.dataset_format, notes=notes)
         sample = as_texts(sample, self.dataset_format)

@@ -37,8 +37,10 @@ def normalise(
         The sample itself if there is nothing to change.
 
     Raises:
-        ValueError: If a message cannot be read; the message names the turn.
+        ValueError: If the sample is no mapping or a message cannot be read; the message names the turn.
     """
+    if not isinstance(sample, Mapping):
+        raise ValueError(f"expected an object, got {sample!r:.80}.")
     if dataset_format.formatting == "alpaca":
         return sample
     column = dataset_format.messages
