@@ -391,7 +391,9 @@ def test_more_pictures_than_placeholders_are_named(lf, tmp_path):
     sample = {"messages": [lf.say("user", "<image>", 0), lf.say("assistant", "<m1>", 0)], "images": paths}
     lf.write_data(tmp_path, photos=[sample])
     args = lf.args(tmp_path, "photos", lf.model_dir("qwen2_5_vl"), template="qwen2_vl")
-    with pytest.raises(ValueError, match="dataset 'photos', sample 0: its messages hold 1 <image>, but it has 2 images"):
+    with pytest.raises(
+        ValueError, match="dataset 'photos', sample 0: its messages hold 1 <image>, but it has 2 images"
+    ):
         lf.prepare(args, HSA)
 
 
