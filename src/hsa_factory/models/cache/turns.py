@@ -73,7 +73,7 @@ def settle_turns(
             raise ValueError(f"turn_ids holds {number}; a turn's number fits 32 bits.")
         former = int((known[row, :place] == highest).nonzero()[-1]) + shift
         raise ValueError(
-            f"turn_ids fall: row {row} has {highest} at place {former} and {number} at place {place + shift}. A token's "
+            f"turn_ids fall within a document: row {row} has {highest} at place {former} and {number} at place {place + shift}. A token's "
             "number counts the replies that are over before its message, so it never falls."
         )
     return settled if before is None else settled[:, 1:]

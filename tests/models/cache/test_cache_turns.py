@@ -203,8 +203,14 @@ class TestBadInput:
             (turns()[:, 60:].float(), "whole numbers, got torch.float32"),
             (turns()[:, 60:].bool(), "whole numbers, got torch.bool"),
             ([1, 2], "shape list"),
-            (turns()[:, 60:].flip(1), r"turn_ids fall: row 0 has \d+ at place 60 and \d+ at place 6\d\. "),
-            (turns()[:, 60:] - 20, r"turn_ids fall: row 0 has \d+ at place 59 and -?\d+ at place 60\. "),
+            (
+                turns()[:, 60:].flip(1),
+                r"turn_ids fall within a document: row 0 has \d+ at place 60 and \d+ at place 6\d\. ",
+            ),
+            (
+                turns()[:, 60:] - 20,
+                r"turn_ids fall within a document: row 0 has \d+ at place 59 and -?\d+ at place 60\. ",
+            ),
             (turns()[:, 60:].long() + 2**31, "holds 2147483\\d+; a turn's number fits 32 bits"),
             (turns() + 1, r"turn_ids says -1 at place 0 of row 0, but this HSACache has read that token in turn -4"),
         ],
