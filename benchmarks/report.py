@@ -23,7 +23,7 @@ START, END = "<!-- benchmarks:start -->", "<!-- benchmarks:end -->"
 VARIANTS = {
     "plain": ("plain LLaMA-Factory", "原版 LLaMA-Factory"),
     "hsa": ("HSA, this project", "本项目的 HSA"),
-    "forks": ("HSA, the forks' way", "旧分支的 HSA"),
+    "forks": ("HSA, the forks' way", "旧 fork 的 HSA"),
 }
 TEXTS = {
     "docs/benchmarks.md": {
@@ -68,7 +68,7 @@ TEXTS = {
         ),
         "step": "微型 Qwen3 的一个 LLaMA-Factory SFT 训练步，批大小 1，单 CPU 线程（{machine}；"
         "`python benchmarks/sft_step.py`）：",
-        "head": ("token 数", "方式", "每步毫秒", "耗时 / 原版", "旧分支 / 本行", "训练步内存，MiB"),
+        "head": ("token 数", "方式", "每步毫秒", "耗时 / 原版", "旧 fork / 本行", "训练步内存，MiB"),
         "attention": "注意力前向 + 反向，float32，批大小 1，{heads} 个 {head_size} 维头，{kv_heads} 个 key/value 头（{machine}；"
         "`python benchmarks/attention.py`）：相对不用 HSA 的因果 `scaled_dot_product_attention` 快多少倍，按 GLOBAL 与 "
         "LANDMARK token 的占比；括号内是理论上限，即因果对数 / 可见对数。各类型的 token 逐个打散，是最不利的排布：",
@@ -206,8 +206,9 @@ def point(row: dict[str, str]) -> tuple[str, ...]:
 def plot_attention() -> None:
     """Plot speed-up and extra memory of attention by length."""
     rows = sorted(read("attention.csv"), key=lambda row: int(row["tokens"]))
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    for axis, layout in zip(axes, ("scattered", "runs")):
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+    figure.suptitle("Attention with HSA against causal attention, forward and backward, by length (log scales)")
+    for axis, layout, placed in zip(axes, ("scattered", "runs"), ("one by one", "in whole turns")):
         own = [row for row in rows if row["method"] == "blockwise" and row["layout"] == layout]
         for number, share in enumerate(sorted({row["memory_share"] for row in own}, key=float)):
             points = [row for row in own if row["memory_share"] == share]
@@ -217,9 +218,9 @@ def plot_attention() -> None:
             )
             axis.plot(lengths, [float(row["limit"]) for row in points], ":", color=colour)
         axis.axhline(1, color="#777777", linewidth=1)
-        axis.set(title=f"GLOBAL, LANDMARK: {layout}", ylabel="times faster than causal attention")
+        axis.set(title=f"Speed-up, memory tokens {placed}", ylabel="times faster than causal attention")
     handles, labels = axes[0].get_legend_handles_labels()
-    title = "share of GLOBAL and LANDMARK tokens (dotted: the limit)"
+    title = "memory tokens: share of GLOBAL and LANDMARK (dotted: the limit)"
     figure.legend(handles, labels, frameon=False, title=title, ncols=5, loc="outside lower left")
     names = {
         "causal": "causal, no HSA",
@@ -233,7 +234,7 @@ def plot_attention() -> None:
         own = [row for row in own if row["memory_share"] == "0.05"] or own
         points = {int(row["tokens"]): max(float(row[column]), 1) for row in own}
         axes[2].plot(points.keys(), points.values(), "o-", color=colour, label=label)
-    axes[2].set(title="forward + backward", ylabel="MiB beyond q, k, v, out, gradients")
+    axes[2].set(title="MiB at 5 % memory tokens", ylabel="MiB beyond q, k, v, out, gradients")
     axes[2].legend(frameon=False)
     ticks = sorted({int(row["tokens"]) for row in rows})
     for axis in axes:
@@ -241,8 +242,13 @@ def plot_attention() -> None:
         axis.set(xscale="log", yscale="log", xlabel="tokens", xticks=ticks, xticklabels=labels)
         axis.minorticks_off()
         axis.grid(alpha=0.3)
+    top = max(axis.get_ylim()[1] for axis in axes[:2])
+    for axis, values in zip(
+        axes, ([1, 2, 5, 10, 20, 40], [1, 2, 5, 10, 20, 40], [5, 10, 20, 50, 100, 200, 500, 1000])
+    ):
+        axis.set(yticks=values, yticklabels=values)
     for axis in axes[:2]:
-        axis.set(yticks=[1, 2, 5, 10, 20, 40], yticklabels=[1, 2, 5, 10, 20, 40])
+        axis.set(ylim=(0.8, top))
     figure.savefig(ROOT / "docs" / "images" / "attention.png", dpi=110)
 
 
@@ -269,7 +275,9 @@ def plot_decoding() -> None:
     """Plot tokens a second and the cache's memory by length of the context."""
     rows = [row for row in read("decode.csv") if row["measured"] == "decoding"]
     models = list(dict.fromkeys(row["model"] for row in rows))
-    figure, axes = plt.subplots(len(models), 2, figsize=(9, 3.2 * len(models)), layout="constrained", squeeze=False)
+    size = (9, 3.2 * len(models) + 0.4)
+    figure, axes = plt.subplots(len(models), 2, figsize=size, layout="constrained", squeeze=False)
+    figure.suptitle("Greedy decoding with a cache, by the length of the context (log scales)")
     lengths = sorted({int(row["tokens"]) for row in rows})
     shares = sorted({row["memory_share"] for row in rows}, key=float)
     lines = [("plain", shares[0], "transformers, no HSA", "#777777", "o-")]
@@ -279,9 +287,10 @@ def plot_decoding() -> None:
         for number, share in enumerate(shares)
     ]
     for model, pair in zip(models, axes):
-        for axis, column, factor, label in (
-            (pair[0], "tokens_per_second", 1, "tokens a second"),
-            (pair[1], "cache_bytes", 2**-20, "MiB of keys and values"),
+        parameters = next(int(row["parameters"]) for row in rows if row["model"] == model)
+        for axis, column, factor, title, label in (
+            (pair[0], "tokens_per_second", 1, "Speed", "tokens a second"),
+            (pair[1], "cache_bytes", 2**-20, "Cache", "MiB of keys and values"),
         ):
             for variant, share, name, colour, style in lines:
                 own = [row for row in rows if (row["model"], row["variant"]) == (model, variant)]
@@ -290,7 +299,7 @@ def plot_decoding() -> None:
                 axis.plot(points.keys(), points.values(), style, color=colour, label=name)
             ticks = [f"{length // 1024}k" for length in lengths]
             axis.set(xscale="log", yscale="log", xlabel="tokens seen", ylabel=label, xticks=lengths, xticklabels=ticks)
-            axis.set_title(f"Qwen3, {model}")
+            axis.set_title(f"{title}, Qwen3 of {parameters / 1e6:.2g}M parameters")
             axis.minorticks_off()
             axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.yaxis.set_major_formatter("{x:g}")

@@ -1,10 +1,13 @@
 """The command line: `hsa-factory COMMAND …`."""
 
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from types import TracebackType
 
 from ._version import __version__
 from .user_errors import UserError, setting_up, shows_tracebacks
+from .visible_text import show_hidden
 
 
 USAGE = """\
@@ -42,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments.pop(0) if arguments else "--help"
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _print_traceback
     try:
         with setting_up():
             return _find(command)(arguments)
@@ -94,8 +99,13 @@ def _say(text: str) -> int:
 
 def _fail(command: str, message: str, exit_code: int) -> int:
     program = f"hsa-factory {command}" if command in _WITH_A_PARSER else "hsa-factory"
-    print(f"{program}: {message}", file=sys.stderr)
+    print(f"{program}: {show_hidden(message)}", file=sys.stderr)
     return exit_code
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a traceback whose messages may quote data."""
+    sys.stderr.write(show_hidden("".join(traceback.format_exception(kind, error, trace))))
 
 
 if __name__ == "__main__":

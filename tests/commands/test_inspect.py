@@ -12,7 +12,7 @@ from rich.console import Console
 
 from hsa_factory import FeedbackConfig, HSAConfig, cli, tiny
 from hsa_factory.commands.inspect import parse_range
-from hsa_factory.inspection.check import check_rules
+from hsa_factory.inspection.check import check_accounts, check_rules
 
 
 pytest.importorskip("llamafactory")
@@ -494,6 +494,35 @@ def test_check_lists_what_is_wrong(run, capsys):
     assert check(run, capsys, "--max-dropped", "0.7", "feedback.missing=drop")[0] == 0
 
 
+def test_check_limits_blind_replies(run, capsys):
+    sample = [("user", "a"), ("assistant", "b"), ("user", f"c {M}" + " d" * 40), ("assistant", "e")]
+    write_samples(run, [sample] * 2)
+    noise = {"dataset": "own", "hsa": {"noise_window": 20, "default_type": "NOISE"}}
+    code, captured = check(run, capsys, **noise)
+    assert code == 0
+    assert captured.out == "checked 2 samples: nothing to complain of\n"
+    hidden = "2 of 2 replies after the feedback token do not see it, 2 of 4 replies see only a part of the message before them"
+    assert hidden in " ".join(captured.err.split()) and "2/4" in captured.err  # the table
+
+    code, captured = check(run, capsys, "--max-blind", "0.4", **noise)
+    assert code == 1
+    (line,) = captured.out.splitlines()
+    assert line.startswith(f"own: 2 of 4 replies are blind (50.0%, allowed 40.0%): {hidden}. ")
+    window = line.split("hsa.noise_window=")[1].split(",")[0]
+    assert check(run, capsys, "--max-blind", "0", f"hsa.noise_window={window}", **noise)[0] == 0
+    assert check(run, capsys, "--max-blind", "0.5", **noise)[0] == 0
+    code, captured = check(run, capsys, "--max-blind", "0", dataset="own", hsa=None)
+    assert code == 2 and "--max-blind: the training file has no hsa block" in captured.err
+
+
+def test_check_does_not_guess_what_is_seen(run, capsys):
+    """Data of a tokenized_path were counted with the rules that they were made with."""
+    account = {"samples": 1, "dropped": {}, "dropped_samples": {}, "marker_cut": 0, "kept": 1, "sight": {}}
+    (finding,) = check_accounts({"data": account}, max_blind=1.0)
+    assert finding.startswith("data: what its replies see is not known") and "tokenized_path" in finding
+    assert check_accounts({"data": account}) == []
+
+
 def test_check_where_nothing_is_left(run, capsys):
     write_samples(run, [[("user", "a"), ("assistant", "b", 0)]] * 30)
     code, captured = check(run, capsys, dataset="own")
@@ -520,6 +549,27 @@ def test_rules_that_never_matched(run, capsys):
     assert code == 1
     lines = captured.out.splitlines()
     assert lines and all(re.fullmatch(r"rule '.*' never matched", line) for line in lines)
+
+
+def test_hostile_text_does_not_reach_the_screen(run, capsys):
+    hostile = "a\x1b[2J\x9b1m\u202e\u200b [bold]b[/bold] :smile:"
+    write_samples(run, [[("user", hostile), ("assistant", hostile)]])
+    shown = "a<U+001B>[2J<U+009B>1m<U+202E><U+200B> [bold]b[/bold] :smile:"
+    code, written, said = run("--samples", "0", dataset="own")
+    assert code == 0 and written.count(shown) == 2
+    (page,) = page_data(run("--format", "html", dataset="own")[1])["samples"]
+    assert page["text"].count(shown) == 2
+    _, line, said_json = run("--format", "json", dataset="own")
+    assert "a\x1b[2J" in "".join(json.loads(line)["tokens"])
+    for text in (written, said, line, said_json):
+        assert not set(text) & set("\x1b\x9b\u202e\u200b")
+
+
+def test_the_example_of_llamafactory_is_not_printed(run, capsys):
+    """It is what was asked for to be shown, once more and raw."""
+    code, captured = check(run, capsys)
+    assert code == 0 and "training example" not in captured.err and "input_ids:" not in captured.err
+    assert "Training data with HSA" in captured.err
 
 
 # -- the output ------------------------------------------------------------------------------------------------
@@ -579,6 +629,8 @@ def test_shares_are_between_0_and_1(run, capsys, share):
     assert "--max-dropped" in capsys.readouterr().err
     assert main(["train.yaml", "--max-dropped", "0.5"]) == 2
     assert "--max-dropped is for --check" in capsys.readouterr().err
+    assert main(["train.yaml", "--max-blind", "0.5"]) == 2
+    assert "--max-blind is for --check" in capsys.readouterr().err
 
 
 # -- text ------------------------------------------------------------------------------------------------------

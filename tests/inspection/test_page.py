@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 
 from hsa_factory import HSAConfig
+from hsa_factory.attention.layer_rules import LayerRules
 from hsa_factory.attention.plan import AttentionPlan
 from hsa_factory.inspection.inspected_sample import InspectedSample, Media, Part, RowSummary, Turn, count_trained
 from hsa_factory.inspection.page import PageWriter
+from hsa_factory.visible_text import show_hidden
 
 
 EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'> &amp; <b>bold</b>"
@@ -61,6 +63,7 @@ ACCOUNT = {
     "tokens": {"GLOBAL": 1, "LANDMARK": 2, "NOISE": 3},
     "total_tokens": 6,
     "trained_share": 0.5,
+    "sight": {"replies": 4, "blind": 2},
 }
 
 
@@ -109,8 +112,9 @@ def test_the_data_cannot_leave_their_script_elements(page_file):
     assert "window.hacked = 1</script>" not in text and "<img src=x" not in text
     data = [json.loads(body) for attributes, body in scripts(text) if "application/json" in attributes]
     assert len(data) == 3 + 3
-    assert data[3]["text"] == "".join(WORDS[k % len(WORDS)] for k in range(40))
-    assert data[3]["lengths"] == [len(WORDS[k % len(WORDS)].encode("utf-16-le")) // 2 for k in range(40)]
+    shown = [show_hidden(WORDS[k % len(WORDS)]) for k in range(40)]
+    assert data[3]["text"] == "".join(shown)
+    assert data[3]["lengths"] == [len(word.encode("utf-16-le")) // 2 for word in shown]
 
 
 def test_nothing_is_loaded_and_scripts_need_the_nonce(page_file):
@@ -188,8 +192,8 @@ def test_the_page_computes_the_bias_of_the_attention_plan(opened, page_file):
                 }""",
                 [types, documents, rules],
             )
-            plan = AttentionPlan(torch.tensor([types]), config, attention_mask=torch.tensor([documents]))
-            expected = plan.dense_bias(torch.float32)[0, 0]
+            plan = AttentionPlan.from_inputs(torch.tensor([types]), torch.tensor([documents]))
+            expected = plan.dense_bias(torch.float32, LayerRules.of(config))[0, 0]
             actual = torch.tensor(
                 [[float("-inf") if bias is None else bias for bias in row] for row, _ in rows], dtype=torch.float32
             )
@@ -245,7 +249,7 @@ def test_the_conversation(opened, page_file):
         texts = page.locator("#conversation .t").evaluate_all(
             "(spans) => spans.map((span) => [span.textContent, span.className])"
         )
-        assert [text for text, _ in texts] == [WORDS[k % len(WORDS)] for k in range(40)]
+        assert [text for text, _ in texts] == [show_hidden(WORDS[k % len(WORDS)]) for k in range(40)]
         for k, (_, style) in enumerate(texts):
             assert f"t{k % 3}" in style.split() and ("u" in style.split()) == (k % 2 == 1)
         # white space, direction and whole characters stay what they are
@@ -266,7 +270,7 @@ def test_a_token_shows_what_it_sees(opened, page_file):
         page.wait_for_selector(".turn .t")
         documents = torch.tensor([[1] * 15 + [2] * 20 + [0] * 5])
         types = torch.tensor([[k % 3 for k in range(40)]])
-        bias = AttentionPlan(types, config, attention_mask=documents).dense_bias(torch.float32)[0, 0]
+        bias = AttentionPlan.from_inputs(types, documents).dense_bias(torch.float32, LayerRules.of(config))[0, 0]
         page.locator("#conversation .t").nth(30).click()
         for k, names in enumerate(classes(page)):
             if k == 30:
@@ -404,6 +408,46 @@ def test_a_narrow_window(opened, page_file):
         page.evaluate("location.hash = '#sample=0'")
         page.wait_for_selector(".turn")
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+@pytest.mark.parametrize("where", ["#overview", "#sample=0"])
+def test_nothing_is_cut_on_a_phone(opened, tmp_path, where):
+    sample = make_sample(0, [WORDS[k % len(WORDS)] for k in range(40)], cut=3)
+    with opened(write(tmp_path / "page.html", [sample])) as page:
+        page.set_viewport_size({"width": 390, "height": 844})
+        page.evaluate("(hash) => (location.hash = hash)", where)
+        page.wait_for_selector("main:not([hidden]) :is(.tile, .turn)")
+        outside = """() => [...document.querySelectorAll("main:not([hidden]) *, header *")]
+            .filter((node) => node.getBoundingClientRect().right > 391 && !node.closest(".unseen")).map((node) => node.outerHTML)"""
+        assert page.evaluate(outside) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_what_was_cut_away_is_one_stop_of_the_tab_key(opened, tmp_path):
+    turns = [Turn(0, k, "user" if k % 2 == 0 else "assistant", min(k, 4), min(k + 1, 4), [7] * 3) for k in range(9)]
+    with opened(write(tmp_path / "page.html", [make_sample(0, ["a"] * 4, turns=turns)])) as page:
+        page.evaluate("location.hash = '#sample=0'")
+        page.wait_for_selector(".turn")
+        stops = set()
+        for _ in range(20):
+            page.keyboard.press("Tab")
+            stops.add(page.evaluate("`${document.activeElement.tagName}#${document.activeElement.id}`"))
+        assert "BUTTON#open-cut" in stops and not any(stop.startswith("SUMMARY") for stop in stops)
+        opened_cuts = "document.querySelectorAll('details.cut[open]').length"
+        page.locator("#open-cut").click()
+        assert page.evaluate(opened_cuts) == 9
+        page.keyboard.press("c")
+        assert page.evaluate(opened_cuts) == 0
+        page.locator(".cut summary").first.click()  # each can still be opened
+        assert page.evaluate(opened_cuts) == 1
+
+
+def test_the_overview_says_what_its_colours_are(opened, page_file):
+    with opened(page_file) as page:
+        page.wait_for_selector(".tile")
+        legend = page.locator("#overview-view .legend").inner_text()
+        assert all(name in legend for name in ("GLOBAL", "LANDMARK", "NOISE", "number of rows"))
+        assert "2/4" in page.locator(".datasets").inner_text()
 
 
 def test_32k_tokens_are_fast(opened, tmp_path):

@@ -19,6 +19,7 @@ from ..inspection.page import PAGE_LIMIT, PageWriter
 from ..inspection.terminal import print_legend, print_sample
 from ..training_file import TrainingFile, read_training_file
 from ..user_errors import UserError, explain
+from ..visible_text import escape_hidden, show_hidden
 
 
 if TYPE_CHECKING:
@@ -76,6 +77,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="with --check: the largest share of samples, 0 to 1, that a data set may lose",
     )
+    parser.add_argument(
+        "--max-blind",
+        type=_share,
+        metavar="SHARE",
+        help="with --check: the largest share of replies, 0 to 1, that may see nothing of the message before them, or of "
+        "its media or its feedback token",
+    )
     return parser
 
 
@@ -124,12 +132,13 @@ def _run(options: argparse.Namespace) -> int:
     start, stop = parse_range(wanted)
     if options.format == "html" and not options.output and not options.check:
         raise UserError("--format html needs --output PAGE.")
-    if options.max_dropped is not None and not options.check:
-        raise UserError("--max-dropped is for --check.")
+    for limit in ("max_dropped", "max_blind"):
+        if getattr(options, limit) is not None and not options.check:
+            raise UserError(f"--{limit.replace('_', '-')} is for --check.")
     training_file = read_training_file(options.file, options.overrides)
 
     if options.check and not options.output:
-        return _check(_load(options, training_file), options.max_dropped)
+        return _check(_load(options, training_file), options)
     with open_output(options.output) as out:
         prepared = _load(options, training_file)
         samples = _samples(prepared, start, stop, show_progress=options.output is not None)
@@ -141,7 +150,7 @@ def _run(options: argparse.Namespace) -> int:
             shown = _write_page(out, prepared, samples, Path(options.file).name, training_file)
         if not shown and not prepared.is_empty:
             raise UserError(f"--samples {wanted}: there is no such sample in the prepared data.")
-    return _check(prepared, options.max_dropped) if options.check else 0
+    return _check(prepared, options) if options.check else 0
 
 
 def _load(options: argparse.Namespace, training_file: TrainingFile) -> "PreparedData":
@@ -181,7 +190,7 @@ def _write_text(out: TextIO, prepared: "PreparedData", samples: Iterable[Inspect
 def _write_json(out: TextIO, samples: Iterable[InspectedSample]) -> int:
     shown = 0
     for sample in samples:
-        print(json.dumps(sample.to_dict(), ensure_ascii=False), file=out)
+        print(escape_hidden(json.dumps(sample.to_dict(), ensure_ascii=False)), file=out)
         shown += 1
     return shown
 
@@ -194,8 +203,11 @@ def _write_page(
     training_file: TrainingFile,
 ) -> int:
     notes = [prepared.note] if prepared.note else []
-    config = prepared.hsa_config if training_file.hsa or training_file.is_plain else None
-    if training_file.is_plain:
+    has_rules = bool(training_file.hsa) or _takes_saved_rules(training_file)
+    config = prepared.hsa_config if has_rules or training_file.is_plain else None
+    if has_rules and not training_file.hsa:
+        notes.append("The training file has no hsa block: the rules are those saved with the checkpoint.")
+    elif training_file.is_plain:
         notes.append("The training file has no hsa block: shown is what `hsa: true` would make of it.")
     elif config is None:
         notes.append("The training file has no hsa block: every token sees all before it.")
@@ -213,18 +225,27 @@ def _write_page(
     return shown
 
 
+def _takes_saved_rules(training_file: TrainingFile) -> bool:
+    """Return whether training would take over the rules of a checkpoint."""
+    from ..llamafactory.model.checkpoint import has_saved_rules, starting_points
+
+    return not training_file.hsa_off and has_saved_rules(starting_points(training_file.args))
+
+
 def _accounts(prepared: "PreparedData") -> dict[str, dict[str, Any]]:
     return {name: account.to_dict() for name, account in prepared.accounts.items()}
 
 
-def _check(prepared: "PreparedData", max_dropped: float | None) -> int:
+def _check(prepared: "PreparedData", options: argparse.Namespace) -> int:
+    if options.max_blind is not None and prepared.hsa_config is None:
+        raise UserError("--max-blind: the training file has no hsa block, so every reply sees all before it.")
     accounts = _accounts(prepared)
     rules: Counter = Counter()
     for account in accounts.values():
         rules.update(account["rules"])
-    findings = check_accounts(accounts, max_dropped) + check_rules(rules)
+    findings = check_accounts(accounts, options.max_dropped, options.max_blind) + check_rules(rules)
     for finding in findings:
-        print(finding)
+        print(show_hidden(finding))
     if prepared.note:
         print(prepared.note)
     if not findings:

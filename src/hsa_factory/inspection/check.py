@@ -3,16 +3,22 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .sight import describe_sight
+
 
 NOTHING_TO_TRAIN = "nothing left to train"
 
 
-def check_accounts(accounts: Mapping[str, Mapping[str, Any]], max_dropped: float | None = None) -> list[str]:
-    """Find samples with nothing to train, markers that truncation took, and too many samples dropped.
+def check_accounts(
+    accounts: Mapping[str, Mapping[str, Any]], max_dropped: float | None = None, max_blind: float | None = None
+) -> list[str]:
+    """Find samples with nothing to train, markers that truncation took, too many samples dropped or replies blind.
 
     Args:
         accounts: What happened to each data set, as in ``hsa_report.json``.
         max_dropped: Largest share of samples, 0 to 1, that a data set may lose for whatever reason; None: any.
+        max_blind: Largest share of a data set's replies, 0 to 1, that may see nothing of the message before them, or of its
+            media or feedback marker; None: any.
 
     Returns:
         The findings; none if all is well.
@@ -38,7 +44,22 @@ def check_accounts(accounts: Mapping[str, Mapping[str, Any]], max_dropped: float
                 f"{name}: {lost:,} of {account['samples']:,} samples are dropped ({share:.1%}, allowed {max_dropped:.1%}: "
                 f"{reasons})"
             )
+        if max_blind is not None and account["kept"]:
+            findings += [f"{name}: {finding}" for finding in _check_sight(account, max_blind)]
     return findings
+
+
+def _check_sight(account: Mapping[str, Any], max_blind: float) -> list[str]:
+    sight = account["sight"]
+    if not sight:
+        return [
+            "what its replies see is not known: it was tokenized with other rules. Remove tokenized_path to count it"
+        ]
+    share = sight["blind"] / max(sight["replies"], 1)
+    if share <= max_blind:
+        return []
+    counts = f"{sight['blind']:,} of {sight['replies']:,} replies are blind ({share:.1%}, allowed {max_blind:.1%})"
+    return [f"{counts}: {describe_sight(account)}"]
 
 
 def check_rules(matches: Mapping[str, int]) -> list[str]:

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ..config import HSAConfig
 from ..feedback import Reason
 from ..semantics import SemanticType
+from ..visible_text import escape_hidden, show_hidden, show_hidden_line
 from .cells import group_tokens
 from .images import ImageStore
 from .inspected_sample import InspectedSample, RowSummary, Turn
@@ -72,8 +73,8 @@ class PageWriter:
         """
         environment = Environment(loader=_LOADER, autoescape=True, undefined=StrictUndefined)
         page = environment.get_template("page.html").generate(
-            title=self.title,
-            notes=self.notes,
+            title=show_hidden_line(self.title),
+            notes=list(map(show_hidden_line, self.notes)),
             types=[member.name for member in SemanticType],
             nonce=secrets.token_urlsafe(16),
             style=_source(environment, "style.css"),
@@ -98,27 +99,29 @@ class PageWriter:
     def _sample_data(self, sample: InspectedSample) -> dict[str, Any]:
         breaks = [turn.start for turn in sample.turns] + [turn.stop for turn in sample.turns]
         cells = group_tokens(sample.input_ids, sample.tokens, self.decode, breaks)
+        texts = [show_hidden(text) for _, text in cells]
         return {
             "index": sample.index,
-            "dataset": sample.dataset,
+            "dataset": show_hidden_line(sample.dataset),
             "ids": sample.input_ids,
             "types": "".join(map(str, sample.semantic_ids)),
             "reasons": "".join(
                 _TRAINED if reason is None else _REASON_CODES[Reason(reason)] for reason in sample.reasons
             ),
             "documents": [[number, len(list(run))] for number, run in groupby(sample.documents)],
-            "text": "".join(text for _, text in cells),
-            "lengths": [_utf16_length(text) for _, text in cells],
+            "text": "".join(texts),
+            "lengths": [_utf16_length(text) for text in texts],
             "sizes": [[number, size] for number, (size, _) in enumerate(cells) if size != 1],
             "marker": self.marker_id,
             "parts": [
-                [part.dataset, part.index, part.start, part.stop, part.cut, part.marker_cut] for part in sample.parts
+                [show_hidden_line(part.dataset), part.index, part.start, part.stop, part.cut, part.marker_cut]
+                for part in sample.parts
             ],
             "turns": [self._turn_data(turn) for turn in sample.turns],
         }
 
     def _turn_data(self, turn: Turn) -> dict[str, Any]:
-        cut_text = self.decode(turn.cut_ids) if turn.cut_ids else ""
+        cut_text = show_hidden(self.decode(turn.cut_ids)) if turn.cut_ids else ""
         if len(cut_text) > _CUT_TEXT:
             cut_text = f"{cut_text[:_CUT_TEXT]} […]"
         return {
@@ -133,7 +136,7 @@ class PageWriter:
                 {
                     "kind": item.kind,
                     "start": item.start,
-                    "name": item.source if isinstance(item.source, str) else "",
+                    "name": show_hidden_line(item.source) if isinstance(item.source, str) else "",
                     "image": self._images.add(item.source) if item.kind == "image" else None,
                 }
                 for item in turn.media
@@ -146,8 +149,8 @@ def _overview_data(overview: Iterable[RowSummary], accounts: dict[str, dict[str,
     names = list(dict.fromkeys(row.dataset for row in rows))
     number = {name: position for position, name in enumerate(names)}
     return {
-        "accounts": accounts,
-        "datasets": names,
+        "accounts": {show_hidden_line(name): account for name, account in accounts.items()},
+        "datasets": list(map(show_hidden_line, names)),
         "rows": [
             [row.index, number[row.dataset], row.length, *row.types, row.trained, row.cut, int(row.marker_cut)]
             for row in rows
@@ -158,7 +161,7 @@ def _overview_data(overview: Iterable[RowSummary], accounts: dict[str, dict[str,
 def _as_script(value: Any) -> str:
     """Return JSON that can stand inside a script element, whatever it holds."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return escape_hidden(text).replace("<", "\\u003c")
 
 
 def _source(environment: Environment, name: str) -> str:

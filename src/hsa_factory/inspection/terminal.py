@@ -8,6 +8,7 @@ from rich.text import Text
 
 from ..feedback import IGNORE_INDEX
 from ..semantics import SemanticType
+from ..visible_text import show_hidden, show_hidden_line
 from .inspected_sample import InspectedSample, Turn, count_trained
 
 
@@ -23,7 +24,7 @@ def print_legend(console: Console, marker: str | None) -> None:
         legend.append(semantic_type.name, colour).append(" trained, ").append("not trained", f"{colour} dim")
         legend.append("   ")
     if marker is not None:
-        legend.append(f" {marker} ", MARKER_STYLE)
+        legend.append(f" {show_hidden_line(marker)} ", MARKER_STYLE)
     console.print(legend, soft_wrap=True)
 
 
@@ -42,20 +43,24 @@ def print_sample(
     header = (
         f"sample {sample.index}, {sample.dataset}: {len(sample.input_ids):,} tokens ({_listed(sample.counts())}), "
     )
-    console.print(f"{header}{sample.trained:,} trained ({sample.trained / total:.1%})", style="bold", soft_wrap=True)
+    _print_line(console, f"{header}{sample.trained:,} trained ({sample.trained / total:.1%})", "bold")
 
     place = 0
     for turn in sample.turns:
         if turn.start > place:  # padding between packed samples
             _print_tokens(console, sample, place, turn.start, decode, marker_id)
-        console.print(_turn_line(sample, turn), style="bold blue", soft_wrap=True)
+        _print_line(console, _turn_line(sample, turn), "bold blue")
         if turn.stop > turn.start:
             _print_tokens(console, sample, turn.start, turn.stop, decode, marker_id)
         place = turn.stop
     if place < len(sample.input_ids):
         if sample.turns:
-            console.print(f"── padding: {len(sample.input_ids) - place:,} tokens", style="bold blue", soft_wrap=True)
+            _print_line(console, f"── padding: {len(sample.input_ids) - place:,} tokens", "bold blue")
         _print_tokens(console, sample, place, len(sample.input_ids), decode, marker_id)
+
+
+def _print_line(console: Console, line: str, style: str) -> None:
+    console.print(Text(show_hidden_line(line), style), soft_wrap=True)
 
 
 def _turn_line(sample: InspectedSample, turn: Turn) -> str:
@@ -93,7 +98,7 @@ def _print_tokens(
     ]
     text = Text()
     for style, run in groupby(zip(styles, ids), key=lambda item: item[0]):
-        text.append(_fold([token for _, token in run], decode), style)
+        text.append(show_hidden(_fold([token for _, token in run], decode)), style)
     if text.plain.endswith("\n"):
         text.right_crop(1)
     console.print(text, soft_wrap=True)

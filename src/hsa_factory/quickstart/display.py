@@ -9,6 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
+
+from ..visible_text import show_hidden_line
 
 
 AVERAGED = 3
@@ -131,7 +134,7 @@ def data_table(outcomes: list[Outcome]) -> Table:
         tokens = account["tokens"]
         total = max(sum(tokens.values()), 1)
         table.add_row(
-            name,
+            Text(show_hidden_line(name)),
             str(account["samples"]),
             str(account["with_marker"]),
             str(sum(account["dropped"].values())),

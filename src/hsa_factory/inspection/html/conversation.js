@@ -65,10 +65,22 @@ class Conversation {
     if (turn.cut) {
       const lost = element("details", "cut", element("summary", "", `${number(turn.cut)} tokens cut away by cutoff_len`), element("div", "lost", turn.cutText));
       lost.lastChild.dir = "auto";
+      lost.firstChild.tabIndex = -1; // one button opens them all: no stop of the Tab key for each
       section.append(lost);
     }
     turn.node = section;
     return section;
+  }
+
+  get cutTexts() {
+    return [...this.container.querySelectorAll("details.cut")];
+  }
+
+  /** Open what was cut away from all messages, or close it if all is open. */
+  toggleCut() {
+    const cuts = this.cutTexts;
+    const open = cuts.some((cut) => !cut.open);
+    for (const cut of cuts) cut.open = open;
   }
 
   /** Prefer the end of a line near the end of a chunk, so that the change to single cells moves nothing. */

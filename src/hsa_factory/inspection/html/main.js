@@ -78,7 +78,16 @@ const HSA = (() => {
     if (sample.parts.length === 1 && part[1] !== sample.index) words.unshift(`sample ${part[1]} of its data set`);
     if (cut) words.push(`${number(cut)} cut away`);
     if (sample.parts.some((part) => part[5])) words.push("the feedback marker was cut away");
-    get("sample-title").replaceChildren(element("b", "", `${sample.dataset} #${sample.index}`), ` ${words.join(" · ")}`, typeBar(counts.types));
+    get("sample-title").replaceChildren(element("b", "", `${sample.dataset} #${sample.index}`), ` ${words.join(" · ")}`, typeBar(counts.types), cutButton());
+  }
+
+  function cutButton() {
+    if (!conversation.cutTexts.length) return "";
+    const button = element("button", "", "show or hide what was cut away (c)");
+    button.type = "button";
+    button.id = "open-cut";
+    button.addEventListener("click", () => conversation.toggleCut());
+    return button;
   }
 
   function go(step) {
@@ -100,6 +109,7 @@ const HSA = (() => {
       "]": () => go(1),
       "[": () => go(-1),
       o: () => (location.hash = "#overview"),
+      c: () => conversation.toggleCut(),
       "?": () => get("help").showModal(),
     }[event.key];
     if (action) {

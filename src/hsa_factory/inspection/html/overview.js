@@ -38,6 +38,7 @@ class Overview {
     const lostShare = (row) => row.cut / Math.max(row.length + row.cut, 1);
     this.root.replaceChildren(
       element("div", "tiles", ...tiles.map(([name, value]) => element("div", "card tile", element("b", "", value), element("span", "", name)))),
+      this.legend(),
       this.datasetTable(),
       element("div", "charts",
         histogram("Length in tokens", rows.map((row) => row.length), [0, longest], (value) => number(Math.round(value)), pick),
@@ -53,18 +54,34 @@ class Overview {
         this.droppedCard()));
   }
 
+  legend() {
+    const swatch = (className, text) => element("span", "", element("i", `swatch ${className}`), text);
+    return element("div", "legend",
+      ...HSA.settings.types.map((name, kind) => swatch(`b${kind}`, `tokens of type ${name}`)),
+      swatch("bar-colour", "number of rows; click a bar for its rows"));
+  }
+
   datasetTable() {
     const names = Object.keys(this.accounts);
     if (!names.length) return null;
-    const heading = ["dataset", "samples", "marker", "dropped", "cut", "tokens", "types", "trained"];
+    const heading = ["dataset", "samples", "marker", "dropped", "cut", "tokens", "types", "trained", "blind"];
     const table = element("table", "", element("tr", "", ...heading.map((name) => element("th", "", name))));
     for (const name of names) {
       const account = this.accounts[name];
       const dropped = Object.values(account.dropped).reduce((a, b) => a + b, 0);
       const types = HSA.settings.types.map((type) => account.tokens[type]);
-      table.append(element("tr", "", element("th", "", name), ...[account.samples, account.with_marker, dropped, account.text_truncated + account.turns_removed, account.total_tokens].map((value) => element("td", "", number(value))), element("td", "wide", typeBar(types)), element("td", "", percent(account.trained_share))));
+      const cells = [...[account.samples, account.with_marker, dropped, account.text_truncated + account.turns_removed, account.total_tokens].map((value) => element("td", "", number(value))), element("td", "wide", typeBar(types)), element("td", "", percent(account.trained_share)), this.blindCell(account.sight || {})];
+      cells.forEach((cell, column) => (cell.dataset.label = heading[column + 1])); // a narrow screen shows no head
+      table.append(element("tr", "", element("th", "", name), ...cells));
     }
-    return element("section", "card", table);
+    return element("section", "card datasets", table);
+  }
+
+  /** Replies whose first token sees nothing of what they answer. */
+  blindCell({ blind, replies }) {
+    const cell = element("td", "", replies ? `${number(blind)}/${number(replies)}` : "–");
+    cell.title = "replies that see nothing of the message before them, or of its media or its feedback token";
+    return cell;
   }
 
   outliers(title, order, label, filter = () => true) {

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from ...inspection.sight import describe_sight
 from ...semantics import SemanticType
+from ...visible_text import show_hidden_line
 from ...whole_files import write_whole
 
 
@@ -38,11 +42,23 @@ class DatasetAccount:
         ruled_messages: Other messages that a rule of `hsa.rules` typed.
         guessed_messages: Messages of kept samples whose parts have several types and whose text was changed on the way, so
             that parts of it took the type among several that remembers most.
+        lost_call_parts: Parts of tool calls of kept samples that have a type of their own, but whose text was not found again
+            in the call as the template writes it, or not in one place only: it has the type of the message.
         filled_tokens: Tokens of kept samples, before truncation, that LLaMA-Factory added itself (a BOS, an empty thinking
             block, an EOS, pictures in front): each has the type of the token before it in its message, or else the next.
+        untrained_stops: Replies of kept samples whose stop token is not trained: it is the label of the next turn's first
+            token, and that turn has none.
         rules: How often each rule decided, by name: messages and parts of messages.
+        notes: What was changed or left out to make samples readable, by what it is.
         tokens: Tokens kept, by semantic type.
         trained_tokens: Tokens kept that the loss counts.
+        sight: What replies of kept samples, trained or not, see of the message before them (empty without HSA): `replies`;
+            `blind`: those whose first token sees nothing of it, or of its media, or of its feedback marker; `hidden`: those
+            from which the option `hide` keeps a part of it. And for each of
+            `message`, `media` and `marker`: replies before which one stands, and how many of them see nothing
+            (`message_unseen_at_start`) or a part (`message_partly_seen_at_start`) of it at their first token, or at
+            their last (`…_at_end`).
+        windows_needed: The window of each type that would show everything to the end of every reply.
     """
 
     samples: int = 0
@@ -58,10 +74,15 @@ class DatasetAccount:
     typed_messages: int = 0
     ruled_messages: int = 0
     guessed_messages: int = 0
+    lost_call_parts: int = 0
     filled_tokens: int = 0
+    untrained_stops: int = 0
     rules: Counter = field(default_factory=Counter)
+    notes: Counter = field(default_factory=Counter)
     tokens: Counter = field(default_factory=Counter)
     trained_tokens: int = 0
+    sight: Counter = field(default_factory=Counter)
+    windows_needed: dict[str, int] = field(default_factory=dict)
 
     def drop(self, reason: str, index: int) -> None:
         """Count a sample that is left out."""
@@ -77,12 +98,19 @@ class DatasetAccount:
         for kind, name in enumerate(_TYPE_NAMES):
             self.tokens[name] += semantic_ids.count(kind)
 
+    def add_sight(self, counts: Mapping[str, int], windows: Mapping[str, int]) -> None:
+        """Count what replies see of what they answer, and take in the windows that would show it."""
+        self.sight.update(counts)
+        for kind, window in windows.items():
+            self.windows_needed[kind] = max(window, self.windows_needed.get(kind, 0))
+
     def add_rules(self, serialized: str) -> None:
-        """Add what the rules did to one sample, as the converters write it."""
+        """Add what the rules did to one sample, and what was changed to read it, as the converters write it."""
         if serialized:
-            ruled, matches = _read_rules(serialized)
+            ruled, matches, notes = _read_rules(serialized)
             self.ruled_messages += ruled
             self.rules.update(matches)
+            self.notes.update(notes)
 
     def cut_marker(self, index: int) -> None:
         """Count a sample that has lost a feedback marker."""
@@ -92,8 +120,9 @@ class DatasetAccount:
 
     def add(self, other: dict[str, Any]) -> None:
         """Add the counts of another account, given as `to_dict` makes it."""
+        self.add_sight(other.get("sight", {}), other.get("windows_needed", {}))
         for item in fields(self):
-            if item.name not in other:  # a report of an earlier version
+            if item.name not in other or item.name in ("sight", "windows_needed"):  # a report of an earlier version
                 continue
             value = other[item.name]
             if isinstance(value, list):
@@ -112,7 +141,7 @@ class DatasetAccount:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, with the totals that readers want."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        values["dropped"], values["rules"] = dict(self.dropped), dict(self.rules)
+        values |= {name: dict(getattr(self, name)) for name in _COUNTS}
         values["tokens"] = {name: self.tokens.get(name, 0) for name in _TYPE_NAMES}
         total = sum(self.tokens.values())
         values["total_tokens"] = total
@@ -120,6 +149,7 @@ class DatasetAccount:
         return values
 
 
+_COUNTS = ("dropped", "rules", "notes", "sight", "windows_needed")
 _read_rules = lru_cache(maxsize=256)(json.loads)  # many samples say the same
 
 
@@ -142,6 +172,12 @@ class DataReport:
         accounts = self.eval if is_eval else self.train
         for name, values in json.loads(serialized).items():
             accounts.setdefault(name, DatasetAccount()).add(values)
+
+    def forget_sight(self) -> None:
+        """Leave out what replies see: the run has other rules than those that it was counted with."""
+        for account in (*self.train.values(), *self.eval.values()):
+            account.sight.clear()
+            account.windows_needed.clear()
 
     def untrainable(self) -> list[str]:
         """Return the names of the data sets in which nothing is left."""
@@ -193,45 +229,59 @@ class DataReport:
         rows = list(values["datasets"].items())
         rows += [(f"{name} (eval)", account) for name, account in values.get("eval_datasets", {}).items()]
         console.print(report_table(rows))
+
+        def say(line: str) -> None:
+            console.print(Text(show_hidden_line(line)))
+
         for name, account in rows:
             for reason, count in account["dropped"].items():
                 listed = ", ".join(map(str, account["dropped_samples"].get(reason, [])))
                 more = ", …" if count > len(account["dropped_samples"].get(reason, [])) else ""
-                console.print(f"  {name}: {count} dropped, {reason} (samples {listed}{more})", highlight=False)
+                say(f"  {name}: {count} dropped, {reason} (samples {listed}{more})")
             if account["messages"] and not account["typed_messages"] and not account["ruled_messages"]:
-                console.print(
+                say(
                     f"  {name}: no message has a type of its own{' or by a rule' if account['rules'] else ''}, all take "
-                    "the default type",
-                    highlight=False,
+                    "the default type"
                 )
             if account["guessed_messages"]:
-                console.print(
+                say(
                     f"  {name}: {account['guessed_messages']} messages with parts of several types were changed by the "
                     "template, a processor or a tokenizer without offsets; what is not found again took the type that "
-                    "remembers most",
+                    "remembers most"
+                )
+            if account["untrained_stops"]:
+                say(
+                    f"  {name}: the stop tokens of {account['untrained_stops']} replies are not trained, because the turn "
+                    "that follows is empty and the template has no place for them"
+                )
+            if account["lost_call_parts"]:
+                console.print(
+                    f"  {name}: types of {account['lost_call_parts']} parts of tool calls not kept: their text is not found "
+                    "again, or not in one place only, in the calls as the template writes them",
                     highlight=False,
                 )
+            for note, count in account.get("notes", {}).items():
+                if count:
+                    console.print(f"  {name}: {note}: {count}", highlight=False, markup=False)
             if account["marker_cut"]:
                 listed = ", ".join(map(str, account["marker_cut_samples"]))
                 more = ", …" if account["marker_cut"] > len(account["marker_cut_samples"]) else ""
-                console.print(
-                    f"  {name}: {account['marker_cut']} lost the feedback marker to cutoff_len (samples {listed}{more})",
-                    highlight=False,
+                say(
+                    f"  {name}: {account['marker_cut']} lost the feedback marker to cutoff_len (samples {listed}{more})"
                 )
             if account["turns_removed"]:
-                console.print(
+                say(
                     f"  {name}: {account['turns_removed']} lost whole turns, because cutoff_len fell inside an image "
-                    "or other media",
-                    highlight=False,
+                    "or other media"
                 )
+            if blind := describe_sight(account):
+                say(f"  {name}: {blind}")
         unmatched = self.unmatched_rules()
         if unmatched:
             listed = ", ".join(map(repr, unmatched))
-            console.print(
-                f"  warning: these rules of hsa.rules never matched: {listed}", highlight=False, markup=False
-            )
+            say(f"  warning: these rules of hsa.rules never matched: {listed}")
         if self.note:
-            console.print(f"  {self.note}", highlight=False)
+            say(f"  {self.note}")
 
 
 def wide_console() -> Console:
@@ -244,7 +294,7 @@ def report_table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
     """Lay out accounts (as `DatasetAccount.to_dict` gives them) one data set a row."""
     table = Table(title="Training data with HSA / Feedback", title_justify="left")
     table.add_column("dataset", overflow="fold")
-    headings = ("samples", "marker", "dropped", "cut", "tokens", *_TYPE_NAMES, "trained")
+    headings = ("samples", "marker", "dropped", "cut", "tokens", *_TYPE_NAMES, "trained", "blind")
     for heading in headings:
         table.add_column(heading, justify="right")
 
@@ -254,7 +304,7 @@ def report_table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
         dropped = sum(account["dropped"].values())
         cut = account["text_truncated"] + account["turns_removed"]
         table.add_row(
-            name,
+            Text(show_hidden_line(name)),
             f"{account['samples']:,}",
             f"{account['with_marker']:,}",
             f"{dropped:,}",
@@ -262,6 +312,9 @@ def report_table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
             f"{account['total_tokens']:,}",
             *shares,
             f"{account['trained_share']:.1%}",
+            f"{account['sight']['blind']:,}/{account['sight']['replies']:,}"
+            if account["sight"].get("replies")
+            else "",
         )
 
     return table

@@ -20,6 +20,7 @@ from llamafactory.data.processor.supervised import MAX_SU_SEQ_IDX
 from ...feedback import IGNORE_INDEX
 from ...semantics import SemanticType
 from ...typed.ids import TypedTokenId, read_off
+from .aligned import to_arrow
 
 
 SEMANTIC_COLUMN = "semantic_ids"
@@ -119,6 +120,10 @@ class TokenTable:
         self.loss_mask += tokens.loss_mask
         return range(start, start + len(tokens.token_ids)), range(first_label, first_label + len(tokens.labels))
 
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids, int32, and the types, int8, of all tokens added so far."""
+        return np.array(self.token_ids, np.int32), np.frombuffer(bytes(self.semantic_ids), np.int8)
+
     def look_up(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
         """Put what is known of the tokens in the stead of their places.
 
@@ -176,13 +181,21 @@ def to_lists(columns: dict[str, Any]) -> dict[str, list[Any]]:
     return {name: values.to_lists() if isinstance(values, Ragged) else values for name, values in columns.items()}
 
 
-def to_table(columns: dict[str, Any]) -> pa.Table:
-    """Return columns as `datasets` writes them; of lists it would make the same, much slower."""
+def to_table(columns: dict[str, Any], types: dict[str, Any] | None = None) -> pa.Table:
+    """Return columns as `datasets` writes them; of lists it would make the same, much slower.
+
+    Args:
+        columns: As `TokenTable.look_up` returns them.
+        types: Types of columns that may be empty in this batch and not in a later one, by name.
+    """
     arrays, features = [], Features()
     for name, values in columns.items():
         if isinstance(values, Ragged):
             arrays.append(values.to_arrow())
             features[name] = generate_from_arrow_type(arrays[-1].type)
+        elif types and name in types:
+            arrays.append(to_arrow(values, types[name]))
+            features[name] = types[name]
         else:
             sequence = OptimizedTypedSequence(values, col=name)
             arrays.append(pa.array(sequence))

@@ -18,8 +18,8 @@ from ...config import FeedbackConfig, HSAConfig
 from ...feedback import IGNORE_INDEX, Reason
 from ...inspection.inspected_sample import InspectedSample, Part, RowSummary
 from ...training_file import TrainingFile
+from ..data.aligned import INDEX_COLUMN
 from ..data.collator import trained_labels
-from ..data.converter import INDEX_COLUMN
 from ..data.loader import STREAM_PREVIEW, NothingToTrain
 from ..data.processor import TypedProcessorMixin, TypedSupervisedProcessor
 from ..data.report import DatasetAccount
@@ -162,7 +162,7 @@ class PreparedData:
 
 
 def load_samples(training_file: TrainingFile, split: str = "train", allow_empty: bool = False) -> PreparedData:
-    """Prepare a training file's data as `train` would. LLaMA-Factory prints while it does.
+    """Prepare a training file's data as `train` would. LLaMA-Factory logs while it does.
 
     Args:
         training_file: The file; without an hsa block the types are those of ``hsa: true``.
@@ -178,7 +178,9 @@ def load_samples(training_file: TrainingFile, split: str = "train", allow_empty:
         if args.get("tokenized_path") and not has_tokenized_data(args["tokenized_path"]):
             del args["tokenized_path"]  # looking must not write it
 
-        with integrate(training_file.hsa or True, training_file.feedback) as integration:
+        hsa = True if training_file.is_plain else training_file.hsa  # with feedback alone attention is plain
+        with integrate(hsa, training_file.feedback) as integration:
+            integration.shows_example = False
             model_args, data_args, training_args, finetuning_args, _ = get_train_args(args)
             check_stage(finetuning_args.stage)
             if data_args.streaming:

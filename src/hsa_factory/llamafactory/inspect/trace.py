@@ -8,7 +8,8 @@ from typing import Any
 from ...feedback import IGNORE_INDEX, REPLIES, Reason
 from ...inspection.inspected_sample import Media, Turn
 from ...typed.ids import tag_id
-from ..data.processor import MEDIA_COLUMNS, TypedProcessorMixin
+from ..data.aligned import MEDIA_COLUMNS
+from ..data.processor import TypedProcessorMixin
 from ..data.report import DatasetAccount
 from ..data.template import TURN_KEY, Pairs
 from ..data.truncation import PLACEHOLDERS
