@@ -18,12 +18,14 @@ from ...config import HSAConfig
 from ...labeling.conversation import type_conversation
 from ...labeling.matching import Message, label_messages
 from ...labeling.rule_set import RuleSet
+from ...models.cache.turns import turn_options
 from ...models.enable import get_state
 from ...models.generation.generate import generation_lock
 from ...models.generation.rule_tagger import make_tagger
 from ...semantics import SemanticType
 from ...typed.ids import TypedTokenId, fill_types, semantic_ids_of
 from ...typed.text import TypedText
+from ...typed.turns import number_prompt
 from ..data.template import PLACEHOLDERS, TEXT_KEY, typed_template
 from ..model.loader import load_model_seam
 from ..options import check_serving
@@ -100,7 +102,7 @@ def _process_args(
     audios: list[Any] | None = None,
     input_kwargs: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Any], int]:
-    """Encode a conversation with types, and hand them to `generate`."""
+    """Encode a conversation with types and turns, and hand them to `generate`."""
     input_kwargs = dict(input_kwargs or {})
     control: StreamControl | None = input_kwargs.pop(_CONTROL_KEY, None)
     media = (images, videos, audios)
@@ -127,6 +129,10 @@ def _process_args(
         roles += [message["role"] for message in messages for _ in message.get(REPLIES_KEY, range(1))]
         gen_kwargs["tagger"] = make_tagger(hsa.config, tokenizer, roles)
         gen_kwargs["semantic_ids"] = torch.from_numpy(semantic_ids)[None].to(model.device)
+        if turn_options(hsa.config):
+            own = [message["role"] for message in messages]
+            turns = number_prompt(own, template.lengths, len(prompt), before=len(semantic_ids) - len(prompt))
+            gen_kwargs["turn_ids"] = torch.tensor([turns], device=model.device)
     if control is not None:
         gen_kwargs["stopping_criteria"] = StoppingCriteriaList([control])
         if hsa is not None:
