@@ -203,7 +203,9 @@ class Oracle:
         turns, before, last = [], 0, None
         for place, label in zip(places, self._aligned(places, labels), strict=True):
             number, where = divmod(place, Places.STRIDE)
-            if number == 0:  # an EOS stands with the token before it; padding is turn 0, if it is not seen as one document
+            if (
+                number == 0
+            ):  # an EOS stands with the token before it; padding is turn 0, if it is not seen as one document
                 turns.append(turns[-1] if label != -100 or sees_all else 0)
                 continue
             ends = accumulate(len(prompt) + len(response) for prompt, response in self.places.samples[number - 1][0])

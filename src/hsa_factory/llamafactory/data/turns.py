@@ -16,7 +16,9 @@ def has_turns(config: HSAConfig | None) -> bool:
 
 def has_reply(messages: Sequence[dict[str, Any]]) -> bool:
     """Whether a reply among the messages says anything, or is over, though it says nothing, before another message."""
-    return len(messages) > 2 or any(message["role"] in REPLY_ROLES and message["content"].strip() for message in messages)
+    return len(messages) > 2 or any(
+        message["role"] in REPLY_ROLES and message["content"].strip() for message in messages
+    )
 
 
 def number_tokens(
