@@ -1,8 +1,8 @@
-"""Which turn a message, and each token of a prompt, belongs to."""
+"""Which turn a message belongs to."""
 
 import pytest
 
-from hsa_factory.typed.turns import number_messages, number_prompt
+from hsa_factory.typed.turns import number_messages
 
 
 @pytest.mark.parametrize(
@@ -18,13 +18,4 @@ from hsa_factory.typed.turns import number_messages, number_prompt
     ],
 )
 def test_messages(roles, numbers):
-    names = {"s": "system", "u": "user", "a": "assistant", "f": "function", "o": "observation"}
-    assert number_messages([names[role] for role in roles]) == numbers
-
-
-def test_tokens():
-    """The answer's own block is not read; an empty thought follows the last block, pictures stand before the first."""
-    roles = ["user", "assistant", "user"]
-    assert number_prompt(roles, [2, 1, 2, 9], 5) == [0, 0, 0, 1, 1]
-    assert number_prompt(roles, [2, 1, 2, 9], 7, before=2) == [0, 0, 0, 0, 0, 1, 1, 1, 1]
-    assert number_prompt(["user"], [3, 0], 3) == [0, 0, 0]
+    assert number_messages(role in "af" for role in roles) == numbers

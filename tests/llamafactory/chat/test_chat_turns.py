@@ -9,6 +9,7 @@ from llamafactory.hparams import DataArguments
 
 from hsa_factory import HSAConfig
 from hsa_factory.llamafactory import integrate
+from hsa_factory.llamafactory.chat.turns import number_prompt
 from hsa_factory.models.enable import get_state
 
 
@@ -132,3 +133,11 @@ def test_answers_in_turns_are_those_of_full_forwards(lf, served):
             assert "".join(served.stream_chat(messages)) == text
             messages = [*messages, {"role": "assistant", "content": text}, {"role": "user", "content": lf.MARKS[5]}]
         assert expected != greedy(served.engine.model, gen_kwargs | {"turn_ids": gen_kwargs["turn_ids"] * 0}, N)
+
+
+def test_blocks():
+    """The answer's own block is not read; an empty thought follows the last block, pictures stand before the first."""
+    messages = [{"role": role} for role in ("user", "assistant", "user")]
+    assert number_prompt(messages, [2, 1, 2, 9], 5) == [0, 0, 0, 1, 1]
+    assert number_prompt(messages, [2, 1, 2, 9], 7, in_front=2) == [0, 0, 0, 0, 0, 1, 1, 1, 1]
+    assert number_prompt(messages[:1], [3, 0], 3) == [0, 0, 0]

@@ -25,13 +25,13 @@ from ...models.generation.rule_tagger import make_tagger
 from ...semantics import SemanticType
 from ...typed.ids import TypedTokenId, fill_types, semantic_ids_of
 from ...typed.text import TypedText
-from ...typed.turns import number_prompt
 from ..data.template import PLACEHOLDERS, TEXT_KEY, typed_template
 from ..model.loader import load_model_seam
 from ..options import check_serving
 from ..seams import Seam
 from ..state import Integration
 from .tool_messages import REPLIES_KEY, join_replies, split_replies, with_readable_arguments
+from .turns import number_prompt
 
 
 logger = logging.get_logger(__name__)
@@ -130,8 +130,7 @@ def _process_args(
         gen_kwargs["tagger"] = make_tagger(hsa.config, tokenizer, roles)
         gen_kwargs["semantic_ids"] = torch.from_numpy(semantic_ids)[None].to(model.device)
         if turn_options(hsa.config):
-            own = [message["role"] for message in messages]
-            turns = number_prompt(own, template.lengths, len(prompt), before=len(semantic_ids) - len(prompt))
+            turns = number_prompt(messages, template.lengths, len(prompt), len(semantic_ids) - len(prompt))
             gen_kwargs["turn_ids"] = torch.tensor([turns], device=model.device)
     if control is not None:
         gen_kwargs["stopping_criteria"] = StoppingCriteriaList([control])
