@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from ...config import HSAConfig
-from ...typed.turns import REPLY_ROLES, number_messages
+from ...feedback import REPLIES
+from ...typed.turns import number_messages
 
 
 def has_turns(config: HSAConfig | None) -> bool:
@@ -16,9 +17,7 @@ def has_turns(config: HSAConfig | None) -> bool:
 
 def has_reply(messages: Sequence[dict[str, Any]]) -> bool:
     """Whether a reply among the messages says anything, or is over, though it says nothing, before another message."""
-    return len(messages) > 2 or any(
-        message["role"] in REPLY_ROLES and message["content"].strip() for message in messages
-    )
+    return len(messages) > 2 or any(message["role"] in REPLIES and message["content"].strip() for message in messages)
 
 
 def number_tokens(
@@ -33,7 +32,7 @@ def number_tokens(
         in_front: Tokens that LLaMA-Factory puts before all messages: they are turn 0.
         behind: Tokens that it adds at the end: they belong to the last turn.
     """
-    numbers = number_messages([message["role"] for message in messages])
+    numbers = number_messages(message["role"] in REPLIES for message in messages)
     turn_ids = np.repeat(np.array(numbers[first : first + len(lengths)], np.int32), lengths)
     if in_front or behind:
         turn_ids = np.concatenate([np.zeros(in_front, np.int32), turn_ids, np.repeat(turn_ids[-1:], behind)])
