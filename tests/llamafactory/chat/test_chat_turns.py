@@ -9,7 +9,7 @@ from llamafactory.hparams import DataArguments
 
 from hsa_factory import HSAConfig
 from hsa_factory.llamafactory import integrate
-from hsa_factory.llamafactory.chat.turns import number_prompt
+from hsa_factory.llamafactory.data.turns import number_prompt
 from hsa_factory.models.enable import get_state
 
 
@@ -99,6 +99,25 @@ def test_turns_go_by_the_block_that_a_token_stands_in(lf, served, template, monk
             assert [number for token, number in zip(ids, numbers) if token == header] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("template", ["qwen3_nothink", "qwen3", "llama3"])
+def test_chat_turns_are_training_turns(lf, served, tmp_path, template, monkeypatch):
+    """The prompt of a conversation has the turns that its prefix has in training."""
+    messages = lf.dialogue(["GLOBAL", "NOISE", "LANDMARK", "NOISE", "NOISE", "NOISE"])
+    data = lf.write_data(tmp_path, data=[{"messages": messages, "system": lf.MARKS[9]}])
+    (row,) = lf.prepare(lf.args(data, "data", template=template), TURNS).rows()
+    found = get_template_and_fix_tokenizer(served.engine.tokenizer, DataArguments(template=template))
+    monkeypatch.setattr(served.engine, "template", found)
+    with in_turns(served):
+        gen_kwargs = prompt_of(served, messages[:5], lf.MARKS[9])
+    ids, turns = gen_kwargs["inputs"][0].tolist(), gen_kwargs["turn_ids"][0].tolist()
+    same = next((place for place, pair in enumerate(zip(ids, row["input_ids"])) if len(set(pair)) > 1), len(ids))
+    assert (
+        same > 20
+        and list(row["turn_ids"][:same]) == turns[:same]
+        and turns[same - 1] == (2 if same == len(ids) else 0)
+    )
+
+
 def test_pictures_have_the_turn_of_their_message(lf, tmp_path):
     files = lf.images(tmp_path, [(56, 56), (84, 56)])
     with chat_model(lf.model_dir("qwen2_5_vl"), TURNS, template="qwen2_vl") as model:
@@ -138,6 +157,6 @@ def test_answers_in_turns_are_those_of_full_forwards(lf, served):
 def test_blocks():
     """The answer's own block is not read; an empty thought follows the last block, pictures stand before the first."""
     messages = [{"role": role} for role in ("user", "assistant", "user")]
-    assert number_prompt(messages, [2, 1, 2, 9], 5) == [0, 0, 0, 1, 1]
-    assert number_prompt(messages, [2, 1, 2, 9], 7, in_front=2) == [0, 0, 0, 0, 0, 1, 1, 1, 1]
-    assert number_prompt(messages[:1], [3, 0], 3) == [0, 0, 0]
+    assert number_prompt(messages, [2, 1, 2, 9], 5, 0).tolist() == [0, 0, 0, 1, 1]
+    assert number_prompt(messages, [2, 1, 2, 9], 7, 2).tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1]
+    assert number_prompt(messages[:1], [3, 0], 3, 0).tolist() == [0, 0, 0]

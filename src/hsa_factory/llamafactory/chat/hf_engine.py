@@ -18,7 +18,6 @@ from ...config import HSAConfig
 from ...labeling.conversation import type_conversation
 from ...labeling.matching import Message, label_messages
 from ...labeling.rule_set import RuleSet
-from ...models.cache.turns import turn_options
 from ...models.enable import get_state
 from ...models.generation.generate import generation_lock
 from ...models.generation.rule_tagger import make_tagger
@@ -26,12 +25,12 @@ from ...semantics import SemanticType
 from ...typed.ids import TypedTokenId, fill_types, semantic_ids_of
 from ...typed.text import TypedText
 from ..data.template import PLACEHOLDERS, TEXT_KEY, typed_template
+from ..data.turns import has_turns, number_prompt
 from ..model.loader import load_model_seam
 from ..options import check_serving
 from ..seams import Seam
 from ..state import Integration
 from .tool_messages import REPLIES_KEY, join_replies, split_replies, with_readable_arguments
-from .turns import number_prompt
 
 
 logger = logging.get_logger(__name__)
@@ -129,9 +128,9 @@ def _process_args(
         roles += [message["role"] for message in messages for _ in message.get(REPLIES_KEY, range(1))]
         gen_kwargs["tagger"] = make_tagger(hsa.config, tokenizer, roles)
         gen_kwargs["semantic_ids"] = torch.from_numpy(semantic_ids)[None].to(model.device)
-        if turn_options(hsa.config):
-            turns = number_prompt(messages, template.lengths, len(prompt), len(semantic_ids) - len(prompt))
-            gen_kwargs["turn_ids"] = torch.tensor([turns], device=model.device)
+        if has_turns(hsa.config):
+            turn_ids = number_prompt(messages, template.lengths, len(prompt), len(semantic_ids) - len(prompt))
+            gen_kwargs["turn_ids"] = torch.from_numpy(turn_ids)[None].to(model.device)
     if control is not None:
         gen_kwargs["stopping_criteria"] = StoppingCriteriaList([control])
         if hsa is not None:

@@ -39,6 +39,21 @@ def number_tokens(
     return turn_ids
 
 
+def number_prompt(
+    messages: Sequence[dict[str, Any]], lengths: Sequence[int], length: int, in_front: int
+) -> np.ndarray:
+    """Return the turn number of each token of a conversation that the model is to continue, (n,) int32.
+
+    Args:
+        messages: Of the prompt, one at least; the system prompt is not among them.
+        lengths: How many tokens the template has written for each of them; further ones are not read.
+        length: Tokens of the prompt. What follows the last message (an empty thought) has its number.
+        in_front: Tokens that LLaMA-Factory has put before them.
+    """
+    lengths = lengths[: len(messages)]
+    return number_tokens(messages, 0, lengths, in_front, length - sum(lengths))
+
+
 def run_on(turn_ids: np.ndarray, bounds: np.ndarray, starts: np.ndarray, is_padding: np.ndarray) -> np.ndarray:
     """Number rows that are one document each, though several samples stand in it: each begins when replies before it are over.
 
