@@ -11,6 +11,7 @@ from ...attention import AttentionPlan, LayerRules
 from ...config import HSAConfig
 from ...semantics import SemanticType
 from .incoming import EndedRows, IncomingTypes, check_input, check_types, find_real
+from .incoming_turns import IncomingTurns
 from .key_table import Keys, KeyTable
 from .layer import HALF_WAY, NO_HSA, NOT_HANDED_ON, make_layers, shape_of
 from .report import CacheReport
@@ -18,7 +19,6 @@ from .rows import CacheOfRows, repeating
 from .sequence import SeenTokens, retype
 from .snapshot import Snapshot
 from .tagger import Settled, Tagger
-from .turns import check_turn_ids, need_turns, turn_options
 
 
 class HSACache(CacheOfRows):
@@ -57,11 +57,11 @@ class HSACache(CacheOfRows):
         self.max_waiting = max_waiting if evict else None
         self.room = max_waiting
         self.tables = {}
-        self._has_turns = bool(turn_options(config))
         self.layer_rules: dict[int, LayerRules] = {}
         self._bound_to: dict[int, LayerRules] | None = None
         self._shape: list[Any] = []
         self._incoming = IncomingTypes(tagger)
+        self._turns = IncomingTurns(config)
         self._ends = EndedRows()
         self._forget()
 
@@ -73,6 +73,7 @@ class HSACache(CacheOfRows):
         self._rope_positions: torch.Tensor | None = None  # of the forward under way, as its text model gets them
         self._has_padding = True
         self._incoming.forget()
+        self._turns.forget()
         self._ends.forget()
 
     @property
@@ -188,13 +189,9 @@ class HSACache(CacheOfRows):
             raise ValueError(
                 f"This HSACache holds {self._seen.rows} rows, but the input has {semantic_ids.shape[0]}: pass those rows, or a new cache."
             )
-        if turn_ids is not None:
-            check_turn_ids(turn_ids, *semantic_ids.shape)
-            self._seen.check_turns(turn_ids)
-        elif self._has_turns:
-            raise need_turns(self.config)
+        self._turns.expect(turn_ids, semantic_ids.shape, self._seen)
         self._retype(self._seen.changes_to(semantic_ids))
-        self._incoming.expect(semantic_ids, tagger, turn_ids if self._has_turns else None)
+        self._incoming.expect(semantic_ids, tagger)
         self._ends.expect(end_ids, semantic_ids.shape[1])
 
     def note_ids(self, input_ids: torch.Tensor) -> None:
@@ -244,7 +241,7 @@ class HSACache(CacheOfRows):
         try:
             if repeats > 1:
                 self._change(repeating(repeats))
-            turns = self._next_turns(turn_ids, rows, number, is_expected=semantic_ids is None)
+            turns = self._turns.of(turn_ids, rows, number, self._seen, is_expected=semantic_ids is None)
             if semantic_ids is None:
                 types = self._incoming.of(tokens, len(self._seen))
             else:
@@ -263,32 +260,6 @@ class HSACache(CacheOfRows):
             raise
         return {index: plans[rules] for index, rules in self.layer_rules.items()}
 
-    def _next_turns(
-        self, turn_ids: torch.Tensor | None, rows: int, number: int, is_expected: bool
-    ) -> torch.Tensor | None:
-        """Return the turn numbers of the next tokens, (B, number); None: the last one goes on, or there are none.
-
-        Args:
-            turn_ids: What a user gives.
-            rows: B.
-            number: Of the next tokens.
-            is_expected: Whether these tokens are those of `expect`, or generated.
-        """
-        seen = len(self._seen)
-        if turn_ids is None and is_expected and self._has_turns:
-            turns = self._incoming.turns(rows, number, seen)
-            if turns is not None or seen:
-                return turns
-        if turn_ids is not None:
-            check_turn_ids(turn_ids, rows, number, seen)
-        if not self._has_turns:
-            return None
-        if turn_ids is None:
-            raise need_turns(self.config)
-        if turn_ids.shape[1] > number:
-            self._seen.check_turns(turn_ids)
-        return turn_ids[:, -number:]
-
     def _plan(
         self, types: torch.Tensor, is_real: torch.Tensor | None, turns: torch.Tensor | None, released: int
     ) -> dict[LayerRules, AttentionPlan]:
@@ -305,7 +276,7 @@ class HSACache(CacheOfRows):
         }
 
     def _take_snapshot(self, with_keys: bool = False) -> Snapshot:
-        parts = (self._seen, self._ends, *self.tables.values())
+        parts = (self._seen, self._turns, self._ends, *self.tables.values())
         return Snapshot(parts, self._incoming, self._own_layers() if with_keys else ())
 
     def _go_back(self, before: Snapshot) -> None:
