@@ -42,6 +42,7 @@ from .processor import TypedPackedProcessor, TypedSupervisedProcessor
 from .report import REPORT_NAME, DataReport
 from .token_table import ACCOUNT_COLUMN
 from .tokenized_path import check_arrow_files, check_tokenized, data_options, run_settings
+from .turns import check_replies
 
 
 STREAM_PREVIEW = 1000  # rows of a stream that are looked at before training
@@ -250,6 +251,7 @@ def _get_dataset(
             f"Nothing is left to train in {', '.join(map(repr, untrainable))}: see the table above (also in "
             f"{Path(training_args.output_dir) / REPORT_NAME})."
         )
+    check_replies(state.report.without_replies(), hsa_config)
     return module
 
 

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import StringIO
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,7 @@ from .truncation import (
     media_token_ids,
     plan_cut,
 )
+from .turns import has_reply, has_turns, number_tokens
 
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ class TypedProcessorMixin(MixedInto):
             self.marker_id = self.tokenizer.convert_tokens_to_ids(self.feedback_config.token)
         # called with the whole sample, masked, before it is cut; returns what to go on with
         self.on_whole: Callable[[Pairs], Pairs] | None = None
+        self.has_turns = has_turns(self.attention_config)
         self._sample = Sample([])
         self._places: Iterator[tuple[range, range]] | None = None
 
@@ -121,7 +123,7 @@ class TypedProcessorMixin(MixedInto):
         columns = {name: list(examples[name]) for name in examples.keys()}
         accounts: dict[str, DatasetAccount] = defaultdict(DatasetAccount)
         turns: dict[str, Turns] = defaultdict(Turns)
-        table, kept, places = TokenTable(), [], []
+        table, kept, places = self._new_table(), [], []
         for i in range(len(columns["_prompt"])):
             account = accounts[columns[SOURCE_COLUMN][i]]
             account.samples += 1
@@ -209,10 +211,17 @@ class TypedProcessorMixin(MixedInto):
         elif cut_away:
             account.text_truncated += 1
 
+        first = sample.cut.first if sample.cut is not None and sample.cut.turns_removed else 0
         if cut_away:
-            kept = kept_lengths(sample.pairs, added, self.data_args.cutoff_len, self.data_args.mask_history)
-            sample.lengths = [length for _, *lengths in sorted(kept) for length in lengths]
+            kept = sorted(kept_lengths(sample.pairs, added, self.data_args.cutoff_len, self.data_args.mask_history))
+            sample.lengths = [length for _, *lengths in kept for length in lengths]
+            first += kept[0][0]
         sample.in_front = added - self.template.efficient_eos
+        if self.has_turns:
+            account.without_reply += not has_reply(sample.messages)
+            around = (sample.in_front, added - sample.in_front)
+            turn_ids = number_tokens(sample.messages, 2 * first, sample.lengths, *around)
+            sample.tokens = replace(sample.tokens, turn_ids=turn_ids)
         sample.facts = {"dataset": source, "index": index, "cut": cut_away, "marker_cut": marker_is_cut}
         return sample
 
@@ -316,6 +325,10 @@ class TypedProcessorMixin(MixedInto):
         """Whether a plugin puts all media before the conversation (PaliGemma): turns then hold none."""
         ids, _ = self.template.mm_plugin.process_token_ids([], [], *media, self.tokenizer, self.processor)
         return bool(ids)
+
+    def _new_table(self) -> TokenTable:
+        is_packed = isinstance(self, PackedSupervisedDatasetProcessor)
+        return TokenTable(self.has_turns, is_packed and not self.data_args.neat_packing)
 
     def _finish_rows(self, rows: dict[str, list[Any]], table: TokenTable, accounts: dict[str, DatasetAccount]) -> Any:
         """Look up what the rows are made of, and append one that carries the accounts through map and cache."""

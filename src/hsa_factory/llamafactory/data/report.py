@@ -46,6 +46,8 @@ class DatasetAccount:
             in the call as the template writes it, or not in one place only: it has the type of the message.
         filled_tokens: Tokens of kept samples, before truncation, that LLaMA-Factory added itself (a BOS, an empty thinking
             block, an EOS, pictures in front): each has the type of the token before it in its message, or else the next.
+        without_reply: Kept samples without a reply that says anything, counted where the rules have turns: these hide nothing
+            in them.
         untrained_stops: Replies of kept samples whose stop token is not trained: it is the label of the next turn's first
             token, and that turn has none.
         rules: How often each rule decided, by name: messages and parts of messages.
@@ -76,6 +78,7 @@ class DatasetAccount:
     guessed_messages: int = 0
     lost_call_parts: int = 0
     filled_tokens: int = 0
+    without_reply: int = 0
     untrained_stops: int = 0
     rules: Counter = field(default_factory=Counter)
     notes: Counter = field(default_factory=Counter)
@@ -183,6 +186,11 @@ class DataReport:
         """Return the names of the data sets in which nothing is left."""
         return [name for name, account in {**self.eval, **self.train}.items() if account.kept == 0]
 
+    def without_replies(self) -> list[str]:
+        """Return the names of the data sets in which no sample has a reply, where that was counted."""
+        accounts = {**self.eval, **self.train}
+        return [name for name, account in accounts.items() if 0 < account.kept == account.without_reply]
+
     def unmatched_rules(self) -> list[str]:
         """Return the names of the rules that decided nothing in any data set."""
         matches: Counter = Counter()
@@ -248,6 +256,11 @@ class DataReport:
                     f"  {name}: {account['guessed_messages']} messages with parts of several types were changed by the "
                     "template, a processor or a tokenizer without offsets; what is not found again took the type that "
                     "remembers most"
+                )
+            if account.get("without_reply"):
+                say(
+                    f"  {name}: {account['without_reply']} have no reply, so that all their tokens are turn 0 and turns hide "
+                    "nothing in them"
                 )
             if account["untrained_stops"]:
                 say(

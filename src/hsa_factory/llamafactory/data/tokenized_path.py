@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from ...config import FeedbackConfig, HSAConfig
 from .report import REPORT_NAME, DataReport
-from .token_table import LOSS_MASK_COLUMN, SEMANTIC_COLUMN
+from .token_table import LOSS_MASK_COLUMN, SEMANTIC_COLUMN, TURN_COLUMN
+from .turns import has_turns
 
 
 _DATA_OPTIONS = (
@@ -95,11 +96,15 @@ def check_tokenized(
     for split in ("train_dataset", "eval_dataset"):
         data = module.get(split)
         for part in data.values() if isinstance(data, dict) else [data] if data is not None else []:
-            for column, wanted in ((SEMANTIC_COLUMN, hsa_config), (LOSS_MASK_COLUMN, feedback_config)):
-                if wanted is not None and part.column_names is not None and column not in part.column_names:
+            for column, is_needed, option in (
+                (SEMANTIC_COLUMN, hsa_config is not None, "HSA"),
+                (TURN_COLUMN, has_turns(hsa_config), "a rule with turns (such as noise_turns)"),
+                (LOSS_MASK_COLUMN, feedback_config is not None, "Feedback"),
+            ):
+                if is_needed and part.column_names is not None and column not in part.column_names:
                     raise ValueError(
-                        f"tokenized_path {tokenized_path!r} has no column {column!r}: it was made without "
-                        f"{'HSA' if wanted is hsa_config else 'Feedback'}. Remove it to tokenize again."
+                        f"tokenized_path {tokenized_path!r} has no column {column!r}: it was made without {option}. "
+                        "Remove it to tokenize again."
                     )
 
     path = Path(tokenized_path) / REPORT_NAME
