@@ -55,6 +55,7 @@ from .truncation import (
     media_token_ids,
     plan_cut,
 )
+from .weighing import Weighing
 
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ class TypedProcessorMixin(MixedInto):
     attention_config: HSAConfig | None = None  # the rules of the run's attention; None: no HSA
     as_table: bool = False  # an Arrow table, which `datasets` writes as it is
     media: dict[str, Any] = field(default_factory=dict)  # types of its media columns, by name
+    has_weights: bool | None = None  # whether rows have weights; None: where some need them
 
     def __post_init__(self) -> None:
         self.template: Any = typed_template(self.template, self.hsa_config.default)
@@ -121,7 +123,7 @@ class TypedProcessorMixin(MixedInto):
         columns = {name: list(examples[name]) for name in examples.keys()}
         accounts: dict[str, DatasetAccount] = defaultdict(DatasetAccount)
         turns: dict[str, Turns] = defaultdict(Turns)
-        table, kept, places = TokenTable(), [], []
+        table, kept, places = TokenTable(self.has_weights), [], []
         for i in range(len(columns["_prompt"])):
             account = accounts[columns[SOURCE_COLUMN][i]]
             account.samples += 1
@@ -189,7 +191,7 @@ class TypedProcessorMixin(MixedInto):
             raise SampleDropped(NOTHING_TO_TRAIN)
 
         sample.input_ids = fill_types(input_ids) if added else input_ids
-        sample.tokens = Tokens.read(sample.input_ids, labels)
+        sample.tokens = Tokens.read(sample.input_ids, labels, sample.masked.is_weighed)
         trained = sample.tokens.trained
         if trained == 0:
             if self.feedback_config is not None and self.feedback_config.empty == "error":
@@ -199,7 +201,7 @@ class TypedProcessorMixin(MixedInto):
             raise SampleDropped(TOO_LONG)
 
         self._trim_media(columns, i, media)
-        account.keep(sample.tokens.semantic_ids, trained)
+        account.keep(sample.tokens.semantic_ids, trained, *sample.tokens.weighed)
         account.guessed_messages += self.template.guessed
         account.lost_call_parts += self.template.lost_parts
         account.filled_tokens += self.template.filled + added
@@ -252,6 +254,7 @@ class TypedProcessorMixin(MixedInto):
             feedback,
             eos_follows=self.template.efficient_eos and not self.data_args.train_on_prompt,
             train_on_prompt=self.data_args.train_on_prompt,
+            weighing=Weighing(self.template.system_length, self.media_ids, self.data_args.mask_history),
         )
         sample.masked, pairs = masked, masked.pairs
         if self.on_whole is not None:

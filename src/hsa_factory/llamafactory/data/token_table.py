@@ -19,12 +19,13 @@ from llamafactory.data.processor.supervised import MAX_SU_SEQ_IDX
 
 from ...feedback import IGNORE_INDEX
 from ...semantics import SemanticType
-from ...typed.ids import TypedTokenId, read_off
+from ...typed.ids import TypedTokenId, read_off, weights_of
 from .aligned import to_arrow
 
 
 SEMANTIC_COLUMN = "semantic_ids"
 LOSS_MASK_COLUMN = "loss_mask"
+LOSS_WEIGHTS_COLUMN = "loss_weights"  # only where some weight is neither 0 nor 1
 ROW_SOURCE_COLUMN = "hsa_dataset"
 ROW_SAMPLES_COLUMN = "hsa_samples"  # where each sample of a row starts, and what the cut took from it, as JSON
 ACCOUNT_COLUMN = "hsa_account"  # counts of a batch, as JSON, in the row after its last; None in the others
@@ -41,18 +42,34 @@ class Tokens:
         semantic_ids: (n,) a byte each.
         labels: (m,) int32; m = n but for references of predictions.
         loss_mask: (m,) 1 where a label may be trained, else 0; a byte each.
+        weights: (m,) float32, what the loss of each is multiplied by; None: by 1.
     """
 
     token_ids: array
     semantic_ids: bytes
     labels: array
     loss_mask: bytes
+    weights: array | None = None
 
     @classmethod
-    def read(cls, input_ids: Sequence[TypedTokenId], labels: Sequence[int]) -> "Tokens":
-        """Read off what typed ids carry."""
+    def read(cls, input_ids: Sequence[TypedTokenId], labels: Sequence[int], is_weighed: bool = False) -> "Tokens":
+        """Read off what typed ids carry.
+
+        Args:
+            input_ids: Of one sample.
+            labels: As many.
+            is_weighed: Whether some ids carry a weight: those are trained though they have no label.
+        """
         semantic_ids, loss_mask = read_off(input_ids)
-        return cls(array("i", input_ids), semantic_ids, array("i", labels), loss_mask)
+        if not is_weighed:
+            return cls(array("i", input_ids), semantic_ids, array("i", labels), loss_mask)
+        given = weights_of(input_ids)
+        weights = array("f", [1.0 if weight is None else weight for weight in given])
+        labels = [
+            token if label == IGNORE_INDEX and weight is not None else label
+            for token, label, weight in zip(input_ids, labels, given)
+        ]
+        return cls(array("i", input_ids), semantic_ids, array("i", labels), loss_mask, weights)
 
     @classmethod
     def none(cls) -> "Tokens":
@@ -62,8 +79,20 @@ class Tokens:
     @property
     def trained(self) -> int:
         """How many labels are trained."""
+        return int(np.count_nonzero(self._is_trained()))
+
+    @property
+    def weighed(self) -> tuple[int, float]:
+        """How many trained labels have a weight other than 1, and what their weights add up to."""
+        if self.weights is None:
+            return 0, 0.0
+        weights = np.frombuffer(self.weights, np.float32)[self._is_trained()]
+        weights = weights[weights != 1]
+        return len(weights), float(weights.sum(dtype=np.float64))
+
+    def _is_trained(self) -> np.ndarray:
         is_label = np.frombuffer(self.labels, np.int32) != IGNORE_INDEX
-        return int(np.count_nonzero(is_label & np.frombuffer(self.loss_mask, np.bool_)))
+        return is_label & np.frombuffer(self.loss_mask, np.bool_)
 
 
 @dataclass(frozen=True)
@@ -93,9 +122,15 @@ class Ragged:
 
 
 class TokenTable:
-    """The samples of a batch, their tokens one after another."""
+    """The samples of a batch, their tokens one after another.
 
-    def __init__(self) -> None:
+    Args:
+        has_weights: Whether rows say by what the loss of each token is multiplied; None: where a sample needs it.
+    """
+
+    def __init__(self, has_weights: bool | None = False) -> None:
+        self.has_weights = has_weights
+        self.weights: list[tuple[int, array | None]] = []  # first label of each sample, and its weights
         self.token_ids, self.labels = array("i"), array("i")
         self.semantic_ids, self.loss_mask = bytearray(), bytearray()
         self.starts: list[int] = []
@@ -116,6 +151,9 @@ class TokenTable:
         self.facts.append(facts)
         self.token_ids += tokens.token_ids
         self.semantic_ids += tokens.semantic_ids
+        self.weights.append((len(self.labels), tokens.weights))
+        if self.has_weights is None and tokens.weighed[0]:
+            self.has_weights = True
         self.labels += tokens.labels
         self.loss_mask += tokens.loss_mask
         return range(start, start + len(tokens.token_ids)), range(first_label, first_label + len(tokens.labels))
@@ -140,11 +178,22 @@ class TokenTable:
         semantic_ids = np.frombuffer(self.semantic_ids, np.int8)
         columns[SEMANTIC_COLUMN] = _look_up(ids, semantic_ids, int(SemanticType.NOISE))
         columns[LOSS_MASK_COLUMN] = _look_up(labels, np.frombuffer(self.loss_mask, np.int8), 0)
+        if self.has_weights:
+            columns[LOSS_WEIGHTS_COLUMN] = _look_up(labels, self._weights(), 0)
 
         samples = self._samples_of(ids)
         columns[ROW_SOURCE_COLUMN] = [", ".join(dict.fromkeys(one["dataset"] for one in row)) for row in samples]
         columns[ROW_SAMPLES_COLUMN] = [json.dumps(row) for row in samples]
         return columns
+
+    def _weights(self) -> np.ndarray:
+        """Return the weight of every label, float32; 0 at the first of a sample, which nothing stands before."""
+        weights = np.ones(len(self.labels), np.float32)
+        for start, own in self.weights:
+            if own is not None:
+                weights[start : start + len(own)] = own
+            weights[start : start + 1] = 0
+        return weights
 
     def _samples_of(self, ids: Ragged) -> list[list[dict[str, Any]]]:
         """Return what is known of the samples of each row."""
