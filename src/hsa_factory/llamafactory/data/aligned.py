@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from datasets import Features, List, Value
 from datasets.features.features import encode_nested_example
 
-from .template import TURN_KEY, TYPE_KEY, WEIGHT_KEY
+from .template import ALWAYS_KEY, TURN_KEY, TYPE_KEY, WEIGHT_KEY
 
 
 INDEX_COLUMN = "_hsa_index"  # the sample's number in its data set, before and after conversion
@@ -29,6 +29,7 @@ _MESSAGES = List(
         "role": Value("string"),
         "content": Value("string"),
         WEIGHT_KEY: Value("float64"),
+        ALWAYS_KEY: Value("bool"),
         TURN_KEY: Value("int64"),
         TYPE_KEY: Value("int64"),
         SPANS_KEY: Value("string"),

@@ -32,7 +32,7 @@ from .aligned import (
 )
 from .json_files import JSON_COLUMN, PLACE_COLUMN, parse_row
 from .media_files import MediaError, local_file, shorten
-from .template import TURN_KEY, TYPE_KEY, WEIGHT_KEY
+from .template import ALWAYS_KEY, TURN_KEY, TYPE_KEY, WEIGHT_KEY
 from .trajectories import read_whole
 
 
@@ -109,7 +109,8 @@ class TypedConverterMixin(MixedInto):
         if len(aligned) != len(messages):  # a sample that LLaMA-Factory found broken
             aligned = [UNTYPED_MESSAGE] * len(messages)
         for number, (message, turn) in enumerate(zip(messages, aligned)):
-            message[WEIGHT_KEY] = turn.weight
+            message[WEIGHT_KEY] = 1 if turn.weight is None else turn.weight
+            message[ALWAYS_KEY] = turn.weight == 1
             message[TURN_KEY] = number if self._format.formatting == "alpaca" else turn.number
             message[TYPE_KEY] = self.default_type if turn.semantic_type is None else turn.semantic_type
             message[SPANS_KEY] = encode_spans(turn.spans)

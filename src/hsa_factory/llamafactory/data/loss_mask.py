@@ -8,7 +8,7 @@ from typing import Any
 from ...config import FeedbackConfig
 from ...feedback import REPLIES, EncodedMessage, Reason, Span, deciding_markers, find_markers, untrained_spans
 from ...typed.ids import TypedTokenId, mark_untrained, tag_id
-from .template import WEIGHT_KEY, Pairs
+from .template import ALWAYS_KEY, WEIGHT_KEY, Pairs
 from .weighing import Weighing
 
 
@@ -56,7 +56,7 @@ def mask_pairs(
     """
     ids = [list(side) for side in chain.from_iterable(pairs)]
     roles: list[str] = [message["role"] for message in messages]
-    weights = [message.get(WEIGHT_KEY) for message in messages]
+    weights = [_weight_of(message) for message in messages]
     is_weighed = any(weights)
     if is_weighed:
         ids = weighing.weigh(ids, roles, weights, eos_follows, train_on_prompt)
@@ -84,6 +84,12 @@ def mask_pairs(
     for k, place in deciding:
         masked[k][place] = tag_id(masked[k][place], DECIDING)
     return MaskedPairs(_joined(masked, len(messages)), any(markers), True, len(deciding), is_weighed)
+
+
+def _weight_of(message: dict[str, Any]) -> float | None:
+    """Return how much a message is trained; None: as its role is."""
+    weight: float | None = message.get(WEIGHT_KEY)
+    return None if weight == 1 and not message.get(ALWAYS_KEY) else weight
 
 
 def _joined(sides: list[list[TypedTokenId]], number: int) -> Pairs:

@@ -143,6 +143,7 @@ class PreparedData:
             labels=labels,
             tokens=list(map(self._token_text, ids)),
             reasons=reasons,
+            loss_weights=row.get(LOSS_WEIGHTS_COLUMN),
             documents=mask,
             parts=parts,
             turns=turns,
@@ -178,8 +179,8 @@ def load_samples(training_file: TrainingFile, split: str = "train", allow_empty:
         if args.get("tokenized_path") and not has_tokenized_data(args["tokenized_path"]):
             del args["tokenized_path"]  # looking must not write it
 
-        hsa = True if training_file.is_plain else training_file.hsa  # with feedback alone attention is plain
-        with integrate(hsa, training_file.feedback) as integration:
+        hsa = True if training_file.is_plain else training_file.hsa  # with the other blocks alone attention is plain
+        with integrate(hsa, training_file.feedback, training_file.loss_weights) as integration:
             integration.shows_example = False
             model_args, data_args, training_args, finetuning_args, _ = get_train_args(args)
             check_stage(finetuning_args.stage)
