@@ -23,7 +23,13 @@ from ..data.collator import trained_labels
 from ..data.loader import STREAM_PREVIEW, NothingToTrain
 from ..data.processor import TypedProcessorMixin, TypedSupervisedProcessor
 from ..data.report import DatasetAccount
-from ..data.token_table import LOSS_MASK_COLUMN, ROW_SAMPLES_COLUMN, ROW_SOURCE_COLUMN, SEMANTIC_COLUMN
+from ..data.token_table import (
+    LOSS_MASK_COLUMN,
+    LOSS_WEIGHTS_COLUMN,
+    ROW_SAMPLES_COLUMN,
+    ROW_SOURCE_COLUMN,
+    SEMANTIC_COLUMN,
+)
 from ..integration import integrate
 from ..options import check_stage
 from .trace import record_sample
