@@ -84,6 +84,7 @@ class InspectedSample:
         documents: Number of each token's document in a packed row; 0 is padding, (n).
         parts: The samples of the row; empty for data that were tokenized elsewhere.
         turns: Their messages in order; empty as `parts`.
+        loss_weights: What the loss of each trained token is multiplied by, (n); None: by 1.
     """
 
     index: int
@@ -96,6 +97,7 @@ class InspectedSample:
     documents: list[int]
     parts: list[Part]
     turns: list[Turn]
+    loss_weights: list[float] | None = None
 
     @property
     def trained(self) -> int:
@@ -110,12 +112,20 @@ class InspectedSample:
             places[turn.start : turn.stop] = [turn.message] * (turn.stop - turn.start)
         return places
 
+    def weights(self, start: int = 0, stop: int | None = None) -> list[float]:
+        """The weights other than 1 of the trained tokens from `start` up to `stop` (None: the end), each once, ascending."""
+        if self.loss_weights is None:
+            return []
+        facts = zip(self.labels[start:stop], self.loss_weights[start:stop])
+        return sorted({weight for label, weight in facts if label != IGNORE_INDEX and weight != 1})
+
     def counts(self, start: int = 0, stop: int | None = None) -> dict[str, int]:
         """Number of tokens of each type from `start` up to `stop` (None: the end), by name."""
         return count_types(self.semantic_ids[start:stop])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values: one number or text a token, then the samples and turns."""
+        """Return plain values: one number or text a token, then the samples and turns; `loss_weights` if there are any."""
+        weights = {} if self.loss_weights is None else {"loss_weights": self.loss_weights}
         return {
             "index": self.index,
             "dataset": self.dataset,
@@ -124,6 +134,7 @@ class InspectedSample:
             "labels": self.labels,
             "tokens": self.tokens,
             "reasons": self.reasons,
+            **weights,
             "messages": self.messages,
             "samples": [
                 {

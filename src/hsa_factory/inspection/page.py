@@ -108,6 +108,7 @@ class PageWriter:
             "reasons": "".join(
                 _TRAINED if reason is None else _REASON_CODES[Reason(reason)] for reason in sample.reasons
             ),
+            "weights": [[round(weight, 6), len(list(run))] for weight, run in groupby(sample.loss_weights or [])],
             "documents": [[number, len(list(run))] for number, run in groupby(sample.documents)],
             "text": "".join(texts),
             "lengths": [_utf16_length(text) for text in texts],

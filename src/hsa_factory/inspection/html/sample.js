@@ -21,6 +21,13 @@ class Sample {
       place += count;
     }
 
+    this.weights = new Float32Array(this.length).fill(1);
+    place = 0;
+    for (const [weight, tokens] of data.weights || []) {
+      this.weights.fill(weight, place, place + tokens);
+      place += tokens;
+    }
+
     const count = data.lengths.length;
     const sizes = new Map(data.sizes);
     this.cells = count;

@@ -10,7 +10,14 @@ from transformers import DataCollatorForSeq2Seq
 from ...config import FeedbackConfig, HSAConfig
 from ...feedback import IGNORE_INDEX, apply_loss_mask, mask_labels
 from ...semantics import SemanticType
-from .token_table import LOSS_MASK_COLUMN, ROW_SAMPLES_COLUMN, ROW_SOURCE_COLUMN, SEMANTIC_COLUMN, TURN_COLUMN
+from .token_table import (
+    LOSS_MASK_COLUMN,
+    LOSS_WEIGHTS_COLUMN,
+    ROW_SAMPLES_COLUMN,
+    ROW_SOURCE_COLUMN,
+    SEMANTIC_COLUMN,
+    TURN_COLUMN,
+)
 from .turns import has_turns
 
 
@@ -43,7 +50,8 @@ class HSADataCollator(SFTDataCollatorWith4DAttentionMask, PaddedPositionsMixin):
 
     Features hold `input_ids`, `attention_mask`, `labels`, and, as the processor writes them, `semantic_ids` and
     `loss_mask`. Features without `loss_mask` (hand-made, already tokenized) are masked by finding the marker's id. Where
-    the rules have turns, features hold `turn_ids`, too; where they have none, that column is left out of the batch.
+    the rules have turns, features hold `turn_ids`, too; where they have none, that column is left out of the batch. Where a
+    feature holds `loss_weights`, the batch has them, (B, L) float32, 0 at padding: for the trainer, not for the model.
 
     Args:
         hsa_config: None: no `semantic_ids` are made, and packed rows keep LLaMA-Factory's block-diagonal mask.
@@ -91,6 +99,7 @@ class HSADataCollator(SFTDataCollatorWith4DAttentionMask, PaddedPositionsMixin):
                 semantic_rows.append(_checked_row(feature, SEMANTIC_COLUMN, semantic_ids))
                 mask_rows.append(_as_list(feature["attention_mask"]))
 
+        weight_rows = _weight_rows(features)
         self._mask_labels(features)
         batch = super().__call__(features)
         if self.hsa_config is not None:
@@ -98,6 +107,8 @@ class HSADataCollator(SFTDataCollatorWith4DAttentionMask, PaddedPositionsMixin):
             batch["attention_mask"] = self._pad(mask_rows, batch["input_ids"], 0)
         if needs_turns:
             batch[TURN_COLUMN] = self._pad(turn_rows, batch["input_ids"], 0)
+        if weight_rows:
+            batch[LOSS_WEIGHTS_COLUMN] = self._pad(weight_rows, batch["input_ids"], 0, torch.float32)
         return batch
 
     def _compute_rope_position_ids_with_packing(
@@ -137,9 +148,11 @@ class HSADataCollator(SFTDataCollatorWith4DAttentionMask, PaddedPositionsMixin):
                 "would be NaN. Prepare the data through the integration, which drops such samples."
             )
 
-    def _pad(self, rows: list[list[int]], input_ids: torch.Tensor, value: int) -> torch.Tensor:
+    def _pad(
+        self, rows: list[Any], input_ids: torch.Tensor, value: int, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
         """Pad on the tokenizer's side; dummy images stand between the sample and the padding and count as such."""
-        padded = torch.full_like(input_ids, value)
+        padded = torch.full_like(input_ids, value, dtype=dtype)
         for i, row in enumerate(rows):
             values = torch.tensor(row, dtype=padded.dtype)
             if self.tokenizer.padding_side == "left":
@@ -154,6 +167,16 @@ def _with_padding(params: dict[str, Any] | None, width: int) -> dict[str, Any] |
     if params is None or params["sequence_boundaries"][-1] == width:
         return params
     return {**params, "sequence_boundaries": [*params["sequence_boundaries"], width]}
+
+
+def _weight_rows(features: list[dict[str, Any]]) -> list[Any]:
+    """Take the weights out of the features; a feature without any has 1 everywhere. Empty: none has any."""
+    rows = [feature.pop(LOSS_WEIGHTS_COLUMN, None) for feature in features]
+    if all(row is None for row in rows):
+        return []
+    return [
+        [1.0] * len(feature["input_ids"]) if row is None else _as_list(row) for row, feature in zip(rows, features)
+    ]
 
 
 def trained_labels(feature: dict[str, Any], config: FeedbackConfig | None, marker_id: int | None) -> list[int]:

@@ -22,6 +22,7 @@ class TypedPredictionProcessor(TypedProcessorMixin, UnsupervisedDatasetProcessor
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.has_weights = False
         self.template.on_prompt = self._remember_prompt
         self._prompt: list[TypedTokenId] = []
 

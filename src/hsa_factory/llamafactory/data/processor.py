@@ -56,6 +56,7 @@ from .truncation import (
     plan_cut,
 )
 from .turns import has_reply, has_turns, number_tokens
+from .weighing import Weighing
 
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class TypedProcessorMixin(MixedInto):
     attention_config: HSAConfig | None = None  # the rules of the run's attention; None: no HSA
     as_table: bool = False  # an Arrow table, which `datasets` writes as it is
     media: dict[str, Any] = field(default_factory=dict)  # types of its media columns, by name
+    has_weights: bool | None = None  # whether rows have weights; None: where some need them
 
     def __post_init__(self) -> None:
         self.template: Any = typed_template(self.template, self.hsa_config.default)
@@ -191,7 +193,7 @@ class TypedProcessorMixin(MixedInto):
             raise SampleDropped(NOTHING_TO_TRAIN)
 
         sample.input_ids = fill_types(input_ids) if added else input_ids
-        sample.tokens = Tokens.read(sample.input_ids, labels)
+        sample.tokens = Tokens.read(sample.input_ids, labels, sample.masked.is_weighed)
         trained = sample.tokens.trained
         if trained == 0:
             if self.feedback_config is not None and self.feedback_config.empty == "error":
@@ -201,7 +203,7 @@ class TypedProcessorMixin(MixedInto):
             raise SampleDropped(TOO_LONG)
 
         self._trim_media(columns, i, media)
-        account.keep(sample.tokens.semantic_ids, trained)
+        account.keep(sample.tokens.semantic_ids, trained, *sample.tokens.weighed)
         account.guessed_messages += self.template.guessed
         account.lost_call_parts += self.template.lost_parts
         account.filled_tokens += self.template.filled + added
@@ -261,6 +263,7 @@ class TypedProcessorMixin(MixedInto):
             feedback,
             eos_follows=self.template.efficient_eos and not self.data_args.train_on_prompt,
             train_on_prompt=self.data_args.train_on_prompt,
+            weighing=Weighing(self.template.system_length, self.media_ids, self.data_args.mask_history),
         )
         sample.masked, pairs = masked, masked.pairs
         if self.on_whole is not None:
@@ -328,7 +331,7 @@ class TypedProcessorMixin(MixedInto):
 
     def _new_table(self) -> TokenTable:
         is_packed = isinstance(self, PackedSupervisedDatasetProcessor)
-        return TokenTable(self.has_turns, is_packed and not self.data_args.neat_packing)
+        return TokenTable(self.has_turns, is_packed and not self.data_args.neat_packing, self.has_weights)
 
     def _finish_rows(self, rows: dict[str, list[Any]], table: TokenTable, accounts: dict[str, DatasetAccount]) -> Any:
         """Look up what the rows are made of, and append one that carries the accounts through map and cache."""

@@ -54,6 +54,8 @@ class DatasetAccount:
         notes: What was changed or left out to make samples readable, by what it is.
         tokens: Tokens kept, by semantic type.
         trained_tokens: Tokens kept that the loss counts.
+        weighed_tokens: Tokens among them whose loss is multiplied by a weight other than 1.
+        sum_of_weights: What the weights of all tokens that the loss counts add up to.
         sight: What replies of kept samples, trained or not, see of the message before them (empty without HSA): `replies`;
             `blind`: those whose first token sees nothing of it, or of its media, or of its feedback marker; `hidden`: those
             from which the option `hide` keeps a part of it. And for each of
@@ -84,6 +86,8 @@ class DatasetAccount:
     notes: Counter = field(default_factory=Counter)
     tokens: Counter = field(default_factory=Counter)
     trained_tokens: int = 0
+    weighed_tokens: int = 0
+    sum_of_weights: float = 0.0
     sight: Counter = field(default_factory=Counter)
     windows_needed: dict[str, int] = field(default_factory=dict)
 
@@ -94,10 +98,19 @@ class DatasetAccount:
         if len(listed) < _MAX_LISTED:
             listed.append(index)
 
-    def keep(self, semantic_ids: bytes, trained: int) -> None:
-        """Count a sample that is kept: the types of its tokens, a byte each, and how many of them are trained."""
+    def keep(self, semantic_ids: bytes, trained: int, weighed: int = 0, weights: float = 0.0) -> None:
+        """Count a sample that is kept.
+
+        Args:
+            semantic_ids: The types of its tokens, a byte each.
+            trained: How many of them are trained.
+            weighed: How many of these have a weight other than 1.
+            weights: What those weights add up to.
+        """
         self.kept += 1
         self.trained_tokens += trained
+        self.weighed_tokens += weighed
+        self.sum_of_weights += trained - weighed + weights
         for kind, name in enumerate(_TYPE_NAMES):
             self.tokens[name] += semantic_ids.count(kind)
 
@@ -276,6 +289,11 @@ class DataReport:
             for note, count in account.get("notes", {}).items():
                 if count:
                     console.print(f"  {name}: {note}: {count}", highlight=False, markup=False)
+            if account["weighed_tokens"]:
+                say(
+                    f"  {name}: {account['weighed_tokens']} of {account['trained_tokens']} trained tokens have a weight other "
+                    f"than 1; all weights add up to {account['sum_of_weights']:.6g}"
+                )
             if account["marker_cut"]:
                 listed = ", ".join(map(str, account["marker_cut_samples"]))
                 more = ", …" if account["marker_cut"] > len(account["marker_cut_samples"]) else ""

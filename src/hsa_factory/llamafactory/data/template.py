@@ -29,7 +29,8 @@ PLACEHOLDERS = (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, AUDIO_PLACEHOLDER)  # in t
 TYPE_KEY = "semantic_type"  # of a message, beside "role" and "content"
 TEXT_KEY = "typed_content"  # the content with its spans, where a message has parts of several types
 _CONTENT_SLOT = "{{content}}"
-WEIGHT_KEY = "weight"  # 0: not trained
+WEIGHT_KEY = "weight"  # 0: not trained; 1: as the message's role is
+ALWAYS_KEY = "always"  # whether a weight of 1 holds whatever the role
 TURN_KEY = "turn"  # its place among the messages of the data; -1: it has none
 _FORMATTERS = ("format_user", "format_assistant", "format_system", "format_function", "format_observation")
 

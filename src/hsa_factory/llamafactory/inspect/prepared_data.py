@@ -23,7 +23,13 @@ from ..data.collator import trained_labels
 from ..data.loader import STREAM_PREVIEW, NothingToTrain
 from ..data.processor import TypedProcessorMixin, TypedSupervisedProcessor
 from ..data.report import DatasetAccount
-from ..data.token_table import LOSS_MASK_COLUMN, ROW_SAMPLES_COLUMN, ROW_SOURCE_COLUMN, SEMANTIC_COLUMN
+from ..data.token_table import (
+    LOSS_MASK_COLUMN,
+    LOSS_WEIGHTS_COLUMN,
+    ROW_SAMPLES_COLUMN,
+    ROW_SOURCE_COLUMN,
+    SEMANTIC_COLUMN,
+)
 from ..integration import integrate
 from ..options import check_stage
 from .trace import record_sample
@@ -143,6 +149,7 @@ class PreparedData:
             labels=labels,
             tokens=list(map(self._token_text, ids)),
             reasons=reasons,
+            loss_weights=row.get(LOSS_WEIGHTS_COLUMN),
             documents=mask,
             parts=parts,
             turns=turns,
@@ -178,8 +185,8 @@ def load_samples(training_file: TrainingFile, split: str = "train", allow_empty:
         if args.get("tokenized_path") and not has_tokenized_data(args["tokenized_path"]):
             del args["tokenized_path"]  # looking must not write it
 
-        hsa = True if training_file.is_plain else training_file.hsa  # with feedback alone attention is plain
-        with integrate(hsa, training_file.feedback) as integration:
+        hsa = True if training_file.is_plain else training_file.hsa  # with the other blocks alone attention is plain
+        with integrate(hsa, training_file.feedback, training_file.loss_weights) as integration:
             integration.shows_example = False
             model_args, data_args, training_args, finetuning_args, _ = get_train_args(args)
             check_stage(finetuning_args.stage)
