@@ -122,7 +122,7 @@ def test_json_is_what_the_collator_hands_over(run, tiny_tokenizer):
     for index, (sample, row) in enumerate(zip(samples, module["train_dataset"])):
         batch = collate([dict(row)])
         names = ["index", "dataset", "input_ids", "semantic_ids", "labels", "tokens"]
-        assert list(sample) == [*names, "reasons", "messages", "samples", "turns"]
+        assert list(sample) == [*names, "reasons", "messages", "turn_ids", "samples", "turns"]
         assert (sample["index"], sample["dataset"]) == (index, "tasks")
         for name in ("input_ids", "semantic_ids", "labels"):
             assert sample[name] == batch[name][0].tolist()
@@ -331,6 +331,9 @@ def test_every_untrained_token_has_its_reason_and_message(run):
         assert "".join(row["tokens"][turn["start"] : turn["stop"]]) == text
         assert sum(turn["types"].values()) == turn["stop"] - turn["start"]
     assert [turn["trained"] > 0 for turn in row["turns"]] == [False] * 4 + [True, False, False]
+    assert [turn["turn"] for turn in row["turns"]] == [0, 0, 0, 1, 1, 2, 2]
+    turns = ["".join(texts[:3]), "".join(texts[3:5]), "".join(texts[5:])]
+    assert spans(row, row["turn_ids"]) == list(enumerate(turns))
 
     (row,) = rows(run, "feedback.train=recovery", dataset="own")
     assert [reason for reason, _ in spans(row, row["reasons"])] == ["role", "failed", "role", None, "role", "weight"]
@@ -376,7 +379,7 @@ def test_packed_rows_trace_each_token_to_its_sample(run):
     assert sorted(part["index"] for part in row["samples"]) == [0, 1, 2]
     for part in row["samples"]:
         alone = single[part["index"]]
-        for name in ("tokens", "reasons", "messages", "labels"):
+        for name in ("tokens", "reasons", "messages", "turn_ids", "labels"):
             assert row[name][part["start"] : part["stop"]] == alone[name]
     end = row["samples"][-1]["stop"]
     assert set(row["reasons"][end:]) == {"padding"} and set(row["messages"][end:]) == {None}

@@ -16,7 +16,7 @@ from llamafactory.hparams import get_train_args
 
 from ...config import FeedbackConfig, HSAConfig
 from ...feedback import IGNORE_INDEX, Reason
-from ...inspection.inspected_sample import InspectedSample, Part, RowSummary
+from ...inspection.inspected_sample import InspectedSample, Part, RowSummary, Turn, number_tokens
 from ...training_file import TrainingFile
 from ..data.collator import trained_labels
 from ..data.converter import INDEX_COLUMN
@@ -28,6 +28,8 @@ from ..integration import integrate
 from ..options import check_stage
 from .trace import record_sample
 
+
+TURN_COLUMN = "turn_ids"
 
 # Options that only matter once a model runs: some machines refuse them, and others lay out rows for generation.
 _RUN_OPTIONS = (
@@ -146,6 +148,7 @@ class PreparedData:
             documents=mask,
             parts=parts,
             turns=turns,
+            turn_ids=_turn_ids(row, turns),
         )
 
     def _find(self, dataset: str, index: int) -> dict[str, Any]:
@@ -242,6 +245,13 @@ def _array_rows(rows: Dataset) -> Iterator[dict[str, Any]]:
                 name: value.values.to_numpy() if hasattr(value, "values") else value.as_py()
                 for name, value in values.items()
             }
+
+
+def _turn_ids(row: dict[str, Any], turns: list[Turn]) -> list[int] | None:
+    """Return the number of each token's turn: that of the data, or that of its message; None where neither is known."""
+    if TURN_COLUMN in row:
+        return list(row[TURN_COLUMN])
+    return number_tokens(turns, len(row["input_ids"])) if turns else None
 
 
 def _parts(row: dict[str, Any]) -> list[dict[str, Any]]:

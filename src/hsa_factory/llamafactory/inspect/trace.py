@@ -79,10 +79,11 @@ def record_sample(processor: TypedProcessorMixin, example: dict[str, Any], part:
             system, ids = ids[: processor.template.system_length], ids[processor.template.system_length :]
             kept = min(left[0], len(system))
             middle = place + kept + (spans[0] - left[0])
-            turns.append(Turn(part, 0 if number > 0 else None, "system", place, middle, system[kept:]))
+            turns.append(Turn(part, 0 if number > 0 else None, "system", place, middle, system[kept:], number=k // 2))
             place, left[0] = middle, left[0] - kept
         shown = _media(processor, message["content"], media, plain[place:stop], place)
-        turns.append(Turn(part, number if number >= 0 else None, message["role"], place, stop, ids[left[k] :], shown))
+        spot = number if number >= 0 else None
+        turns.append(Turn(part, spot, message["role"], place, stop, ids[left[k] :], shown, number=k // 2))
         place = stop
     return Record(plain, reasons, [_moved(turn, start) for turn in turns])
 
