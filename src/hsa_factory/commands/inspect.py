@@ -38,6 +38,7 @@ examples:
   hsa-factory inspect train.yaml --format html --output page.html        a page to look around in
   hsa-factory inspect train.yaml --samples 5 cutoff_len=2048             options are overridden as in train
   hsa-factory inspect train.yaml --samples 0- --format json --output all.jsonl
+  hsa-factory inspect train.yaml --cost hsa.noise_turns=1                what rules would save, before training
   hsa-factory inspect train.yaml --check --max-dropped 0.05              a test for a pipeline: exit code 1 and a list
 """
 
@@ -70,6 +71,12 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="exit with 1 and a list if samples have nothing to train, truncation took a feedback marker, or a rule of "
         "hsa.rules never matched; samples are shown only with --output",
+    )
+    parser.add_argument(
+        "--cost",
+        action="store_true",
+        help="instead of samples show what the rules cost on all of them, by length: pairs of tokens that see each other, "
+        "keys and bytes of the cache, time of attention",
     )
     parser.add_argument(
         "--max-dropped",
@@ -128,10 +135,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    wanted = _SAMPLES[options.format] if options.samples is None else options.samples
+    default = "0-" if options.cost else _SAMPLES[options.format]
+    wanted = default if options.samples is None else options.samples
     start, stop = parse_range(wanted)
     if options.format == "html" and not options.output and not options.check:
         raise UserError("--format html needs --output PAGE.")
+    if options.cost and (options.check or options.format == "html"):
+        raise UserError("--cost is text or --format json, and goes without --check.")
     for limit in ("max_dropped", "max_blind"):
         if getattr(options, limit) is not None and not options.check:
             raise UserError(f"--{limit.replace('_', '-')} is for --check.")
@@ -142,7 +152,11 @@ def _run(options: argparse.Namespace) -> int:
     with open_output(options.output) as out:
         prepared = _load(options, training_file)
         samples = _samples(prepared, start, stop, show_progress=options.output is not None)
-        if options.format == "text":
+        if options.cost:
+            from .inspect_cost import write_cost
+
+            shown = write_cost(out, prepared, samples, as_json=options.format == "json")
+        elif options.format == "text":
             shown = _write_text(out, prepared, samples)
         elif options.format == "json":
             shown = _write_json(out, samples)

@@ -13,6 +13,7 @@ from datasets import Dataset
 from llamafactory.data import get_template_and_fix_tokenizer
 from llamafactory.extras.misc import has_tokenized_data
 from llamafactory.hparams import get_train_args
+from llamafactory.model.loader import load_config
 
 from ...config import FeedbackConfig, HSAConfig
 from ...feedback import IGNORE_INDEX, Reason
@@ -61,6 +62,7 @@ class PreparedData:
     accounts: dict[str, DatasetAccount]
     note: str
     is_empty: bool
+    _model_args: Any
     _processor: TypedProcessorMixin
     _aligned: dict[str, Any]
     _texts: dict[int, str] = field(default_factory=dict)
@@ -83,6 +85,10 @@ class PreparedData:
             starts_word = isinstance(piece, str) and piece.startswith("▁") and not text.startswith((" ", "▁"))
             self._texts[token_id] = f" {text}" if starts_word else text
         return self._texts[token_id]
+
+    def load_model_config(self) -> Any:
+        """Load the model's configuration, without its weights."""
+        return load_config(self._model_args)
 
     def overview(self) -> Iterator[RowSummary]:
         """Yield a summary of every row; of a stream, of the first rows only."""
@@ -229,6 +235,7 @@ def load_samples(training_file: TrainingFile, split: str = "train", allow_empty:
         accounts=report.train if split == "train" else report.eval,
         note=report.note,
         is_empty=is_empty,
+        _model_args=model_args,
         _processor=processor,
         _aligned=integration.aligned,
     )
