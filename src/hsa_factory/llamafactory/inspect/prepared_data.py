@@ -123,6 +123,26 @@ class PreparedData:
         for index, row in enumerate(islice(self.rows, start, stop), start=start):
             yield self._inspect(index, row)
 
+    def sample(self, index: int) -> InspectedSample:
+        """Return one sample by its row. Raises as `samples`."""
+        if isinstance(self.rows, (Dataset, list)):
+            return self._inspect(index, self.rows[index])
+        return next(self.samples(index, index + 1))
+
+    def find_rows(self) -> dict[tuple[str, int], int]:
+        """Return in which row each sample stands: by its data set and number, or by ("", row) where they are not known."""
+        rows = self.rows
+        if isinstance(rows, Dataset) and ROW_SAMPLES_COLUMN in rows.column_names:
+            rows = ({ROW_SAMPLES_COLUMN: described} for described in rows[ROW_SAMPLES_COLUMN])
+        elif not isinstance(rows, (Dataset, list)):
+            rows = islice(rows, STREAM_PREVIEW)
+        found: dict[tuple[str, int], int] = {}
+        for number, row in enumerate(rows):
+            for part in _parts(row) if self._aligned else []:
+                found[part["dataset"], part["index"]] = number
+            found["", number] = number
+        return found
+
     def _inspect(self, index: int, row: dict[str, Any]) -> InspectedSample:
         ids, labels = row["input_ids"], trained_labels(row, self.feedback_config, self.marker_id)
         mask = row["attention_mask"]
