@@ -75,7 +75,7 @@ def write_comparison(
 
     def counted() -> Iterator[SampleChange]:
         nonlocal count
-        for change in find_changes(*sides, *span):
+        for change in find_changes(sides[0], sides[1], span[0], span[1]):
             count += 1
             yield change
 

@@ -195,7 +195,7 @@ def compare(part: Part, first: Side, second: Side) -> SampleChange:
     """
     length = len(first.input_ids)
     if not np.array_equal(first.input_ids, second.input_ids):
-        why = "its token ids differ: template, tokenizer, cutoff_len and media options must be the same"
+        why = "its token ids differ: tokenizer (feedback adds a token), template, cutoff_len and media must be the same"
         return SampleChange(part.dataset, part.index, length, Counter(), [], why)
 
     seen = seen_by(first, second)

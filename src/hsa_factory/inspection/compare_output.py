@@ -83,8 +83,7 @@ def write_text(out: TextIO, changes: Iterable[SampleChange], names: Sequence[str
             for run in message.runs:
                 text = run.text if len(run.text) <= _LONGEST else f"{run.text[:_LONGEST]} […]"
                 shown = show_hidden_line(text.replace("\n", "↵"))
-                line = Text(f"   {run.describe()}: ").append(shown, _style(run))
-                console.print(line, soft_wrap=True)
+                console.print(Text(f"   {run.describe()}: ").append(shown, _style(run)), soft_wrap=True)
     for line in summary.lines():
         _say(console, line, "bold")
 

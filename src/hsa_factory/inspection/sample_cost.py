@@ -164,8 +164,8 @@ def sample_cost(tokens: Tokens, shape: "ModelShape") -> SampleCost:
     costs = {rules: layer_cost(tokens, rules, shape.is_hybrid) for rules in dict.fromkeys(shape.layer_rules.values())}
     groups = [(costs[rules], shape.count(rules)) for rules in costs]
     layers = shape.layers
-    held = sum(cost.held * number for cost, number in groups)
-    cached = sum((cost.cache * number for cost, number in groups), np.zeros(1, np.int64)) * shape.key_bytes
+    held = np.stack([cost.held * number for cost, number in groups]).sum(axis=0)
+    cached = np.stack([cost.cache * number for cost, number in groups]).sum(axis=0) * shape.key_bytes
     plain = [(_causal_pairs(len(tokens), window), number) for window, number in shape.plain_windows.items()]
     kept = {window: len(tokens) if window is None else min(len(tokens), window - 1) for window in shape.plain_windows}
     plain_keys = sum(kept[window] * number for window, number in shape.plain_windows.items())

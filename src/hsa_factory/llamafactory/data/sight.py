@@ -53,7 +53,8 @@ class Turns:
             is_opened &= token_ids[np.maximum(first - back, 0)] == token
         exchanges = np.stack([starts, first - is_opened * len(opening), first, first + responses - 1])
         is_reply = (responses > 0) & (prompts > 0)
-        return Exchanges(*exchanges[:, is_reply], TurnEnds(starts, first + responses - 1, numbers))
+        starts_of, stops, first_of, last = exchanges[:, is_reply]
+        return Exchanges(starts_of, stops, first_of, last, TurnEnds(starts, first + responses - 1, numbers))
 
 
 class TurnEnds:
