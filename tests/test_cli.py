@@ -303,6 +303,106 @@ def test_train_runs_the_file_with_its_blocks(file, monkeypatch):
     assert seen[1][1] is None and integration._active is None
 
 
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A directory with the rules it was trained with."""
+    HSAConfig(noise_window=7).save_pretrained(tmp_path / "run" / "checkpoint-3")
+    return str(tmp_path / "run" / "checkpoint-3")
+
+
+def run_file(monkeypatch, path, *overrides):
+    """Return what a training file installs: the rules asked for and the kinds of its callbacks; None if plain."""
+    import llamafactory.train.tuner as tuner
+
+    from hsa_factory.llamafactory import integration
+
+    seen = []
+
+    def run_exp(args, callbacks):
+        active = integration._active
+        seen.append((active and active.hsa, [type(callback).__name__ for callback in callbacks]))
+
+    monkeypatch.setattr(tuner, "run_exp", run_exp)
+    monkeypatch.delenv("FORCE_TORCHRUN", raising=False)
+    assert cli.main(["train", path, *overrides]) == 0
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda path: {"model_name_or_path": path},
+        lambda path: {"model_name_or_path": "m", "adapter_name_or_path": f"other, {path}"},
+        lambda path: {"model_name_or_path": "m", "ref_model": path},
+        lambda path: {"model_name_or_path": "m", "ref_model_adapters": path},
+        lambda path: {"model_name_or_path": "m", "reward_model": path},
+        lambda path: {"model_name_or_path": "m", "reward_model_adapters": path},
+        lambda path: {"model_name_or_path": "m", "resume_from_checkpoint": path},
+        lambda path: {"resume_from_checkpoint": True, "output_dir": os.path.dirname(path)},
+        lambda path: {"do_train": True, "output_dir": os.path.dirname(path)},
+    ],
+    ids=["model", "adapter", "ref", "ref adapter", "reward", "reward adapter", "resume", "true", "by itself"],
+)
+def test_training_takes_saved_rules_where_the_file_does_not_say(file, monkeypatch, checkpoint, place):
+    begins, plain = "BeginningCallback", "PlainRunCallback"
+    path = file(**place(checkpoint))
+    assert run_file(monkeypatch, path) == ("saved", [begins])
+    assert run_file(monkeypatch, path, "feedback=true") == ("saved", [begins])
+    assert run_file(monkeypatch, path, "hsa=null") == ("saved", [begins])
+    assert run_file(monkeypatch, path, "hsa=true") == (True, [begins])
+    assert run_file(monkeypatch, path, "hsa=false") == (None, [begins, plain])
+    assert run_file(monkeypatch, path, "hsa=none", "feedback=true") == (False, [begins, plain])
+
+
+@pytest.mark.parametrize(
+    "more", [{"overwrite_output_dir": True}, {"resume_from_checkpoint": False}, {"do_train": False}]
+)
+def test_a_run_that_starts_afresh_is_plain(file, monkeypatch, checkpoint, more):
+    values = {"model_name_or_path": "m", "do_train": True, "output_dir": os.path.dirname(checkpoint), **more}
+    assert run_file(monkeypatch, file(**values))[0] is None
+
+
+def test_rules_that_are_lost_are_warned_of(file, monkeypatch, tmp_path, caplog):
+    (tmp_path / "config.json").write_text('{"hsa": "trained with HSA"}')
+    assert run_file(monkeypatch, file(model_name_or_path=str(tmp_path)))[0] is None
+    assert caplog.text.count("hsa_config.json is missing, and it runs without HSA") == 1
+
+
+def test_another_stage_of_a_model_with_hsa(file, capsys, checkpoint, monkeypatch):
+    monkeypatch.delenv("FORCE_TORCHRUN", raising=False)
+    path = file(model_name_or_path=checkpoint, stage="rm", do_train=True, dataset="x", output_dir=f"{checkpoint}-out")
+    assert cli.main(["train", path]) == 2
+    assert "not `stage: rm` yet" in (said := capsys.readouterr().err) and "write `hsa: false`" in said
+
+
+def test_ray_is_refused_for_a_checkpoint_with_hsa(file, checkpoint, capsys):
+    assert cli.main(["train", file(model_name_or_path=checkpoint, use_ray=True)]) == 2
+    assert "Ray is not supported" in capsys.readouterr().err
+
+
+def test_eval_is_gone(file, capsys):
+    assert cli.main(["eval", file(model_name_or_path="m")]) == 2
+    assert "no `eval` any more" in capsys.readouterr().err
+
+
+def test_the_board_trains_with_our_command(monkeypatch):
+    import llamafactory.launcher as launcher
+    import llamafactory.webui.runner as runner
+
+    started = []
+    monkeypatch.setattr(runner, "Popen", lambda command, **options: started.append((command, options)))
+    monkeypatch.setattr(
+        launcher,
+        "launch",
+        lambda: [runner.Popen(c, text=True) for c in (["llamafactory-cli", "train", "f.yaml"], ["ls"])],
+    )
+    assert cli.main(["webui"]) == 0
+    assert started == [
+        ([sys.executable, "-m", "hsa_factory.cli", "train", "f.yaml"], {"text": True}),
+        (["ls"], {"text": True}),
+    ]
+
+
 def test_torchrun_gets_the_worker(file, monkeypatch):
     import llamafactory.launcher as launcher
 

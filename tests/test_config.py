@@ -96,7 +96,6 @@ class TestValues:
 
     def test_layers_are_sorted_and_unique(self):
         assert HSAConfig(layers=[3, 1, 3]).layers == (1, 3)
-        assert HSAConfig(layers=[]).layers == ()
 
     @pytest.mark.parametrize("name", ["default_type", "generated_type"])
     @pytest.mark.parametrize("value", ["KEY_EVENT", "noise", 2, SemanticType.GLOBAL])
@@ -203,7 +202,7 @@ class TestFromDict:
 CONFIGS = [
     HSAConfig(),
     HSAConfig.from_dict(EVERYTHING_SET),
-    HSAConfig(noise_window=0, landmark_window=0, global_window=0, layers=()),
+    HSAConfig(noise_window=0, landmark_window=0, global_window=0, layers=(0,)),
     HSAConfig(noise_window=None, default_type=SemanticType.NOISE, generated_type=SemanticType.LANDMARK),
     HSAConfig(noise_turns=1),
 ]
@@ -247,17 +246,32 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ("{", "hsa_config.json is not valid JSON"),
-            ("", "hsa_config.json is not valid JSON"),
+            ("{", "is not valid JSON"),
+            ("", "is not valid JSON"),
             ("[]", "expected a mapping of options"),
             ('{"noise_windw": 3}', "unknown key 'noise_windw'"),
             ('{"noise_window": -3}', "noise_window = -3 is not allowed"),
+            ('{"format_version": "1"}', "format_version = '1' is not allowed"),
+            ('{"format_version": true}', "format_version = True is not allowed"),
+            ('{"format_version": 2, "gone": 1}', "later version of hsa-factory .*format_version 2.*pip install -U"),
+            ('{"layers": []}', "HSAConfig.layers = .*no layer"),
+            ('{"noise_window": 3', "is not valid JSON: .*Copy it anew"),
+            ("\x00\x01", "is not valid JSON"),
         ],
     )
     def test_broken_file(self, content, message, tmp_path):
         (tmp_path / "hsa_config.json").write_text(content)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=f"^{tmp_path / 'hsa_config.json'}.*{message}"):
             HSAConfig.from_pretrained(tmp_path)
+
+    def test_versions(self, tmp_path):
+        path = HSAConfig(noise_window=3).save_pretrained(tmp_path)
+        values = json.loads(path.read_text("utf-8"))
+        assert values.pop("format_version") == 1 and values == json.loads(
+            json.dumps(HSAConfig(noise_window=3).to_dict())
+        )
+        path.write_text(json.dumps(values), "utf-8")  # as it was before there were versions
+        assert HSAConfig.from_pretrained(tmp_path) == HSAConfig(noise_window=3)
 
 
 class TestRules:

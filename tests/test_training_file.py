@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hsa_factory import FeedbackConfig, HSAConfig
-from hsa_factory.training_file import is_training_file, read_training_file
+from hsa_factory.training_file import SAVED, is_training_file, read_training_file
 from hsa_factory.user_errors import UserError
 
 
@@ -26,10 +26,14 @@ class TestBlocks:
             ("", None, None),
             ("hsa: true", True, None),
             ("hsa: false", None, None),
-            ("hsa:", None, None),
+            ("hsa: null", None, None),
+            ("hsa: none", None, None),
+            ("feedback: None", None, None),
             ("hsa: {}", HSAConfig(), None),
             ("hsa: {noise_window: 20, hide: [[GLOBAL, NOISE]]}", HSAConfig(noise_window=20, hide=((0, 2),)), None),
             ("hsa: {noise_window: null, layers: [1, 0]}", HSAConfig(noise_window=None, layers=(0, 1)), None),
+            ("hsa: {noise_window: none, layers: None}", HSAConfig(noise_window=None), None),
+            ("feedback: {scope: none}", None, FeedbackConfig()),
             ("feedback: true", None, FeedbackConfig()),
             ("feedback: false", None, None),
             ("feedback: null", None, None),
@@ -43,7 +47,8 @@ class TestBlocks:
         assert type(file.hsa) is type(hsa)
         assert file.args == {"stage": "sft", "lr": 1e-5}
         assert file.is_plain is (hsa is None and feedback is None)
-        assert file.hsa_off is (text == "hsa: false")
+        assert file.hsa_off is (text in ("hsa: false", "hsa: none"))
+        assert file.asked_for == (hsa or (False if file.hsa_off else SAVED))
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -98,6 +103,68 @@ class TestOverrides:
     def test_unknown_key(self, read):
         with pytest.raises(ValueError, match="hsa: .*Did you mean 'noise_window'?"):
             read("hsa: true", "hsa.noise_windo=3")
+
+
+class TestWrittenWithoutAValue:
+    """It says neither on nor off, neither a number nor none."""
+
+    @pytest.mark.parametrize(
+        ("text", "option"),
+        [
+            ("hsa:", "hsa"),
+            ("hsa:  # noise_window: 20\n  # nothing else\n", "hsa"),
+            ("hsa:\nnoise_window: 20", "hsa"),
+            ("feedback:", "feedback"),
+            ("hsa: true\nfeedback:\n", "feedback"),
+            ("hsa:\n  noise_window:\n", "hsa.noise_window"),
+            ("hsa: {rules: , noise_window: 3}", "hsa.rules"),
+            ("hsa: {labels: }", "hsa.labels"),
+            ("hsa: {rules: [{type: NOISE, role: }]}", "hsa.rules.0.role"),
+            ("feedback:\n  scope:  # any\n", "feedback.scope"),
+        ],
+    )
+    def test_in_the_file(self, read, text, option):
+        with pytest.raises(UserError, match=f"train.yaml: `{option}:` has no value"):
+            read(text)
+
+    @pytest.mark.parametrize("block", ["", "hsa: true\nfeedback: true", "hsa: {noise_window: 3}"])
+    @pytest.mark.parametrize(
+        "override",
+        ["hsa", "hsa=", "feedback", "hsa.noise_window", "hsa.noise_window= ", "hsa[rules]=", "feedback.scope="],
+    )
+    def test_on_the_command_line(self, read, block, override):
+        with pytest.raises(UserError, match="has no value on the command line.*[Ww]rite"):
+            read(block, override)
+
+    @pytest.mark.parametrize("value", ["none", "null", "~"])
+    def test_none_is_said_in_a_word(self, read, value):
+        overrides = [f"hsa.{option}={value}" for option in ("noise_window", "layers", "rules", "generated_type")]
+        assert read("hsa: {layers: [1], rules: react}", *overrides).hsa == HSAConfig(noise_window=None)
+        assert read("", f"feedback.scope={value}").feedback == FeedbackConfig()
+
+    def test_what_cannot_be_none(self, read):
+        with pytest.raises(UserError, match="HSAConfig.noise_decay = 'none' is not allowed"):
+            read("", "hsa.noise_decay=none")
+
+    def test_hsa_in_no_layer(self, read):
+        for text, override in (("hsa: {layers: []}", "x=1"), ("", "hsa.layers=[]")):
+            with pytest.raises(UserError, match="HSAConfig.layers = .* no layer.*none for all"):
+                read(text, override)
+
+    def test_no_rule(self, read):
+        with pytest.raises(UserError, match="there is no rule in it"):
+            read("hsa: {rules: []}")
+
+    @pytest.mark.parametrize("override", ["--hsa.noise_window=20", "--feedback=true", "--hsa"])
+    def test_dashes(self, read, override):
+        with pytest.raises(UserError, match="write options without dashes"):
+            read("", override)
+
+    def test_the_command_line_gives_what_the_file_leaves_empty(self, read):
+        assert read("hsa: {noise_window: }", "hsa.noise_window=4").hsa == HSAConfig(noise_window=4)
+        assert read("hsa: {noise_window: }", "hsa=false").hsa is None
+        with pytest.raises(UserError, match="noise_decay:` has no value"):
+            read("hsa: {noise_decay: }", "hsa.noise_window=4")
 
 
 class TestRulesByEitherName:

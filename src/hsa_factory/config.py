@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self, get_args
 
 from .labeling.rule_set import RuleSet
 from .rules_option import agreed_rules, parse_rules, takes_labels
@@ -16,6 +16,7 @@ from .whole_files import write_whole
 
 
 CONFIG_NAME = "hsa_config.json"
+FORMAT_VERSION = 1  # of that file; a file without one is of version 1
 BACKENDS = ("auto", "reference", "dense", "blockwise", "flex")
 ROLES = ("user", "observation", "assistant", "function", "system")  # of messages, as LLaMA-Factory names them
 _KINDS = ("global", "landmark", "noise")  # as options name the types, in their order
@@ -43,12 +44,16 @@ class _Config:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Build the configuration from a mapping; an unknown key is an error with a suggestion.
 
+        Args:
+            values: Values by option. The text ``none`` is None where an option may be None.
+
         Raises:
             ValueError: If a key or a value is not allowed.
         """
         if not isinstance(values, dict):
             raise ValueError(f"{cls.__name__}: expected a mapping of options, got {values!r}.")
 
+        values = cls._read_none(values)
         allowed = [field.name for field in fields(cls)]
         for key in values:
             if key not in allowed:
@@ -57,6 +62,15 @@ class _Config:
                 )
 
         return cls(**values)
+
+    @classmethod
+    def _read_none(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return values with None for ``none``; in YAML that is a text, and an option left empty would be None too."""
+        optional = {field.name for field in fields(cls) if type(None) in get_args(field.type)} | {"labels"}
+        return {
+            name: None if name in optional and isinstance(value, str) and value.lower() == "none" else value
+            for name, value in values.items()
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as plain values that JSON and YAML can hold."""
@@ -90,7 +104,7 @@ class HSAConfig(_Config):
         hide: Pairs (query type, key type) that never see each other, as names or numbers. A token always sees
             itself all the same.
         backend: ``auto``, ``reference``, ``dense``, ``blockwise`` or ``flex``.
-        layers: Indices of the layers that use HSA; None: all softmax attention layers.
+        layers: Indices of the layers that use HSA, at least one; None: all softmax attention layers.
         default_type: Type of a message that has none.
         generated_type: Type of generated tokens; None: `default_type`.
         rules: Rules that give types to messages, or parts of them, that have none of their own: a preset's name, a list
@@ -196,10 +210,14 @@ class HSAConfig(_Config):
             return None
 
         if not isinstance(self.layers, Sequence) or isinstance(self.layers, str):
-            self._fail("layers", "a list of layer indices ≥ 0, or none")
+            self._fail("layers", "a list of layer indices ≥ 0, or none for all layers")
+        if not self.layers:
+            self._fail(
+                "layers", "it would be HSA in no layer. Name layers, or none for all; hsa: false switches HSA off"
+            )
         for index in self.layers:
             if isinstance(index, bool) or not isinstance(index, int) or index < 0:
-                self._fail("layers", "a list of layer indices ≥ 0, or none")
+                self._fail("layers", "a list of layer indices ≥ 0, or none for all layers")
 
         return tuple(sorted(set(self.layers)))
 
@@ -242,6 +260,7 @@ class HSAConfig(_Config):
         """
         if not isinstance(values, dict) or "labels" not in values:
             return super().from_dict(values)
+        values = cls._read_none(values)
         rules = agreed_rules(parse_rules("labels", values["labels"]), values.get("rules"))
         rest = {name: value for name, value in values.items() if name != "labels"}
         return super().from_dict({**rest, "rules": rules})
@@ -256,13 +275,21 @@ class HSAConfig(_Config):
             "layers": self.layers,
         }
 
+    def attention_options(self) -> dict[str, Any]:
+        """Return the options behind `attention_rules` as plain values by name, to be shown."""
+        kinds = ("_decay", "_window", "_turns")
+        return {
+            name: value for name, value in self.to_dict().items() if name.endswith(kinds) or name in ("hide", "layers")
+        }
+
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Path:
         """Write ``hsa_config.json`` into a directory (made if missing) and return its path.
 
         The file is replaced as a whole, so that a killed process leaves no half-written file.
         """
         path = Path(save_directory) / CONFIG_NAME
-        write_whole(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        values = {"format_version": FORMAT_VERSION, **self.to_dict()}
+        write_whole(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
         return path
 
     @classmethod
@@ -271,7 +298,7 @@ class HSAConfig(_Config):
 
         Raises:
             FileNotFoundError: If the directory has no such file.
-            ValueError: If the file is not valid.
+            ValueError: If the file is not valid, or of a later version of this package; the message names it.
         """
         path = Path(directory) / CONFIG_NAME
         if not path.is_file():
@@ -279,8 +306,33 @@ class HSAConfig(_Config):
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from None
-        return cls.from_dict(values)
+            raise ValueError(
+                f"{path} is not valid JSON: {error}. Copy it anew from where the model was trained, or write it with "
+                "HSAConfig(…).save_pretrained(directory)."
+            ) from None
+        try:
+            return cls.from_dict(_without_version(values))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def _without_version(values: Any) -> Any:
+    """Return what a file holds besides its version.
+
+    Raises:
+        ValueError: If a later version of this package wrote it, or the version is none.
+    """
+    if not isinstance(values, dict) or "format_version" not in values:
+        return values
+    version = values["format_version"]
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise ValueError(f"format_version = {version!r} is not allowed: a whole number ≥ 1.")
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"it was written by a later version of hsa-factory (format_version {version}; this one reads up to "
+            f"{FORMAT_VERSION}). Upgrade it: pip install -U hsa-factory"
+        )
+    return {name: value for name, value in values.items() if name != "format_version"}
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,8 @@ def untrained_spans(
         config: None: no feedback.
 
     Returns:
-        The spans of each message, ascending and apart.
+        The spans of each message, ascending and apart. An empty one stands at the end of a reply: it says why the stop
+        token is not trained, where that belongs to what follows.
     """
     spans: list[list[Span]] = [[] for _ in messages]
     marked = [index for index, places in enumerate(markers) if places]
@@ -100,7 +101,7 @@ def untrained_spans(
             _mask_before(spans, messages, markers, marked, config.occurrence)
 
     for index, message in enumerate(messages):
-        if message.weight == 0 and message.token_ids:
+        if message.weight == 0:
             spans[index] = [(0, len(message.token_ids), Reason.WEIGHT)]
 
     return spans
@@ -137,7 +138,7 @@ def _mask_before(
         ends = [other + 1 for other in markers[index] if other >= start]
         if index + 1 < len(messages) and markers[index + 1]:
             ends = [len(messages[index].token_ids)]
-        if ends and start < ends[-1]:
+        if ends and start <= ends[-1]:
             spans[index].append((start, ends[-1], Reason.FAILED))
 
 

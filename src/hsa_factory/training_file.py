@@ -1,20 +1,25 @@
 """A training file: a LLaMA-Factory YAML (or JSON) with two blocks more, `hsa` and `feedback`."""
 
-import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from . import strict_json
 from .config import FeedbackConfig, HSAConfig
 from .user_errors import UserError
 
 
 BLOCKS = ("hsa", "feedback")
+SAVED = "saved"
+"""In the place of a configuration: the one saved with the checkpoint; no HSA if it has none."""
+
 Config = TypeVar("Config", HSAConfig, FeedbackConfig)
 
 
@@ -39,6 +44,13 @@ class TrainingFile:
         """Whether it is a plain LLaMA-Factory file."""
         return self.hsa is None and self.feedback is None
 
+    @property
+    def asked_for(self) -> HSAConfig | bool | str:
+        """What the file asks for: rules, True, False for ``hsa: false``, and `SAVED` if it does not say."""
+        if self.hsa is not None:
+            return self.hsa
+        return False if self.hsa_off else SAVED
+
 
 def is_training_file(argument: str) -> bool:
     """Whether a command line argument names a file of arguments, by LLaMA-Factory's own rule."""
@@ -53,15 +65,16 @@ def read_training_file(path: str | Path, overrides: Sequence[str] = ()) -> Train
         overrides: ``key=value`` arguments, also into the blocks (``hsa.noise_window=20``, ``feedback=false``).
 
     Raises:
-        UserError: If there is no such file, it cannot be parsed, or a block has an unknown key or a value that is not
-            allowed.
+        UserError: If there is no such file, it cannot be parsed, a block has an unknown key or a value that is not
+            allowed, or a block or an option in one is written without a value.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"Training file {str(path)!r} does not exist.")
 
     args = _parse(path, overrides)
-    hsa, feedback = args.pop("hsa", None), args.pop("feedback", None)
+    _refuse_empty(path, overrides)
+    hsa, feedback = (_read_none(args.pop(block, None)) for block in BLOCKS)
     return TrainingFile(
         args,
         hsa=True if hsa is True else _read_block("hsa", hsa, HSAConfig),
@@ -74,7 +87,7 @@ def _parse(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Return what a file and the arguments behind it say, all references resolved."""
     try:
         if path.suffix == ".json":
-            file_args = OmegaConf.create(json.loads(path.read_text(encoding="utf-8")))
+            file_args = OmegaConf.create(strict_json.loads(path.read_bytes()))
         else:
             file_args = OmegaConf.load(path)
         if not isinstance(file_args, DictConfig):
@@ -98,6 +111,61 @@ def _parse(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     if not isinstance(args, dict):
         raise UserError(f"{path}: expected a mapping of options.")
     return {str(name): value for name, value in args.items()}
+
+
+def _refuse_empty(path: Path, overrides: Sequence[str]) -> None:
+    """Refuse what is written without a value: it would be read as none, which nobody has asked for.
+
+    Raises:
+        UserError: Naming the block or option.
+    """
+    given = set()
+    for override in overrides:
+        key, _, value = override.partition("=")
+        option = tuple(part for part in re.split(r"[.\[\]]+", key) if part)
+        given.add(option)
+        if option and option[0].lstrip("-") in BLOCKS and option[0].startswith("-"):
+            raise UserError(f"{override}: write options without dashes, as in {'.'.join(option).lstrip('-')}=VALUE.")
+        if option and option[0] in BLOCKS and not value.strip():
+            raise UserError(f"{key} has no value on the command line. {_how_to_say_none(option)}")
+
+    for option in _written_empty(path):
+        if not any(other[: len(option)] == option or option[: len(other)] == other for other in given):
+            below = "" if option[1:] else " What belongs to it must be indented."
+            raise UserError(f"{path}: `{'.'.join(option)}:` has no value.{below} {_how_to_say_none(option)}")
+
+
+def _how_to_say_none(option: tuple[str, ...]) -> str:
+    if option[1:]:
+        return (
+            f"Write one, or leave {'.'.join(option)} out for its default; where an option may be none, write `none`."
+        )
+    return (
+        f"Write `{option[0]}: true` for the defaults, `{option[0]}: false` to switch it off, or a mapping of options."
+    )
+
+
+def _written_empty(path: Path) -> Iterator[tuple[str, ...]]:
+    """Yield the blocks, and what is in them, behind whose colon nothing is written. A null that is written is none."""
+    document = None if path.suffix == ".json" else yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+    for name, block in getattr(document, "value", None) or ():
+        if name.value in BLOCKS:
+            yield from _empty_below((name.value,), block)
+
+
+def _empty_below(place: tuple[str, ...], node: yaml.Node) -> Iterator[tuple[str, ...]]:
+    if isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            yield from _empty_below((*place, str(name.value)), value)
+    elif isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            yield from _empty_below((*place, str(number)), value)
+    elif node.value == "" and node.tag.endswith(":null"):
+        yield place
+
+
+def _read_none(block: Any) -> Any:
+    return False if isinstance(block, str) and block.lower() == "none" else block
 
 
 def _read_block(name: str, block: Any, config_class: type[Config]) -> Config | None:

@@ -265,15 +265,9 @@ class TestEntry:
         config = HSAConfig(noise_turns=1, landmark_turns=0)
         with pytest.raises(ValueError, match="landmark_turns and noise_turns need turn_ids.*encode_conversation"):
             hsa_attention(query, key, value, torch.zeros(1, 20).long(), config, backend=backend)
-        with pytest.raises(ValueError, match="noise_turns need turn_ids.*HSADataCollator.*generate"):
-            flex_hsa_attention(
-                query,
-                key,
-                value,
-                AttentionPlan.from_inputs(torch.zeros(1, 20).long()),
-                LayerRules.of(config),
-                compiled=False,
-            )
+        plan, rules = AttentionPlan.from_inputs(torch.zeros(1, 20).long()), LayerRules.of(HSAConfig(noise_turns=1))
+        with pytest.raises(ValueError, match="^noise_turns needs turn_ids.*HSADataCollator.*generate"):
+            flex_hsa_attention(query, key, value, plan, rules, compiled=False)
 
     def test_numbers_that_no_rule_needs_change_nothing(self):
         types, documents, turns = layout("packed")

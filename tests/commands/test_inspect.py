@@ -792,7 +792,7 @@ def test_cost_by_length(run, tmp_path, monkeypatch, capsys):
     from hsa_factory.inspection import attention_time
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(attention_time, "_LENGTHS", {name: (32, 64) for name in attention_time._LENGTHS})
+    monkeypatch.setattr(attention_time, "_LENGTHS", dict.fromkeys(attention_time._LENGTHS, (32, 64)))
     write_samples(run, [FAILURE, [("user", "a" * 3), ("assistant", "b " * 200)]])
     arguments = ("--cost", "--format", "json", "hsa={noise_turns: 0, default_type: NOISE}", "feedback=false")
     code, written, said = run(*arguments, dataset="own")
@@ -803,7 +803,9 @@ def test_cost_by_length(run, tmp_path, monkeypatch, capsys):
     first, second = values["lengths"]
     assert first["up_to"] < second["up_to"] and first["pairs_seen"] < 1 and second["pairs_seen"] == 1
     assert first["keys_end"] < first["plain_keys"] == first["tokens"]
-    assert second["plain_cache_bytes"] == second["tokens"] * 2 * 2 * 2 * 16 * 4  # k and v, layers, heads, size, float32
+    assert (
+        second["plain_cache_bytes"] == second["tokens"] * 2 * 2 * 2 * 16 * 4
+    )  # k and v, layers, heads, size, float32
     code, written, said = run("--cost", "feedback=false", dataset="own", hsa={"noise_turns": 0})
     assert code == 0 and "once for this machine" not in said
     assert "pairs seen" in written and "1 thread" in written and "2 layers, 4 heads of 16" in written

@@ -25,7 +25,7 @@ ODD = "<script>alert('<act>')</act></script> שלום \u202e冰箱 👩‍👧 e
 TALK = [
     {"role": "system", "content": "s"},
     {"role": "user", "content": ODD},
-    {"role": "assistant", "content": "so <act>take x</act>", "weight": 0.5},
+    {"role": "assistant", "content": "so <act>take x</act>", "weight": 0},
     {"role": "user", "content": "on", "semantic_type": "KEY_EVENT"},
     {"role": "assistant", "content": "<act>take y</act>"},
     {"role": "user", "content": "off"},

@@ -34,6 +34,8 @@ def conversation(seed, turns=9, longest=160):
     ("model_type", "rules", "dtype"),
     [
         ("qwen3", {"noise_window": 50}, torch.bfloat16),
+        ("qwen3", {"noise_turns": 0}, torch.float32),
+        ("gemma2", {"noise_turns": 1, "landmark_turns": 2, "landmark_window": 90}, torch.float32),
         ("llama", {"noise_window": 700, "landmark_window": 3, "layers": [1]}, torch.float32),
         ("gemma2", {"noise_window": 5, "hide": [[kind, 1] for kind in range(3)]}, torch.float32),
         ("qwen3_5_text", {"noise_window": 20}, torch.float32),
@@ -47,6 +49,7 @@ def test_bytes_are_those_of_a_cache_that_a_model_fills(model_type, rules, dtype)
     cost = sample_cost(tokens, shape)
     ids = torch.randint(5, 200, (1, len(tokens)), generator=torch.Generator().manual_seed(0))
     types = torch.from_numpy(tokens.semantic_ids).long()[None]
+    numbers = torch.from_numpy(tokens.turn_ids).long()[None]
     sizes, pieces = [], [0, *tokens.forwards(shape.is_hybrid).tolist()]
     plain = DynamicCache(config=model.config)
     with torch.no_grad():
@@ -54,7 +57,8 @@ def test_bytes_are_those_of_a_cache_that_a_model_fills(model_type, rules, dtype)
         enable_hsa(model, config)
         cache = HSACache(config)
         for start, stop in itertools.pairwise(pieces):
-            model(input_ids=ids[:, start:stop], semantic_ids=types[:, start:stop], past_key_values=cache)
+            new = {"turn_ids": numbers[:, start:stop]} if cache.config.turns != (None,) * 3 else {}
+            model(input_ids=ids[:, start:stop], semantic_ids=types[:, start:stop], past_key_values=cache, **new)
             sizes.append(cache.report().bytes)
     assert cost.cache_end == sizes[-1] and cost.cache_peak == max(sizes)
     states = [

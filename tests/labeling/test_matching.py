@@ -233,7 +233,7 @@ class TestPresets:
         assert parts(text, "react")[1][0] == "Action: search\nAction Input: x\n"
         assert parts(text, "react")[-1][0] == "Final Answer: z\nand"
         talk = [("user", "q"), ("assistant", "Thought: a"), ("user", "Observation: b"), ("user", "And c?")]
-        assert types(talk, "react") == [G, N, N, None]
+        assert types(talk, "react") == [G, N, N, N]
 
     def test_think_tags(self):
         assert parts("<think>a</think>\n\nb", "think-tags") == [("<think>a</think>", N), ("\n\nb", L)]

@@ -152,7 +152,7 @@ class TestConfig:
         config.save_pretrained(tmp_path)
         assert HSAConfig.from_pretrained(tmp_path) == config
         rules = config.to_dict()["rules"]
-        assert rules[-1] == {"name": "everything", "type": "NOISE"} and len(rules) == 9
+        assert rules[-1] == {"name": "everything", "type": "NOISE"} and len(rules) == len(RuleSet.parse("react")) + 1
 
     def test_errors_name_the_field(self):
         with pytest.raises(ValueError, match="HSAConfig.rules: rule 1, 'everything': type: Unknown"):

@@ -261,7 +261,13 @@ class Pipeline:
         from hsa_factory.llamafactory.data.processor import TypedPackedProcessor, TypedSupervisedProcessor
 
         made = (TypedPackedProcessor if data_args.packing else TypedSupervisedProcessor)(
-            template, tokenizer, processor, data_args, hsa_config=HSAConfig(), feedback_config=feedback
+            template,
+            tokenizer,
+            processor,
+            data_args,
+            hsa_config=HSAConfig(),
+            attention_config=HSAConfig(noise_turns=1),
+            feedback_config=feedback,
         )
         columns = made.preprocess_dataset(Oracle.columns(samples))
         *_, account = columns.pop("hsa_account")

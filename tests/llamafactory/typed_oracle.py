@@ -40,7 +40,7 @@ class Oracle:
         processor: Of a vision-language model.
 
     Attributes:
-        rows: `input_ids`, `attention_mask`, `labels`, `semantic_ids`, `loss_mask` of each row.
+        rows: `input_ids`, `attention_mask`, `labels`, `semantic_ids`, `loss_mask`, `turn_ids` of each row.
         kept: Numbers of the samples that are not dropped.
         dropped: Why each other sample is dropped.
         counts: What the report must say.
@@ -85,8 +85,9 @@ class Oracle:
         rows = (PackedSupervisedDatasetProcessor if data_args.packing else SupervisedDatasetProcessor)(
             _OnlyKept(places, self.kept), *parts
         ).preprocess_dataset(self.columns(samples, self.kept))
+        sees_all = data_args.packing and not data_args.neat_packing  # what stands in a row is one document
         self.rows = [
-            {**self._row(ids, labels), "attention_mask": mask}
+            {**self._row(ids, labels), "attention_mask": mask, "turn_ids": self._turns(ids, labels, sees_all)}
             for ids, labels, mask in zip(rows["input_ids"], rows["labels"], rows["attention_mask"])
         ]
 
@@ -149,11 +150,11 @@ class Oracle:
         return [markers[0] if self.feedback.occurrence == "first" else markers[-1]]
 
     def types(self, number) -> list[int | None]:
-        """Return, for each token of a whole sample, its type; None where system and user share one text."""
+        """Return, for each token of a whole sample, its type; None where a text has parts of several types."""
         from llamafactory.data.template import Llama2Template
 
         messages, system, system_type, tools = self.samples[number]
-        own = [int(message["semantic_type"]) for message in messages]
+        own = [None if message.get("spans") else int(message["semantic_type"]) for message in messages]
         system_type = system_type if system else 0
         system = system or self.template.default_system
         expected = []
@@ -164,10 +165,13 @@ class Oracle:
                     prompt_types = [None] * len(prompt)
                 else:
                     tool_text = self.template.format_tools.apply(content=tools)[0] if tools else ""
-                    head = self.template.format_prefix.apply()
-                    head = head + self.template.format_system.apply(content=system + tool_text)
-                    length = len(self.template._convert_elements_to_ids(self.tokenizer, head))
-                    prompt_types[:length] = [int(system_type)] * length
+                    prefix = self.template.format_prefix.apply()
+                    head = prefix + self.template.format_system.apply(content=system + tool_text)
+                    start, length = (
+                        len(self.template._convert_elements_to_ids(self.tokenizer, part)) for part in (prefix, head)
+                    )
+                    if start < length:  # else there is no system prompt, and the prefix goes with the message
+                        prompt_types[:length] = [int(system_type)] * length
             expected += prompt_types + [own[2 * k + 1]] * len(response)
         return expected
 
@@ -175,7 +179,7 @@ class Oracle:
         """Turn a row of places into what the typed row must be."""
         row = {"input_ids": [], "labels": [], "semantic_ids": [], "loss_mask": []}
         whole = {}
-        for place, label in zip(places, labels):
+        for place, label in zip(places, self._aligned(places, labels), strict=True):
             number, where = divmod(place, Places.STRIDE)
             if number == 0:  # not from a sample: an EOS at the end of the last one, or padding
                 padding = label == -100
@@ -194,6 +198,40 @@ class Oracle:
                 column.append(value)
         return row
 
+    def _turns(self, places, labels, sees_all: bool) -> list[int]:
+        """Return the turn of each token of a row: the number of its pair in the whole sample."""
+        turns, before, last = [], 0, None
+        for place, label in zip(places, self._aligned(places, labels), strict=True):
+            number, where = divmod(place, Places.STRIDE)
+            if (
+                number == 0
+            ):  # an EOS stands with the token before it; padding is turn 0, if it is not seen as one document
+                turns.append(turns[-1] if label != -100 or sees_all else 0)
+                continue
+            ends = accumulate(len(prompt) + len(response) for prompt, response in self.places.samples[number - 1][0])
+            turn = next(k for k, end in enumerate(ends) if where < end)
+            if sees_all and last not in (None, number):
+                before = turns[-1] + 1 - turn
+            turns.append(turn + before)
+            last = number
+        return turns
+
+    def _aligned(self, places, labels) -> list[int]:
+        """Leave out each label that LLaMA-Factory puts at the start of a prompt without ids: it stands at none."""
+        starts = set()
+        for number, (pairs, _) in enumerate(self.places.samples):
+            place = (number + 1) * Places.STRIDE
+            for prompt, response in pairs:
+                starts |= {place} if prompt else set()
+                place += len(prompt) + len(response)
+        aligned, rest = [], iter(labels)
+        for place in places:
+            label = next(rest)
+            while label == self.tokenizer.eos_token_id and place >= Places.STRIDE and place not in starts:
+                label = next(rest)
+            aligned.append(label)
+        return aligned
+
 
 class _OnlyKept:
     """`Places` that hands out again what it made for the samples that are kept."""
@@ -206,6 +244,28 @@ class _OnlyKept:
         again = Places(self.places.template)
         again.samples = [None] * next(self.kept)
         return again.encode_multiturn(*args)
+
+
+def prompt_types(template: Any, tokenizer: Any, sample: tuple) -> list[int | None]:
+    """Return, for each token of a prompt without its reply, its type; see `Oracle.types`."""
+    messages, system, _, tools = sample
+    lengths = []
+
+    def encode(*args: Any) -> list[list[int]]:
+        encoded = template._encode(*args)
+        lengths.extend(map(len, encoded))
+        return encoded
+
+    recording = object.__new__(type(template))
+    recording.__dict__.update(template.__dict__, _encode=encode)
+    prompt_ids, _ = recording.encode_oneturn(tokenizer, messages, system, tools)
+    oracle = object.__new__(Oracle)
+    oracle.template, oracle.tokenizer, oracle.samples, oracle.places = template, tokenizer, [sample], Places(template)
+    bounds = list(accumulate(lengths[:-1], initial=0))
+    bounds[-1] = len(prompt_ids)  # an empty thinking block stands behind the last message
+    sides = [prompt_ids[start:stop] for start, stop in zip(bounds, bounds[1:])] + [[]]
+    oracle.places.samples.append((list(zip(sides[::2], sides[1::2])), prompt_ids))
+    return oracle.types(0)
 
 
 def types_by_mark(lf, prepared):

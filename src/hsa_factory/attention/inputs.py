@@ -93,8 +93,9 @@ def missing_turns(options: list[str]) -> ValueError:
     Args:
         options: Those that need them.
     """
+    need = "needs" if len(options) == 1 else "need"
     return ValueError(
-        f"{' and '.join(options)} need turn_ids, (batch, length) whole numbers: how many replies are over before each "
+        f"{' and '.join(options)} {need} turn_ids, (batch, length) whole numbers: how many replies are over before each "
         "token's message. The collator (HSADataCollator), encode_conversation and generate supply them; whoever makes "
         "semantic_ids otherwise gives turn_ids beside them."
     )

@@ -245,8 +245,11 @@ def _write_page(
     training_file: TrainingFile,
 ) -> int:
     notes = [prepared.note] if prepared.note else []
-    config = prepared.hsa_config if training_file.hsa or training_file.is_plain else None
-    if training_file.is_plain:
+    has_rules = bool(training_file.hsa) or _takes_saved_rules(training_file)
+    config = prepared.hsa_config if has_rules or training_file.is_plain else None
+    if has_rules and not training_file.hsa:
+        notes.append("The training file has no hsa block: the rules are those saved with the checkpoint.")
+    elif training_file.is_plain:
         notes.append("The training file has no hsa block: shown is what `hsa: true` would make of it.")
     elif config is None:
         notes.append("The training file has no hsa block: every token sees all before it.")
@@ -262,6 +265,13 @@ def _write_page(
     overview = _tracked(prepared.overview(), "overview", _number_of_rows(prepared))
     page.write(out, overview, _accounts(prepared))
     return shown
+
+
+def _takes_saved_rules(training_file: TrainingFile) -> bool:
+    """Return whether training would take over the rules of a checkpoint."""
+    from ..llamafactory.model.checkpoint import has_saved_rules, starting_points
+
+    return not training_file.hsa_off and has_saved_rules(starting_points(training_file.args))
 
 
 def _accounts(prepared: "PreparedData") -> dict[str, dict[str, Any]]:

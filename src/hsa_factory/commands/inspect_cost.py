@@ -46,7 +46,7 @@ def write_cost(out: TextIO, prepared: "PreparedData", samples: Iterable[Inspecte
                 f"--cost: row {sample.index} of the tokenized data has no turn numbers, which the rules need: tokenize "
                 "the data anew (remove tokenized_path)."
             )
-        costs += [sample_cost(tokens, shape) for tokens in documents_of(sample)]
+        costs += [sample_cost(tokens, shape) for tokens in documents_of(sample, needs_turns)]
         rows += 1
     if not costs:
         return rows

@@ -13,13 +13,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from .. import strict_json
 from ..labeling.detect import detect_entry, tagged_entry
 from ..labeling.formats import DatasetFormat
 from ..labeling.job import BadSample, Job, parse_sample, run_job
 from ..labeling.locking import locked
-from ..labeling.records import SampleChunk, read_chunks
+from ..labeling.records import SampleChunk
 from ..labeling.rule_set import RuleSet, preset_names
 from ..labeling.summary import print_summary
+from ..labeling.trajectories.files import TRAJECTORY_SUFFIXES, read_samples
 from ..user_errors import UserError
 from ..whole_files import write_whole
 
@@ -43,7 +45,10 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "input", nargs="?", metavar="IN", help="JSON, JSON lines, Parquet, dataset_info.json, or - for standard input"
+        "input",
+        nargs="?",
+        metavar="IN",
+        help="JSON, JSON lines, Parquet, a trajectory or a directory of them, dataset_info.json, or - for standard input",
     )
     parser.add_argument("--rules", required=True, metavar="R", help="a preset's name, or a YAML file of rules")
     parser.add_argument("--out", metavar="OUT", help=f"the labelled data: {', '.join(SUFFIXES)}")
@@ -124,7 +129,7 @@ def _write(options: argparse.Namespace, rules: RuleSet, out: Path) -> None:
         raise UserError(f"--register: {info} has a data set {out.stem!r}. Use --overwrite to replace it.")
 
     inputs, entry = _find_data(options.input, options.dataset)
-    chunks = read_chunks(inputs)
+    chunks = read_samples(inputs)
     if entry is None:
         first = next(chunks, None)
         if first is None:
@@ -173,9 +178,7 @@ def _find_data(source: str, name: str | None) -> tuple[tuple[str, ...], dict[str
     if path.is_dir() and (path / "dataset_info.json").is_file():
         path /= "dataset_info.json"
     if path.name != "dataset_info.json" and name is None:
-        if not path.is_file():
-            raise FileNotFoundError(f"{source}: there is no such file.")
-        return (str(path),), None
+        return _find_files(path), None
 
     info = _read_info(path)
     if name not in info:
@@ -191,11 +194,27 @@ def _find_data(source: str, name: str | None) -> tuple[tuple[str, ...], dict[str
     return tuple(map(str, files)), {key: value for key, value in entry.items() if key != "file_name"}
 
 
+def _find_files(path: Path) -> tuple[str, ...]:
+    """Return a file, or the files of trajectories in a directory and below it."""
+    if path.is_dir():
+        files = sorted(
+            str(file) for file in path.rglob("*") if file.is_file() and file.name.endswith(TRAJECTORY_SUFFIXES)
+        )
+        if not files:
+            raise FileNotFoundError(
+                f"{path}: neither a dataset_info.json nor files of trajectories ({', '.join(TRAJECTORY_SUFFIXES)}) in it."
+            )
+        return tuple(files)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file.")
+    return (str(path),)
+
+
 def _read_info(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        info = json.loads(path.read_text("utf-8"))
+        info = strict_json.loads(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(info, dict):

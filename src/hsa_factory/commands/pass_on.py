@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ..training_file import is_training_file, read_training_file
+from ..user_errors import UserError
 
 
 def main(command: str, arguments: Sequence[str]) -> int:
@@ -16,8 +17,13 @@ def main(command: str, arguments: Sequence[str]) -> int:
         The exit code 0.
 
     Raises:
-        UserError: If the file is not usable.
+        UserError: If the file is not usable, or LLaMA-Factory has no such command any more.
     """
+    if command == "eval":
+        raise UserError(
+            "LLaMA-Factory has no `eval` any more. Evaluate with `hsa-factory train`: `do_eval: true` for the loss of an "
+            "eval_dataset, `do_predict: true` and `predict_with_generate: true` for answers."
+        )
     if arguments and is_training_file(arguments[0]):
         read_training_file(arguments[0], arguments[1:])  # said before the seconds that the next import takes
 

@@ -12,7 +12,7 @@ usage: hsa-factory train FILE.yaml [key=value …]
 
 Train as `llamafactory-cli train` does. The file is a LLaMA-Factory YAML with up to two blocks more:
 
-  hsa: {noise_window: 50}        `hsa: true` for the defaults
+  hsa: {noise_window: 50}        `hsa: true` for the defaults, `hsa: false` for none; without it, what a checkpoint has
   feedback: {token: <|feedback|>}
 
 Arguments override the file, also inside the blocks: learning_rate=1e-5 hsa.noise_window=20 feedback=false

@@ -62,7 +62,7 @@ class Side:
                 "anew (remove tokenized_path)."
             )
         types = np.asarray(sample.semantic_ids[one], np.int8)
-        numbers = None if sample.turn_ids is None else np.asarray(sample.turn_ids[one], np.int32)
+        numbers = np.asarray(sample.turn_ids[one], np.int32) if rules.has_turns and sample.turn_ids else None
         tokens = Tokens(types, numbers, np.zeros(len(types), np.bool_))
         return cls(
             np.asarray(sample.input_ids[one]),
@@ -195,7 +195,9 @@ def compare(part: Part, first: Side, second: Side) -> SampleChange:
     """
     length = len(first.input_ids)
     if not np.array_equal(first.input_ids, second.input_ids):
-        why = "its token ids differ: tokenizer (feedback adds a token), template, cutoff_len and media must be the same"
+        why = (
+            "its token ids differ: tokenizer (feedback adds a token), template, cutoff_len and media must be the same"
+        )
         return SampleChange(part.dataset, part.index, length, Counter(), [], why)
 
     seen = seen_by(first, second)

@@ -16,11 +16,11 @@ from .sample_cost import SampleCost, Tokens
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
-def documents_of(sample: InspectedSample) -> Iterator[Tokens]:
-    """Yield each sample of a row by itself, without padding."""
+def documents_of(sample: InspectedSample, with_turns: bool) -> Iterator[Tokens]:
+    """Yield each sample of a row by itself, without padding; with turn numbers only where they are needed."""
     documents = np.asarray(sample.documents)
     kinds = np.asarray(sample.semantic_ids, np.int8)
-    turns = None if sample.turn_ids is None else np.asarray(sample.turn_ids, np.int32)
+    turns = np.asarray(sample.turn_ids, np.int32) if with_turns else None
     replies = np.zeros(len(documents), np.bool_)
     for turn in sample.turns:
         replies[turn.start : turn.stop] = turn.role in REPLIES

@@ -36,15 +36,51 @@ def labelled_table(
         else []
     )
     for column in columns:
-        kind = _with_types(table.schema.field(column).type, dataset_format.semantic_tag)
-        values = pa.array([sample[column] for sample in samples], kind)
-        table = table.set_column(table.schema.get_field_index(column), pa.field(column, kind), values)
+        values = [sample[column] for sample in samples]
+        index = table.schema.get_field_index(column)
+        kind = table.schema.field(index).type if index >= 0 else None
+        if not _holds(
+            kind, values, dataset_format.content_tag
+        ):  # messages were changed into ones that LLaMA-Factory reads
+            kind = _infer_messages(values, column)
+        kind = _with_types(kind, dataset_format.semantic_tag)
+        values = pa.array(values, kind)
+        if index < 0:
+            table = table.append_column(pa.field(column, kind), values)
+        else:
+            table = table.set_column(index, pa.field(column, kind), values)
     if dataset_format.formatting == "alpaca" or dataset_format.system:
         values = pa.array([sample[SAMPLE_TYPES_KEY] for sample in samples], _SAMPLE_TYPES)
         if SAMPLE_TYPES_KEY in table.column_names:
             table = table.drop_columns(SAMPLE_TYPES_KEY)
         table = table.append_column(SAMPLE_TYPES_KEY, values)
     return table.replace_schema_metadata(None)  # it may describe columns that are no more as they were
+
+
+def _holds(kind: Any, values: Sequence[Any], content_tag: str | None) -> bool:
+    """Whether a column of messages, or of single ones, has a place for all their keys (but those of types) and contents."""
+    while kind is not None and not pa.types.is_struct(kind):
+        kind = getattr(kind, "value_type", None)
+    if kind is None:
+        return False
+    names = {field.name for field in kind} | {SPANS_KEY, TYPE_KEY}
+    has_texts = content_tag in names and not pa.types.is_nested(kind.field(content_tag).type)
+    for value in values:
+        for message in value if isinstance(value, list) else [value]:
+            if message is None:
+                continue
+            content = message.get(content_tag)
+            if not names.issuperset(message) or (content is not None and isinstance(content, str) != has_texts):
+                return False
+    return True
+
+
+def _infer_messages(values: Sequence[Any], column: str | None) -> pa.DataType:
+    bare = [[{key: value for key, value in message.items() if key != SPANS_KEY} for message in row] for row in values]
+    try:
+        return pa.infer_type(bare)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise _unfit(f"{column}: {error}") from None
 
 
 def _with_types(kind: pa.DataType, tag: str | None) -> pa.DataType:

@@ -14,14 +14,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import strict_json
 from .._version import __version__
 from ..whole_files import whole_file, write_whole
 from .formats import DatasetFormat
 from .labeller import SampleLabeller, add_anchor
-from .records import CHUNK_BYTES, CHUNK_SAMPLES, SampleChunk, read_chunks
+from .records import CHUNK_BYTES, CHUNK_SAMPLES, SampleChunk
 from .rule_set import RuleSet
 from .summary import Summary
 from .token_counter import TokenCounter, load_tokenizer
+from .trajectories.files import read_samples
 
 
 MANIFEST = "manifest.json"
@@ -108,7 +110,7 @@ def run_job(
         _start_worker(job)
     waiting: deque = deque()
     try:
-        for chunk in chunks if chunks is not None else read_chunks(job.inputs):
+        for chunk in chunks if chunks is not None else read_samples(job.inputs):
             future = None
             was_there = _summary_path(job, chunk.index).is_file()
             if not was_there:
@@ -202,7 +204,7 @@ def _label_chunk(chunk: SampleChunk) -> None:
     rows = chunk.samples if isinstance(chunk.samples, list) else chunk.samples.to_pylist()
     for number, row in enumerate(rows):
         try:
-            samples.append(labeller.label(parse_sample(row), summary))
+            samples.append(labeller.label(parse_sample(row), summary, chunk.where(number)))
             kept.append(number)
         except (ValueError, RecursionError) as error:
             problem = f"{chunk.where(number)}: {error or 'nested too deeply'}"
@@ -227,12 +229,12 @@ def parse_sample(row: Any) -> Any:
     """Return a sample of a chunk as plain values.
 
     Raises:
-        ValueError: If it is not JSON in UTF-8.
+        ValueError: If it is not JSON in UTF-8, or a key stands twice.
     """
     if not isinstance(row, bytes):
         return row
     try:
-        return json.loads(row.decode("utf-8").strip())
+        return strict_json.loads(row.decode("utf-8").strip())
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from None
     except json.JSONDecodeError as error:

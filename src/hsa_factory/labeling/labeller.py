@@ -5,11 +5,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..semantics import SemanticType
-from .formats import SAMPLE_TYPES_KEY, DatasetFormat, SampleMessage, read_sample, type_sample
+from .formats import SAMPLE_TYPES_KEY, DatasetFormat, SampleMessage, type_sample
 from .matching import Message, MessageTypes
 from .parts import SPANS_KEY, TYPE_KEY, write_spans
 from .rule_set import RuleSet
 from .summary import Summary
+from .trainable import as_texts, check_trainable
+from .trajectories.normalise import normalise
+from .turn_order import broken_order
 
 
 Counting = Callable[[str, MessageTypes], Mapping[str, int]]  # text, typing → amount of text by type's name
@@ -28,15 +31,23 @@ class SampleLabeller:
         self.dataset_format, self.rules = dataset_format, rules
         self.count = count or count_characters
 
-    def label(self, sample: Any, summary: Summary) -> dict[str, Any]:
-        """Return the sample with types; the summary takes it in.
+    def label(self, sample: Any, summary: Summary, where: str = "") -> dict[str, Any]:
+        """Return the sample with types, in a form that LLaMA-Factory reads whole; the summary takes it in.
+
+        Args:
+            sample: Any sample.
+            summary: Added to.
+            where: What the summary calls the sample.
 
         Raises:
             ValueError: If the sample does not have the format; the message names the turn. The summary is unchanged.
         """
         if not isinstance(sample, Mapping):
             raise ValueError(f"expected an object, got {sample!r:.80}.")
-        turns = read_sample(sample, self.dataset_format)
+        notes: Counter = Counter()
+        sample = normalise(sample, self.dataset_format, notes=notes)
+        sample = as_texts(sample, self.dataset_format)
+        turns = check_trainable(sample, self.dataset_format)
         self._check_roles(turns)
         matches: Counter = Counter()
         typings = type_sample(turns, self.dataset_format, self.rules, matches)
@@ -44,6 +55,10 @@ class SampleLabeller:
 
         summary.samples += 1
         summary.matches.update(matches)
+        summary.notes.update(notes)
+        fault = broken_order(turns, self.dataset_format)
+        if fault is not None:
+            summary.leave_out(fault, where)
         for turn, typing in zip(turns, typings):
             summary.add_message(turn.message, typing)
             summary.amounts.update(self.count(turn.message.text, typing))

@@ -11,7 +11,18 @@ from .rule import MEDIA
 TYPE_KEY = "semantic_type"
 SPANS_KEY = "semantic_spans"
 _PATH_KEYS = ("url", "path")
-_KINDS = {"image_url": "image", "video_url": "video", "audio_url": "audio", "input_audio": "audio"}
+_KINDS = {
+    "image_url": "image",
+    "video_url": "video",
+    "audio_url": "audio",
+    "input_audio": "audio",
+    "input_image": "image",
+    "input_video": "video",
+    "input_text": "text",
+    "output_text": "text",
+    "summary_text": "text",
+    "refusal": "text",
+}
 
 
 class Content(NamedTuple):
@@ -32,9 +43,10 @@ def join_parts(content: Any, type_key: str = TYPE_KEY) -> Content:
     """Join content to one text, parts without anything between them.
 
     Args:
-        content: A text, or a list of parts. A part is a text, ``{"text": …}`` or ``{"type": "text", "text": …}``, or a
-            medium: ``{"type": "image"}`` with its file under ``image``, ``image_url``, ``url`` or ``path``, or without
-            one if it is listed in the sample's column (`video` and `audio` likewise). Any may have a type.
+        content: A text, or a list of parts. A part is a text, ``{"text": …}`` or ``{"type": "text", "text": …}`` (also
+            `input_text`, `output_text`), or a medium: ``{"type": "image"}`` with its file under ``image``, ``image_url``,
+            ``url``, ``path`` or ``source``, or without one if it is listed in the sample's column (`video` and `audio`
+            likewise). Any may have a type.
         type_key: Key of a part's type.
 
     Raises:
@@ -63,31 +75,6 @@ def join_parts(content: Any, type_key: str = TYPE_KEY) -> Content:
     return Content("".join(pieces), tuple(span for span in spans if span[0] < span[1]), tuple(media))
 
 
-def uniform_parts(content: Any, type_key: str | None = None) -> list[dict[str, Any]] | None:
-    """Return content as a list of parts that all have the same keys, so that a table can hold it.
-
-    Args:
-        content: A text, or a list of parts as `join_parts` reads them.
-        type_key: Key of a part's type; None: `TYPE_KEY`.
-
-    Raises:
-        ValueError: As `join_parts`.
-    """
-    if content is None:
-        return None
-    type_key = type_key or TYPE_KEY
-    parts = []
-    for number, part in enumerate(content if isinstance(content, list) else [content]):
-        try:
-            text, kind, file = _read_part(part)
-            own = part.get(type_key) if isinstance(part, Mapping) else None
-            own = None if own in (None, "") else SemanticType.parse(own).name
-        except ValueError as error:
-            raise ValueError(f"part {number}: {error}") from None
-        parts.append({"type": kind, "text": text if kind == "text" else None, "path": file, type_key: own})
-    return parts
-
-
 def _read_part(part: Any) -> tuple[str, str, Any]:
     """Return a part's text, its kind (`text` or a medium's) and its file."""
     if isinstance(part, str):
@@ -100,16 +87,29 @@ def _read_part(part: Any) -> tuple[str, str, Any]:
         given = [name for name in ("text", *MEDIA) if part.get(name) is not None]
         kind = given[0] if len(given) == 1 else None
     kind = _KINDS.get(str(kind), kind)
-    if kind == "text" and isinstance(part.get("text"), str):
-        return part["text"], "text", None
+    if kind == "text":
+        text = part.get("text") if part.get("text") is not None else part.get("refusal")
+        if isinstance(text, str):
+            return text, "text", None
     if kind in MEDIA:
         keys = (kind, f"{kind}_url", f"input_{kind}", *_PATH_KEYS)
         values = [part[key] for key in keys if part.get(key) is not None]
-        file = values[0] if values else None
+        file = values[0] if values else _inline_data(part)
         if isinstance(file, Mapping):  # OpenAI's {"image_url": {"url": …}}
-            file = next((file[key] for key in _PATH_KEYS if file.get(key)), None)
+            data = file.get("data")  # {"input_audio": {"data": …, "format": "wav"}}
+            data = f"data:{kind}/{file.get('format') or 'octet-stream'};base64,{data}" if data else None
+            file = next((file[key] for key in _PATH_KEYS if file.get(key)), data)
         return f"<{kind}>", kind, file
     raise ValueError(f"expected a `text`, or a `type` of {', '.join(MEDIA)}, got {_shorten(part)}.")
+
+
+def _inline_data(part: Mapping[str, Any]) -> str | None:
+    """Return data in a block as an address: Anthropic's ``{"source": {"data": …}}``, Pi's ``{"data": …}``; None: it has none."""
+    source = part["source"] if isinstance(part.get("source"), Mapping) else part
+    if source.get("url"):
+        return str(source["url"])
+    kind = source.get("media_type") or source.get("mimeType")
+    return f"data:{kind};base64,{source['data']}" if kind and isinstance(source.get("data"), str) else None
 
 
 def _is_whole(value: Any) -> TypeGuard[int]:

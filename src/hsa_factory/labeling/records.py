@@ -13,8 +13,10 @@ CHUNK_SAMPLES = 1000
 CHUNK_BYTES = 8 << 20
 _BLOCK_BYTES = 1 << 20
 _LARGEST_SAMPLE = 512 << 20
+_UNTERMINATED = "Unterminated string"  # how the message of `json` begins
 _SPACE = " \t\r\n"
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_decode = json.JSONDecoder().raw_decode
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,10 @@ def _read_parquet(path: str) -> Iterator[tuple[Any, list[int], str, int]]:
             for batch in file.iter_batches(CHUNK_SAMPLES):
                 first, row = row, row + batch.num_rows
                 yield batch, [first], "row", size * row // total
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a Parquet file: {error}") from None
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a Parquet file: {error}. Was it copied whole?") from None
 
 
 def _read_json(path: str, name: str) -> Iterator[tuple[list[bytes], list[int], str, int]]:
@@ -88,9 +92,11 @@ def _read_json(path: str, name: str) -> Iterator[tuple[list[bytes], list[int], s
             raise ValueError(f"{name}: is UTF-16; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8).")
         start = start.removeprefix(codecs.BOM_UTF8)
         first = start.lstrip()[:1]
-        reader: _ListReader | _LineReader
+        reader: _ValueReader | _LineReader
         if first == b"[":
             reader, unit = _ListReader(file, start, name), "sample"
+        elif first == b"{" and _spans_lines(start):
+            reader, unit = _ValueReader(file, start, name), "sample"
         elif first == b"{":
             reader, unit = _LineReader(file, start, name), "line"
         elif not first:
@@ -139,44 +145,45 @@ class _LineReader:
         yield from self.file
 
 
-class _ListReader:
-    """The elements of one JSON list, found by decoding them; bytes that are no UTF-8 are kept for the one they are in."""
+class _ValueReader:
+    """JSON objects one after another, found by decoding them; bytes that are no UTF-8 are kept for the one they are in."""
+
+    problem = "it is broken"
 
     def __init__(self, file: BinaryIO, start: bytes, name: str) -> None:
         self.file, self.name = file, name
         # Each byte that is no UTF-8 becomes a lone surrogate, and that byte again when the sample is encoded.
         self.decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-        self.text = self.decoder.decode(start).lstrip(_SPACE)[1:]
+        self.text = self.decoder.decode(start)
         self.position = 0
         self.bytes_read = len(start)
         self.at_end = False
 
     def samples(self) -> Iterator[tuple[int, bytes]]:
-        decode, number = json.JSONDecoder().raw_decode, 0
-        if self._next() == "]":
-            self.position += 1
-            self._finish()
-            return
+        number = 0
+        while self._next():
+            yield number, self._value(number)
+            number += 1
+
+    def _value(self, number: int) -> bytes:
+        """Go to the end of the value that begins here, and return it."""
         while True:
             self._next()
             try:
-                _, end = decode(self.text, self.position)
+                _, end = _decode(self.text, self.position)
+                break
             except json.JSONDecodeError as error:
-                if self._is_cut(error):
+                if not self.at_end and _is_cut(error, self.text):
                     self._read(grow=True)
                     continue
-                raise self._error(number, f"{error.msg}; {self.text[error.pos : error.pos + 40]!r}") from None
+                found = self.text[error.pos : error.pos + 40]
+                is_cut = not found or error.msg.startswith(_UNTERMINATED)
+                raise self._error(number, f"{error.msg}; {found!r}", is_cut) from None
             except RecursionError:
                 raise self._error(number, "nested too deeply") from None
-            yield number, self.text[self.position : end].encode("utf-8", "surrogateescape")
-            self.position, number = end, number + 1
-            separator = self._next()
-            self.position += 1
-            if separator == "]":
-                self._finish()
-                return
-            if separator != ",":
-                raise self._error(number - 1, f"expected , or ] after it, got {separator!r}")
+        value = self.text[self.position : end].encode("utf-8", "surrogateescape")
+        self.position = end
+        return value
 
     def _next(self) -> str:
         """Go to the next character that is no space, and return it; empty at the end."""
@@ -197,13 +204,62 @@ class _ListReader:
         self.bytes_read += len(block)
         self.text, self.position = rest + self.decoder.decode(block, final=self.at_end), 0
 
-    def _is_cut(self, error: json.JSONDecodeError) -> bool:
-        """Whether an error may come from the end of what has been read."""
-        return not self.at_end and (error.msg.startswith("Unterminated string") or error.pos > len(self.text) - 12)
+    def _error(self, number: int, problem: str, is_cut: bool = False) -> ValueError:
+        advice = " The file ends there: was it copied whole?" if is_cut else ""
+        return ValueError(f"{self.name}, sample {number}: {self.problem}: {problem}.{advice}")
 
-    def _error(self, number: int, problem: str) -> ValueError:
-        return ValueError(f"{self.name}, sample {number}: the JSON list is broken: {problem}.")
+
+class _ListReader(_ValueReader):
+    """The elements of one JSON list."""
+
+    problem = "the JSON list is broken"
+
+    def samples(self) -> Iterator[tuple[int, bytes]]:
+        number = 0
+        self._next()
+        self.position += 1
+        if self._next() == "]":
+            self.position += 1
+            self._finish()
+            return
+        while True:
+            yield number, self._value(number)
+            separator = self._next()
+            self.position += 1
+            if separator == "]":
+                self._finish()
+                return
+            if separator != ",":
+                raise self._error(number, f"expected , or ] after it, got {separator!r}", not separator)
+            number += 1
 
     def _finish(self) -> None:
         if self._next():
             raise ValueError(f"{self.name}: there is something after the end of the JSON list.")
+
+
+def _spans_lines(start: bytes) -> bool:
+    """Whether a file that begins like this holds objects written over several lines, or several on one."""
+    goes_on = len(start) >= _BLOCK_BYTES - len(codecs.BOM_UTF8)
+    text = start.decode("utf-8", "surrogateescape").lstrip(_SPACE)
+    line, ends, _ = text.partition("\n")
+    try:
+        json.loads(line)
+        return False
+    except RecursionError:
+        return False
+    except json.JSONDecodeError as error:
+        if not ends and goes_on and _is_cut(error, line):
+            return False  # one line, longer than what has been read
+    try:
+        _decode(text, 0)
+        return True
+    except RecursionError:
+        return False
+    except json.JSONDecodeError as error:
+        return goes_on and _is_cut(error, text)
+
+
+def _is_cut(error: json.JSONDecodeError, text: str) -> bool:
+    """Whether an error may come from the end of what has been read."""
+    return error.msg.startswith(_UNTERMINATED) or error.pos > len(text) - 12

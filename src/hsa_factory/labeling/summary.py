@@ -15,6 +15,7 @@ from .rule_set import RuleSet
 
 
 _LISTED = 20
+_COUNTERS = ("matches", "amounts", "notes", "untrained")
 KINDS = (*SemanticType.__members__, "default")
 
 
@@ -29,6 +30,9 @@ class Summary:
         untyped: Messages that nothing types.
         matches: How often each rule decided, by name.
         amounts: Characters or tokens by type's name; ``default`` for those that nothing types.
+        notes: What was changed or left out to make samples readable, by what it is.
+        untrained: Samples written that training is going to leave out, by the reason.
+        first_untrained: The first of each.
         skipped: Samples left out.
         problems: The first of them: where, and why.
     """
@@ -39,6 +43,9 @@ class Summary:
     untyped: int = 0
     matches: Counter = field(default_factory=Counter)
     amounts: Counter = field(default_factory=Counter)
+    notes: Counter = field(default_factory=Counter)
+    untrained: Counter = field(default_factory=Counter)
+    first_untrained: dict[str, str] = field(default_factory=dict)
     skipped: int = 0
     problems: list[str] = field(default_factory=list)
 
@@ -56,6 +63,11 @@ class Summary:
         else:
             self.untyped += 1
 
+    def leave_out(self, reason: str, where: str) -> None:
+        """Count a sample that training is going to leave out."""
+        self.untrained[reason] += 1
+        self.first_untrained.setdefault(reason, where)
+
     def skip(self, problem: str) -> None:
         """Count a sample that is left out."""
         self.skipped += 1
@@ -66,18 +78,19 @@ class Summary:
         """Add the counts of a chunk."""
         for name in ("samples", "given", "ruled", "untyped", "skipped"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.matches.update(other.matches)
-        self.amounts.update(other.amounts)
+        for name in _COUNTERS:
+            getattr(self, name).update(getattr(other, name))
+        self.first_untrained = other.first_untrained | self.first_untrained
         self.problems += other.problems[: _LISTED - len(self.problems)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
-        return {**vars(self), "matches": dict(self.matches), "amounts": dict(self.amounts)}
+        return {**vars(self), **{name: dict(getattr(self, name)) for name in _COUNTERS}}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Summary":
         """Read back what `to_dict` returned."""
-        counters = {name: Counter(values[name]) for name in ("matches", "amounts")}
+        counters = {name: Counter(values[name]) for name in _COUNTERS}
         return cls(**{**values, **counters})
 
 
@@ -103,6 +116,10 @@ def print_summary(console: Console, summary: Summary, rules: RuleSet, unit: str)
     ]
     console.print(f"{total:,} {unit}: {', '.join(shares) or 'none'}", highlight=False)
 
+    for note, count in summary.notes.items():
+        if count:
+            console.print(f"{note}: {count:,}", highlight=False, markup=False)
+
     table = Table(title="rules", title_justify="left")
     table.add_column("rule", overflow="fold")
     table.add_column("type")
@@ -117,6 +134,12 @@ def print_summary(console: Console, summary: Summary, rules: RuleSet, unit: str)
     if unmatched:
         listed = ", ".join(map(repr, unmatched))
         console.print(f"warning: these rules never matched: {listed}", highlight=False, markup=False)
+    if summary.untrained:
+        count = summary.untrained.total()
+        console.print(f"warning: training will leave out {count:,} samples:", highlight=False)
+        for reason, count in summary.untrained.items():
+            first = summary.first_untrained[reason]
+            console.print(f"  {count:,}: {reason} (first: {first})", highlight=False, markup=False)
     if summary.skipped:
         console.print(f"warning: {summary.skipped:,} samples were left out:", highlight=False)
         for problem in summary.problems:

@@ -8,7 +8,7 @@ from functools import cache
 def find_elements(text: str, names: Sequence[str]) -> list[tuple[int, int, int, int]]:
     """Find the outermost elements of some names, in order.
 
-    An element begins at an opening tag (attributes are allowed, ``<name/>`` is none) and ends at its closing tag;
+    An element begins at an opening tag (attributes are allowed, ``<name=value>`` too, ``<name/>`` is none) and ends at its closing tag;
     elements of the same name inside it are part of it. An element that is not closed reaches to the end of the text.
     A closing tag without an opening one is plain text. Elements of several names are looked for independently of each
     other, so theirs may overlap. Names are case-sensitive.
@@ -43,4 +43,4 @@ def find_elements(text: str, names: Sequence[str]) -> list[tuple[int, int, int, 
 @cache
 def _tag_pattern(name: str) -> re.Pattern[str]:
     # An attribute's value holds no < or >, so that "<a" in running text cannot swallow what follows it.
-    return re.compile(rf"<(?P<closing>/)?{re.escape(name)}(?:\s[^<>]*)?(?<!/)>")
+    return re.compile(rf"<(?P<closing>/)?{re.escape(name)}(?:[\s=][^<>]*)?(?<!/)>")

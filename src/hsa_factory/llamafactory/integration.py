@@ -42,7 +42,7 @@ def integrate(
 
     Args:
         hsa: The rules; True takes over those of the checkpoint, else the defaults; ``"saved"`` takes over those of the
-            checkpoint, and is no HSA if it has none. None: no HSA.
+            checkpoint, and is no HSA if it has none. False: no HSA; None: no HSA, and a warning if a checkpoint has it.
         feedback: None: labels stay as they are.
 
     Yields:
@@ -56,7 +56,7 @@ def integrate(
     if hsa is None and feedback is None:
         raise ValueError("integrate: give hsa, feedback or both.")
     if not isinstance(hsa, (HSAConfig, bool, type(None))) and hsa != SAVED:
-        raise ValueError(f"integrate: hsa = {hsa!r} is not allowed: an HSAConfig, true, {SAVED!r} or None.")
+        raise ValueError(f"integrate: hsa = {hsa!r} is not allowed: an HSAConfig, True, False, {SAVED!r} or None.")
     if VERSION not in SUPPORTED_VERSIONS:
         raise RuntimeError(
             f"LLaMA-Factory {VERSION} is not known to hsa-factory (known: {', '.join(SUPPORTED_VERSIONS)}). Install a "

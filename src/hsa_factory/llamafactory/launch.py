@@ -6,35 +6,50 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from llamafactory import launcher
 from llamafactory.extras.misc import get_device_count, is_env_enabled, use_ray
+from llamafactory.extras.packages import is_fastapi_available
 
 from ..config import FeedbackConfig, HSAConfig
-from ..training_file import TrainingFile, is_training_file, read_training_file
+from ..training_file import SAVED, TrainingFile, is_training_file, read_training_file
+from .board import board_seams
+from .data.tokenized_path import check_arrow_files
 from .integration import integrate
-from .model.checkpoint import SAVED
+from .model.checkpoint import has_saved_rules, starting_points
 from .options import NO_RAY, check_trainer
+from .plain_run import PlainRunCallback
+from .saved_files import check_models, with_whole_checkpoint
+from .seams import installed
 from .under_way import BeginningCallback, first_answer_begins
 
 
+if is_fastapi_available():
+    from .chat.api import api_seams
+
+
 _MODEL_COMMANDS = ("api", "chat", "export", "webchat", "webui")
+_ADDRESSES = {"api": "API_HOST", "webchat": "GRADIO_SERVER_NAME", "webui": "GRADIO_SERVER_NAME"}
+_LOCAL = "127.0.0.1"  # LLaMA-Factory's own default lets every machine of the network in
 _WORKER = str(Path(__file__).with_name("worker.py"))
 
 
 def train(path: str, overrides: Sequence[str]) -> None:
     """Train as `llamafactory-cli train FILE key=value …` does, with the file's `hsa` and `feedback` blocks.
 
+    Without an `hsa` block a run takes the rules saved beside the checkpoint, adapter or model it starts from, if any.
+
     Raises:
         ValueError: If the file or an option is not allowed.
         subprocess.CalledProcessError: If a process launched by torchrun fails.
     """
     training_file = read_training_file(path, overrides)
-    _check(training_file)
     if is_env_enabled("FORCE_TORCHRUN") or get_device_count() > 1:
+        _rules_to_train_with(training_file)  # what is wrong is said once, not by every process
         # LLaMA-Factory calls `torchrun` by name; it lies beside this Python even if no environment is activated.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         with _patched(launcher, "__file__", _WORKER), _argv("train", path, *overrides):
@@ -44,11 +59,20 @@ def train(path: str, overrides: Sequence[str]) -> None:
 
 
 def run(training_file: TrainingFile) -> None:
-    """Train in this process."""
+    """Train in this process.
+
+    Raises:
+        ValueError: If the file or an option is not allowed, or a file that the run reads is broken.
+    """
     from llamafactory.train.tuner import run_exp
 
-    with _integration(training_file.hsa, training_file.feedback):
-        run_exp(dict(training_file.args), callbacks=[BeginningCallback()])
+    training_file = replace(training_file, args=with_whole_checkpoint(training_file.args))
+    check_models(starting_points(training_file.args))
+    check_arrow_files(training_file.args.get("tokenized_path"))
+    hsa = _rules_to_train_with(training_file)
+    callbacks = [BeginningCallback()] if hsa else [BeginningCallback(), PlainRunCallback()]
+    with _integration(hsa, training_file.feedback):
+        run_exp(dict(training_file.args), callbacks=callbacks)
 
 
 def pass_on(command: str, arguments: Sequence[str]) -> None:
@@ -58,35 +82,75 @@ def pass_on(command: str, arguments: Sequence[str]) -> None:
     """
     hsa: HSAConfig | bool | str | None = SAVED if command in _MODEL_COMMANDS else None
     if not arguments or not is_training_file(arguments[0]):
-        with _integration(hsa, None), first_answer_begins(), _argv(command, *arguments), _undisturbed(command):
-            launcher.launch()
+        _launch(command, arguments, hsa, None)
         return
 
     training_file = read_training_file(arguments[0], arguments[1:])
-    if training_file.hsa is not None or training_file.hsa_off:
-        hsa = training_file.hsa
+    check_models(starting_points(training_file.args))
+    if hsa is not None or training_file.hsa is not None:
+        hsa = training_file.asked_for
     with tempfile.TemporaryDirectory() as directory:
         plain = Path(directory) / "arguments.yaml"
         plain.write_text(yaml.safe_dump(training_file.args, allow_unicode=True), encoding="utf-8")
-        with (
-            _integration(hsa, training_file.feedback),
-            first_answer_begins(),
-            _argv(command, str(plain)),
-            _undisturbed(command),
-        ):
-            launcher.launch()
+        _launch(command, [str(plain)], hsa, training_file.feedback)
 
 
-def _integration(hsa: HSAConfig | bool | str | None, feedback: FeedbackConfig | None) -> Any:
-    return nullcontext() if hsa is None and feedback is None else integrate(hsa, feedback)
+def _launch(
+    command: str, arguments: Sequence[str], hsa: HSAConfig | bool | str | None, feedback: FeedbackConfig | None
+) -> None:
+    board = installed(board_seams()) if command == "webui" else nullcontext()
+    with (
+        _integration(hsa, feedback, command),
+        first_answer_begins(),
+        board,
+        _argv(command, *arguments),
+        _around(command),
+    ):
+        launcher.launch()
 
 
-def _check(training_file: TrainingFile) -> None:
-    if training_file.is_plain:
+def _integration(hsa: HSAConfig | bool | str | None, feedback: FeedbackConfig | None, command: str = "train") -> Any:
+    if hsa or feedback is not None:
+        return integrate(hsa, feedback)
+    if command == "api" and is_fastapi_available():
+        return installed(api_seams())  # a server is as careful without HSA
+    return nullcontext()
+
+
+def _rules_to_train_with(training_file: TrainingFile) -> HSAConfig | bool | str:
+    """Return what a file asks for; False where it does not say and nothing was saved: then it is a plain file.
+
+    Raises:
+        ValueError: If it is not plain, and its trainer is not LLaMA-Factory's own.
+    """
+    args, hsa = training_file.args, training_file.asked_for
+    if hsa == SAVED and not has_saved_rules(starting_points(args)):
+        hsa = False
+    if hsa or training_file.feedback is not None:
+        check_trainer(args)
+        if use_ray() or args.get("use_ray"):
+            raise ValueError(NO_RAY)
+    return hsa
+
+
+@contextmanager
+def _around(command: str) -> Any:
+    with _undisturbed(command), _local(command):
+        yield
+
+
+@contextmanager
+def _local(command: str) -> Any:
+    """Let a server listen on this machine only, unless the environment names an address."""
+    variable = _ADDRESSES.get(command)
+    if variable is None or os.environ.get(variable):
+        yield
         return
-    check_trainer(training_file.args)
-    if use_ray() or training_file.args.get("use_ray"):
-        raise ValueError(NO_RAY)
+    os.environ[variable] = _LOCAL
+    try:
+        yield
+    finally:
+        del os.environ[variable]
 
 
 @contextmanager

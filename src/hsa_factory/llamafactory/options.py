@@ -49,7 +49,7 @@ def check_stage(stage: str) -> None:
     if stage not in SUPPORTED_STAGES:
         raise ValueError(
             f"HSA and Feedback support `stage: sft`, not `stage: {stage}` yet. Remove the hsa and feedback blocks to run "
-            "it with plain LLaMA-Factory."
+            "it with plain LLaMA-Factory; on a model that was trained with HSA also write `hsa: false`."
         )
 
 
@@ -67,7 +67,7 @@ def check_trainer(args: Any) -> None:
         if is_env_enabled(variable):
             raise ValueError(
                 f"{variable} is set: HSA and Feedback work with LLaMA-Factory's standard trainer only. Unset it, or remove "
-                "the hsa and feedback blocks."
+                "the hsa and feedback blocks; on a model that was trained with HSA also write `hsa: false`."
             )
     if isinstance(args, Mapping):
         _refuse(_OTHER_TRAINERS, SimpleNamespace(**args))

@@ -4,7 +4,6 @@ from typing import Any
 
 from ..attention.api import check_backend
 from ..config import FeedbackConfig, HSAConfig
-from ..labeling.formats import DatasetFormat
 from .data.report import DataReport
 from .model.checkpoint import resolve_config
 from .model.feedback_token import FeedbackToken, ensure_token
@@ -25,11 +24,13 @@ class Integration:
 
     Attributes:
         hsa: The rules asked for; True: those of the checkpoint, or the defaults; `SAVED`: those of the checkpoint, or
-            no HSA. None: no HSA.
+            no HSA. False: no HSA; None: no HSA, and a checkpoint that has it is warned of.
         hsa_config: The rules of the run; before `resolve` what can be said without a checkpoint. None: no HSA.
         feedback_config: None: labels stay as they are.
         feedback_token: The feedback token in the run's tokenizer; None before it is known, and without Feedback.
-        layout: Of the data set being loaded.
+        loading: LLaMA-Factory's attributes of the data set being loaded.
+        cache_dir: Where data sets are cached; None: where `datasets` does.
+        media: Types of the media columns of the data set being tokenized, by name.
         report: Counts per data set.
         aligned: The converted samples of each data set, by name.
         shows_example: Whether LLaMA-Factory prints an example of the prepared data, as it does in training.
@@ -42,7 +43,9 @@ class Integration:
             check_backend(self.hsa_config.backend)
         self.feedback_config = feedback
         self.feedback_token: FeedbackToken | None = None
-        self.layout = DatasetFormat()
+        self.loading: Any = None
+        self.cache_dir: str | None = None
+        self.media: dict[str, Any] = {}
         self.report = DataReport()
         self.aligned: dict[str, Any] = {}
         self.shows_example = True
@@ -66,7 +69,7 @@ class Integration:
         Raises:
             ValueError: If a checkpoint was made with other rules than the ones asked for.
         """
-        if self.hsa and self._resolved_for is not model_args:
+        if self._resolved_for is not model_args:
             self.hsa_config = resolve_config(self.hsa, model_args, training_args)
             self._resolved_for = model_args
         return self.hsa_config

@@ -22,6 +22,7 @@ from .forward_hooks import (
 )
 from .forward_pass import HSAState
 from .generation.generate import install_generate, remove_generate
+from .model_card import mentions_hsa
 from .saving import install_before_forward, install_before_state_dict, install_saving, remove_saving
 from .text_model import TextModel, find_text_model, has_stateful_layers, sliding_windows, unwrap, wrapping
 
@@ -122,6 +123,11 @@ def saved_config(model: nn.Module) -> HSAConfig | None:
         logger.info(f"HSA configuration found in {place}.")
         return config
 
+    if place and mentions_hsa(place):
+        logger.warning(
+            f"enable_hsa without a configuration: {place} was trained with HSA, but its {CONFIG_NAME} is missing, and the "
+            "defaults are used. Copy the file from where the model was trained, or give enable_hsa the rules."
+        )
     if hasattr(model, "peft_config"):
         logger.warning(
             "enable_hsa without a configuration on a PEFT model: the defaults are used. The adapter's own is read with "

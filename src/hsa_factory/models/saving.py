@@ -1,8 +1,9 @@
-"""``hsa_config.json`` beside whatever is saved of a model with HSA: the model itself, or adapters put on it later."""
+"""What lies beside whatever is saved of a model with HSA: ``hsa_config.json``, and a word on HSA for others."""
 
 import functools
 import os
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
@@ -10,13 +11,16 @@ from transformers import PreTrainedModel
 
 from .forward_pass import HSAState
 from .instance_method import put_back
+from .model_card import noted, write_card_section
 
 
 _NAME = "save_pretrained"
 
 
 class SaveWithConfig:
-    """Somebody's `save_pretrained` that writes ``hsa_config.json`` too, as long as HSA is on.
+    """Somebody's `save_pretrained` that also says which rules belong to the weights, as long as HSA is on.
+
+    ``hsa_config.json`` holds them; config.json and the model card tell people, and programs that do not know HSA.
 
     Args:
         owner: A model, or the configuration of an adapter, which is saved with each adapter.
@@ -35,9 +39,11 @@ class SaveWithConfig:
         return functools.partial(type(self.owner).save_pretrained, self.owner)
 
     def __call__(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
-        result = self.former(save_directory, *args, **kwargs)
+        with noted(getattr(self.owner, "config", None)) if self.state.is_on else nullcontext():
+            result = self.former(save_directory, *args, **kwargs)
         if self.state.is_on and kwargs.get("is_main_process", True):
             self.state.config.save_pretrained(save_directory)
+            write_card_section(save_directory, self.state.config)
         return result
 
 

@@ -130,18 +130,24 @@ def _all_typed(token_ids: Sequence[int]) -> TypeGuard[Sequence[TypedTokenId]]:
     return int not in set(map(type, token_ids))
 
 
-def fill_types(token_ids: Sequence[int]) -> list[TypedTokenId]:
+def fill_types(token_ids: Sequence[int], otherwise: int | None = None) -> list[TypedTokenId]:
     """Give ids that carry nothing what the id before them carries (but for its tag), or else the next; see `count_plain`.
 
+    Args:
+        token_ids: Of one message, or of several.
+        otherwise: Type of all ids if none carries anything: that of the message, where it has no text of its own.
+
     Raises:
-        ValueError: If no id carries anything.
+        ValueError: If no id carries anything and `otherwise` is None.
     """
     if _all_typed(token_ids):
         return list(token_ids)
 
     carrier = next((token for token in token_ids if isinstance(token, TypedTokenId)), None)
     if carrier is None:
-        raise ValueError("None of these token ids carries a semantic type.")
+        if otherwise is None:
+            raise ValueError("None of these token ids carries a semantic type.")
+        return type_token_ids(token_ids, otherwise)
 
     filled: list[TypedTokenId] = []
     for token in token_ids:

@@ -12,7 +12,8 @@ from hsa_factory.attention.layer_rules import LayerRules
 from hsa_factory.attention.plan import AttentionPlan
 from hsa_factory.inspection.sight import describe_sight
 from hsa_factory.llamafactory.data.report import DataReport, DatasetAccount, serialize_accounts
-from hsa_factory.llamafactory.data.sight import SeenTokens, Turns, kept_lengths, last_seen
+from hsa_factory.llamafactory.data.sight import SeenTokens, Turns, last_seen
+from hsa_factory.llamafactory.data.truncation import kept_lengths
 
 
 MEDIA, MARKER, OPENING = 7, 8, [1, 2]
@@ -135,8 +136,9 @@ def test_lengths_are_those_that_llamafactory_leaves(lf, from_end, cutoff_len, tm
     lengths = np.diff(bounds).tolist()
     assert len(lengths) == 8 and (from_end or labels[bounds[1]] != -100)
 
-    kept = kept_lengths(lengths, 0, cutoff_len, from_end)
-    turns = list(zip(bounds[:-1], kept if not from_end else [0] * (8 - len(kept)) + kept))
+    pairs = [([0] * prompt, [0] * response) for prompt, response in zip(lengths[::2], lengths[1::2])]
+    kept = sorted(kept_lengths(pairs, 0, cutoff_len, from_end))
+    turns = [(bounds[2 * k + side], length) for k, *both in kept for side, length in enumerate(both)]
     assert [ids[k] for start, length in turns for k in range(start, start + length)] == prepared.rows()[0]["input_ids"]
 
 

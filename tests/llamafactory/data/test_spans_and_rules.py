@@ -462,14 +462,6 @@ def test_a_changed_file_is_read_again(lf, tmp_path):
         assert types_by_mark(lf, lf.prepare(lf.args(tmp_path, "data"), HSAConfig()))[1] == number
 
 
-def test_a_file_that_is_broken_otherwise_gives_its_own_error(lf, tmp_path):
-    from datasets.exceptions import DatasetGenerationError
-
-    lf.write_data(tmp_path, data=[[lf.say("user", "<m0>", "NOISE"), lf.say("assistant", {"a": 1}, "NOISE")]])
-    with pytest.raises(DatasetGenerationError):
-        lf.prepare(lf.args(tmp_path, "data"), HSAConfig())
-
-
 # -- labelled files --------------------------------------------------------------------------------------------
 
 

@@ -90,3 +90,11 @@ def test_a_text_that_is_too_long_for_the_model_is_warned_of(lf, caplog, monkeypa
     ids = TextEncoder(tokenizer).encode(text)
     assert len(ids) > 5 and ids == lf.new_tokenizer().encode(text, add_special_tokens=False)
     assert "longer than the specified maximum sequence length" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["encode", "encode_with_offsets"])
+def test_half_a_character_is_named(tokenizers, name):
+    with pytest.raises(ValueError, match=r"the text 'take \\ud83d it' holds half a character"):
+        getattr(TextEncoder(tokenizers[0]), name)("take \ud83d it")
+    with pytest.raises(TypeError):
+        getattr(TextEncoder(tokenizers[0]), name)(5)

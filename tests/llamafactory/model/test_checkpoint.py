@@ -1,5 +1,6 @@
 """The rules of a run, settled with those saved beside the checkpoints that it starts from."""
 
+import logging
 from types import SimpleNamespace
 
 import llamafactory.train.sft.workflow as workflow
@@ -46,8 +47,11 @@ def test_true_takes_over_the_rules_of_the_checkpoint(tmp_path, checkpoint, kind)
 
 def test_checkpoints_that_disagree_with_each_other(tmp_path, checkpoint):
     HSAConfig(noise_window=9).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ValueError, match="noise_window: 7 there, 9 here"):
-        resolve_config(True, *places(model=checkpoint, adapters=[str(tmp_path / "adapter")]))
+    for hsa in (True, "saved"):
+        with pytest.raises(
+            ValueError, match="than '.*adapter', .*noise_window: 7 there, 9 here.*remove the hsa_config"
+        ):
+            resolve_config(hsa, *places(model=checkpoint, adapters=[str(tmp_path / "adapter")]))
 
 
 def test_a_checkpoint_made_without_hsa_cannot_be_resumed(tmp_path):
@@ -58,6 +62,39 @@ def test_a_checkpoint_made_without_hsa_cannot_be_resumed(tmp_path):
                 ValueError, match="checkpoint-3' to resume from was made without HSA.*overwrite_output"
             ):
                 resolve_config(hsa, *places(model=tmp_path, resume=resume, output=tmp_path / "out"))
+
+
+@pytest.mark.parametrize("kind", ["model", "adapters", "resume"])
+def test_saved_rules_are_taken_over_and_said(tmp_path, checkpoint, kind, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("hsa_factory"), "propagate", True)
+    caplog.set_level("INFO", "hsa_factory")
+    where = {"model": tmp_path, kind: [checkpoint] if kind == "adapters" else checkpoint}
+    assert resolve_config("saved", *places(**where)) == HSAConfig(noise_window=7, default_type="NOISE")
+    assert f"taken over from {checkpoint}. `hsa: false` runs it without HSA." in caplog.text
+    caplog.clear()
+    assert resolve_config(False, *places(**where)) is None and not caplog.text
+    assert resolve_config(None, *places(**where)) is None
+    assert f"{checkpoint} was made with HSA, and this run has none" in caplog.text
+    assert resolve_config("saved", *places(model=tmp_path)) is None
+
+
+def test_a_plain_run_is_not_resumed_with_the_rules_of_its_model(tmp_path, checkpoint):
+    (tmp_path / "out" / "checkpoint-3").mkdir(parents=True)
+    where = {"resume": str(tmp_path / "out" / "checkpoint-3")}
+    with pytest.raises(ValueError, match="made without HSA.*was made with HSA: resume the run with `hsa: false`"):
+        resolve_config("saved", *places(model=checkpoint, **where))
+    assert resolve_config("saved", *places(model=tmp_path, **where)) is None
+
+
+@pytest.mark.parametrize(("hsa", "said"), [(True, "the defaults are used"), ("saved", "it runs without HSA")])
+def test_rules_that_are_lost_are_warned_of(tmp_path, checkpoint, hsa, said, caplog):
+    (tmp_path / "checkpoint" / "config.json").write_text('{"hsa": "a note"}')
+    (tmp_path / "checkpoint" / "hsa_config.json").unlink()
+    resolve_config(hsa, *places(model=checkpoint))
+    assert f"hsa_config.json is missing, and {said}" in caplog.text
+    caplog.clear()
+    resolve_config(HSA, *places(model=checkpoint))
+    assert not caplog.text
 
 
 def test_resuming_the_last_checkpoint(tmp_path):

@@ -71,6 +71,9 @@ def test_training_saves_the_rules_beside_every_checkpoint(lf, request, kind, tun
     for place in places:
         assert HSAConfig.from_pretrained(place) == HSA
         assert (place / ("adapter_config.json" if tuning else "config.json")).is_file()
+        card = (place / "README.md").read_text("utf-8")
+        assert card.count("## Hierarchical Semantic Attention") == 1 and "- `noise_window`: 5\n" in card
+    assert "is a fine-tuned version" in (places[0] / "README.md").read_text("utf-8")  # written anew at the end
 
     report = json.loads((places[0] / "hsa_report.json").read_text("utf-8"))
     assert report["hsa"] == json.loads(json.dumps(HSA.to_dict()))
@@ -108,6 +111,35 @@ def test_hsa_alone_and_feedback_alone(lf, text):
         for settings in ((HSA, FEEDBACK), (HSA, None), (None, FEEDBACK), (None, None))
     )
     assert len({round(loss, 5) for loss in (both, hsa, feedback, plain)}) == 4
+
+
+def test_trained_on_by_a_file_that_does_not_say(lf, text, tmp_path, monkeypatch):
+    """The rules of the model go on with it; switched off on purpose, nothing says any more that there are some."""
+    monkeypatch.delenv("FORCE_TORCHRUN", raising=False)
+    first, second = Path(text["output_dir"]), tmp_path / "second"
+    lf.train({**text, "max_steps": 1}, HSA)
+    args = {
+        **text,
+        "max_steps": 1,
+        "model_name_or_path": str(first),
+        "output_dir": str(second),
+        "save_strategy": "steps",
+    }
+    expected = lf.train(args | {"output_dir": str(tmp_path / "expected")}, True)
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(args), "utf-8")
+
+    assert cli.main(["train", str(tmp_path / "train.yaml")]) == 0
+    assert lf.losses(second) == expected
+    places = [second, second / "checkpoint-1"]
+    assert [HSAConfig.from_pretrained(place) for place in places] == [HSA, HSA]
+    assert all("hsa" in json.loads((place / "config.json").read_text("utf-8")) for place in places)
+
+    assert cli.main(["train", str(tmp_path / "train.yaml"), "hsa=false"]) == 0
+    assert lf.losses(second) != expected
+    for place in places:
+        assert not (place / "hsa_config.json").exists()
+        assert "hsa" not in json.loads((place / "config.json").read_text("utf-8"))
+        assert "## Hierarchical Semantic" not in (place / "README.md").read_text("utf-8")
 
 
 def test_feedback_alone_saves_no_rules(lf, text):

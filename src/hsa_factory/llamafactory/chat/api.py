@@ -1,5 +1,6 @@
 """LLaMA-Factory's OpenAI-style server: `semantic_type` as a field of a message, and errors that reach the client."""
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -7,8 +8,6 @@ from typing import Any
 import llamafactory.api.app
 import llamafactory.api.chat
 from fastapi import HTTPException
-from fastapi.responses import JSONResponse
-from llamafactory.api.protocol import ChatCompletionRequest, ChatMessage, MultimodalInputItem
 from llamafactory.chat.hf_engine import HuggingfaceEngine
 from llamafactory.extras import logging
 
@@ -17,28 +16,21 @@ from ...semantics import SemanticType
 from ...typed.text import TypedText
 from ..data.template import TYPE_KEY
 from ..seams import Seam
+from .request import (
+    CheckedScoreEvaluationRequest,
+    TypedChatCompletionRequest,
+    TypedChatMessage,
+    TypedInputItem,
+    check_request,
+    join_tool_messages,
+)
+from .server import error_body, harden
+from .tool_messages import REPLIES_KEY
 
+
+__all__ = ["TypedChatCompletionRequest", "TypedChatMessage", "TypedInputItem", "api_seams", "read_types"]
 
 logger = logging.get_logger(__name__)
-
-
-class TypedInputItem(MultimodalInputItem):
-    """A part of a message; its type is only known to be refused."""
-
-    semantic_type: Any = None
-
-
-class TypedChatMessage(ChatMessage):
-    """A message that may have a semantic type; which values are allowed is checked later, to answer with a reason."""
-
-    content: str | list[TypedInputItem] | None = None
-    semantic_type: Any = None
-
-
-class TypedChatCompletionRequest(ChatCompletionRequest):
-    """A request with such messages."""
-
-    messages: list[TypedChatMessage]
 
 
 def api_seams() -> list[Seam]:
@@ -46,7 +38,8 @@ def api_seams() -> list[Seam]:
     app = llamafactory.api.app
     return [
         Seam(app, "ChatCompletionRequest", TypedChatCompletionRequest, is_call=False),
-        Seam(app, "create_app", _create_app),
+        Seam(app, "ScoreEvaluationRequest", CheckedScoreEvaluationRequest, is_call=False),
+        Seam(app, "create_app", lambda original, chat_model: harden(original(chat_model))),
         Seam(app, "create_chat_completion_response", _answer),
         Seam(app, "create_stream_chat_completion_response", _answer_in_pieces),
         Seam(llamafactory.api.chat, "_process_request", _process_request),
@@ -83,26 +76,11 @@ def _check_types(request: Any, chat_model: Any) -> None:
         raise HTTPException(400, detail="semantic_type: this server's model has no HSA. Send messages without it.")
 
 
-def _create_app(original: Any, chat_model: Any) -> Any:
-    """Make the server; its errors also have the form that OpenAI's clients show."""
-    app = original(chat_model)
-    app.add_exception_handler(HTTPException, _error_response)
-    return app
-
-
-async def _error_response(request: Any, error: HTTPException) -> JSONResponse:
-    body = {"detail": error.detail, **_error_body(error.detail, error)}
-    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
-
-
-def _error_body(message: Any, error: Exception) -> dict[str, Any]:
-    return {"error": {"message": message, "type": type(error).__name__}}
-
-
 async def _answer(original: Any, request: Any, chat_model: Any) -> Any:
     """Answer at once; what is wrong with the request is said to the client instead of an internal error."""
-    _check_types(request, chat_model)
+    _check_request(request, chat_model)
     try:
+        await _read(request)
         return await original(request, chat_model)
     except ValueError as error:
         logger.warning_rank0(f"Refused a request: {error}")
@@ -110,33 +88,66 @@ async def _answer(original: Any, request: Any, chat_model: Any) -> Any:
 
 
 def _answer_in_pieces(original: Any, request: Any, chat_model: Any) -> AsyncGenerator[str, None]:
-    """Check the types before the answer begins: after that no status can be sent any more."""
-    _check_types(request, chat_model)
-    return _with_errors(original(request, chat_model))
+    """Check the request before the answer begins: after that no status can be sent any more."""
+    _check_request(request, chat_model)
+    return _with_errors(original, request, chat_model)
 
 
-async def _with_errors(pieces: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
-    """Pass a stream on; if it fails, end it with an error in the form that OpenAI's clients know."""
+async def _with_errors(original: Any, request: Any, chat_model: Any) -> AsyncGenerator[str, None]:
+    """Answer piece by piece; if that fails, end the stream with an error in the form that OpenAI's clients know."""
+    pieces = original(request, chat_model)
     try:
+        await _read(request)
         async for piece in pieces:
             yield piece
     except Exception as error:
         detail = error.detail if isinstance(error, HTTPException) else str(error)
         logger.error(f"A stream ended with an error: {detail}")
-        yield json.dumps(_error_body(detail, error))
+        yield json.dumps(error_body(detail, error))
         yield "[DONE]"
     finally:
         await pieces.aclose()
 
 
+def _check_request(request: Any, chat_model: Any) -> None:
+    check_request(request)
+    _check_types(request, chat_model)
+
+
+async def _read(request: Any) -> None:
+    """Let LLaMA-Factory read a request in a thread: large media and slow hosts hold up no other client.
+
+    Raises:
+        HTTPException: 400, if it cannot.
+    """
+    if not isinstance(request, TypedChatCompletionRequest):  # made by LLaMA-Factory's own class, outside a server
+        return
+    try:
+        request._read = await asyncio.to_thread(llamafactory.api.chat._process_request, request)
+    except HTTPException:
+        raise
+    except Exception as error:
+        logger.warning_rank0(f"Refused a request: {error!r}")
+        raise HTTPException(400, detail=f"The request cannot be read: {error}") from error
+
+
 def _process_request(original: Any, request: Any) -> Any:
-    """Carry the types from the request to the messages that the engine gets."""
+    """Carry the types from the request to the messages that the engine gets; replies of parallel calls become one."""
+    if getattr(request, "_read", None) is not None:
+        return request._read
     types = read_types(request)
+    joined = join_tool_messages(request.messages)
+    request = request.model_copy(update={"messages": [message for message, _ in joined]})
     messages, system, *rest = original(request)
-    before = len(types) - len(messages)  # LLaMA-Factory takes the system message out
-    for message, kind in zip(messages, types[before:]):
-        if kind is not None:
-            message[TYPE_KEY] = int(kind)
+    before = len(joined) - len(messages)  # LLaMA-Factory takes the system message out
     if before and system and types[0] is not None:
         system = TypedText(system, int(types[0]))
+    place = before
+    for message, (_, lengths) in zip(messages, joined[before:]):
+        own = [None if kind is None else int(kind) for kind in types[place : place + len(lengths)]]
+        place += len(lengths)
+        if len(lengths) > 1:
+            message[REPLIES_KEY] = list(zip(lengths, own))
+        elif own[0] is not None:
+            message[TYPE_KEY] = own[0]
     return (messages, system, *rest)

@@ -1,7 +1,7 @@
 """LLaMA-Factory's engine for chat, api and webchat: every prompt has types, and no stream hangs or overlaps."""
 
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -16,18 +16,22 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ...config import HSAConfig
 from ...labeling.conversation import type_conversation
-from ...labeling.matching import Message
+from ...labeling.matching import Message, label_messages
 from ...labeling.rule_set import RuleSet
+from ...models.cache.turns import turn_options
 from ...models.enable import get_state
 from ...models.generation.generate import generation_lock
 from ...models.generation.rule_tagger import make_tagger
 from ...semantics import SemanticType
 from ...typed.ids import TypedTokenId, fill_types, semantic_ids_of
-from ..data.template import PLACEHOLDERS, TEXT_KEY, TYPE_KEY, typed_template
+from ...typed.text import TypedText
+from ..data.template import PLACEHOLDERS, TEXT_KEY, typed_template
 from ..model.loader import load_model_seam
 from ..options import check_serving
 from ..seams import Seam
 from ..state import Integration
+from .tool_messages import REPLIES_KEY, join_replies, split_replies, with_readable_arguments
+from .turns import number_prompt
 
 
 logger = logging.get_logger(__name__)
@@ -68,6 +72,7 @@ def chat_seams(state: Integration) -> list[Seam]:
         Seam(llamafactory.chat.chat_model, "get_infer_args", partial(_get_infer_args, state)),
         load_model_seam(engine, state),
         Seam(engine.HuggingfaceEngine, "_process_args", _process_args),
+        Seam(engine.HuggingfaceEngine, "_stream_chat", _encode_in_thread),
         Seam(engine.HuggingfaceEngine, "stream_chat", _stream_chat),
         Seam(engine, "Thread", _make_thread),
     ]
@@ -97,30 +102,45 @@ def _process_args(
     audios: list[Any] | None = None,
     input_kwargs: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Any], int]:
-    """Encode a conversation with types, and hand them to `generate`."""
+    """Encode a conversation with types and turns, and hand them to `generate`."""
     input_kwargs = dict(input_kwargs or {})
     control: StreamControl | None = input_kwargs.pop(_CONTROL_KEY, None)
     media = (images, videos, audios)
     hsa = get_state(model)
     prompt: list[int] = []
+    messages = with_readable_arguments(messages, template)
     if hsa is not None:
         template = typed_template(template, hsa.config.default)
         template.on_prompt = prompt.extend
         messages, system = type_messages(_with_placeholders(messages, media), system, hsa.config)
 
-    gen_kwargs, prompt_length = original(
-        model, tokenizer, processor, template, generating_args, messages, system, tools, *media, input_kwargs
-    )
+    try:
+        gen_kwargs, prompt_length = original(
+            model, tokenizer, processor, template, generating_args, messages, system, tools, *media, input_kwargs
+        )
+    except (ValueError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a template, a tool format or a processor cannot take what it was given
+        calls = " A tool call must be JSON with `name` and `arguments`." if _has_calls(messages) else ""
+        raise ValueError(f"This conversation cannot be encoded: {error!r}.{calls}") from error
     if hsa is not None:
         semantic_ids = semantic_ids_of(_with_prefix(prompt, gen_kwargs["inputs"][0].tolist())).astype("int64")
-        roles = ["system"] * bool(system) + [message["role"] for message in messages]
+        roles = ["system"] * bool(system)
+        roles += [message["role"] for message in messages for _ in message.get(REPLIES_KEY, range(1))]
         gen_kwargs["tagger"] = make_tagger(hsa.config, tokenizer, roles)
         gen_kwargs["semantic_ids"] = torch.from_numpy(semantic_ids)[None].to(model.device)
+        if turn_options(hsa.config):
+            turns = number_prompt(messages, template.lengths, len(prompt), len(semantic_ids) - len(prompt))
+            gen_kwargs["turn_ids"] = torch.tensor([turns], device=model.device)
     if control is not None:
         gen_kwargs["stopping_criteria"] = StoppingCriteriaList([control])
         if hsa is not None:
             control.turn = generation_lock(hsa)
     return gen_kwargs, prompt_length
+
+
+def _has_calls(messages: list[dict[str, Any]]) -> bool:
+    return any(message.get("role") == "function" for message in messages)
 
 
 async def _stream_chat(original: Any, engine: Any, *args: Any, **input_kwargs: Any) -> AsyncGenerator[str, None]:
@@ -135,6 +155,19 @@ async def _stream_chat(original: Any, engine: Any, *args: Any, **input_kwargs: A
         await stream.aclose()
     if control.error is not None:
         raise control.error
+
+
+def _encode_in_thread(original: Any, *args: Any) -> Callable[[], str]:
+    """Encode with the first piece that is asked for, which happens in a thread: no other client has to wait for it."""
+    stream: Callable[[], str] | None = None
+
+    def next_piece() -> str:
+        nonlocal stream
+        if stream is None:
+            stream = original(*args)
+        return stream()
+
+    return next_piece
 
 
 def _make_thread(original: Any, *args: Any, target: Any, kwargs: dict[str, Any], **options: Any) -> Any:
@@ -172,25 +205,39 @@ def type_messages(
     Raises:
         ValueError: If a message has no text, or a type is not valid.
     """
-    read = []
+    read: list[list[Message]] = [[Message("system", system, getattr(system, "semantic_type", None))]] if system else []
     for number, message in enumerate(messages):
+        where = f"message {number} ({message.get('role')})"
         if not isinstance(message.get("content"), str):
-            raise ValueError(f"message {number} ({message.get('role')}): content must be a text.")
-        given = message.get(TYPE_KEY)
+            raise ValueError(f"{where}: content must be a text.")
         try:
-            given = None if given is None else int(SemanticType.parse(given))
+            read.append(split_replies(message))
+            for reply in read[-1]:
+                given = reply.semantic_type
+                reply.semantic_type = None if given is None else int(SemanticType.parse(given))
         except ValueError as error:
-            raise ValueError(f"message {number} ({message.get('role')}): {error}") from None
-        read.append(Message(message["role"], message["content"], given))
-    if system:
-        read.insert(0, Message("system", system, getattr(system, "semantic_type", None)))
+            raise ValueError(f"{where}: {error}") from None
 
     rules = RuleSet.parse(config.rules) if config.rules is not None else None
-    texts = type_conversation(read, rules, config.default, config.generated)
+    texts = _type_all(read, rules, config)
     if system:
         system = texts.pop(0)
     typed = [{**message, "content": text, TEXT_KEY: text} for message, text in zip(messages, texts)]
     return typed, system
+
+
+def _type_all(turns: list[list[Message]], rules: RuleSet | None, config: HSAConfig) -> list[TypedText]:
+    """Type a conversation; of a turn of several replies each is typed by itself, then they are joined."""
+    flat = [message for turn in turns for message in turn]
+    texts = type_conversation(flat, rules, config.default, config.generated)
+    if len(flat) == len(turns):
+        return texts
+    typings, joined, place = label_messages(flat, rules), [], 0
+    for turn in turns:
+        own = slice(place, place + len(turn))
+        place += len(turn)
+        joined.append(texts[own][0] if len(turn) == 1 else join_replies(texts[own], typings[own], int(config.default)))
+    return joined
 
 
 def _with_placeholders(messages: list[dict[str, Any]], media: tuple) -> list[dict[str, Any]]:

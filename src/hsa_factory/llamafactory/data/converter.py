@@ -15,9 +15,23 @@ from ...labeling.formats import DatasetFormat, SampleMessage, read_sample, type_
 from ...labeling.matching import MessageTypes
 from ...labeling.rule import MEDIA
 from ...labeling.rule_set import RuleSet
+from ...labeling.trainable import as_texts, check_content, parse_weight
 from ...semantics import SemanticType
 from ...typed.spans import Span, encode_spans, fill_gaps, shift
+from .aligned import (
+    INDEX_COLUMN,
+    MEDIA_COLUMNS,
+    RULES_COLUMN,
+    SOURCE_COLUMN,
+    SPANS_KEY,
+    SYSTEM_SPANS_COLUMN,
+    SYSTEM_TYPE_COLUMN,
+    TYPED_COLUMN,
+)
+from .json_files import JSON_COLUMN, PLACE_COLUMN, parse_row
+from .media_files import MediaError, local_file, shorten
 from .template import TURN_KEY, TYPE_KEY, WEIGHT_KEY
+from .trajectories import read_whole
 
 
 if TYPE_CHECKING:
@@ -26,13 +40,6 @@ else:
     MixedInto = object
 
 
-INDEX_COLUMN = "_hsa_index"  # the sample's number in its data set, before and after conversion
-SOURCE_COLUMN = "_hsa_dataset"
-SYSTEM_TYPE_COLUMN = "_hsa_system_type"
-SYSTEM_SPANS_COLUMN = "_hsa_system_spans"
-TYPED_COLUMN = "_hsa_typed_messages"
-RULES_COLUMN = "_hsa_rules"
-SPANS_KEY = "spans"  # of a converted message
 REPLY_JOINT = "\n</tool_response>\n<tool_response>\n"  # what LLaMA-Factory puts between the replies of parallel calls
 _PLACEHOLDER = re.compile(f"<({'|'.join(MEDIA)})>")
 
@@ -66,27 +73,39 @@ class TypedConverterMixin(MixedInto):
 
     default_type: int
     rules: RuleSet | None
+    cache_dir: str | None
+    are_paths: bool
+    has_frames: bool
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
         where = f"dataset {self._name!r}, sample {example.get(INDEX_COLUMN, '?')}"
-        dataset_format = self._format
+        place = f" ({example[PLACE_COLUMN]})" if PLACE_COLUMN in example else ""
         matches = Counter(dict.fromkeys(self.rules.names, 0)) if self.rules is not None else None
+        notes: Counter[str] = Counter()
         try:
-            turns = read_sample(example, dataset_format)
-            system, aligned = self._align_all(turns, type_sample(turns, dataset_format, self.rules, matches))
+            sample = self._read(example, notes)
+            turns = read_sample(sample, self._format)
+            system, aligned = self._align_all(turns, type_sample(turns, self._format, self.rules, matches))
         except ValueError as error:
-            raise ValueError(f"{where}, {error}") from None
+            raise ValueError(f"{where}, {error}{place}") from None
         try:
-            output = super().__call__(_with_joined_parts(example, turns, dataset_format))
+            output = super().__call__(_with_joined_parts(sample, turns, self._format))
+            self._place_media(output, sample, turns)
+            self._check_media(output)
+        except (MediaError, FileNotFoundError) as error:
+            raise type(error)(f"{where}: {error}{place}") from None
         except Exception as error:
-            raise ValueError(f"{where}: the sample does not have the expected format ({error!r}).") from error
+            problem = shorten(repr(error))
+            raise ValueError(f"{where}: the sample does not have the expected format ({problem}).{place}") from error
 
         messages = output["_prompt"] + output["_response"]
+        if any(message["content"] is None for message in messages):
+            self._check_contents(turns, where, place)
         if len(aligned) != len(messages):  # a sample that LLaMA-Factory found broken
             aligned = [UNTYPED_MESSAGE] * len(messages)
-        for place, (message, turn) in enumerate(zip(messages, aligned)):
+        for number, (message, turn) in enumerate(zip(messages, aligned)):
             message[WEIGHT_KEY] = turn.weight
-            message[TURN_KEY] = place if dataset_format.formatting == "alpaca" else turn.number
+            message[TURN_KEY] = number if self._format.formatting == "alpaca" else turn.number
             message[TYPE_KEY] = self.default_type if turn.semantic_type is None else turn.semantic_type
             message[SPANS_KEY] = encode_spans(turn.spans)
 
@@ -94,12 +113,36 @@ class TypedConverterMixin(MixedInto):
         output[SYSTEM_SPANS_COLUMN] = encode_spans(system.spans)
         output[TYPED_COLUMN] = sum(turn.is_given for turn in aligned)
         ruled = sum(not turn.is_given and (turn.semantic_type is not None or bool(turn.spans)) for turn in aligned)
-        output[RULES_COLUMN] = json.dumps([ruled, matches]) if matches is not None else ""
+        output[RULES_COLUMN] = json.dumps([ruled, matches or {}, notes]) if notes or matches is not None else ""
         output[SOURCE_COLUMN] = self._name
         output[INDEX_COLUMN] = int(example.get(INDEX_COLUMN, -1))
-        self._place_media(output, example, turns)
-        self._check_media(output, where)
         return output
+
+    def _read(self, row: dict[str, Any], notes: Counter[str]) -> dict[Any, Any]:
+        """Return a row's sample, texts where LLaMA-Factory wants texts, and media as files of this machine."""
+        sample: Any = row
+        if JSON_COLUMN in row:
+            sample = parse_row(row)
+        sample = read_whole(sample, self._format, self.data_args.template, notes)
+        sample = as_texts(sample, self._format, self.dataset_attr.tools)
+        if JSON_COLUMN in row and not self._absent.keys() <= sample.keys():
+            sample = {**self._absent, **sample}
+        for kind, column in self._media_columns.items():
+            if sample.get(column):
+                sample[column] = self._local_files(sample[column], kind)
+        return sample
+
+    def _local_files(self, media: Any, kind: str) -> Any:
+        if isinstance(media, list):
+            return [local_file(medium, kind, self.are_paths, self.cache_dir) for medium in media]
+        return local_file(media, kind, self.are_paths, self.cache_dir)
+
+    def _check_contents(self, turns: list[SampleMessage], where: str, place: str) -> None:
+        try:
+            for turn in turns:
+                check_content(turn, self._format)
+        except ValueError as error:
+            raise ValueError(f"{where}, {error}{place}") from None
 
     def _align_all(
         self, turns: list[SampleMessage], typings: list[MessageTypes]
@@ -121,6 +164,17 @@ class TypedConverterMixin(MixedInto):
     def _format(self) -> DatasetFormat:
         return DatasetFormat.from_attributes(self.dataset_attr)
 
+    @cached_property
+    def _media_columns(self) -> dict[str, Any]:
+        """The columns of each kind of media that the data set has."""
+        columns = {kind: getattr(self.dataset_attr, f"{kind}s") for kind in MEDIA}
+        return {kind: column for kind, column in columns.items() if column}
+
+    @cached_property
+    def _absent(self) -> dict[str, None]:
+        """What a sample without the columns of the data set has in their stead."""
+        return dict.fromkeys(named_columns(self.dataset_attr))
+
     @property
     def _name(self) -> str:
         name: str = getattr(self.dataset_attr, "hsa_name", self.dataset_attr.dataset_name)
@@ -133,7 +187,7 @@ class TypedConverterMixin(MixedInto):
 
         columns = {}
         for kind in MEDIA:
-            column = getattr(self.dataset_attr, f"{kind}s")
+            column = self._media_columns.get(kind)
             given = (example.get(column) if column else None) or []
             columns[kind] = deque(given if isinstance(given, list) else [given])
         placed: dict[str, list[Any]] = {kind: [] for kind in MEDIA}
@@ -144,29 +198,53 @@ class TypedConverterMixin(MixedInto):
             for match in _PLACEHOLDER.finditer(turn.message.text):
                 kind = match.group(1)
                 if match.start() in named:
-                    placed[kind].append(named[match.start()])
+                    placed[kind].append(local_file(named[match.start()], kind, self.are_paths, self.cache_dir))
                 elif columns[kind]:
                     placed[kind].append(columns[kind].popleft())
         for kind, files in placed.items():
             output[f"_{kind}s"] = self._find_medias([*files, *columns[kind]])
 
-    def _check_media(self, output: dict[str, Any], where: str) -> None:
+    def _check_media(self, output: dict[str, Any]) -> None:
         """Refuse a file that is not there now, before hours of training end at it."""
-        if self.dataset_attr.load_from not in ("script", "file"):
-            return
-
-        for column in ("_images", "_videos", "_audios"):
-            for media in output[column] or []:
-                for path in media if isinstance(media, list) else [media]:
-                    if isinstance(path, str) and "://" not in path and not os.path.exists(path):
+        is_local = self.dataset_attr.load_from in ("script", "file")
+        for column in MEDIA_COLUMNS:
+            name = column[1:-1]
+            for medium in output[column] or []:
+                if self.are_paths and isinstance(medium, list) != (self.has_frames and name == "video"):
+                    raise MediaError(
+                        f"{name} {shorten(medium)}: expected a path. A video may be a list of frames if every video of the "
+                        f"data set is one and they stand in its column `videos`."
+                    )
+                for path in medium if isinstance(medium, list) else [medium]:
+                    if self.are_paths and not isinstance(path, str):
+                        raise MediaError(f"{name}: expected a path, got {shorten(path)}.")
+                    if is_local and isinstance(path, str) and "://" not in path and not os.path.exists(path):
                         raise FileNotFoundError(
-                            f"{where}: {column[1:-1]} {path!r} does not exist. Paths are looked up in `media_dir` "
+                            f"{name} {shorten(path)!r} does not exist. Paths are looked up in `media_dir` "
                             f"({self.data_args.media_dir!r}) and as they are."
                         )
 
 
+def named_columns(attributes: Any) -> list[str]:
+    """Return the columns that an entry of ``dataset_info.json`` counts on, by its format.
+
+    Args:
+        attributes: LLaMA-Factory's `DatasetAttr`.
+    """
+    names = ["kto_tag", *(f"{kind}s" for kind in MEDIA)]
+    names += ["system", "tools"] if attributes.formatting != "openai" else []  # LLaMA-Factory does without them there
+    names += ["prompt", "query", "response", "history"] if attributes.formatting == "alpaca" else ["messages"]
+    names += ["chosen", "rejected"] if attributes.ranking else []
+    return [column for column in (getattr(attributes, name) for name in names) if column]
+
+
 def typed_converter(
-    converter_class: type[DatasetConverter], default_type: SemanticType, rules: RuleSet | None = None
+    converter_class: type[DatasetConverter],
+    default_type: SemanticType,
+    rules: RuleSet | None = None,
+    are_paths: bool = False,
+    has_frames: bool = False,
+    cache_dir: str | None = None,
 ) -> type[DatasetConverter]:
     """Return a converter class that also gives every message a type.
 
@@ -174,12 +252,18 @@ def typed_converter(
         converter_class: A registered converter.
         default_type: Type of a message without one.
         rules: Rules for messages without a type of their own; None: there are none.
+        are_paths: Whether all media are paths; if not, pictures may be in the data set themselves.
+        has_frames: Whether videos are lists of frames.
+        cache_dir: Where media of data URIs are written; None: the cache of `datasets`.
     """
     name = f"Typed{converter_class.__name__}"
     attributes = {
         "__module__": __name__,
         "default_type": int(default_type),
         "rules": rules,
+        "are_paths": are_paths,
+        "has_frames": has_frames,
+        "cache_dir": cache_dir,
         "version": __version__,  # part of the cache's key, as all of these
     }
     return type(name, (TypedConverterMixin, converter_class), attributes)
@@ -226,7 +310,7 @@ def _join(turns: Sequence[tuple[SampleMessage, MessageTypes]], default: int) -> 
     if len(turns) == 1 and not turns[0][1].spans:  # by far the most frequent case
         ((turn, typing),) = turns
         given = turn.message.semantic_type is not None or bool(turn.message.spans)
-        return _AlignedMessage(typing.semantic_type, (), given, _parse_weight(turn), turn.number)
+        return _AlignedMessage(typing.semantic_type, (), given, parse_weight(turn), turn.number)
     is_given = any(turn.message.semantic_type is not None or turn.message.spans for turn, _ in turns)
     bases = [typing.semantic_type for _, typing in turns if typing.semantic_type is not None]
     base = min(bases, default=None)
@@ -239,21 +323,5 @@ def _join(turns: Sequence[tuple[SampleMessage, MessageTypes]], default: int) -> 
             length = len(turn.message.text)
             spans += shift(fill_gaps(typing.spans, length, own), start)
             start += length + len(REPLY_JOINT)
-    weight = min(_parse_weight(turn) for turn, _ in turns)
+    weight = min(parse_weight(turn) for turn, _ in turns)
     return _AlignedMessage(base, tuple(spans), is_given, weight, turns[0][0].number)
-
-
-def _parse_weight(turn: SampleMessage) -> int:
-    """Read a message's weight: 0 masks it, 1 or none trains it.
-
-    Raises:
-        ValueError: If it is anything else.
-    """
-    value = (turn.source or {}).get("weight")
-    if value is None:
-        return 1
-    if value in (0, 1) and not isinstance(value, bool):
-        return int(value)
-    raise ValueError(
-        f"{turn.where}: weight {value!r} is not allowed: 0 keeps the message out of the loss, 1 or no weight trains it."
-    )

@@ -1,5 +1,6 @@
 """LLaMA-Factory's loading of data: typed converters and processors, accounts, and the table before the first step."""
 
+import os
 from contextlib import nullcontext, redirect_stdout
 from functools import partial
 from io import StringIO
@@ -16,19 +17,32 @@ from llamafactory.data.processor import (
     SupervisedDatasetProcessor,
     UnsupervisedDatasetProcessor,
 )
+from llamafactory.extras.constants import DATA_CONFIG
 from llamafactory.extras.misc import has_tokenized_data
 
-from ...labeling.formats import DatasetFormat
+from ...labeling.formats import FORMATS
 from ...labeling.rule_set import RuleSet
 from ..seams import Seam
 from ..state import Integration
-from .converter import INDEX_COLUMN, typed_converter
-from .parts_table import load_dataset
+from .aligned import (
+    INDEX_COLUMN,
+    WithFeatures,
+    aligned_features,
+    are_paths,
+    has_frames,
+    media_features,
+    row_media,
+    with_same_media,
+)
+from .converter import named_columns, typed_converter
+from .data_files import explain_failure, read_dataset_info
+from .json_files import JSON_COLUMN, find_missing, is_json, load_json, read_samples
 from .prediction import TypedPredictionProcessor
 from .processor import TypedPackedProcessor, TypedSupervisedProcessor
 from .report import REPORT_NAME, DataReport
 from .token_table import ACCOUNT_COLUMN
-from .tokenized_path import check_tokenized, run_settings
+from .tokenized_path import check_arrow_files, check_tokenized, data_options, run_settings
+from .turns import check_replies
 
 
 STREAM_PREVIEW = 1000  # rows of a stream that are looked at before training
@@ -53,6 +67,7 @@ def data_seams(state: Integration) -> list[Seam]:
         Seam(loader, "_load_single_dataset", partial(_load_single_dataset, state)),
         Seam(loader, "load_dataset", partial(_load_dataset, state)),
         Seam(loader, "align_dataset", partial(_align_dataset, state)),
+        Seam(loader, "merge_dataset", _merge_dataset),
         Seam(loader, "_get_dataset_processor", partial(_get_dataset_processor, state)),
         Seam(loader, "_get_preprocessed_dataset", partial(_get_preprocessed_dataset, state)),
     ]
@@ -74,43 +89,82 @@ def _join(original: Any, attributes: Any, values: dict[str, Any]) -> None:
 
 
 def _get_dataset_list(original: Any, dataset_names: list[str] | None, *args: Any) -> list[Any]:
-    """Let every data set know the name it was asked for by."""
-    datasets = original(dataset_names, *args)
+    """Let every data set know the name it was asked for by; read ``dataset_info.json`` strictly."""
+    directory, *rest = args
+    path = os.path.join(directory, DATA_CONFIG) if isinstance(directory, str) else ""
+    if dataset_names and os.path.isfile(path):
+        directory = read_dataset_info(path)
+    datasets = original(dataset_names, directory, *rest)
     for name, attributes in zip(dataset_names or [], datasets):
         attributes.hsa_name = name
     return datasets
 
 
-def _load_single_dataset(state: Integration, original: Any, attributes: Any, *args: Any) -> Any:
-    """Remember the layout of the data set being loaded: `load_dataset` is called inside."""
-    state.layout = DatasetFormat.from_attributes(attributes)
-    return original(attributes, *args)
+def _load_single_dataset(state: Integration, original: Any, attributes: Any, model_args: Any, *args: Any) -> Any:
+    """Remember the data set being loaded: `load_dataset` and `align_dataset` are called inside."""
+    state.loading, state.cache_dir = attributes, model_args.cache_dir
+    return original(attributes, model_args, *args)
 
 
 def _load_dataset(state: Integration, original: Any, **kwargs: Any) -> Any:
-    """Read contents that are lists of parts beside others that are texts, too."""
-    return load_dataset(original, state.layout, **kwargs)
+    """Read JSON files ourselves; name the file that `datasets` cannot read."""
+    name, files = _name_of(state.loading), kwargs.get("data_files") or []
+    if state.loading.formatting not in FORMATS or not is_json(kwargs["path"], files):
+        with explain_failure(name, files):
+            return original(**kwargs)
+
+    try:
+        dataset = load_json(files, kwargs["split"], kwargs["cache_dir"])
+    except ValueError as error:
+        raise ValueError(f"dataset {name!r}: {error}") from None
+    named = [column for column in named_columns(state.loading) if column != state.loading.messages]
+    missing, found = find_missing(dataset, named)
+    if missing and found:  # if no sample can be read, the converter names the first
+        raise ValueError(
+            f"dataset {name!r}: no sample has {', '.join(map(repr, missing))}; they have {', '.join(map(repr, found))}. "
+            "Correct `columns` of its entry in dataset_info.json (LLaMA-Factory's defaults hold without it)."
+        )
+    return dataset
 
 
 def _align_dataset(state: Integration, original: Any, dataset: Any, attributes: Any, *args: Any) -> Any:
     """Number the samples, so that messages can name them, and convert them with typed converters."""
+    samples = read_samples(dataset) if JSON_COLUMN in (dataset.column_names or ()) else None
+    media = media_features(dataset, attributes, samples)
+    has_types = attributes.formatting in FORMATS and dataset.features is not None
     if isinstance(dataset, Dataset):
         dataset = dataset.add_column(INDEX_COLUMN, list(range(len(dataset))))
     else:
         dataset = dataset.map(_add_index, with_indices=True)
 
     registry = llamafactory.data.converter.DATASET_CONVERTERS
-    config = state.typing_config
-    rules = RuleSet.parse(config.rules) if config.rules is not None else None
     stock = dict(registry)
     try:
-        registry.update({name: typed_converter(converter, config.default, rules) for name, converter in stock.items()})
+        registry.update({name: _typed(state, converter, media) for name, converter in stock.items()})
+        if has_types:
+            dataset = WithFeatures(dataset, aligned_features(media))
         aligned = original(dataset, attributes, *args)
-        state.aligned[getattr(attributes, "hsa_name", attributes.dataset_name)] = aligned
+        state.aligned[_name_of(attributes)] = aligned
         return aligned
     finally:
         registry.clear()
         registry.update(stock)
+
+
+def _typed(state: Integration, converter: Any, media: dict[str, Any]) -> Any:
+    config = state.typing_config
+    rules = RuleSet.parse(config.rules) if config.rules is not None else None
+    return typed_converter(converter, config.default, rules, are_paths(media), has_frames(media), state.cache_dir)
+
+
+def _merge_dataset(original: Any, all_datasets: list[Any], *args: Any, **kwargs: Any) -> Any:
+    """Let data sets be mixed of which some have media and others none."""
+    return original(with_same_media(all_datasets), *args, **kwargs)
+
+
+def _name_of(attributes: Any) -> str:
+    name: str = getattr(attributes, "hsa_name", attributes.dataset_name)
+    return name
 
 
 def _get_dataset_processor(state: Integration, original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -128,6 +182,7 @@ def _get_dataset_processor(state: Integration, original: Any, *args: Any, **kwar
         attention_config=state.hsa_config,
         feedback_config=state.feedback_config,
         as_table=not stock.data_args.streaming,  # streams want lists
+        media=state.media,
     )
 
 
@@ -135,6 +190,7 @@ def _get_preprocessed_dataset(
     state: Integration, original: Any, dataset: Any, *args: Any, is_eval: bool = False
 ) -> Any:
     """Take the accounts out of the processed data; print the example of them only where it is not in the way."""
+    state.media = row_media(dataset)
     with nullcontext() if state.shows_example else redirect_stdout(StringIO()):
         processed = original(dataset, *args, is_eval=is_eval)
     if processed is None:
@@ -175,13 +231,15 @@ def _get_dataset(
     hsa_config = state.resolve(model_args, training_args)
     tokenized_path = data_args.tokenized_path
     was_tokenized = tokenized_path is not None and has_tokenized_data(tokenized_path)
+    check_arrow_files(tokenized_path)
+    options = data_options(model_args, data_args, kwargs["tokenizer"])
     state.report = DataReport()
     module = original(template, model_args, data_args, training_args, *args, **kwargs)
     settings = run_settings(hsa_config, state.feedback_config)
     if was_tokenized:
-        state.report = check_tokenized(module, tokenized_path, hsa_config, state.feedback_config)
+        state.report = check_tokenized(module, tokenized_path, hsa_config, state.feedback_config, options)
     elif tokenized_path is not None and training_args.should_save:
-        state.report.save(tokenized_path, settings)
+        state.report.save(tokenized_path, {**settings, "data_options": options})
 
     if training_args.should_save:
         state.report.save(training_args.output_dir, settings)
@@ -193,6 +251,7 @@ def _get_dataset(
             f"Nothing is left to train in {', '.join(map(repr, untrainable))}: see the table above (also in "
             f"{Path(training_args.output_dir) / REPORT_NAME})."
         )
+    check_replies(state.report.without_replies(), hsa_config)
     return module
 
 

@@ -63,13 +63,13 @@ def mask_pairs(
     encoded = [EncodedMessage(*facts) for facts in zip(ids, roles, weights)]
     markers = find_markers(encoded, marker_id, config)
     spans = untrained_spans(encoded, markers, config)
-    if not any(spans):
+    if not any(start < stop or eos_follows for parts in spans for start, stop, _ in parts):
         return MaskedPairs(pairs, any(markers), False, 0)
 
     masked = [_mark(side, parts) for side, parts in zip(ids, spans)]
     if eos_follows:
         for k, reply in enumerate(encoded[:-1]):
-            reason = spans[k][-1][2] if reply.is_reply and spans[k] else ""
+            reason = spans[k][-1][2] if reply.is_reply and spans[k] else ""  # a span may be empty, as the reply may
             if reason == Reason.WEIGHT or (reason == Reason.FAILED and markers[k + 1]):
                 masked[k + 1][:1] = mark_untrained(masked[k + 1][:1], reason)
     deciding = deciding_markers(markers, config)

@@ -8,16 +8,10 @@ from typing import Any
 from llamafactory.data.processor import UnsupervisedDatasetProcessor
 
 from ...typed.ids import TypedTokenId, count_plain, fill_types, read_off
-from .converter import INDEX_COLUMN, SOURCE_COLUMN
-from .processor import (
-    INVALID,
-    MEDIA_TOO_LONG,
-    TOO_LONG,
-    Sample,
-    SampleDropped,
-    TypedProcessorMixin,
-)
+from .aligned import INDEX_COLUMN, SOURCE_COLUMN
+from .processor import Sample, TypedProcessorMixin
 from .report import DatasetAccount
+from .sample_errors import EMPTY_PROMPT, INVALID, MEDIA_TOO_LONG, TOO_LONG, SampleDropped, errors_name
 from .token_table import Tokens
 
 
@@ -41,16 +35,14 @@ class TypedPredictionProcessor(TypedProcessorMixin, UnsupervisedDatasetProcessor
             ValueError: If it cannot be encoded; names the data set and the sample.
         """
         source, index = columns[SOURCE_COLUMN][i], columns[INDEX_COLUMN][i]
-        try:
+        with errors_name(f"dataset {source!r}, sample {index}"):
             arguments = self._typed_columns(columns, i)
             if len(arguments[0]) % 2 != 1:
                 raise SampleDropped(INVALID)
             input_ids, labels = self._encode_uncached(*arguments)
-        except SampleDropped:
-            raise
-        except Exception as error:
-            raise ValueError(f"dataset {source!r}, sample {index}: {error}") from error
 
+        if not self._prompt:
+            raise SampleDropped(EMPTY_PROMPT)
         if all(type(token) is int for token in input_ids):
             raise SampleDropped(TOO_LONG)
         if self._count_media_tokens(input_ids) < self._count_media_tokens(self._prompt):
@@ -62,6 +54,7 @@ class TypedPredictionProcessor(TypedProcessorMixin, UnsupervisedDatasetProcessor
         semantic_ids, _ = read_off(typed)
         account.keep(semantic_ids, 0)
         account.guessed_messages += self.template.guessed
+        account.lost_call_parts += self.template.lost_parts
         account.filled_tokens += self.template.filled + added
         account.text_truncated += cut_away > 0
         facts = {"dataset": source, "index": index, "cut": cut_away, "marker_cut": False}

@@ -4,12 +4,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from llamafactory.data.mm_plugin import BasePlugin
 from llamafactory.data.processor import PackedSupervisedDatasetProcessor, SupervisedDatasetProcessor
 
 from ..._version import __version__
@@ -19,8 +20,9 @@ from ...typed.ids import TypedTokenId, count_plain, fill_types, tags_of
 from ...typed.spans import decode_spans
 from ...typed.text import TypedText
 from ...visible_text import show_hidden
-from .converter import (
+from .aligned import (
     INDEX_COLUMN,
+    MEDIA_COLUMNS,
     RULES_COLUMN,
     SOURCE_COLUMN,
     SPANS_KEY,
@@ -30,29 +32,36 @@ from .converter import (
 )
 from .loss_mask import DECIDING, MaskedPairs, mask_pairs
 from .report import DatasetAccount, serialize_accounts
-from .sight import SeenTokens, Turns, common_end, kept_lengths
+from .sample_errors import (
+    INVALID,
+    MEDIA_TOO_LONG,
+    NO_MARKER,
+    NOTHING_TO_TRAIN,
+    TOO_LONG,
+    SampleDropped,
+    check_contents,
+    check_media_numbers,
+    errors_name,
+)
+from .sight import SeenTokens, Turns, common_end
 from .template import TEXT_KEY, TYPE_KEY, Pairs, typed_template
 from .token_table import ACCOUNT_COLUMN, LOSS_MASK_COLUMN, Tokens, TokenTable, padding_row, to_lists, to_table
-from .truncation import Counts, Cut, count_media, media_token_ids, plan_cut
+from .truncation import (
+    Counts,
+    Cut,
+    count_media,
+    fit_labels,
+    kept_lengths,
+    media_token_ids,
+    plan_cut,
+)
+from .turns import has_reply, has_turns, number_tokens
 
 
 if TYPE_CHECKING:
     from llamafactory.data.processor import SupervisedDatasetProcessor as MixedInto
 else:
     MixedInto = object
-
-
-MEDIA_COLUMNS = ("_images", "_videos", "_audios")
-
-INVALID = "invalid conversation (empty, or roles in a wrong order)"
-NO_MARKER = "no feedback marker"
-NOTHING_TO_TRAIN = "nothing left to train"
-MEDIA_TOO_LONG = "media do not fit into cutoff_len"
-TOO_LONG = "longer than cutoff_len"
-
-
-class SampleDropped(Exception):
-    """A sample is left out; the argument is the reason."""
 
 
 @dataclass
@@ -64,6 +73,7 @@ class Sample:
         media: Media of each turn, None if they are not tied to turns.
         masked: What feedback and weights keep out of the loss.
         whole_length: Tokens before truncation.
+        pairs: What LLaMA-Factory is given to cut.
         cut: What the truncation leaves, None without media.
         lengths: Tokens of each prompt and response, before and then after the cut.
         in_front: Tokens that LLaMA-Factory puts before them.
@@ -76,6 +86,7 @@ class Sample:
     media: list[Counts] | None = None
     masked: MaskedPairs = MaskedPairs([], False, False, 0)
     whole_length: int = 0
+    pairs: Pairs = field(default_factory=list)
     cut: Cut | None = None
     lengths: list[int] = field(default_factory=list)
     in_front: int = 0
@@ -93,6 +104,7 @@ class TypedProcessorMixin(MixedInto):
     version: str = __version__  # part of the cache's key: other versions may type or mask otherwise
     attention_config: HSAConfig | None = None  # the rules of the run's attention; None: no HSA
     as_table: bool = False  # an Arrow table, which `datasets` writes as it is
+    media: dict[str, Any] = field(default_factory=dict)  # types of its media columns, by name
 
     def __post_init__(self) -> None:
         self.template: Any = typed_template(self.template, self.hsa_config.default)
@@ -103,6 +115,7 @@ class TypedProcessorMixin(MixedInto):
             self.marker_id = self.tokenizer.convert_tokens_to_ids(self.feedback_config.token)
         # called with the whole sample, masked, before it is cut; returns what to go on with
         self.on_whole: Callable[[Pairs], Pairs] | None = None
+        self.has_turns = has_turns(self.attention_config)
         self._sample = Sample([])
         self._places: Iterator[tuple[range, range]] | None = None
 
@@ -110,7 +123,7 @@ class TypedProcessorMixin(MixedInto):
         columns = {name: list(examples[name]) for name in examples.keys()}
         accounts: dict[str, DatasetAccount] = defaultdict(DatasetAccount)
         turns: dict[str, Turns] = defaultdict(Turns)
-        table, kept, places = TokenTable(), [], []
+        table, kept, places = self._new_table(), [], []
         for i in range(len(columns["_prompt"])):
             account = accounts[columns[SOURCE_COLUMN][i]]
             account.samples += 1
@@ -153,7 +166,7 @@ class TypedProcessorMixin(MixedInto):
         """
         source, index = columns[SOURCE_COLUMN][i], columns[INDEX_COLUMN][i]
         where = f"dataset {source!r}, sample {index}"
-        try:
+        with errors_name(where):
             prompt, response, system, tools, *media = self._typed_columns(columns, i)
             if len(prompt) % 2 != 1 or len(response) != 1:
                 raise SampleDropped(INVALID)
@@ -161,14 +174,13 @@ class TypedProcessorMixin(MixedInto):
             if any(media) and not self._media_stand_in_front(media):
                 sample.media = count_media(prompt + response)
             input_ids, labels = self._encode_uncached(prompt, response, system, tools, *media)
-        except SampleDropped:
-            raise
-        except Exception as error:
-            raise ValueError(f"{where}: {error}") from error
 
         added = 0  # by LLaMA-Factory: media in front, an EOS behind
         if input_ids and (type(input_ids[0]) is int or type(input_ids[-1]) is int):
             added = count_plain(input_ids)
+        surplus = len(labels) - len(input_ids)
+        if surplus:
+            labels = self._fit_labels(labels, added)
         cut_away = sample.whole_length + added - len(input_ids)
         deciding = sample.masked.deciding if cut_away else 0
         marker_is_cut = deciding > 0 and tags_of(input_ids).count(DECIDING) < deciding
@@ -191,22 +203,31 @@ class TypedProcessorMixin(MixedInto):
         self._trim_media(columns, i, media)
         account.keep(sample.tokens.semantic_ids, trained)
         account.guessed_messages += self.template.guessed
+        account.lost_call_parts += self.template.lost_parts
         account.filled_tokens += self.template.filled + added
+        account.untrained_stops += surplus
         if sample.cut is not None and sample.cut.turns_removed:
             account.turns_removed += 1
         elif cut_away:
             account.text_truncated += 1
 
+        first = sample.cut.first if sample.cut is not None and sample.cut.turns_removed else 0
         if cut_away:
-            sample.lengths = kept_lengths(
-                sample.lengths, added, self.data_args.cutoff_len, from_end=self.data_args.mask_history
-            )
+            kept = sorted(kept_lengths(sample.pairs, added, self.data_args.cutoff_len, self.data_args.mask_history))
+            sample.lengths = [length for _, *lengths in kept for length in lengths]
+            first += kept[0][0]
         sample.in_front = added - self.template.efficient_eos
+        if self.has_turns:
+            account.without_reply += not has_reply(sample.messages)
+            around = (sample.in_front, added - sample.in_front)
+            turn_ids = number_tokens(sample.messages, 2 * first, sample.lengths, *around)
+            sample.tokens = replace(sample.tokens, turn_ids=turn_ids)
         sample.facts = {"dataset": source, "index": index, "cut": cut_away, "marker_cut": marker_is_cut}
         return sample
 
     def _typed_columns(self, columns: dict[str, list[Any]], i: int) -> list[Any]:
         """Return what LLaMA-Factory encodes of a sample, its texts typed: from the prompt's messages to the audios."""
+        check_contents([*columns["_prompt"][i], *columns["_response"][i]])
         prompt, response = map(_with_typed_content, (columns["_prompt"][i], columns["_response"][i]))
         system = columns["_system"][i]
         if system:
@@ -220,7 +241,13 @@ class TypedProcessorMixin(MixedInto):
         ]
 
     def _encode_uncached(self, *args: Any) -> tuple[list[Any], list[int]]:
-        return super()._encode_data_example(*args)
+        try:
+            return super()._encode_data_example(*args)
+        except ValueError:
+            prompt, response, _, _, *media = args
+            if type(self.template.mm_plugin) is not BasePlugin:  # to text models a placeholder is a text like others
+                check_media_numbers([*prompt, *response], media)
+            raise
 
     def _decide(self, pairs: Pairs) -> Pairs:
         """Look at the whole sample before it is cut: what is trained of it, and which turns can stay."""
@@ -260,6 +287,7 @@ class TypedProcessorMixin(MixedInto):
                     raise SampleDropped(MEDIA_TOO_LONG)
 
         sample.lengths = [len(ids) for pair in pairs for ids in pair]
+        sample.pairs = pairs
         return pairs
 
     @cached_property
@@ -270,6 +298,17 @@ class TypedProcessorMixin(MixedInto):
         texts = zip(("user", "assistant") * 2, "xxyy")
         pairs = template.encode_multiturn(self.tokenizer, [{"role": role, "content": text} for role, text in texts])
         return common_end(pairs[0][0], pairs[1][0])
+
+    def _fit_labels(self, labels: Sequence[int], added: int) -> list[int]:
+        """Take out the labels that stand at no id.
+
+        Args:
+            labels: LLaMA-Factory's.
+            added: Ids that it has added: media in front, and one EOS behind.
+        """
+        mask_history = self.data_args.mask_history
+        kept = kept_lengths(self._sample.pairs, added, self.data_args.cutoff_len, mask_history)
+        return fit_labels(labels, list(kept), added - 1, mask_history)
 
     def _trim_media(self, columns: dict[str, list[Any]], i: int, media: list[list[Any]]) -> None:
         """Leave only the media whose turns remain, so that they match the ids."""
@@ -287,6 +326,10 @@ class TypedProcessorMixin(MixedInto):
         ids, _ = self.template.mm_plugin.process_token_ids([], [], *media, self.tokenizer, self.processor)
         return bool(ids)
 
+    def _new_table(self) -> TokenTable:
+        is_packed = isinstance(self, PackedSupervisedDatasetProcessor)
+        return TokenTable(self.has_turns, is_packed and not self.data_args.neat_packing)
+
     def _finish_rows(self, rows: dict[str, list[Any]], table: TokenTable, accounts: dict[str, DatasetAccount]) -> Any:
         """Look up what the rows are made of, and append one that carries the accounts through map and cache."""
         number = len(rows["input_ids"])
@@ -294,7 +337,7 @@ class TypedProcessorMixin(MixedInto):
         last = padding_row(is_packed, is_packed and self.data_args.neat_packing)
         columns = table.look_up({name: [*rows[name], last.get(name)] for name in dict.fromkeys([*rows, *last])})
         columns[ACCOUNT_COLUMN] = [None] * number + [serialize_accounts(accounts)]
-        return to_table(columns) if self.as_table else to_lists(columns)
+        return to_table(columns, self.media) if self.as_table else to_lists(columns)
 
     def print_data_example(self, example: dict[str, Any]) -> None:
         if example.get(ACCOUNT_COLUMN) is not None:

@@ -42,9 +42,16 @@ class DatasetAccount:
         ruled_messages: Other messages that a rule of `hsa.rules` typed.
         guessed_messages: Messages of kept samples whose parts have several types and whose text was changed on the way, so
             that parts of it took the type among several that remembers most.
+        lost_call_parts: Parts of tool calls of kept samples that have a type of their own, but whose text was not found again
+            in the call as the template writes it, or not in one place only: it has the type of the message.
         filled_tokens: Tokens of kept samples, before truncation, that LLaMA-Factory added itself (a BOS, an empty thinking
             block, an EOS, pictures in front): each has the type of the token before it in its message, or else the next.
+        without_reply: Kept samples without a reply that says anything, counted where the rules have turns: these hide nothing
+            in them.
+        untrained_stops: Replies of kept samples whose stop token is not trained: it is the label of the next turn's first
+            token, and that turn has none.
         rules: How often each rule decided, by name: messages and parts of messages.
+        notes: What was changed or left out to make samples readable, by what it is.
         tokens: Tokens kept, by semantic type.
         trained_tokens: Tokens kept that the loss counts.
         sight: What replies of kept samples, trained or not, see of the message before them (empty without HSA): `replies`;
@@ -69,8 +76,12 @@ class DatasetAccount:
     typed_messages: int = 0
     ruled_messages: int = 0
     guessed_messages: int = 0
+    lost_call_parts: int = 0
     filled_tokens: int = 0
+    without_reply: int = 0
+    untrained_stops: int = 0
     rules: Counter = field(default_factory=Counter)
+    notes: Counter = field(default_factory=Counter)
     tokens: Counter = field(default_factory=Counter)
     trained_tokens: int = 0
     sight: Counter = field(default_factory=Counter)
@@ -97,11 +108,12 @@ class DatasetAccount:
             self.windows_needed[kind] = max(window, self.windows_needed.get(kind, 0))
 
     def add_rules(self, serialized: str) -> None:
-        """Add what the rules did to one sample, as the converters write it."""
+        """Add what the rules did to one sample, and what was changed to read it, as the converters write it."""
         if serialized:
-            ruled, matches = _read_rules(serialized)
+            ruled, matches, notes = _read_rules(serialized)
             self.ruled_messages += ruled
             self.rules.update(matches)
+            self.notes.update(notes)
 
     def cut_marker(self, index: int) -> None:
         """Count a sample that has lost a feedback marker."""
@@ -132,8 +144,7 @@ class DatasetAccount:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, with the totals that readers want."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        values["dropped"], values["rules"] = dict(self.dropped), dict(self.rules)
-        values["sight"], values["windows_needed"] = dict(self.sight), dict(self.windows_needed)
+        values |= {name: dict(getattr(self, name)) for name in _COUNTS}
         values["tokens"] = {name: self.tokens.get(name, 0) for name in _TYPE_NAMES}
         total = sum(self.tokens.values())
         values["total_tokens"] = total
@@ -141,6 +152,7 @@ class DatasetAccount:
         return values
 
 
+_COUNTS = ("dropped", "rules", "notes", "sight", "windows_needed")
 _read_rules = lru_cache(maxsize=256)(json.loads)  # many samples say the same
 
 
@@ -173,6 +185,11 @@ class DataReport:
     def untrainable(self) -> list[str]:
         """Return the names of the data sets in which nothing is left."""
         return [name for name, account in {**self.eval, **self.train}.items() if account.kept == 0]
+
+    def without_replies(self) -> list[str]:
+        """Return the names of the data sets in which no sample has a reply, where that was counted."""
+        accounts = {**self.eval, **self.train}
+        return [name for name, account in accounts.items() if 0 < account.kept == account.without_reply]
 
     def unmatched_rules(self) -> list[str]:
         """Return the names of the rules that decided nothing in any data set."""
@@ -240,6 +257,25 @@ class DataReport:
                     "template, a processor or a tokenizer without offsets; what is not found again took the type that "
                     "remembers most"
                 )
+            if account.get("without_reply"):
+                say(
+                    f"  {name}: {account['without_reply']} have no reply, so that all their tokens are turn 0 and turns hide "
+                    "nothing in them"
+                )
+            if account["untrained_stops"]:
+                say(
+                    f"  {name}: the stop tokens of {account['untrained_stops']} replies are not trained, because the turn "
+                    "that follows is empty and the template has no place for them"
+                )
+            if account["lost_call_parts"]:
+                console.print(
+                    f"  {name}: types of {account['lost_call_parts']} parts of tool calls not kept: their text is not found "
+                    "again, or not in one place only, in the calls as the template writes them",
+                    highlight=False,
+                )
+            for note, count in account.get("notes", {}).items():
+                if count:
+                    console.print(f"  {name}: {note}: {count}", highlight=False, markup=False)
             if account["marker_cut"]:
                 listed = ", ".join(map(str, account["marker_cut_samples"]))
                 more = ", …" if account["marker_cut"] > len(account["marker_cut_samples"]) else ""

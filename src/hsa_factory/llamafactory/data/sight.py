@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from llamafactory.data.processor.processor_utils import infer_seqlen
 
 from ...config import HSAConfig
 from ...semantics import SemanticType
@@ -94,25 +93,6 @@ class Exchanges(NamedTuple):
     first: np.ndarray
     last: np.ndarray
     turns: TurnEnds
-
-
-def kept_lengths(lengths: Sequence[int], start_length: int, cutoff_len: int, from_end: bool) -> list[int]:
-    """Return what LLaMA-Factory's truncation leaves of turns.
-
-    Args:
-        lengths: Tokens of the prompt of the first turn, of its response, of the next prompt, and so on.
-        start_length: Tokens counted before the first turn.
-        cutoff_len: LLaMA-Factory's limit.
-        from_end: Whether later turns have priority (`mask_history`).
-    """
-    turns = list(zip(lengths[::2], lengths[1::2]))
-    kept, left = [], cutoff_len - start_length
-    for turn in reversed(turns) if from_end else turns:
-        if left <= 0:
-            break
-        kept.append(infer_seqlen(*turn, left))
-        left -= sum(kept[-1])
-    return [length for turn in (reversed(kept) if from_end else kept) for length in turn]
 
 
 def common_end(first: Sequence[int], second: Sequence[int]) -> list[int]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
-from llamafactory.data.formatter import SLOTS, Formatter
+from llamafactory.data.formatter import SLOTS, Formatter, FunctionFormatter
 from llamafactory.data.template import Template
 from llamafactory.extras.constants import AUDIO_PLACEHOLDER, IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 
@@ -14,6 +14,7 @@ from ...typed.carry import align, carry_types, type_rendered_text
 from ...typed.ids import TypedTokenId, count_plain, fill_types, type_token_ids
 from ...typed.spans import find_runs
 from ...typed.text import TypedText, token_types, without
+from ...typed.tool_call import type_tool_call
 from .text_encoder import TextEncoder
 
 
@@ -63,6 +64,10 @@ class _TypedFormatter:
         if not isinstance(content, TypedText):
             return elements
 
+        lost_parts = 0
+        if isinstance(self.formatter, FunctionFormatter) and not content.is_uniform:
+            content, lost_parts = self._type_call(content, kwargs, elements)
+
         slots: Iterable[Any] = self.formatter.slots
         if (content.is_uniform and not content.is_guessed) or len(self.formatter.slots) != len(elements):
             slots = repeat(_CONTENT_SLOT)
@@ -70,7 +75,25 @@ class _TypedFormatter:
         if self.is_system:
             for element in typed:
                 element.is_system = True
+        if lost_parts:
+            typed[0].lost_parts = lost_parts
         return typed
+
+    def _type_call(self, content: TypedText, kwargs: dict[str, Any], elements: SLOTS) -> tuple[TypedText, int]:
+        """Type a tool call as the formatter has written it; return how many of its parts were not found again, too."""
+        holds_content = [isinstance(slot, str) and _CONTENT_SLOT in slot for slot in self.formatter.slots]
+        number = holds_content.index(True)
+        before, after = map(len, self.formatter.slots[number].split(_CONTENT_SLOT, 1))
+
+        def call_in(elements: SLOTS) -> str:
+            element = elements[number]
+            return element[before : len(element) - after]
+
+        def write(text: str) -> str:
+            return call_in(self.formatter.apply(**{**kwargs, "content": text}))
+
+        words = kwargs.get("tool_call_words"), kwargs.get("thought_words")
+        return type_tool_call(content, call_in(elements), write, *words)
 
 
 class TypedTemplateMixin(MixedInto):
@@ -82,36 +105,52 @@ class TypedTemplateMixin(MixedInto):
             before it; 0 where it is no text of its own.
         guessed: Messages of the conversation encoded last of which not all types are known for sure: the text was changed on
             the way, or the tokenizer does not say which characters a token stands for.
+        lost_parts: Parts of its tool calls that have a type of their own and were not found again in what the template wrote.
         filled: Ids of it that LLaMA-Factory added itself (a BOS, an empty thinking block); each takes what the id before it
-            in its message carries, or else the next.
+            in its message carries, or else the next, or else the type of the message, if that has no other token.
         on_pairs: Called with the (prompt ids, response ids) of a whole sample before LLaMA-Factory cuts it; returns
             the pairs to go on with.
         on_prompt: Called with the prompt ids of a conversation that the model is to continue.
+        lengths: How many ids each message of the conversation encoded last has, without what is added to them.
     """
 
     default_type: SemanticType
     system_length: int
     guessed: int
+    lost_parts: int
     filled: int
     on_pairs: Callable[[Pairs], Pairs] | None
     on_prompt: Callable[[list[TypedTokenId]], Any] | None
+    lengths: list[int]
+    _types: list[int]  # of the messages of the conversation at work
+    _encoded: int  # how many of them are encoded so far
 
     def encode_oneturn(
         self, tokenizer: Any, messages: list[dict[str, Any]], *args: Any, **kwargs: Any
     ) -> tuple[list[TypedTokenId], list[int]]:
         prompt_ids, response_ids = super().encode_oneturn(tokenizer, _with_spans(messages), *args, **kwargs)
-        self.filled = count_plain(prompt_ids)
-        prompt_ids = fill_types(prompt_ids)
+        start = max(
+            sum(self.lengths[:-2]), self.system_length
+        )  # of the last prompt, which an empty thinking block may end
+        self.filled += count_plain(prompt_ids)
+        prompt_ids[start:] = fill_types(prompt_ids[start:], [self.default_type, *self._types][-2])
         if self.on_prompt is not None:
             self.on_prompt(prompt_ids)
         return prompt_ids, response_ids
 
     def encode_multiturn(self, tokenizer: Any, messages: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Pairs:
         pairs = super().encode_multiturn(tokenizer, _with_spans(messages), *args, **kwargs)
-        self.filled = count_plain(chain.from_iterable(chain.from_iterable(pairs)))
-        if self.filled:
-            pairs = [(fill_types(prompt_ids), fill_types(response_ids)) for prompt_ids, response_ids in pairs]
+        added = count_plain(chain.from_iterable(chain.from_iterable(pairs)))
+        self.filled += added
+        if added:
+            sides = [self._filled(ids, k) for k, ids in enumerate(chain.from_iterable(pairs))]
+            pairs = list(zip(sides[::2], sides[1::2]))
         return self.on_pairs(pairs) if self.on_pairs is not None else pairs
+
+    def _filled(self, ids: list[int], k: int) -> list[TypedTokenId]:
+        """Type what LLaMA-Factory has added to message `k`; the system prompt, which begins the first, is typed already."""
+        start = self.system_length if k == 0 else 0
+        return [*fill_types(ids[:start]), *fill_types(ids[start:], self._types[k])]
 
     def remove_thought(self, content: str) -> str:
         kept = super().remove_thought(content)
@@ -124,23 +163,53 @@ class TypedTemplateMixin(MixedInto):
         return typed if typed == kept else align(content, kept)
 
     def _encode(self, tokenizer: Any, messages: list[dict[str, Any]], system: str | None, tools: str | None) -> list:
-        typed_messages = []
+        typed_messages, self._types = [], []
         for message in messages:
+            semantic_type = message.get(TYPE_KEY)
+            semantic_type = self.default_type if semantic_type is None else semantic_type
             if isinstance(message["content"], str) and not isinstance(message["content"], TypedText):
-                semantic_type = message.get(TYPE_KEY)
-                semantic_type = self.default_type if semantic_type is None else semantic_type
                 message = {**message, "content": TypedText(message["content"], semantic_type)}
             typed_messages.append(message)
+            self._types.append(semantic_type)
 
-        self.system_length = self.guessed = 0
-        return super()._encode(TextEncoder(tokenizer), typed_messages, system, tools)  # which only hands it on
+        self.system_length = self.guessed = self.lost_parts = self._encoded = 0
+        try:
+            encoded = super()._encode(TextEncoder(tokenizer), typed_messages, system, tools)  # which only hands it on
+        except Exception as error:
+            raise ValueError(self._explain(error, messages, tools)) from error
+        self.filled = count_plain(chain.from_iterable(encoded[:1]))  # what stands before a conversation
+        encoded[:1] = map(fill_types, encoded[:1], self._types)
+        self.lengths = list(map(len, encoded))
+        return encoded
+
+    def _explain(self, error: Exception, messages: list[dict[str, Any]], tools: str | None) -> str:
+        """Say which message LLaMA-Factory could not encode: the one after those that it has."""
+        reason = describe(error)
+        if self._encoded == 0 and tools and not self._can_render(tools):
+            return f"the description of the tools: {reason}"
+        message = messages[self._encoded]
+        if message["role"] == "function" and isinstance(error, (KeyError, TypeError, AttributeError)):
+            reason = (
+                'a tool call must be JSON, {"name": …, "arguments": …} or a list of these, not '
+                f"{message['content']!r:.80}."
+            )
+        return f"{place_of(message, self._encoded)}: {reason}"
+
+    def _can_render(self, tools: str) -> bool:
+        try:
+            self.format_tools.apply(content=tools)
+        except Exception:
+            return False
+        return True
 
     def _convert_elements_to_ids(self, encoder: TextEncoder, elements: SLOTS) -> list[int]:
         token_ids: list[int] = []
         for element in elements:
             token_ids += self._convert_element(encoder, element)
+            self.lost_parts += getattr(element, "lost_parts", 0)
             if getattr(element, "is_system", False):
                 self.system_length = len(token_ids)
+        self._encoded += 1  # LLaMA-Factory asks once a message
         return token_ids
 
     def _convert_element(self, encoder: TextEncoder, element: Any) -> Sequence[int]:
@@ -158,6 +227,11 @@ class TypedTemplateMixin(MixedInto):
             return typed
 
         ids = super()._convert_elements_to_ids(encoder.tokenizer, [element])
+        if None in ids:
+            raise ValueError(
+                f"the template writes {element['token']!r}, which the tokenizer does not have. Choose the template of this "
+                "model, or add the token (add_special_tokens and resize_vocab)."
+            )
         if isinstance(element, (_TypedSet, _TypedDict)):
             return type_token_ids(ids, element.semantic_type)
         return ids
@@ -177,7 +251,8 @@ def typed_template(template: Template, default_type: SemanticType) -> Template:
 
     typed.default_system = TypedText(template.default_system, SemanticType.GLOBAL)
     typed.default_type = default_type
-    typed.system_length = typed.guessed = typed.filled = 0
+    typed.system_length = typed.guessed = typed.lost_parts = typed.filled = typed._encoded = 0
+    typed._types, typed.lengths = [], []
     typed.on_pairs = typed.on_prompt = None
     return typed
 
@@ -189,6 +264,22 @@ def _typed_class(template_class: type[Template]) -> type[Template]:
         known = type(name, (TypedTemplateMixin, template_class), {"__module__": __name__})
         globals()[name] = known  # so that it can be pickled by name for preprocessing workers and cache keys
     return known
+
+
+def describe(error: Exception) -> str:
+    """Return what an error says; with its kind where that says most of it."""
+    return str(error) if type(error) in (ValueError, RuntimeError) else f"{type(error).__name__}: {error}"
+
+
+def place_of(message: dict[str, Any], number: int) -> str:
+    """Return what an error calls a message.
+
+    Args:
+        message: A converted message.
+        number: Its place in the conversation, for a message that does not know its place in the data.
+    """
+    turn = message.get(TURN_KEY, -1)
+    return f"turn {number if turn < 0 else turn} ({message['role']})"
 
 
 def _with_spans(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

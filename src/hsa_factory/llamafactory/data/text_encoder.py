@@ -1,11 +1,13 @@
 """Encoding one text exactly as `tokenizer.encode` does, without most of what that costs beside the encoding."""
 
+import re
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 
 _METHODS = ("encode", "_encode_plus")  # what `tokenizer.encode` runs through
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class TextEncoder:
@@ -24,23 +26,55 @@ class TextEncoder:
         self.longest = tokenizer.model_max_length
 
     def encode(self, text: str) -> list[int]:
-        """Return a text's ids."""
+        """Return a text's ids.
+
+        Raises:
+            ValueError: If it holds half a character, which no tokenizer can read.
+        """
+        try:
+            return self._encode(text)
+        except (TypeError, UnicodeError):
+            _check_characters(text)
+            raise
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
+        """Return a text's ids and where each begins and ends in it; None if the tokenizer does not know.
+
+        Raises:
+            ValueError: As `encode`.
+        """
+        try:
+            return self._encode_with_offsets(text)
+        except (TypeError, UnicodeError):
+            _check_characters(text)
+            raise
+
+    def _encode(self, text: str) -> list[int]:
         if self.backend is not None:
             (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=False)
             if len(encoding) <= self.longest:
                 return encoding.ids
         return self.tokenizer.encode(text, add_special_tokens=False)  # warns of a text that is too long for the model
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
-        """Return a text's ids and where each begins and ends in it; None if the tokenizer does not know."""
+    def _encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
         if self.backend is not None:
             (encoding,) = self.backend.encode_batch([text], add_special_tokens=False)
             if len(encoding) <= self.longest:
                 return encoding.ids, encoding.offsets
         if not getattr(self.tokenizer, "is_fast", False):
-            return self.encode(text), None
+            return self._encode(text), None
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return encoded["input_ids"], encoded["offset_mapping"]
+
+
+def _check_characters(text: str) -> None:
+    half = _SURROGATE.search(text)
+    if half:
+        around = ascii(text[max(half.start() - 20, 0) : half.end() + 20])
+        raise ValueError(
+            f"the text {around} holds half a character (a lone surrogate), which is no valid Unicode: remove it, or write "
+            "the whole character."
+        )
 
 
 def _is_plain(tokenizer: Any) -> bool:

@@ -20,9 +20,12 @@ from llamafactory.data.processor.supervised import MAX_SU_SEQ_IDX
 from ...feedback import IGNORE_INDEX
 from ...semantics import SemanticType
 from ...typed.ids import TypedTokenId, read_off
+from .aligned import to_arrow
+from .turns import run_on
 
 
 SEMANTIC_COLUMN = "semantic_ids"
+TURN_COLUMN = "turn_ids"  # only where rules have turns
 LOSS_MASK_COLUMN = "loss_mask"
 ROW_SOURCE_COLUMN = "hsa_dataset"
 ROW_SAMPLES_COLUMN = "hsa_samples"  # where each sample of a row starts, and what the cut took from it, as JSON
@@ -40,12 +43,14 @@ class Tokens:
         semantic_ids: (n,) a byte each.
         labels: (m,) int32; m = n but for references of predictions.
         loss_mask: (m,) 1 where a label may be trained, else 0; a byte each.
+        turn_ids: (n,) int32; None where no rule has turns.
     """
 
     token_ids: array
     semantic_ids: bytes
     labels: array
     loss_mask: bytes
+    turn_ids: np.ndarray | None = None
 
     @classmethod
     def read(cls, input_ids: Sequence[TypedTokenId], labels: Sequence[int]) -> "Tokens":
@@ -92,9 +97,16 @@ class Ragged:
 
 
 class TokenTable:
-    """The samples of a batch, their tokens one after another."""
+    """The samples of a batch, their tokens one after another.
 
-    def __init__(self) -> None:
+    Args:
+        has_turns: Whether tokens have turn numbers.
+        rows_run_on: Whether the samples of a packed row see each other, so that its turn numbers run on from one to the next.
+    """
+
+    def __init__(self, has_turns: bool = False, rows_run_on: bool = False) -> None:
+        self.has_turns, self.rows_run_on = has_turns, rows_run_on
+        self.turn_ids = [np.zeros(0, np.int32)]
         self.token_ids, self.labels = array("i"), array("i")
         self.semantic_ids, self.loss_mask = bytearray(), bytearray()
         self.starts: list[int] = []
@@ -109,7 +121,16 @@ class TokenTable:
 
         Returns:
             The places of its ids and of its labels.
+
+        Raises:
+            ValueError: If there should be a turn number for each token, and is not.
         """
+        if self.has_turns:
+            if tokens.turn_ids is None or len(tokens.turn_ids) != len(tokens.token_ids):
+                raise ValueError(
+                    f"The rules need turns, and dataset {facts['dataset']!r} has tokens without turn numbers."
+                )
+            self.turn_ids.append(tokens.turn_ids)
         start, first_label = _FIRST + len(self.token_ids), _FIRST + len(self.labels)
         self.starts.append(start)
         self.facts.append(facts)
@@ -140,16 +161,27 @@ class TokenTable:
         columns[SEMANTIC_COLUMN] = _look_up(ids, semantic_ids, int(SemanticType.NOISE))
         columns[LOSS_MASK_COLUMN] = _look_up(labels, np.frombuffer(self.loss_mask, np.int8), 0)
 
-        samples = self._samples_of(ids)
+        starts = self._starts_in(ids)
+        if self.has_turns:
+            turn_ids = _look_up(ids, np.concatenate(self.turn_ids), 0)
+            if self.rows_run_on:
+                values = run_on(turn_ids.values, ids.bounds, starts, ids.values < _FIRST)
+                turn_ids = Ragged(values, ids.bounds)
+            columns[TURN_COLUMN] = turn_ids
+
+        samples = self._samples_of(ids, starts)
         columns[ROW_SOURCE_COLUMN] = [", ".join(dict.fromkeys(one["dataset"] for one in row)) for row in samples]
         columns[ROW_SAMPLES_COLUMN] = [json.dumps(row) for row in samples]
         return columns
 
-    def _samples_of(self, ids: Ragged) -> list[list[dict[str, Any]]]:
-        """Return what is known of the samples of each row."""
+    def _starts_in(self, ids: Ragged) -> np.ndarray:
+        """Return where in the rows a sample begins."""
         is_start = np.zeros(len(self.token_ids), np.bool_)
         is_start[np.array(self.starts, np.int64) - _FIRST] = True
-        places = np.flatnonzero(_look_up(ids, is_start, False).values)
+        return np.flatnonzero(_look_up(ids, is_start, False).values)
+
+    def _samples_of(self, ids: Ragged, places: np.ndarray) -> list[list[dict[str, Any]]]:
+        """Return what is known of the samples of each row, which begin at these places."""
         numbers = np.searchsorted(self.starts, ids.values[places])
         rows = np.searchsorted(ids.bounds, places, side="right") - 1
         samples: list[list[dict[str, Any]]] = [[] for _ in ids.bounds[1:]]
@@ -180,13 +212,21 @@ def to_lists(columns: dict[str, Any]) -> dict[str, list[Any]]:
     return {name: values.to_lists() if isinstance(values, Ragged) else values for name, values in columns.items()}
 
 
-def to_table(columns: dict[str, Any]) -> pa.Table:
-    """Return columns as `datasets` writes them; of lists it would make the same, much slower."""
+def to_table(columns: dict[str, Any], types: dict[str, Any] | None = None) -> pa.Table:
+    """Return columns as `datasets` writes them; of lists it would make the same, much slower.
+
+    Args:
+        columns: As `TokenTable.look_up` returns them.
+        types: Types of columns that may be empty in this batch and not in a later one, by name.
+    """
     arrays, features = [], Features()
     for name, values in columns.items():
         if isinstance(values, Ragged):
             arrays.append(values.to_arrow())
             features[name] = generate_from_arrow_type(arrays[-1].type)
+        elif types and name in types:
+            arrays.append(to_arrow(values, types[name]))
+            features[name] = types[name]
         else:
             sequence = OptimizedTypedSequence(values, col=name)
             arrays.append(pa.array(sequence))

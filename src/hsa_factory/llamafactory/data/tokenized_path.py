@@ -1,11 +1,25 @@
-"""Data that an earlier run tokenized (`tokenized_path`): whether they are what this run would make."""
+"""Data that an earlier run tokenized (`tokenized_path`): whether they are whole, and what this run would make."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from ...config import FeedbackConfig, HSAConfig
 from .report import REPORT_NAME, DataReport
-from .token_table import LOSS_MASK_COLUMN, SEMANTIC_COLUMN
+from .token_table import LOSS_MASK_COLUMN, SEMANTIC_COLUMN, TURN_COLUMN
+from .turns import has_turns
+
+
+_DATA_OPTIONS = (
+    *("eval_dataset", "max_samples", "val_size", "mix_strategy", "interleave_probs", "eval_on_each_dataset"),
+    *("cutoff_len", "packing", "neat_packing", "train_on_prompt", "mask_history"),
+    *("template", "tool_format", "default_system", "enable_thinking", "preserve_thinking"),
+)
+_MEDIA_OPTIONS = ("image_", "video_", "audio_", "crop_to_patches")  # how names of the model's options begin
+_END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
 def run_settings(hsa_config: HSAConfig | None, feedback_config: FeedbackConfig | None) -> dict[str, Any]:
@@ -16,16 +30,62 @@ def run_settings(hsa_config: HSAConfig | None, feedback_config: FeedbackConfig |
     }
 
 
+def data_options(model_args: Any, data_args: Any, tokenizer: Any) -> dict[str, Any]:
+    """Return all else that decides what the data become, as plain values: options, and the tokenizer's vocabulary.
+
+    Args:
+        model_args: LLaMA-Factory's.
+        data_args: LLaMA-Factory's.
+        tokenizer: The run's.
+    """
+    options = {name: getattr(data_args, name) for name in _DATA_OPTIONS}
+    options |= {name: value for name, value in vars(model_args).items() if name.startswith(_MEDIA_OPTIONS)}
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
+    options["tokenizer"] = f"{len(tokenizer)} tokens, {hashlib.sha256(vocabulary).hexdigest()[:12]}"
+    return json.loads(json.dumps(options))
+
+
+def check_arrow_files(tokenized_path: str | None) -> None:
+    """Refuse tokenized data of which a file is not whole.
+
+    Args:
+        tokenized_path: Of the run; what is not there is made by it.
+
+    Raises:
+        ValueError: Naming the file, and what to do.
+    """
+    for path in sorted(Path(tokenized_path).rglob("*")) if tokenized_path else ():
+        try:
+            if path.suffix == ".arrow":
+                with pa.memory_map(str(path)) as file:
+                    pa.ipc.open_stream(file).read_all()
+                    file.seek(max(file.size() - len(_END_OF_STREAM), 0))
+                    if file.read() != _END_OF_STREAM:
+                        raise ValueError("its end is missing")
+            elif path.name in ("dataset_dict.json", "state.json", "dataset_info.json"):
+                json.loads(path.read_text(encoding="utf-8"))
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise ValueError(
+                f"tokenized_path {str(tokenized_path)!r}: {path} is not whole: {error}. Remove the directory to tokenize "
+                "again."
+            ) from None
+
+
 def check_tokenized(
-    module: dict[str, Any], tokenized_path: str, hsa_config: HSAConfig | None, feedback_config: FeedbackConfig | None
+    module: dict[str, Any],
+    tokenized_path: str,
+    hsa_config: HSAConfig | None,
+    feedback_config: FeedbackConfig | None,
+    options: dict[str, Any],
 ) -> DataReport:
-    """Refuse data that were tokenized without the columns or with other rules of this run.
+    """Refuse data that were tokenized without the columns, with other rules or with other options of this run.
 
     Args:
         module: LLaMA-Factory's data sets by split.
         tokenized_path: Where they come from.
         hsa_config: The run's; None: no HSA.
         feedback_config: The run's; None: no Feedback.
+        options: The run's `data_options`.
 
     Returns:
         The report that was saved with them; an empty one if there is none.
@@ -36,11 +96,15 @@ def check_tokenized(
     for split in ("train_dataset", "eval_dataset"):
         data = module.get(split)
         for part in data.values() if isinstance(data, dict) else [data] if data is not None else []:
-            for column, wanted in ((SEMANTIC_COLUMN, hsa_config), (LOSS_MASK_COLUMN, feedback_config)):
-                if wanted is not None and part.column_names is not None and column not in part.column_names:
+            for column, is_needed, option in (
+                (SEMANTIC_COLUMN, hsa_config is not None, "HSA"),
+                (TURN_COLUMN, has_turns(hsa_config), "a rule with turns (such as noise_turns)"),
+                (LOSS_MASK_COLUMN, feedback_config is not None, "Feedback"),
+            ):
+                if is_needed and part.column_names is not None and column not in part.column_names:
                     raise ValueError(
-                        f"tokenized_path {tokenized_path!r} has no column {column!r}: it was made without "
-                        f"{'HSA' if wanted is hsa_config else 'Feedback'}. Remove it to tokenize again."
+                        f"tokenized_path {tokenized_path!r} has no column {column!r}: it was made without {option}. "
+                        "Remove it to tokenize again."
                     )
 
     path = Path(tokenized_path) / REPORT_NAME
@@ -50,6 +114,7 @@ def check_tokenized(
                 f"tokenized_path {tokenized_path!r} has no {REPORT_NAME}, which says what feedback it was made with. "
                 "Remove it to tokenize again."
             )
+        _check_eval_data(module, tokenized_path, options)
         return DataReport()
 
     values = DataReport.load_values(path)
@@ -73,7 +138,46 @@ def check_tokenized(
                     f"tokenized_path {tokenized_path!r} was made with hsa.{name} {there!r}, this run asks for "
                     f"{here!r}. Remove it to tokenize again."
                 )
+    _check_options(values, module, tokenized_path, options)
     report = DataReport.from_dict(values)
     if hsa_config is None or typed_with.attention_rules() != hsa_config.attention_rules():
         report.forget_sight()
     return report
+
+
+def _check_options(
+    values: dict[str, Any], module: dict[str, Any], tokenized_path: str, options: dict[str, Any]
+) -> None:
+    """Refuse options that the data were not made with: LLaMA-Factory would ignore them.
+
+    Raises:
+        ValueError: Naming each, and what to do.
+    """
+    made_with = values.get("data_options")
+    if made_with is None:  # of an earlier version
+        _check_eval_data(module, tokenized_path, options)
+        return
+    changed = [
+        f"{name} {made_with[name]!r}, this run asks for {value!r}"
+        for name, value in options.items()
+        if name in made_with and made_with[name] != value
+    ]
+    if changed:
+        raise ValueError(
+            f"tokenized_path {tokenized_path!r} was made with {'; with '.join(changed)}. Remove it to tokenize again, or "
+            "go back to those values."
+        )
+
+
+def _check_eval_data(module: dict[str, Any], tokenized_path: str, options: dict[str, Any]) -> None:
+    """Refuse to evaluate on data that were not set apart when they were tokenized.
+
+    Raises:
+        ValueError: Naming the option, and what to do.
+    """
+    for name in ("val_size", "eval_dataset"):
+        if options[name] and module.get("eval_dataset") is None:
+            raise ValueError(
+                f"tokenized_path {tokenized_path!r} holds no data to evaluate on: {name} {options[name]!r} would be "
+                "ignored. Remove it to tokenize again."
+            )

@@ -1,6 +1,6 @@
 """Truncation that never cuts media in half: which turns LLaMA-Factory would keep, and which media remain."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,47 @@ def _count(messages: Sequence[dict[str, Any]], placeholder: str) -> int:
     return sum(message["content"].count(placeholder) for message in messages)
 
 
+def kept_lengths(pairs: Pairs, start_length: int, cutoff_len: int, from_end: bool) -> Iterator[tuple[int, int, int]]:
+    """Yield what LLaMA-Factory's truncation leaves, in its order: (index of a turn, prompt ids, response ids).
+
+    Args:
+        pairs: Prompt and response ids of each turn.
+        start_length: Tokens counted before the first turn.
+        cutoff_len: LLaMA-Factory's limit.
+        from_end: Whether later turns have priority (`mask_history`).
+    """
+    total = start_length
+    for index in range(len(pairs) - 1, -1, -1) if from_end else range(len(pairs)):
+        if total >= cutoff_len:
+            return
+        prompt_ids, response_ids = pairs[index]
+        prompt_length, response_length = infer_seqlen(len(prompt_ids), len(response_ids), cutoff_len - total)
+        total += prompt_length + response_length
+        yield index, prompt_length, response_length
+
+
+def fit_labels(labels: Sequence[int], kept: Sequence[tuple[int, int, int]], start: int, from_end: bool) -> list[int]:
+    """Return labels without those that stand at no id, so that the others stand at theirs.
+
+    Where one EOS ends a conversation, LLaMA-Factory puts the label that ends a reply at the first id of the next prompt,
+    also if that prompt has no id at all (an empty message, in a template that writes nothing around it).
+
+    Args:
+        labels: LLaMA-Factory's.
+        kept: From `kept_lengths`.
+        start: Labels before those of the first turn.
+        from_end: As of `kept_lengths`.
+    """
+    fitted, position = list(labels[:start]), start
+    first = kept[0][0] if kept else None  # no reply is before it
+    for index, prompt_length, response_length in reversed(kept) if from_end else kept:
+        position += prompt_length == 0 and index != first
+        end = position + prompt_length + response_length
+        fitted += labels[position:end]
+        position = end
+    return fitted + list(labels[position:])
+
+
 def plan_cut(
     pairs: Pairs,
     media: Sequence[Counts],
@@ -60,20 +101,13 @@ def plan_cut(
         The turns that LLaMA-Factory should be given. Without media in the way these are the ones it reaches itself.
     """
     number = len(pairs)
-    order = range(number - 1, -1, -1) if from_end else range(number)
-    total, reached, removed = start_length, 0, False
-    for index in order:
-        if total >= cutoff_len:
-            break
-
+    reached, removed = 0, False
+    for index, prompt_length, response_length in kept_lengths(pairs, start_length, cutoff_len, from_end):
         prompt_ids, response_ids = pairs[index]
-        prompt_length, response_length = infer_seqlen(len(prompt_ids), len(response_ids), cutoff_len - total)
         cut_away = prompt_ids[prompt_length:] + response_ids[response_length:]
         if cut_away and any(media[index]) and _cuts_media(prompt_ids + response_ids, cut_away, media_ids):
             removed = True
             break
-
-        total += prompt_length + response_length
         reached += 1
 
     first, stop = (number - reached, number) if from_end else (0, reached)

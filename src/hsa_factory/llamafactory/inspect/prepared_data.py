@@ -19,18 +19,16 @@ from ...config import FeedbackConfig, HSAConfig
 from ...feedback import IGNORE_INDEX, Reason
 from ...inspection.inspected_sample import InspectedSample, Part, RowSummary, Turn, number_tokens
 from ...training_file import TrainingFile
+from ..data.aligned import INDEX_COLUMN
 from ..data.collator import trained_labels
-from ..data.converter import INDEX_COLUMN
 from ..data.loader import STREAM_PREVIEW, NothingToTrain
 from ..data.processor import TypedProcessorMixin, TypedSupervisedProcessor
 from ..data.report import DatasetAccount
-from ..data.token_table import LOSS_MASK_COLUMN, ROW_SAMPLES_COLUMN, ROW_SOURCE_COLUMN, SEMANTIC_COLUMN
+from ..data.token_table import LOSS_MASK_COLUMN, ROW_SAMPLES_COLUMN, ROW_SOURCE_COLUMN, SEMANTIC_COLUMN, TURN_COLUMN
 from ..integration import integrate
 from ..options import check_stage
 from .trace import record_sample
 
-
-TURN_COLUMN = "turn_ids"
 
 # Options that only matter once a model runs: some machines refuse them, and others lay out rows for generation.
 _RUN_OPTIONS = (

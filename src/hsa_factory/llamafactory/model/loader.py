@@ -10,6 +10,7 @@ from llamafactory.extras import logging
 
 from ...models import enable_hsa
 from ...models.enable import get_state
+from ..saved_files import check_models
 from ..seams import Seam
 from ..state import Integration
 from .feedback_token import fit_embeddings, initialize_rows, table_sizes
@@ -67,6 +68,7 @@ def _load_model(
     **kwargs: Any,
 ) -> Any:
     """Switch HSA on at the end of LLaMA-Factory's own loading."""
+    check_models([*(model_args.adapter_name_or_path or ()), model_args.model_name_or_path])
     hsa_config = state.resolve(model_args)
     model = original(tokenizer, model_args, finetuning_args, is_trainable, *args, **kwargs)
     if hsa_config is not None:

@@ -1,6 +1,7 @@
 """LLaMA-Factory's tuner: options are checked before anything is loaded, and before it branches off to a trainer."""
 
 import sys
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -8,10 +9,12 @@ import llamafactory.cli
 import llamafactory.launcher
 import llamafactory.train.tuner
 from llamafactory.extras.misc import get_device_count, is_env_enabled
+from llamafactory.hparams import read_args
 
 from ..model.loader import load_model_seam
 from ..model.packing import check_packing
 from ..options import NO_RAY, check_options, check_stage, check_trainer
+from ..saved_files import with_whole_checkpoint
 from ..seams import Seam
 from ..state import Integration
 from .sft import sft_seams
@@ -62,6 +65,9 @@ def _refuse_ray(original: Any, *args: Any, **kwargs: Any) -> None:
 def _get_train_args(state: Integration, original: Any, args: Any = None) -> Any:
     """Check everything that can be checked before data and model are loaded."""
     check_trainer(args)
+    args = read_args(args)
+    if isinstance(args, Mapping):
+        args = with_whole_checkpoint(args)
     parsed = original(args)
     model_args, data_args, training_args, finetuning_args, _ = parsed
     check_stage(finetuning_args.stage)

@@ -1,4 +1,4 @@
-"""What is known of the tokens that come into a cache: their types, and which are padding."""
+"""What is known of the tokens that come into a cache: their types and turns, and which are padding."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from .tagger import RewindableTagger, Settled, Tagger
+from .turns import UNKNOWN
 
 
 _FEW = 64  # types, which are looked at one by one
@@ -29,6 +30,7 @@ class IncomingTypes:
     def forget(self) -> None:
         """Start a sequence anew."""
         self._prompt: torch.Tensor | None = None
+        self._turns: torch.Tensor | None = None
         self._tagged_from = 0
         self._unsettled: list[int] = []
         self._has_tagged = False  # whether the tagger was told something since `snapshot`
@@ -49,10 +51,11 @@ class IncomingTypes:
             self._rewindable.restore(tagged)
         return self._rewindable is not None
 
-    def expect(self, semantic_ids: torch.Tensor, tagger: Tagger) -> None:
-        """Say the types of the first tokens of the sequence, (B, n), and who types those after them."""
+    def expect(self, semantic_ids: torch.Tensor, tagger: Tagger, turn_ids: torch.Tensor | None = None) -> None:
+        """Say the types of the first tokens of the sequence, (B, n), their turns, and who types those after them."""
         self._use(tagger)
         self._prompt, self._unsettled = semantic_ids.to(torch.long, copy=True), []
+        self._turns = None if turn_ids is None else turn_ids.to(torch.long, copy=True)
         self._tagged_from = semantic_ids.shape[1]
 
     def of(self, tokens: torch.Tensor, seen: int) -> torch.Tensor:
@@ -82,6 +85,22 @@ class IncomingTypes:
             self._has_tagged = True
             pieces.append(self.tagger.tag(tokens[:, known:] if known else tokens).long())
         return pieces[0] if len(pieces) == 1 else torch.cat([pieces[0], pieces[1].to(pieces[0])], dim=1)
+
+    def turns(self, rows: int, number: int, seen: int) -> torch.Tensor | None:
+        """Return the turn numbers of the next tokens.
+
+        Args:
+            rows: B.
+            number: Q.
+            seen: Tokens before them.
+
+        Returns:
+            (B, Q) int64, after the prompt `UNKNOWN`; None: none of them is of the prompt.
+        """
+        if self._turns is None or self._turns.shape[1] <= seen:
+            return None
+        given = self._turns[:, seen : seen + number].repeat_interleave(rows // len(self._turns), 0)
+        return torch.nn.functional.pad(given, (0, number - given.shape[1]), value=UNKNOWN)
 
     def news(self, seen: int) -> tuple[list[Settled], int]:
         """Return what the tagger knows by now.

@@ -1,11 +1,12 @@
 """Sparse HSA attention in portable torch, forward and backward: exact, O(visible keys) time, O(L) memory.
 
-A query sees few keys of two kinds. *Near* keys have a narrow window (NOISE): they lie in a strip of the original keys
-that ends at the query. *Far* keys have no window, or a wide one (GLOBAL and LANDMARK): they are gathered once, in
-order, so that those before a block of queries are one contiguous prefix. Queries are taken in chunks. A chunk's near
-part is one batched product over small tiles, each with its own strip; its far part is a few large products. One
-running maximum and sum joins the two, and the backward pass computes the probabilities anew from q, k and the rows'
-log-sum-exp instead of keeping them (as in FlashAttention, arXiv 2205.14135).
+A query sees few keys of two kinds. *Near* keys have a narrow window (NOISE), or stand in the query's own tile: they lie in
+a strip of the original keys that ends at the query. *Far* keys are seen for ever (GLOBAL and LANDMARK), for some turns, or
+in a wide window: they are gathered once in bands of the same reach, in order, so that what a block of queries sees of a
+band is one contiguous part. Queries are taken in chunks. A chunk's near part is one batched product over small tiles, each
+with its own strip; its far part is a few large products. One running maximum and sum joins the two, and the backward pass
+computes the probabilities anew from q, k and the rows' log-sum-exp instead of keeping them (as in FlashAttention, arXiv
+2205.14135).
 
 What would otherwise be passes over the logits rides along as head dimensions: the far keys' bias, −decay·(i − j), has
 rank two (as in FlashBias, arXiv 2505.12044) with positions counted from the chunk so that float32 is exact enough; in
@@ -50,7 +51,7 @@ def blockwise_attention(
     Returns:
         (B, H, Q, E) in the dtype of `query`, zeros at padding. Cannot be differentiated twice.
 
-    Time O(L·(M/2 + W)) for M far keys and a near window of W; memory O(L) beyond the result and the gradients.
+    Time O(visible pairs + L·W) for a near window of W; memory O(L) beyond the result and the gradients.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     output: torch.Tensor = _run(query, key, value, plan.once(Layout, rules), scale)

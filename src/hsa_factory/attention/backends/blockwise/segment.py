@@ -134,7 +134,10 @@ class Segment:
             blocks = [block for band in self.far.bands for block in self._blocks(band, start, tiles, heads)]
             chunk = QueryChunk(start, stop, tiles, self._near_bias(start, tiles), blocks)
             room -= chunk.bytes
-            made = [*made, chunk] if made is not None and room >= 0 else None
+            if room < 0:
+                made = None
+            elif made is not None:
+                made.append(chunk)
             yield chunk
         if made is not None:
             self._kept = (heads, made)

@@ -1,0 +1,73 @@
+"""Tool calls and their replies as a server gets them, made what training makes of them."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from ...labeling.matching import Message, MessageTypes
+from ...typed.text import TypedText
+from ..data.converter import REPLY_JOINT
+
+
+REPLIES_KEY = "replies"  # of a message: (number of characters, given type) of each reply that was joined to it
+
+
+def split_replies(message: dict[str, Any]) -> list[Message]:
+    """Return a message as rules see it in the data: each reply of parallel calls by itself."""
+    role, text, given = message["role"], message["content"], message.get("semantic_type")
+    replies = message.get(REPLIES_KEY)
+    if not replies:
+        return [Message(role, text, given)]
+    split, position = [], 0
+    for length, kind in replies:
+        split.append(Message(role, text[position : position + length], kind))
+        position += length + len(REPLY_JOINT)
+    return split
+
+
+def join_replies(texts: Sequence[str], typings: Sequence[MessageTypes], default_type: int) -> TypedText:
+    """Join replies and their types as the converters do in training.
+
+    The message's type is that of the replies which remembers most; it is the type of all, unless parts have their own.
+
+    Args:
+        texts: At least one.
+        typings: What the data and the rules say of each.
+        default_type: Type of the message if they say nothing.
+    """
+    base = min((typing.semantic_type for typing in typings if typing.semantic_type is not None), default=default_type)
+    if not any(typing.spans for typing in typings):
+        return TypedText(REPLY_JOINT.join(texts), base)
+    joined = TypedText("", base)
+    for number, (text, typing) in enumerate(zip(texts, typings)):
+        own = base if typing.semantic_type is None else typing.semantic_type
+        joined = joined + TypedText(REPLY_JOINT if number else "", base) + TypedText(text, own, typing.spans)
+    return TypedText(str(joined), base, joined.spans)
+
+
+def with_readable_arguments(messages: Sequence[dict[str, Any]], template: Any) -> list[dict[str, Any]]:
+    """Return messages whose tool calls the template can write.
+
+    OpenAI's clients send the arguments of a call as a text that holds JSON. Most formats write that text; those that
+    write one argument after the other need the JSON itself, as it stands in data for training.
+    """
+    return [_with_readable_arguments(message, template) for message in messages]
+
+
+def _with_readable_arguments(message: dict[str, Any], template: Any) -> dict[str, Any]:
+    if message.get("role") != "function" or not isinstance(message.get("content"), str):
+        return message
+    words = {"thought_words": template.thought_words, "tool_call_words": template.tool_call_words}
+    try:
+        template.format_function.apply(content=str(message["content"]), **words)
+    except (AttributeError, TypeError):  # a text has no items
+        try:
+            calls = json.loads(message["content"])
+            calls = calls if isinstance(calls, list) else [calls]
+            calls = [{**call, "arguments": json.loads(call["arguments"])} for call in calls]
+            return {**message, "content": json.dumps(calls, ensure_ascii=False)}
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return message
+    except Exception:  # what is wrong with it is said when it is encoded
+        return message
+    return message
