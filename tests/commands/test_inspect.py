@@ -511,7 +511,9 @@ def test_check_limits_blind_replies(run, capsys):
     assert code == 1
     (line,) = captured.out.splitlines()
     assert line.startswith(f"own: 2 of 4 replies are blind (50.0%, allowed 40.0%): {hidden}. ")
-    window = line.split("hsa.noise_window=")[1].split(",")[0]
+    window = line.split("hsa.noise_window=")[1].split(";")[0]
+    assert "set hsa.noise_turns=1" in line
+    assert check(run, capsys, "--max-blind", "0", "hsa.noise_turns=1", **noise)[0] == 0
     assert check(run, capsys, "--max-blind", "0", f"hsa.noise_window={window}", **noise)[0] == 0
     assert check(run, capsys, "--max-blind", "0.5", **noise)[0] == 0
     code, captured = check(run, capsys, "--max-blind", "0", dataset="own", hsa=None)
