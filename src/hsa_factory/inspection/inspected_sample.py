@@ -37,6 +37,7 @@ class Turn:
         stop: After its last token.
         cut_ids: Ids that `cutoff_len` took from its end.
         media: What it shows.
+        number: Its turn: how many replies of its sample are over before it.
     """
 
     part: int
@@ -46,6 +47,7 @@ class Turn:
     stop: int
     cut_ids: list[int] = field(default_factory=list)
     media: list[Media] = field(default_factory=list)
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class InspectedSample:
         parts: The samples of the row; empty for data that were tokenized elsewhere.
         turns: Their messages in order; empty as `parts`.
         loss_weights: What the loss of each trained token is multiplied by, (n); None: by 1.
+        turn_ids: The turn's number of each token, 0 at padding, (n); None where it is not known.
     """
 
     index: int
@@ -98,6 +101,7 @@ class InspectedSample:
     parts: list[Part]
     turns: list[Turn]
     loss_weights: list[float] | None = None
+    turn_ids: list[int] | None = None
 
     @property
     def trained(self) -> int:
@@ -136,6 +140,7 @@ class InspectedSample:
             "reasons": self.reasons,
             **weights,
             "messages": self.messages,
+            "turn_ids": self.turn_ids,
             "samples": [
                 {
                     "dataset": part.dataset,
@@ -152,6 +157,7 @@ class InspectedSample:
                     "sample": turn.part,
                     "message": turn.message,
                     "role": turn.role,
+                    "turn": turn.number,
                     "start": turn.start,
                     "stop": turn.stop,
                     "types": self.counts(turn.start, turn.stop),
@@ -184,6 +190,14 @@ class RowSummary:
     trained: int
     cut: int
     marker_cut: bool
+
+
+def number_tokens(turns: Sequence[Turn], length: int) -> list[int]:
+    """Return the number of the turn that each of `length` tokens stands in; 0 where no message is."""
+    numbers = [0] * length
+    for turn in turns:
+        numbers[turn.start : turn.stop] = [turn.number] * (turn.stop - turn.start)
+    return numbers
 
 
 def count_types(semantic_ids: Sequence[int]) -> dict[str, int]:
