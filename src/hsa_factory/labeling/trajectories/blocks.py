@@ -17,7 +17,7 @@ LOST_REASONING = "hidden or encrypted reasoning left out"
 
 _REPLY_ROLES = ("tool", "toolResult", "tool_result")
 _MERE_TEXT = ("type", "text", "cache_control", "citations", "annotations", "logprobs")
-_USER_SIDE = ("user", "tool")
+_USER_SIDE = ("user", "tool", "exit")  # mini-swe-agent ends with how the run ended
 _WEIGHT_KEYS = (*WEIGHT_KEYS, STEP_KEY)
 _HANDLED = (
     "role",
@@ -193,11 +193,11 @@ def _is_mere_text(part: Any) -> bool:
     return all(value is None or key in _MERE_TEXT for key, value in part.items())
 
 
-def cut_after_last_reply(messages: list[dict[str, Any]], notes: Counter | None = None) -> list[dict[str, Any]]:
+def cut_after_last_reply(messages: list[Any], notes: Counter | None = None) -> list[Any]:
     """Return messages up to the last reply; what nobody answered has nothing to train."""
     end = len(messages)
-    while end and messages[end - 1]["role"] in _USER_SIDE:
+    while end and isinstance(messages[end - 1], Mapping) and messages[end - 1].get("role") in _USER_SIDE:
         end -= 1
     if notes is not None and end and end < len(messages):
         notes["messages after the last reply left out"] += len(messages) - end
-    return messages[:end] if end else messages
+    return messages[:end] if 0 < end < len(messages) else messages
