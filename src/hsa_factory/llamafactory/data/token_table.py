@@ -73,7 +73,7 @@ class Tokens:
             token if label == IGNORE_INDEX and weight is not None else label
             for token, label, weight in zip(input_ids, labels, given)
         ]
-        return cls(array("i", input_ids), semantic_ids, array("i", labels), loss_mask, weights)
+        return cls(array("i", input_ids), semantic_ids, array("i", labels), loss_mask, weights=weights)
 
     @classmethod
     def none(cls) -> "Tokens":
