@@ -94,7 +94,7 @@ def test_other_settings_may_not(other):
 
 
 def test_nothing_to_install_is_an_error():
-    with pytest.raises(ValueError, match="give hsa, feedback or both"), integrate():
+    with pytest.raises(ValueError, match="give hsa, feedback or loss_weights"), integrate():
         pass
 
 

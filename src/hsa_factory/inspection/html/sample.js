@@ -19,7 +19,7 @@ class Sample {
     this.knowsTurns = data.turnNumbers.length > 0;
 
     this.weights = new Float32Array(this.length).fill(1);
-    place = 0;
+    let place = 0;
     for (const [weight, tokens] of data.weights || []) {
       this.weights.fill(weight, place, place + tokens);
       place += tokens;

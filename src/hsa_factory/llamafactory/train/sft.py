@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import llamafactory.train.sft.workflow
+from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
 
 from ...models.model_card import write_card_section
 from ..data.collator import HSADataCollator
@@ -21,7 +22,7 @@ def sft_seams(state: Integration) -> list[Seam]:
         get_dataset_seam(workflow, state),
         load_model_seam(workflow, state),
         Seam(workflow, "SFTDataCollatorWith4DAttentionMask", partial(_make_collator, state)),
-        Seam(workflow.CustomSeq2SeqTrainer, "prediction_step", partial(_prediction_step, state)),
+        Seam(CustomSeq2SeqTrainer, "prediction_step", partial(_prediction_step, state)),
         Seam(workflow, "CustomSeq2SeqTrainer", partial(_make_trainer, state)),
         Seam(workflow, "create_modelcard_and_push", partial(_write_card, state)),
     ]
