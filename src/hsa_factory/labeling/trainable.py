@@ -56,6 +56,8 @@ def _as_texts(sample: Sample, dataset_format: DatasetFormat, tools: Any) -> dict
         changed[tools] = _as_json(sample[tools])
     elif tools:
         _check_text(sample, tools)
+    if tools and sample.get(tools):
+        _check_tools(changed.get(tools, sample[tools]), tools)
     _check_text(sample, dataset_format.system)
     if dataset_format.formatting == "alpaca":
         replies = (
@@ -160,6 +162,15 @@ def _check_text(sample: Sample, column: Any) -> None:
     value = sample.get(column)
     if value is not None and not isinstance(value, str):
         raise ValueError(f"{column}: expected a text, got {value!r:.80}.")
+
+
+def _check_tools(text: str, column: str) -> None:
+    try:
+        tools = json.loads(text)
+    except ValueError:
+        tools = None
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise ValueError(f"{column}: expected a list of tools, each an object, as JSON; got {text!r:.80}.")
 
 
 def _as_json(value: Any) -> str:
