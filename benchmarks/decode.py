@@ -12,15 +12,22 @@ is timed by itself, and given as a share of the steps between two times it happe
 A run replaces its own cases in the results and leaves the others, so it can be done in pieces:
 
     python benchmarks/decode.py --models tiny --shares 0.02 --prefill
+    python benchmarks/decode.py --turns 0 1 --lengths 2048 8192 --shares 0.05 --prefill
+
+`--turns` adds a variant for each number: NOISE is seen for so many turns after its own instead of in a window, the turns as
+long as those of real trajectories; no turn ends while it is timed. What happens when one does is timed by itself
+(`turn_end_ms`): the step that reads the first token of a new turn, after which all NOISE of the oldest one goes, less a
+usual step.
 """
 
 import argparse
+import copy
 import statistics
 import time
 
 import report
 import torch
-from attention import make_types
+from attention import make_turns, make_types
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -34,6 +41,7 @@ from hsa_factory.models import HSACache, make_tagger
 CONFIG = HSAConfig(generated_type="NOISE")
 CHUNK = 256  # of keys dropped together
 VARIANTS = ("plain", "no eviction", "hsa")
+TURNS = "turns "  # before their number: further variants
 AFTERMATH = 8  # steps from the drop of keys on that may take longer for it
 
 
@@ -54,13 +62,21 @@ def make_model(name: str) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config).eval()
 
 
+def config_of(variant: str) -> HSAConfig:
+    """Return the rules of a variant."""
+    if not variant.startswith(TURNS):
+        return CONFIG
+    return HSAConfig(noise_turns=int(variant.removeprefix(TURNS)), generated_type="NOISE")
+
+
 def fill(cache: DynamicCache | HSACache, model: Qwen3ForCausalLM, types: torch.Tensor) -> None:
     """Put random keys and values of a prompt into a cache."""
     config, length = model.config, types.shape[1]
     shape = (1, config.num_key_value_heads, length, config.head_dim)
     if isinstance(cache, HSACache):
-        cache.bind(config, dict.fromkeys(range(config.num_hidden_layers), LayerRules.of(CONFIG)), CONFIG)
-        cache.begin(types, types, None)
+        rules = LayerRules.of(cache.config)
+        cache.bind(config, dict.fromkeys(range(config.num_hidden_layers), rules), cache.config)
+        cache.begin(types, types, None, make_turns(length, real=True))
     for layer in range(config.num_hidden_layers):
         cache.update(torch.randn(shape), torch.randn(shape), layer)
     if isinstance(cache, HSACache):
@@ -78,12 +94,13 @@ def make_cache(variant: str, model: Qwen3ForCausalLM) -> DynamicCache | HSACache
     """Make an empty cache; HSA's types tokens as `generate` lets it."""
     if variant == "plain":
         return DynamicCache(config=model.config)
-    return HSACache(CONFIG, make_tagger(CONFIG), evict=variant == "hsa")
+    config = config_of(variant)
+    return HSACache(config, make_tagger(config), evict=variant != "no eviction")
 
 
 def switch(model: Qwen3ForCausalLM, variant: str) -> None:
     """Switch HSA on or off."""
-    disable_hsa(model) if variant == "plain" else enable_hsa(model, CONFIG)
+    disable_hsa(model) if variant == "plain" else enable_hsa(model, config_of(variant))
 
 
 def decode(model: Qwen3ForCausalLM, cache: DynamicCache | HSACache, steps: int) -> list[float]:
@@ -98,11 +115,17 @@ def decode(model: Qwen3ForCausalLM, cache: DynamicCache | HSACache, steps: int) 
 
 
 def measure_decoding(
-    model: Qwen3ForCausalLM, lengths: list[int], share: float, steps: int, rounds: int, evictions: int
+    model: Qwen3ForCausalLM,
+    lengths: list[int],
+    share: float,
+    steps: int,
+    rounds: int,
+    evictions: int,
+    variants: list[str],
 ) -> list[dict]:
     """Time all lengths and variants, taking turns."""
     types = {length: make_types(length, share, scattered=False) for length in lengths}
-    caches = {(length, variant): make_cache(variant, model) for length in lengths for variant in VARIANTS}
+    caches = {(length, variant): make_cache(variant, model) for length in lengths for variant in variants}
     for (length, _), cache in caches.items():
         fill(cache, model, types[length])
     sizes = {case: cache_bytes(cache) for case, cache in caches.items()}
@@ -114,10 +137,10 @@ def measure_decoding(
             seconds = decode(model, cache, steps)
             times[case] += [statistics.mean(seconds)] if round_number else []
 
-    enable_hsa(model, CONFIG)
     records = []
     for (length, variant), cache in caches.items():
-        kept = int((types[length] != 2).sum()) + CONFIG.noise_window + 1 + CHUNK
+        enable_hsa(model, config_of(variant))
+        kept = visible_keys(variant, types[length]) + CHUNK
         size, plain_size = sizes[length, variant], sizes[length, "plain"]
         evicting = eviction_seconds(model, cache, evictions) / CHUNK if variant == "hsa" else 0
         usual = statistics.median(times[length, variant])
@@ -132,10 +155,33 @@ def measure_decoding(
                 "target_bytes_of_plain": round(1.1 * kept / length, 5),
                 "tokens_per_second": round(1 / usual, 3),
                 "eviction_share": round(evicting / usual, 6) if variant == "hsa" else "",
+                "turn_end_ms": round(turn_end_ms(model, cache, evictions), 2) if variant.startswith(TURNS) else "",
                 "first_token_seconds": "",
             }
         )
     return records
+
+
+def visible_keys(variant: str, types: torch.Tensor) -> int:
+    """Count the keys that the first generated token sees."""
+    config, turns = config_of(variant), make_turns(types.shape[1], real=True)
+    is_noise = types == 2
+    if config.noise_turns is None:
+        return int((~is_noise).sum()) + config.noise_window + 1
+    return int((~is_noise | (turns[:, -1:] - turns <= config.noise_turns)).sum())
+
+
+def turn_end_ms(model: Qwen3ForCausalLM, cache: HSACache, repeats: int) -> float:
+    """Time the step that begins a turn, with the drop of keys after it, less a usual step, in milliseconds."""
+    extra = []
+    for _ in range(repeats):
+        twin = copy.deepcopy(cache)
+        usual = statistics.median(decode(model, twin, AFTERMATH))
+        token, turn = torch.tensor([[5]]), twin.turn_ids[:, -1:] + 1
+        start = time.perf_counter()
+        model(input_ids=token, semantic_ids=torch.full_like(token, 2), turn_ids=turn, past_key_values=twin)
+        extra.append(time.perf_counter() - start - usual)
+    return 1e3 * statistics.median(extra)
 
 
 def eviction_seconds(model: Qwen3ForCausalLM, cache: HSACache, evictions: int) -> float:
@@ -164,7 +210,14 @@ def measure_prefill(model: Qwen3ForCausalLM, length: int, share: float, rounds: 
             start = time.perf_counter()
             model.generate(ids, **options, **typed)
             seconds += [time.perf_counter() - start] if round_number else []
-    empty = ("cache_bytes", "bytes_of_plain", "target_bytes_of_plain", "tokens_per_second", "eviction_share")
+    empty = (
+        "cache_bytes",
+        "bytes_of_plain",
+        "target_bytes_of_plain",
+        "tokens_per_second",
+        "eviction_share",
+        "turn_end_ms",
+    )
     return [
         {"measured": "first token", "tokens": length, "memory_share": share, "variant": variant}
         | dict.fromkeys(empty, "")
@@ -180,6 +233,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["tiny", "100M"], choices=["tiny", "100M"])
     parser.add_argument("--lengths", type=int, nargs="*", default=[1024, 2048, 8192, 32768])
     parser.add_argument("--shares", type=float, nargs="+", default=[0.02, 0.05, 0.2])
+    parser.add_argument("--turns", type=int, nargs="*", default=[], help="noise_turns of further variants")
     parser.add_argument("--prefill", type=int, nargs="*", default=[4096, 16384])
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=9)
@@ -189,11 +243,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
 
-    records = []
+    records, variants = [], [*VARIANTS, *(f"{TURNS}{turns}" for turns in options.turns)]
     for name in options.models:
         model, found = make_model(name), []
         for share in options.shares if options.lengths else []:
-            found += measure_decoding(model, options.lengths, share, options.steps, options.rounds, options.evictions)
+            counts = options.steps, options.rounds, options.evictions
+            found += measure_decoding(model, options.lengths, share, *counts, variants)
         for length in track(options.prefill, description=f"{name}, first token"):
             found += measure_prefill(model, length, options.shares[0], options.rounds)
         parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -210,7 +265,8 @@ def main() -> None:
 
     keys = ("model", "measured", "tokens", "memory_share", "variant")
     new = {tuple(str(record[key]) for key in keys) for record in records}
-    records += [row for row in report.read("decode.csv") if tuple(row[key] for key in keys) not in new]
+    former = [row for row in report.read("decode.csv") if tuple(row[key] for key in keys) not in new]
+    records += [dict.fromkeys(records[0], "") | row for row in former]
     records.sort(
         key=lambda row: (row["model"] != "tiny", row["measured"], float(row["memory_share"]), int(row["tokens"]))
     )

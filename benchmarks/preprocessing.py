@@ -2,9 +2,9 @@
 
     python benchmarks/preprocessing.py      # table on screen, benchmarks/results/preprocessing.csv
 
-Plain, with the types that the data have, and with rules (`hsa.labels`) that type parts of messages: the three take turns in
-one process, over the same 1,000 samples made from the quickstart's trajectories; medians of the processor's time, which a
-busy machine disturbs less.
+Plain, with the types that the data have, with turn numbers beside them (`noise_turns`), and with rules (`hsa.labels`) that
+type parts of messages: the four take turns in one process, over the same 1,000 samples made from the quickstart's
+trajectories; medians of the processor's time, which a busy machine disturbs less.
 """
 
 import argparse
@@ -55,7 +55,8 @@ def make_data(directory: Path, samples: int, tokenizer: str | None) -> str:
 
 def prepare(directory: Path, model: str, mode: str) -> tuple[float, int]:
     """Prepare the data once; return the processor's seconds and the number of tokens."""
-    hsa = HSAConfig(labels="embodied-reasoner" if mode == "ruled" else None)
+    labels, turns = ("embodied-reasoner" if mode == "ruled" else None), (1 if mode == "turns" else None)
+    hsa = HSAConfig(labels=labels, noise_turns=turns)
     args = {
         "model_name_or_path": model,
         "stage": "sft",
@@ -87,7 +88,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", help="directory of a model or tokenizer; default: a tiny one, made here")
     options = parser.parse_args()
 
-    seconds: dict[str, list[float]] = {"plain": [], "typed": [], "ruled": []}
+    seconds: dict[str, list[float]] = {"plain": [], "typed": [], "turns": [], "ruled": []}
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         model = make_data(directory, options.samples, options.tokenizer)
@@ -99,7 +100,7 @@ def main() -> None:
 
     record = {"samples": options.samples, "tokens": tokens}
     record |= {f"{mode}_seconds": round(statistics.median(values), 3) for mode, values in seconds.items()}
-    for mode in ("typed", "ruled"):
+    for mode in ("typed", "turns", "ruled"):
         ratios = [value / plain for plain, value in zip(seconds["plain"], seconds[mode])]
         record[f"{mode}_over_plain"] = round(statistics.median(ratios), 3)
     report.write("preprocessing.csv", [record])

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 from .config import FeedbackConfig, HSAConfig
+from .loss_weights import LossWeightsConfig
 from .semantics import SemanticType
 
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FeedbackConfig",
     "HSAConfig",
+    "LossWeightsConfig",
     "SemanticType",
     "__version__",
     "apply_hsa_patch",

@@ -36,12 +36,12 @@ class EncodedMessage:
     Attributes:
         token_ids: Its ids, those that the template puts around it included.
         role: One of `ROLES`.
-        weight: 0 keeps it out of the loss.
+        weight: 0 keeps it out of the loss; None is as 1.
     """
 
     token_ids: Sequence[int]
     role: str
-    weight: int = 1
+    weight: float | None = 1
 
     @property
     def is_reply(self) -> bool:

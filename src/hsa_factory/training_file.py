@@ -1,4 +1,4 @@
-"""A training file: a LLaMA-Factory YAML (or JSON) with two blocks more, `hsa` and `feedback`."""
+"""A training file: a LLaMA-Factory YAML (or JSON) with three blocks more, `hsa`, `feedback` and `loss_weights`."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -13,14 +13,15 @@ from yaml import YAMLError
 
 from . import strict_json
 from .config import FeedbackConfig, HSAConfig
+from .loss_weights import LossWeightsConfig
 from .user_errors import UserError
 
 
-BLOCKS = ("hsa", "feedback")
+BLOCKS = ("hsa", "feedback", "loss_weights")
 SAVED = "saved"
 """In the place of a configuration: the one saved with the checkpoint; no HSA if it has none."""
 
-Config = TypeVar("Config", HSAConfig, FeedbackConfig)
+Config = TypeVar("Config", HSAConfig, FeedbackConfig, LossWeightsConfig)
 
 
 @dataclass(frozen=True)
@@ -32,17 +33,19 @@ class TrainingFile:
         hsa: The rules; True for ``hsa: true``; None if the block is missing or off.
         feedback: None if the block is missing or off.
         hsa_off: Whether the file says ``hsa: false``: then a checkpoint's own rules are not used either.
+        loss_weights: None if the block is missing or off.
     """
 
     args: dict[str, Any]
     hsa: HSAConfig | bool | None
     feedback: FeedbackConfig | None
     hsa_off: bool = False
+    loss_weights: LossWeightsConfig | None = None
 
     @property
     def is_plain(self) -> bool:
         """Whether it is a plain LLaMA-Factory file."""
-        return self.hsa is None and self.feedback is None
+        return self.hsa is None and self.feedback is None and self.loss_weights is None
 
     @property
     def asked_for(self) -> HSAConfig | bool | str:
@@ -74,12 +77,13 @@ def read_training_file(path: str | Path, overrides: Sequence[str] = ()) -> Train
 
     args = _parse(path, overrides)
     _refuse_empty(path, overrides)
-    hsa, feedback = (_read_none(args.pop(block, None)) for block in BLOCKS)
+    hsa, feedback, loss_weights = (_read_none(args.pop(block, None)) for block in BLOCKS)
     return TrainingFile(
         args,
         hsa=True if hsa is True else _read_block("hsa", hsa, HSAConfig),
         feedback=_read_block("feedback", feedback, FeedbackConfig),
         hsa_off=hsa is False,
+        loss_weights=_read_block("loss_weights", loss_weights, LossWeightsConfig),
     )
 
 

@@ -122,7 +122,7 @@ def test_json_is_what_the_collator_hands_over(run, tiny_tokenizer):
     for index, (sample, row) in enumerate(zip(samples, module["train_dataset"])):
         batch = collate([dict(row)])
         names = ["index", "dataset", "input_ids", "semantic_ids", "labels", "tokens"]
-        assert list(sample) == [*names, "reasons", "messages", "samples", "turns"]
+        assert list(sample) == [*names, "reasons", "messages", "turn_ids", "samples", "turns"]
         assert (sample["index"], sample["dataset"]) == (index, "tasks")
         for name in ("input_ids", "semantic_ids", "labels"):
             assert sample[name] == batch[name][0].tolist()
@@ -331,6 +331,9 @@ def test_every_untrained_token_has_its_reason_and_message(run):
         assert "".join(row["tokens"][turn["start"] : turn["stop"]]) == text
         assert sum(turn["types"].values()) == turn["stop"] - turn["start"]
     assert [turn["trained"] > 0 for turn in row["turns"]] == [False] * 4 + [True, False, False]
+    assert [turn["turn"] for turn in row["turns"]] == [0, 0, 0, 1, 1, 2, 2]
+    turns = ["".join(texts[:3]), "".join(texts[3:5]), "".join(texts[5:])]
+    assert spans(row, row["turn_ids"]) == list(enumerate(turns))
 
     (row,) = rows(run, "feedback.train=recovery", dataset="own")
     assert [reason for reason, _ in spans(row, row["reasons"])] == ["role", "failed", "role", None, "role", "weight"]
@@ -376,7 +379,7 @@ def test_packed_rows_trace_each_token_to_its_sample(run):
     assert sorted(part["index"] for part in row["samples"]) == [0, 1, 2]
     for part in row["samples"]:
         alone = single[part["index"]]
-        for name in ("tokens", "reasons", "messages", "labels"):
+        for name in ("tokens", "reasons", "messages", "turn_ids", "labels"):
             assert row[name][part["start"] : part["stop"]] == alone[name]
     end = row["samples"][-1]["stop"]
     assert set(row["reasons"][end:]) == {"padding"} and set(row["messages"][end:]) == {None}
@@ -508,7 +511,9 @@ def test_check_limits_blind_replies(run, capsys):
     assert code == 1
     (line,) = captured.out.splitlines()
     assert line.startswith(f"own: 2 of 4 replies are blind (50.0%, allowed 40.0%): {hidden}. ")
-    window = line.split("hsa.noise_window=")[1].split(",")[0]
+    window = line.split("hsa.noise_window=")[1].split(";")[0]
+    assert "set hsa.noise_turns=1" in line
+    assert check(run, capsys, "--max-blind", "0", "hsa.noise_turns=1", **noise)[0] == 0
     assert check(run, capsys, "--max-blind", "0", f"hsa.noise_window={window}", **noise)[0] == 0
     assert check(run, capsys, "--max-blind", "0.5", **noise)[0] == 0
     code, captured = check(run, capsys, "--max-blind", "0", dataset="own", hsa=None)
@@ -780,3 +785,76 @@ def test_standard_output_is_pure_json(run, tmp_path):
     assert [line["index"] for line in lines] == [0, 1, 2]
     assert lines[2]["tokens"] and "llamafactory" in result.stderr
     assert lines == rows(run)
+
+
+# -- cost and compare ------------------------------------------------------------------------------------------
+
+
+def test_cost_by_length(run, tmp_path, monkeypatch, capsys):
+    from hsa_factory.inspection import attention_time
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(attention_time, "_LENGTHS", dict.fromkeys(attention_time._LENGTHS, (32, 64)))
+    write_samples(run, [FAILURE, [("user", "a" * 3), ("assistant", "b " * 200)]])
+    arguments = ("--cost", "--format", "json", "hsa={noise_turns: 0, default_type: NOISE}", "feedback=false")
+    code, written, said = run(*arguments, dataset="own")
+    assert code == 0 and "once for this machine" in said
+    values = json.loads(written)
+    assert [row["samples"] for row in values["lengths"]] == [1, 1] and values["all"]["samples"] == 2
+    assert values["threads"] > 0 and values["machine"]
+    first, second = values["lengths"]
+    assert first["up_to"] < second["up_to"] and first["pairs_seen"] < 1 and second["pairs_seen"] == 1
+    assert first["keys_end"] < first["plain_keys"] == first["tokens"]
+    assert (
+        second["plain_cache_bytes"] == second["tokens"] * 2 * 2 * 2 * 16 * 4
+    )  # k and v, layers, heads, size, float32
+    code, written, said = run("--cost", "feedback=false", dataset="own", hsa={"noise_turns": 0})
+    assert code == 0 and "once for this machine" not in said
+    assert "pairs seen" in written and "1 thread" in written and "2 layers, 4 heads of 16" in written
+    code, _, said = run("--cost", hsa=None)
+    assert code == 2 and "--cost: the training file has no hsa block" in said
+    assert run("--cost", "--format", "html")[0] == 2 and run("--cost", "--check")[0] == 2
+
+
+def test_compare_with_files_rules_and_options(run, tmp_path):
+    def changes(*arguments, **more):
+        code, written, said = run("--format", "json", *arguments, **more)
+        assert code == 0, said
+        return [json.loads(line) for line in written.splitlines()], said
+
+    same, said = changes("--compare", "hsa.noise_window=20")
+    assert [row["changed"]["tokens"] for row in same] == [0, 0, 0] and "0 of" in said
+    wider, _ = changes("--compare", "hsa.noise_window=1", "--samples", "1")
+    (row,) = wider
+    assert row["index"] == 1 and row["changed"]["visibility"] > 0 == row["changed"]["type"] == row["changed"]["label"]
+    unmasked, said = changes("--compare", "feedback.scope=assistant")
+    assert [row["changed"]["label"] > 0 for row in unmasked] == [False, True, False] and "trained now" in said
+    (pear,) = [message for message in unmasked[1]["messages"] if message["message"] == 1]
+    assert "pear" in "".join(token["token"] for token in pear["tokens"])
+
+    write_samples(run, [[("user", "see <a>this</a>"), ("assistant", "no")]])
+    for name, kind in (("one", "NOISE"), ("two", "LANDMARK")):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump([{"role": "user", "type": kind}]), "utf-8")
+    rules, _ = changes("--compare", str(tmp_path / "one.yaml"), dataset="own")
+    types = {tuple(token["types"]) for message in rules[0]["messages"] for token in message["tokens"]}
+    assert types == {("GLOBAL", "NOISE")}
+    both = ("--compare", str(tmp_path / "one.yaml"), "--compare", str(tmp_path / "two.yaml"))
+    rules, said = changes(*both, dataset="own")
+    types = {tuple(token["types"]) for message in rules[0]["messages"] for token in message["tokens"]}
+    assert types == {("NOISE", "LANDMARK")} and "NOISE → LANDMARK" in said
+
+    other = {**run.args, "feedback": {"missing": "drop"}}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(other), "utf-8")
+    code, written, _ = run("--compare", str(tmp_path / "other.yaml"), "--samples", "0", feedback=None)
+    assert code == 0 and "not compared, it is dropped, or absent, on the other side" in written
+    for form in ("text", "html"):
+        code, written, _ = run("--format", form, "--compare", "hsa.noise_window=1")
+        assert code == 0 and "tasks, sample 1:" in written and "visibility" in written
+    assert run("--compare", "nothing.yaml")[0] == 2 and run("--compare", "a=1", "--check")[0] == 2
+
+
+def test_compare_packed_rows_by_sample(run):
+    code, written, said = run("--format", "json", "--compare", "packing=false", neat_packing=True, cutoff_len=512)
+    assert code == 0, said
+    rows = [json.loads(line) for line in written.splitlines()]
+    assert sorted(row["index"] for row in rows) == [0, 1, 2]

@@ -1,5 +1,6 @@
 """The HTML page: nothing of the data runs, nothing is loaded, and what it says of a token is what the attention does."""
 
+import dataclasses
 import io
 import json
 import random
@@ -170,29 +171,39 @@ def random_attention(rng):
     window = lambda: rng.choice([None, 0, 1, 5, 50])
     decay = lambda: rng.choice([0.0, 0.001, 0.5, 2.25])
     pairs = [(query, key) for query in range(3) for key in range(3)]
+    turns = {f"{kind}_turns": rng.choice([None, None, 0, 1, 3]) for kind in ("global", "landmark", "noise")}
+    turn_ids = [0] * length
+    for number in set(documents) - {0}:
+        turn = rng.randrange(5)
+        for place in range(length):
+            if documents[place] == number:
+                turn += rng.choice([0, 0, 0, 1, 3])
+                turn_ids[place] = turn
     config = HSAConfig(
         global_decay=decay(), landmark_decay=decay(), noise_decay=decay(),
         global_window=window(), landmark_window=window(), noise_window=window(),
-        hide=rng.sample(pairs, rng.randrange(4)),
+        hide=rng.sample(pairs, rng.randrange(4)), **turns,
     )  # fmt: skip
-    return types, documents, config
+    return types, documents, turn_ids, config
 
 
 def test_the_page_computes_the_bias_of_the_attention_plan(opened, page_file):
     rng = random.Random(0)
     with opened(page_file) as page:
         for _ in range(60):
-            types, documents, config = random_attention(rng)
-            rules = {"decays": config.decays, "windows": config.windows, "hide": config.hide}
+            types, documents, turn_ids, config = random_attention(rng)
+            rules = {name: getattr(config, name) for name in ("decays", "windows", "turns", "hide")}
             rows = page.evaluate(
-                """([types, documents, rules]) => {
-                    const attention = new Attention(Uint8Array.from(types), Int32Array.from(documents), rules);
+                """([types, documents, rules, turns]) => {
+                    const [kinds, rows, numbers] = [Uint8Array.from(types), Int32Array.from(documents), Int32Array.from(turns)];
+                    const attention = new Attention(kinds, rows, rules, numbers);
                     const text = (bias) => (bias === -Infinity ? null : bias);
                     return types.map((_, query) => [[...attention.biasRow(query)].map(text), attention.count(query)]);
                 }""",
-                [types, documents, rules],
+                [types, documents, rules, turn_ids],
             )
-            plan = AttentionPlan.from_inputs(torch.tensor([types]), torch.tensor([documents]))
+            tensors = [torch.tensor([values]) for values in (types, documents, turn_ids)]
+            plan = AttentionPlan.from_inputs(*tensors[:2], turn_ids=tensors[2])
             expected = plan.dense_bias(torch.float32, LayerRules.of(config))[0, 0]
             actual = torch.tensor(
                 [[float("-inf") if bias is None else bias for bias in row] for row, _ in rows], dtype=torch.float32
@@ -238,7 +249,7 @@ def test_the_conversation(opened, page_file):
         assert [re.sub(r"\s+", " ", head).strip() for head in heads] == [
             "system 2 tokens · 1 trained",
             "user message 0 18 tokens · 9 trained",
-            "assistant message 1 20 tokens · 10 trained",
+            "assistant message 1 what it still saw 20 tokens · 10 trained",
         ]
         assert page.locator("img.media").count() == 1
         assert page.locator("img.media").evaluate("(image) => image.naturalWidth") <= 480
@@ -287,6 +298,64 @@ def test_a_token_shows_what_it_sees(opened, page_file):
         assert f"It sees {sum(seen)} of the 31 tokens up to itself" in page.inner_text("#seen caption")
         assert page.inner_text("#live").endswith(f"sees {sum(seen)} of 31")
         assert page.evaluate("location.hash") == "#sample=5&token=30"
+
+
+def state_of(bias):
+    """What is seen of some keys, by the definition."""
+    clear, gone = int((bias >= -3).sum()), int((bias == float("-inf")).sum())
+    if gone == len(bias):
+        return "gone"
+    return "faded" if not clear else "in sight" if clear == len(bias) else "in part"
+
+
+@pytest.mark.parametrize(
+    "rules", [{"noise_turns": 0}, {"noise_turns": 1, "landmark_decay": 0.1}, {"noise_window": 30}]
+)
+def test_a_reply_shows_what_it_still_saw(opened, tmp_path, rules):
+    """Ten turns of a message with two pictures, 12 tokens, and a reply of 6; a short one as a document of its own."""
+    turns, types, places = [], [], []
+    for k in range(10):
+        start = len(types)
+        media = [Media("image", "a.png", start + 1), Media("image", "b.png", start + 5)]
+        turns += [Turn(0, 2 * k, "user", start, start + 12, [], media, number=k)]
+        turns += [Turn(0, 2 * k + 1, "assistant", start + 12, start + 18, number=k)]
+        types += [2] * 8 + [1] * 4 + [k % 3] * 6
+        places += [start + 1, start + 5]
+    turns += [Turn(1, 0, "user", 180, 185, number=0), Turn(1, 1, "assistant", 185, 190, number=0)]
+    types += [0] * 10
+    documents, numbers = [1] * 180 + [2] * 10, [k // 18 for k in range(180)] + [0] * 10
+    sample = make_sample(0, ["a "] * 190, types=types, turns=turns, documents=documents)
+    is_media = {place + k for place in places for k in range(3)}
+    reasons = ["media" if k in is_media else None for k in range(190)]
+    parts = [Part("d", 0, 0, 180, 0, False), Part("d", 1, 180, 190, 0, False)]
+    sample = dataclasses.replace(sample, turn_ids=numbers, reasons=reasons, parts=parts)
+    config = HSAConfig(**rules)
+    tensors = [torch.tensor([values]) for values in (types, documents, numbers)]
+    plan = AttentionPlan.from_inputs(*tensors[:2], turn_ids=tensors[2])
+    assert turns[17].start == 156  # the last reply but one
+    row = plan.dense_bias(torch.float32, LayerRules.of(config))[0, 0, 156]
+
+    with opened(write(tmp_path / "page.html", [sample], config=config)) as page:
+        page.evaluate("location.hash = '#sample=0'")
+        page.wait_for_selector(".turn .t")
+        page.locator(".saw").nth(8).click()
+        assert page.evaluate("location.hash") == "#sample=0&token=156"
+        assert page.inner_text("#still-title") == "What the reply, message 17 (turn 8), still saw"
+        states = [state_of(row[turn.start : turn.stop]) for turn in turns[:17]]
+        shown = page.evaluate("[...document.querySelectorAll('.turn')].map((turn) => turn.dataset.state || null)")
+        assert shown == [state.replace(" ", "-") for state in states] + [None] * 5
+        of_media = [state_of(row[place : place + 3]) for place in places[:18]]
+        names = ("in sight", "in part", "faded", "gone")
+        clear, gone = int((row[:156] >= -3).sum()), int((row[:156] == float("-inf")).sum())
+        expected = [f"{group.count(name)} {name}" for group in (states, of_media) for name in names]
+        expected += [f"{clear} in sight", f"{156 - clear - gone} faded", f"{gone} gone"]
+        assert page.locator("#still-counts .state").all_inner_texts() == expected
+        assert len(set(states)) > 1
+
+        page.locator(".saw").nth(10).click()  # the other document: nothing of the first
+        assert page.locator("#still-counts .state").first.inner_text() == "1 in sight"
+        page.keyboard.press("Escape")
+        assert page.locator("[data-state]").count() == page.locator("#still-counts .state").count() == 0
 
 
 def test_reasons_are_told_on_hover(opened, page_file):

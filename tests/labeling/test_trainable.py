@@ -83,7 +83,7 @@ def test_tools_become_json_and_missing_keys_are_there():
         (talk(("user", "a"), tools=3), SHAREGPT, "tools: expected a text, got 3"),
         ({"instruction": "a", "input": "", "output": 42}, ALPACA, "output: expected a text, got 42"),
         ({"instruction": 5, "input": "", "output": "b"}, ALPACA, "instruction, input: expected texts"),
-        ({"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}, SHAREGPT, "turn 0: weight 0.5"),
+        ({"messages": [{"role": "assistant", "content": "a", "weight": -0.5}]}, SHAREGPT, "turn 0: weight -0.5"),
     ],
 )
 def test_what_cannot_be_trained_is_named(sample, dataset_format, message):

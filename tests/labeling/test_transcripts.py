@@ -70,6 +70,15 @@ def parts(text, preset="react"):
         ("Thought: x\n", f"**Final Answer:** {ACT}"),
         ("Thought: x\n", f"Answer: {ACT}"),
         ('{"thought": "x", ', f'"action": "{ACT}"}}'),
+        ("thought: x. ", f"action: {ACT}"),
+        ("Thought: x\n", f"Operation: {ACT}"),
+        ("Thought: x\n", f"Function call: {ACT}"),
+        ("Thought: x\n", f"Action Type: {ACT}\nAction Target: 5"),
+        ("Thought: x\n", f"Execute: {ACT}"),
+        ("Thought: x\n", f"My next action: {ACT}"),
+        ("Thought: x\n", "search[red shoes]"),
+        ("<think>x</think>\n", f"<search>{ACT}</search>"),
+        ("<think>x</think>\n", f"<python>{ACT}</python>"),
     ],
 )
 def test_steps_of_react(before, action):
@@ -87,6 +96,8 @@ def test_steps_of_react(before, action):
         "<think>Action: go</think>",
         "I take these into action",
         "Observation: On the desk 1, you see a mug.",
+        "Thought: I take care: action: matters, and my decision: none",
+        "I call think[x], then search[y]",
     ],
 )
 def test_what_is_no_action(text):
@@ -135,6 +146,14 @@ AGENT_INSTRUCT_OS = [
     ("user", "The output of the OS:\n\n220"),
     ("assistant", "Think: That is it.\n\nAct: answer(220)"),
 ]
+AGENT_INSTRUCT_DB = [
+    ("user", "I will ask you a question, then you should help me operate a MySQL database …"),
+    ("assistant", "Ok."),
+    ("user", "How many cities are there?\nThe name of this table is Cities, and the headers of this table are City."),
+    ("assistant", "I count them.\n\nAction: Operation\n```sql\nSELECT COUNT(*) FROM Cities;\n```"),
+    ("user", "[(3,)]"),
+    ("assistant", 'That is it.\n\nAction: Answer\nFinal Answer: ["3"]'),
+]
 MINI_SWE_AGENT = [
     ("system", "You are a helpful assistant … ```bash\nyour_command_here\n```"),
     ("user", "Please solve this issue: …"),
@@ -150,6 +169,7 @@ MINI_SWE_AGENT = [
         (ETO, ["G", "N", "G", "NL", "N", "NL"]),
         (AGENT_INSTRUCT, ["G", "N", "G", "NL", "N", "L"]),
         (AGENT_INSTRUCT_OS, ["G", "NL", "N", "NL"]),
+        (AGENT_INSTRUCT_DB, ["G", "N", "G", "NL", "N", "NL"]),
         (MINI_SWE_AGENT, ["G", "G", "NL", "N", "NL"]),
     ],
 )

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from typed_oracle import Oracle, Places
 
-from hsa_factory import FeedbackConfig, HSAConfig, tiny
+from hsa_factory import FeedbackConfig, HSAConfig, LossWeightsConfig, tiny
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -163,16 +163,21 @@ class Pipeline:
     # -- LLaMA-Factory -----------------------------------------------------------------------------------------
 
     def prepare(
-        self, args: dict[str, Any], hsa: HSAConfig | bool | None = None, feedback: FeedbackConfig | None = None
+        self,
+        args: dict[str, Any],
+        hsa: HSAConfig | bool | None = None,
+        feedback: FeedbackConfig | None = None,
+        weights: LossWeightsConfig | None = None,
     ) -> Prepared:
-        """Run LLaMA-Factory's data preparation; without `hsa` and `feedback` the plain one."""
+        """Run LLaMA-Factory's data preparation; without `hsa`, `feedback` and `weights` the plain one."""
         import llamafactory.train.sft.workflow as workflow
         from llamafactory.data import get_template_and_fix_tokenizer
         from llamafactory.hparams import get_train_args
 
         from hsa_factory.llamafactory import integrate
 
-        with integrate(hsa, feedback) if hsa or feedback else contextlib.nullcontext() as integration:
+        is_on = hsa or feedback or weights
+        with integrate(hsa, feedback, weights) if is_on else contextlib.nullcontext() as integration:
             model_args, data_args, training_args, _, _ = get_train_args(dict(args))
             loaded = workflow.load_tokenizer(model_args)
             template = get_template_and_fix_tokenizer(loaded["tokenizer"], data_args)
@@ -238,14 +243,19 @@ class Pipeline:
         return enable_hsa(model, hsa) if hsa is not None else model
 
     def train(
-        self, args: dict[str, Any], hsa: HSAConfig | bool | None = None, feedback: FeedbackConfig | None = None
+        self,
+        args: dict[str, Any],
+        hsa: HSAConfig | bool | None = None,
+        feedback: FeedbackConfig | None = None,
+        weights: LossWeightsConfig | None = None,
     ) -> list[float]:
         """Run LLaMA-Factory's training; return the logged losses."""
         from llamafactory.train.tuner import run_exp
 
         from hsa_factory.llamafactory import integrate
 
-        with integrate(hsa, feedback) if hsa or feedback else contextlib.nullcontext():
+        is_on = hsa or feedback or weights
+        with integrate(hsa, feedback, weights) if is_on else contextlib.nullcontext():
             run_exp(dict(args))
         return self.losses(args["output_dir"])
 
@@ -261,7 +271,13 @@ class Pipeline:
         from hsa_factory.llamafactory.data.processor import TypedPackedProcessor, TypedSupervisedProcessor
 
         made = (TypedPackedProcessor if data_args.packing else TypedSupervisedProcessor)(
-            template, tokenizer, processor, data_args, hsa_config=HSAConfig(), feedback_config=feedback
+            template,
+            tokenizer,
+            processor,
+            data_args,
+            hsa_config=HSAConfig(),
+            attention_config=HSAConfig(noise_turns=1),
+            feedback_config=feedback,
         )
         columns = made.preprocess_dataset(Oracle.columns(samples))
         *_, account = columns.pop("hsa_account")

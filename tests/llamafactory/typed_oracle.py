@@ -40,7 +40,7 @@ class Oracle:
         processor: Of a vision-language model.
 
     Attributes:
-        rows: `input_ids`, `attention_mask`, `labels`, `semantic_ids`, `loss_mask` of each row.
+        rows: `input_ids`, `attention_mask`, `labels`, `semantic_ids`, `loss_mask`, `turn_ids` of each row.
         kept: Numbers of the samples that are not dropped.
         dropped: Why each other sample is dropped.
         counts: What the report must say.
@@ -85,8 +85,9 @@ class Oracle:
         rows = (PackedSupervisedDatasetProcessor if data_args.packing else SupervisedDatasetProcessor)(
             _OnlyKept(places, self.kept), *parts
         ).preprocess_dataset(self.columns(samples, self.kept))
+        sees_all = data_args.packing and not data_args.neat_packing  # what stands in a row is one document
         self.rows = [
-            {**self._row(ids, labels), "attention_mask": mask}
+            {**self._row(ids, labels), "attention_mask": mask, "turn_ids": self._turns(ids, labels, sees_all)}
             for ids, labels, mask in zip(rows["input_ids"], rows["labels"], rows["attention_mask"])
         ]
 
@@ -196,6 +197,24 @@ class Oracle:
             for column, value in zip(row.values(), values):
                 column.append(value)
         return row
+
+    def _turns(self, places, labels, sees_all: bool) -> list[int]:
+        """Return the turn of each token of a row: the number of its pair in the whole sample."""
+        turns, before, last = [], 0, None
+        for place, label in zip(places, self._aligned(places, labels), strict=True):
+            number, where = divmod(place, Places.STRIDE)
+            if (
+                number == 0
+            ):  # an EOS stands with the token before it; padding is turn 0, if it is not seen as one document
+                turns.append(turns[-1] if label != -100 or sees_all else 0)
+                continue
+            ends = accumulate(len(prompt) + len(response) for prompt, response in self.places.samples[number - 1][0])
+            turn = next(k for k, end in enumerate(ends) if where < end)
+            if sees_all and last not in (None, number):
+                before = turns[-1] + 1 - turn
+            turns.append(turn + before)
+            last = number
+        return turns
 
     def _aligned(self, places, labels) -> list[int]:
         """Leave out each label that LLaMA-Factory puts at the start of a prompt without ids: it stands at none."""

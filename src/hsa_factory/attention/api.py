@@ -17,8 +17,8 @@ from .plan import AttentionPlan
 logger = logging.getLogger(__name__)
 
 NEEDS_CUDA = ("flex",)
-_BLOCKWISE_FROM = 1024  # tokens: measured on CPU, forward and backward (benchmarks/attention.py)
-_FLEX_FROM = 2048  # tokens: an estimate
+BLOCKWISE_FROM = 1024  # tokens: measured on CPU, forward and backward (benchmarks/attention.py)
+FLEX_FROM = 2048  # tokens: an estimate
 _FADED = 20.0  # logits: what loses as much has a probability of nothing
 _logged: set[object] = set()
 
@@ -167,12 +167,12 @@ def _choose(
         return "reference", f"for {', '.join(needs_reference)}"
     if dropout:
         return "dense", "for attention dropout"
-    fast, shortest = "blockwise", _BLOCKWISE_FROM
+    fast, shortest = "blockwise", BLOCKWISE_FROM
     if plan.device.type == "cuda":
         if _flex_obstacle(query) is None:
-            fast, shortest = "flex", _FLEX_FROM
+            fast, shortest = "flex", FLEX_FROM
         else:
-            shortest = 4 * _FLEX_FROM
+            shortest = 4 * FLEX_FROM
     if plan.query_length < shortest:
         return "dense", f"rows shorter than {shortest} tokens"
     if plan.is_causal(rules):

@@ -19,7 +19,7 @@ from ..inspection.page import PAGE_LIMIT, PageWriter
 from ..inspection.terminal import print_legend, print_sample
 from ..training_file import TrainingFile, read_training_file
 from ..user_errors import UserError, explain
-from ..visible_text import escape_hidden, show_hidden
+from ..visible_text import escape_hidden, show_hidden, show_hidden_line
 
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ examples:
   hsa-factory inspect train.yaml --format html --output page.html        a page to look around in
   hsa-factory inspect train.yaml --samples 5 cutoff_len=2048             options are overridden as in train
   hsa-factory inspect train.yaml --samples 0- --format json --output all.jsonl
+  hsa-factory inspect train.yaml --compare other.yaml                    what another file, or other rules, would change
+  hsa-factory inspect train.yaml --compare hsa.noise_turns=1
+  hsa-factory inspect train.yaml --cost hsa.noise_turns=1                what rules would save, before training
   hsa-factory inspect train.yaml --check --max-dropped 0.05              a test for a pipeline: exit code 1 and a list
 """
 
@@ -70,6 +73,20 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="exit with 1 and a list if samples have nothing to train, truncation took a feedback marker, or a rule of "
         "hsa.rules never matched; samples are shown only with --output",
+    )
+    parser.add_argument(
+        "--compare",
+        action="append",
+        metavar="OTHER",
+        help="instead of samples show which tokens change their type, who sees them, or whether they are trained, by "
+        "message: against another training file, a file or preset of rules, or the same file with key=value; given twice, "
+        "the one against the other",
+    )
+    parser.add_argument(
+        "--cost",
+        action="store_true",
+        help="instead of samples show what the rules cost on all of them, by length: pairs of tokens that see each other, "
+        "keys and bytes of the cache, time of attention",
     )
     parser.add_argument(
         "--max-dropped",
@@ -128,13 +145,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    wanted = _SAMPLES[options.format] if options.samples is None else options.samples
+    default = "0-" if options.cost else _SAMPLES[options.format]
+    wanted = default if options.samples is None else options.samples
     start, stop = parse_range(wanted)
     if options.format == "html" and not options.output and not options.check:
         raise UserError("--format html needs --output PAGE.")
+    if options.compare and (options.check or options.cost):
+        raise UserError("--compare goes without --check and --cost.")
+    if options.cost and (options.check or options.format == "html"):
+        raise UserError("--cost is text or --format json, and goes without --check.")
     for limit in ("max_dropped", "max_blind"):
         if getattr(options, limit) is not None and not options.check:
             raise UserError(f"--{limit.replace('_', '-')} is for --check.")
+    if options.compare:
+        return _compare(options, start, stop)
     training_file = read_training_file(options.file, options.overrides)
 
     if options.check and not options.output:
@@ -142,7 +166,11 @@ def _run(options: argparse.Namespace) -> int:
     with open_output(options.output) as out:
         prepared = _load(options, training_file)
         samples = _samples(prepared, start, stop, show_progress=options.output is not None)
-        if options.format == "text":
+        if options.cost:
+            from .inspect_cost import write_cost
+
+            shown = write_cost(out, prepared, samples, as_json=options.format == "json")
+        elif options.format == "text":
             shown = _write_text(out, prepared, samples)
         elif options.format == "json":
             shown = _write_json(out, samples)
@@ -151,6 +179,20 @@ def _run(options: argparse.Namespace) -> int:
         if not shown and not prepared.is_empty:
             raise UserError(f"--samples {wanted}: there is no such sample in the prepared data.")
     return _check(prepared, options) if options.check else 0
+
+
+def _compare(options: argparse.Namespace, start: int, stop: int | None) -> int:
+    from .inspect_compare import read_sides, write_comparison
+
+    names, files = read_sides(options.file, options.overrides, options.compare)
+    with open_output(options.output) as out:
+        sides = [_load(options, training_file) for training_file in files]
+        shown, lines = write_comparison(out, sides, names, (start, stop), options.format)
+        if not shown:
+            raise UserError(f"--samples {start}-{'' if stop is None else stop - 1}: there is no such sample.")
+    if options.format != "text":
+        print(*map(show_hidden_line, lines), sep="\n", file=sys.stderr)
+    return 0
 
 
 def _load(options: argparse.Namespace, training_file: TrainingFile) -> "PreparedData":

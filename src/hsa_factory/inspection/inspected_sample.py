@@ -37,6 +37,7 @@ class Turn:
         stop: After its last token.
         cut_ids: Ids that `cutoff_len` took from its end.
         media: What it shows.
+        number: Its turn: how many replies of its sample are over before it.
     """
 
     part: int
@@ -46,6 +47,7 @@ class Turn:
     stop: int
     cut_ids: list[int] = field(default_factory=list)
     media: list[Media] = field(default_factory=list)
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class InspectedSample:
         documents: Number of each token's document in a packed row; 0 is padding, (n).
         parts: The samples of the row; empty for data that were tokenized elsewhere.
         turns: Their messages in order; empty as `parts`.
+        loss_weights: What the loss of each trained token is multiplied by, (n); None: by 1.
+        turn_ids: The turn's number of each token, 0 at padding, (n); None where it is not known.
     """
 
     index: int
@@ -96,6 +100,8 @@ class InspectedSample:
     documents: list[int]
     parts: list[Part]
     turns: list[Turn]
+    loss_weights: list[float] | None = None
+    turn_ids: list[int] | None = None
 
     @property
     def trained(self) -> int:
@@ -110,12 +116,20 @@ class InspectedSample:
             places[turn.start : turn.stop] = [turn.message] * (turn.stop - turn.start)
         return places
 
+    def weights(self, start: int = 0, stop: int | None = None) -> list[float]:
+        """The weights other than 1 of the trained tokens from `start` up to `stop` (None: the end), each once, ascending."""
+        if self.loss_weights is None:
+            return []
+        facts = zip(self.labels[start:stop], self.loss_weights[start:stop])
+        return sorted({weight for label, weight in facts if label != IGNORE_INDEX and weight != 1})
+
     def counts(self, start: int = 0, stop: int | None = None) -> dict[str, int]:
         """Number of tokens of each type from `start` up to `stop` (None: the end), by name."""
         return count_types(self.semantic_ids[start:stop])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values: one number or text a token, then the samples and turns."""
+        """Return plain values: one number or text a token, then the samples and turns; `loss_weights` if there are any."""
+        weights = {} if self.loss_weights is None else {"loss_weights": self.loss_weights}
         return {
             "index": self.index,
             "dataset": self.dataset,
@@ -124,7 +138,9 @@ class InspectedSample:
             "labels": self.labels,
             "tokens": self.tokens,
             "reasons": self.reasons,
+            **weights,
             "messages": self.messages,
+            "turn_ids": self.turn_ids,
             "samples": [
                 {
                     "dataset": part.dataset,
@@ -141,6 +157,7 @@ class InspectedSample:
                     "sample": turn.part,
                     "message": turn.message,
                     "role": turn.role,
+                    "turn": turn.number,
                     "start": turn.start,
                     "stop": turn.stop,
                     "types": self.counts(turn.start, turn.stop),
@@ -173,6 +190,14 @@ class RowSummary:
     trained: int
     cut: int
     marker_cut: bool
+
+
+def number_tokens(turns: Sequence[Turn], length: int) -> list[int]:
+    """Return the number of the turn that each of `length` tokens stands in; 0 where no message is."""
+    numbers = [0] * length
+    for turn in turns:
+        numbers[turn.start : turn.stop] = [turn.number] * (turn.stop - turn.start)
+    return numbers
 
 
 def count_types(semantic_ids: Sequence[int]) -> dict[str, int]:

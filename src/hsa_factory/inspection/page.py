@@ -22,7 +22,7 @@ _CUT_TEXT = 20_000  # characters shown of what truncation took from a message
 _REASON_CODES = {reason: chr(ord("a") + number) for number, reason in enumerate(Reason)}
 _TRAINED = "."
 _LOADER = PackageLoader("hsa_factory.inspection", "html")
-_SCRIPTS = ("charts", "attention", "sample", "conversation", "visibility", "overview", "main")
+_SCRIPTS = ("charts", "attention", "sample", "still_seen", "conversation", "visibility", "overview", "main")
 
 
 class PageWriter:
@@ -93,7 +93,12 @@ class PageWriter:
             "reasons": {code: str(reason) for reason, code in _REASON_CODES.items()},
             "rules": None
             if config is None
-            else {"decays": config.decays, "windows": config.windows, "hide": config.hide},
+            else {
+                "decays": config.decays,
+                "windows": config.windows,
+                "turns": config.turns,
+                "hide": config.hide,
+            },
         }
 
     def _sample_data(self, sample: InspectedSample) -> dict[str, Any]:
@@ -108,7 +113,9 @@ class PageWriter:
             "reasons": "".join(
                 _TRAINED if reason is None else _REASON_CODES[Reason(reason)] for reason in sample.reasons
             ),
+            "weights": [[round(weight, 6), len(list(run))] for weight, run in groupby(sample.loss_weights or [])],
             "documents": [[number, len(list(run))] for number, run in groupby(sample.documents)],
+            "turnNumbers": [[number, len(list(run))] for number, run in groupby(sample.turn_ids or ())],
             "text": "".join(texts),
             "lengths": [_utf16_length(text) for text in texts],
             "sizes": [[number, size] for number, (size, _) in enumerate(cells) if size != 1],
@@ -128,6 +135,7 @@ class PageWriter:
             "part": turn.part,
             "message": turn.message,
             "role": turn.role,
+            "number": turn.number,
             "start": turn.start,
             "stop": turn.stop,
             "cut": len(turn.cut_ids),

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
+_TURNS = 1  # to start with: with 0, a reply that is NOISE itself is gone when its result arrives
 _SUBJECTS = {
     "message": "{} see nothing of the message before them",
     "media": "{} after an image or other media see nothing of it",
@@ -35,9 +36,14 @@ def describe_sight(account: Mapping[str, Any]) -> str:
 def _advice(sight: Mapping[str, int], windows: Mapping[str, int]) -> str:
     advice = []
     if windows:
+        turns = ", ".join(f"hsa.{kind.lower()}_turns={_TURNS}" for kind in windows)
         needed = ", ".join(f"hsa.{kind.lower()}_window={size}" for kind, size in windows.items())
         kept = "GLOBAL" if "LANDMARK" in windows else "LANDMARK"
-        advice.append(f"To show all of it to the end of every reply: {needed}, or the type {kept} for these messages.")
+        less = " (0 where replies are LANDMARK)" if "NOISE" in windows else ""
+        advice.append(
+            f"To show all of it to the end of every reply, set {turns}{less}; or {needed}; or give these messages the type "
+            f"{kept}."
+        )
     if sight["hidden"]:
         advice.append(f"The option hsa.hide keeps it, or a part of it, from {sight['hidden']:,} of them.")
     return " ".join(advice)

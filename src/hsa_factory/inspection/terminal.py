@@ -73,6 +73,8 @@ def _turn_line(sample: InspectedSample, turn: Turn) -> str:
     trained = count_trained(sample.labels[turn.start : turn.stop])
     line = f"── message{number}{of}, {turn.role}: {turn.stop - turn.start:,} tokens "
     line += f"({_listed(sample.counts(turn.start, turn.stop))}), {trained:,} trained"
+    if weights := sample.weights(turn.start, turn.stop):
+        line += f" (weight {', '.join(f'{weight:g}' for weight in weights)})"
     reasons = {reason for reason in sample.reasons[turn.start : turn.stop] if reason is not None}
     if reasons and not trained:
         line += f": {', '.join(sorted(reasons))}"

@@ -1,6 +1,7 @@
 """The format of samples that no ``dataset_info.json`` describes, from a look at some of them."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from .formats import DatasetFormat
@@ -115,12 +116,15 @@ def _detect_messages(samples: Sequence[Mapping[str, Any]], column: str) -> dict[
 def _names_of_roles(messages: Sequence[Mapping[str, Any]], role_key: str) -> dict[str, list[str]]:
     """Return the names that each role has, in the order of the messages.
 
-    `function` is what a function replied, as in OpenAI's former format, where such a message names the function or
-    another one is a `function_call`.
+    `function` is what a function replied, as in OpenAI's former format and ToolBench, where such a message names the
+    function, another one is a `function_call`, or such a message comes after a reply.
     """
     replies = any(
         message.get("function_call") or (message.get(role_key) == "function" and message.get("name"))
         for message in messages
+    ) or any(
+        ROLES.get(str(before.get(role_key))) == "assistant" and after.get(role_key) == "function"
+        for before, after in pairwise(messages)
     )
     names = dict.fromkeys(message[role_key] for message in messages if isinstance(message.get(role_key), str))
     roles: dict[str, list[str]] = {}

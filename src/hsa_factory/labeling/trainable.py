@@ -6,6 +6,7 @@ from typing import Any
 
 from .formats import DatasetFormat, Sample, SampleMessage, read_sample
 from .rule import MEDIA
+from .weights import StepLabels, read_weight
 
 
 _TOOL_ROLES = ("function", "observation")  # what they say is data as often as text
@@ -26,7 +27,7 @@ def check_trainable(sample: Sample, dataset_format: DatasetFormat) -> list[Sampl
     turns = read_sample(sample, dataset_format)
     for turn in turns:
         check_content(turn, dataset_format)
-        parse_weight(turn)
+        read_weight(turn, StepLabels(key=None))  # what labels mean is known in training only
     return turns
 
 
@@ -82,22 +83,6 @@ def check_content(turn: SampleMessage, dataset_format: DatasetFormat) -> None:
     if turn.source.get(tag) is not None or turn.message.tools:
         return
     raise ValueError(f"{turn.where}: {tag!r} is null: give the message a text (an empty one is fine), or remove it.")
-
-
-def parse_weight(turn: SampleMessage) -> int:
-    """Read a message's weight: 0 masks it, 1 or none trains it.
-
-    Raises:
-        ValueError: If it is anything else.
-    """
-    value = (turn.source or {}).get("weight")
-    if value is None:
-        return 1
-    if value in (0, 1) and not isinstance(value, bool):
-        return int(value)
-    raise ValueError(
-        f"{turn.where}: weight {value!r} is not allowed: 0 keeps the message out of the loss, 1 or no weight trains it."
-    )
 
 
 def _messages_as_texts(sample: Sample, dataset_format: DatasetFormat) -> dict[Any, Any]:

@@ -8,6 +8,7 @@ from llamafactory.extras.env import VERSION
 from llamafactory.extras.packages import is_fastapi_available
 
 from ..config import FeedbackConfig, HSAConfig
+from ..loss_weights import LossWeightsConfig
 from .chat.hf_engine import chat_seams
 from .data.loader import data_seams
 from .model.checkpoint import SAVED
@@ -36,7 +37,9 @@ def all_seams(state: Integration) -> list[Seam]:
 
 @contextmanager
 def integrate(
-    hsa: HSAConfig | bool | str | None = None, feedback: FeedbackConfig | None = None
+    hsa: HSAConfig | bool | str | None = None,
+    feedback: FeedbackConfig | None = None,
+    loss_weights: LossWeightsConfig | None = None,
 ) -> Iterator[Integration]:
     """Install HSA and Feedback into LLaMA-Factory for the duration of a `with` block.
 
@@ -44,6 +47,7 @@ def integrate(
         hsa: The rules; True takes over those of the checkpoint, else the defaults; ``"saved"`` takes over those of the
             checkpoint, and is no HSA if it has none. False: no HSA; None: no HSA, and a warning if a checkpoint has it.
         feedback: None: labels stay as they are.
+        loss_weights: What labels of steps mean, and weights by role; None: the defaults.
 
     Yields:
         The integration; its `report` holds the counts once data has been prepared.
@@ -53,8 +57,8 @@ def integrate(
             integration with other settings is installed.
     """
     global _active
-    if hsa is None and feedback is None:
-        raise ValueError("integrate: give hsa, feedback or both.")
+    if hsa is None and feedback is None and loss_weights is None:
+        raise ValueError("integrate: give hsa, feedback or loss_weights, or several.")
     if not isinstance(hsa, (HSAConfig, bool, type(None))) and hsa != SAVED:
         raise ValueError(f"integrate: hsa = {hsa!r} is not allowed: an HSAConfig, True, False, {SAVED!r} or None.")
     if VERSION not in SUPPORTED_VERSIONS:
@@ -63,12 +67,13 @@ def integrate(
             "known version: pip install llamafactory==" + SUPPORTED_VERSIONS[-1]
         )
     if _active is not None:
-        if (_active.hsa, _active.feedback_config) != (hsa, feedback):
+        wanted = (hsa, feedback, loss_weights or LossWeightsConfig())
+        if (_active.hsa, _active.feedback_config, _active.loss_weights) != wanted:
             raise RuntimeError("hsa-factory is already integrated with other settings; leave that block first.")
         yield _active
         return
 
-    state = Integration(hsa, feedback)
+    state = Integration(hsa, feedback, loss_weights)
     with installed(all_seams(state)), _shown_log():
         _active = state
         try:

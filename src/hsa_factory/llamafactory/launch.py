@@ -16,6 +16,7 @@ from llamafactory.extras.misc import get_device_count, is_env_enabled, use_ray
 from llamafactory.extras.packages import is_fastapi_available
 
 from ..config import FeedbackConfig, HSAConfig
+from ..loss_weights import LossWeightsConfig
 from ..training_file import SAVED, TrainingFile, is_training_file, read_training_file
 from .board import board_seams
 from .data.tokenized_path import check_arrow_files
@@ -39,7 +40,7 @@ _WORKER = str(Path(__file__).with_name("worker.py"))
 
 
 def train(path: str, overrides: Sequence[str]) -> None:
-    """Train as `llamafactory-cli train FILE key=value …` does, with the file's `hsa` and `feedback` blocks.
+    """Train as `llamafactory-cli train FILE key=value …` does, with the file's `hsa`, `feedback` and `loss_weights`.
 
     Without an `hsa` block a run takes the rules saved beside the checkpoint, adapter or model it starts from, if any.
 
@@ -71,7 +72,7 @@ def run(training_file: TrainingFile) -> None:
     check_arrow_files(training_file.args.get("tokenized_path"))
     hsa = _rules_to_train_with(training_file)
     callbacks = [BeginningCallback()] if hsa else [BeginningCallback(), PlainRunCallback()]
-    with _integration(hsa, training_file.feedback):
+    with _integration(hsa, training_file.feedback, training_file.loss_weights):
         run_exp(dict(training_file.args), callbacks=callbacks)
 
 
@@ -100,7 +101,7 @@ def _launch(
 ) -> None:
     board = installed(board_seams()) if command == "webui" else nullcontext()
     with (
-        _integration(hsa, feedback, command),
+        _integration(hsa, feedback, command=command),
         first_answer_begins(),
         board,
         _argv(command, *arguments),
@@ -109,9 +110,14 @@ def _launch(
         launcher.launch()
 
 
-def _integration(hsa: HSAConfig | bool | str | None, feedback: FeedbackConfig | None, command: str = "train") -> Any:
-    if hsa or feedback is not None:
-        return integrate(hsa, feedback)
+def _integration(
+    hsa: HSAConfig | bool | str | None,
+    feedback: FeedbackConfig | None,
+    loss_weights: LossWeightsConfig | None = None,
+    command: str = "train",
+) -> Any:
+    if hsa or feedback is not None or loss_weights is not None:
+        return integrate(hsa, feedback, loss_weights)
     if command == "api" and is_fastapi_available():
         return installed(api_seams())  # a server is as careful without HSA
     return nullcontext()
@@ -126,7 +132,7 @@ def _rules_to_train_with(training_file: TrainingFile) -> HSAConfig | bool | str:
     args, hsa = training_file.args, training_file.asked_for
     if hsa == SAVED and not has_saved_rules(starting_points(args)):
         hsa = False
-    if hsa or training_file.feedback is not None:
+    if hsa or training_file.feedback is not None or training_file.loss_weights is not None:
         check_trainer(args)
         if use_ray() or args.get("use_ray"):
             raise ValueError(NO_RAY)

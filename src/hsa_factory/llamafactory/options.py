@@ -37,6 +37,15 @@ _REPLACED_ATTENTION = {
 }
 """What is lost is HSA: labels stay masked, so that Feedback alone may go with them."""
 
+_OTHER_LOSSES = {
+    "enable_liger_kernel": "its fused kernel computes the loss without the logits of each token",
+    "use_dft_loss": "it weighs tokens itself, by their probability",
+    "use_asft_loss": "it weighs tokens itself, by their probability",
+    "use_eaft_loss": "it weighs tokens itself, by their entropy",
+    "moe_aux_loss_coef": "the model adds the loss of its router to a loss of its own",
+}
+"""What messages with a weight other than 0 and 1 cannot go with: their loss is computed from the logits of each token."""
+
 _OTHER_TRAINER_VARIABLES = ("USE_V1", "USE_MCA", "USE_MEGATRON_BRIDGE")
 
 
@@ -117,6 +126,24 @@ def check_options(
             "`packing` without `neat_packing`: as in plain LLaMA-Factory, samples packed into one row see each other. "
             "Set `neat_packing: true` to keep them apart."
         )
+
+
+def find_other_loss(model_args: Any, training_args: Any, finetuning_args: Any) -> str:
+    """Return why a run's loss cannot be weighed by message, naming the option; empty: it can."""
+    for option, reason in _OTHER_LOSSES.items():
+        if any(getattr(args, option, None) for args in (model_args, finetuning_args)):
+            return f"`{option}` cannot be combined with them: {reason}."
+    parallelism = training_args.parallelism_config
+    if parallelism is not None and getattr(parallelism, "sp_size", 1) > 1:
+        return "`parallelism_config` splits the sequence, and its loss is computed in pieces."
+    if training_args.world_size > 1 and not training_args.average_tokens_across_devices:
+        return (
+            "`average_tokens_across_devices: false` lets every process divide by the weights of its own tokens, so that "
+            "the loss would depend on their number."
+        )
+    if training_args.n_gpu > 1:
+        return "several GPUs in one process share a batch without its weights: start one process a GPU (FORCE_TORCHRUN=1)."
+    return ""
 
 
 def check_serving(hsa: HSAConfig | bool | str, model_args: Any, finetuning_args: Any) -> None:

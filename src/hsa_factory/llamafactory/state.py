@@ -4,6 +4,7 @@ from typing import Any
 
 from ..attention.api import check_backend
 from ..config import FeedbackConfig, HSAConfig
+from ..loss_weights import LossWeightsConfig
 from .data.report import DataReport
 from .model.checkpoint import resolve_config
 from .model.feedback_token import FeedbackToken, ensure_token
@@ -27,6 +28,9 @@ class Integration:
             no HSA. False: no HSA; None: no HSA, and a checkpoint that has it is warned of.
         hsa_config: The rules of the run; before `resolve` what can be said without a checkpoint. None: no HSA.
         feedback_config: None: labels stay as they are.
+        loss_weights: What labels of steps mean, and weights by role.
+        loss_elsewhere: Why the run's loss is not computed from the logits of each token, as weights need it; empty: it is.
+        has_weights: Whether the data set being tokenized has weights besides 0 and 1; None: not known, it is a stream.
         feedback_token: The feedback token in the run's tokenizer; None before it is known, and without Feedback.
         loading: LLaMA-Factory's attributes of the data set being loaded.
         cache_dir: Where data sets are cached; None: where `datasets` does.
@@ -36,12 +40,20 @@ class Integration:
         shows_example: Whether LLaMA-Factory prints an example of the prepared data, as it does in training.
     """
 
-    def __init__(self, hsa: HSAConfig | bool | str | None, feedback: FeedbackConfig | None) -> None:
+    def __init__(
+        self,
+        hsa: HSAConfig | bool | str | None,
+        feedback: FeedbackConfig | None,
+        loss_weights: LossWeightsConfig | None = None,
+    ) -> None:
         self.hsa = hsa
         self.hsa_config = hsa if isinstance(hsa, HSAConfig) else (HSAConfig() if hsa is True else None)
         if self.hsa_config is not None:
             check_backend(self.hsa_config.backend)
         self.feedback_config = feedback
+        self.loss_weights = LossWeightsConfig() if loss_weights is None else loss_weights
+        self.loss_elsewhere = ""
+        self.has_weights: bool | None = None
         self.feedback_token: FeedbackToken | None = None
         self.loading: Any = None
         self.cache_dir: str | None = None

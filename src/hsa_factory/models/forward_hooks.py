@@ -30,18 +30,18 @@ _USE_HSA_CACHE = "Pass past_key_values=hsa_factory.models.HSACache(config), or c
 def before_forward(
     state: HSAState, module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Take `semantic_ids` (and `document_ids`) out of the keywords and put the forward pass in.
+    """Take `semantic_ids` (and `document_ids`, `turn_ids`) out of the keywords and put the forward pass in.
 
     Raises:
-        ValueError: If a training forward has no `semantic_ids`, they do not fit the input, or sequences are cut up among
-            devices.
+        ValueError: If a training forward has no `semantic_ids`, they do not fit the input, the rules need `turn_ids` and
+            there are none, or sequences are cut up among devices.
     """
     _leave(state, module)
     earlier = take_waiting(state)  # a model that runs its text model more than once
     if earlier is not None:
         _finish(earlier)
     semantic_ids = kwargs.pop("semantic_ids", None)
-    document_ids = kwargs.pop("document_ids", None)
+    document_ids, turn_ids = kwargs.pop("document_ids", None), kwargs.pop("turn_ids", None)
     cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, HSACache)), None)
     if cache is None and semantic_ids is None:
         if module.training and torch.is_grad_enabled():
@@ -55,10 +55,10 @@ def before_forward(
 
     kwargs = _by_name(module, args, kwargs)
     if cache is not None:
-        forward = _pass_with_cache(state, module, cache, kwargs, semantic_ids, document_ids)
+        forward = _pass_with_cache(state, module, cache, kwargs, semantic_ids, document_ids, turn_ids)
     else:
         check_parallelism()
-        forward = ForwardPass(state, _plan_of(state, kwargs, semantic_ids, document_ids))
+        forward = ForwardPass(state, _plan_of(state, kwargs, semantic_ids, document_ids, turn_ids))
     enter(forward)
     return (), {**kwargs, KEYWORD: forward}
 
@@ -148,6 +148,7 @@ def _pass_with_cache(
     kwargs: dict[str, Any],
     semantic_ids: torch.Tensor | None,
     document_ids: torch.Tensor | None,
+    turn_ids: torch.Tensor | None,
 ) -> ForwardPass:
     """Let an `HSACache` plan the pass: it knows the positions and types of the keys it holds.
 
@@ -169,7 +170,7 @@ def _pass_with_cache(
                 f"a time only; got {tokens.shape[1]}. Pass them one by one, as model.generate() does."
             )
         state.refuse_padding(attention_mask, seen)
-    layer_plans = cache.begin(tokens, semantic_ids, attention_mask)
+    layer_plans = cache.begin(tokens, semantic_ids, attention_mask, turn_ids)
     try:
         position_ids = forward_positions(module, state.model_name, kwargs, cache)
     except BaseException:
@@ -204,7 +205,11 @@ def _tokens(state: HSAState, given: dict[str, Any]) -> torch.Tensor:
 
 
 def _plan_of(
-    state: HSAState, given: dict[str, Any], semantic_ids: Any, document_ids: torch.Tensor | None
+    state: HSAState,
+    given: dict[str, Any],
+    semantic_ids: Any,
+    document_ids: torch.Tensor | None,
+    turn_ids: torch.Tensor | None,
 ) -> AttentionPlan:
     tokens = _tokens(state, given)
     if not isinstance(semantic_ids, torch.Tensor):
@@ -227,7 +232,9 @@ def _plan_of(
     if attention_mask is None and document_ids is None and past_length == 0:
         document_ids = _documents_from_positions(given.get("position_ids"), tokens.shape[0])
 
-    plan = AttentionPlan.from_inputs(semantic_ids, attention_mask, document_ids, query_length)
+    plan = AttentionPlan.from_inputs(semantic_ids, attention_mask, document_ids, query_length, turn_ids=turn_ids)
+    for rules in dict.fromkeys(state.layer_rules.values()):
+        plan.turns(rules)  # an error if they are missing
     if state.is_hybrid and plan.has_packed_rows():
         raise ValueError(
             f"{state.model_name} has layers without softmax attention, whose state runs on from one document of a packed row "

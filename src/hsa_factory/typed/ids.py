@@ -12,6 +12,7 @@ from ..semantics import SemanticType
 
 _TRAINED = 4  # in a code; what is below it is the type
 _CODE = attrgetter("code")
+_WEIGHT = attrgetter("weight")
 _TYPES = bytes(code % _TRAINED for code in range(256))
 _LOSS_MASKS = bytes(code // _TRAINED % 2 for code in range(256))
 
@@ -26,6 +27,7 @@ class TypedTokenId(int):
         semantic_type: Its `SemanticType` as a plain number.
         untrained: Why feedback or a weight keeps it out of the loss, decided on its whole sample; empty: nothing does.
         trained: Whether nothing does.
+        weight: How much it is trained, whatever its role; None: as its role is, and as usual.
         code: Its type and whether it may be trained, in one number below 256.
     """
 
@@ -33,10 +35,11 @@ class TypedTokenId(int):
     semantic_type: int = int(SemanticType.NOISE)
     untrained: str = ""
     trained: bool = True
+    weight: float | None = None
     code: int = int(SemanticType.NOISE) + _TRAINED
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (int(self), self.semantic_type, self.untrained))
+        return (_rebuild, (int(self), self.semantic_type, self.untrained, self.weight))
 
 
 class TaggedTokenId(TypedTokenId):
@@ -49,7 +52,7 @@ class TaggedTokenId(TypedTokenId):
     tag: Any
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild_tagged, (int(self), self.semantic_type, self.untrained, self.tag))
+        return (_rebuild_tagged, (int(self), self.semantic_type, self.untrained, self.weight, self.tag))
 
 
 class _Instances(dict[int, TypedTokenId]):
@@ -65,24 +68,25 @@ class _Instances(dict[int, TypedTokenId]):
 
 
 @cache
-def _instances(semantic_type: int, untrained: str) -> _Instances:
+def _instances(semantic_type: int, untrained: str, weight: float | None = None) -> _Instances:
     attributes = {
         "__slots__": (),
         "semantic_type": semantic_type,
         "untrained": untrained,
         "trained": not untrained,
+        "weight": weight,
         "code": semantic_type + _TRAINED * (not untrained),
     }
     token_class: type[TypedTokenId] = type("TypedTokenId", (TypedTokenId,), attributes)
     return _Instances(token_class)
 
 
-def _rebuild(token_id: int, semantic_type: int, untrained: str) -> TypedTokenId:
-    return _instances(semantic_type, untrained)[token_id]
+def _rebuild(token_id: int, semantic_type: int, untrained: str, weight: float | None) -> TypedTokenId:
+    return _instances(semantic_type, untrained, weight)[token_id]
 
 
-def _rebuild_tagged(token_id: int, semantic_type: int, untrained: str, tag: Any) -> TypedTokenId:
-    return tag_id(_rebuild(token_id, semantic_type, untrained), tag)
+def _rebuild_tagged(token_id: int, semantic_type: int, untrained: str, weight: float | None, tag: Any) -> TypedTokenId:
+    return tag_id(_rebuild(token_id, semantic_type, untrained, weight), tag)
 
 
 def type_token_ids(token_ids: Sequence[int], semantic_type: int, untrained: str = "") -> list[TypedTokenId]:
@@ -103,16 +107,21 @@ def mark_untrained(token_ids: Sequence[TypedTokenId], reason: str) -> list[Typed
     return marked
 
 
+def weigh(token_ids: Sequence[TypedTokenId], weight: float | None) -> list[TypedTokenId]:
+    """Return the same ids without tags, with a weight above 0 each; None takes it away."""
+    return [_instances(token.semantic_type, token.untrained, weight)[token] for token in token_ids]
+
+
 def tag_id(token: TypedTokenId, tag: Any) -> TypedTokenId:
     """Return the same id with a tag, in the place of one that it may have."""
-    tagged = _tagged_class(token.semantic_type, token.untrained)(token)
+    tagged = _tagged_class(token.semantic_type, token.untrained, token.weight)(token)
     tagged.tag = tag
     return tagged
 
 
 @cache
-def _tagged_class(semantic_type: int, untrained: str) -> type[TaggedTokenId]:
-    untagged = _instances(semantic_type, untrained).token_class
+def _tagged_class(semantic_type: int, untrained: str, weight: float | None) -> type[TaggedTokenId]:
+    untagged = _instances(semantic_type, untrained, weight).token_class
     return type("TaggedTokenId", (TaggedTokenId, untagged), {})
 
 
@@ -155,7 +164,7 @@ def fill_types(token_ids: Sequence[int], otherwise: int | None = None) -> list[T
             carrier = token
             filled.append(token)
         else:
-            filled.append(_instances(carrier.semantic_type, carrier.untrained)[token])
+            filled.append(_instances(carrier.semantic_type, carrier.untrained, carrier.weight)[token])
 
     return filled
 
@@ -170,3 +179,8 @@ def read_off(token_ids: Sequence[TypedTokenId]) -> tuple[bytes, bytes]:
     """Return the semantic type of each id, and whether it may be trained (1) or not (0), a byte each."""
     codes = bytes(map(_CODE, token_ids))
     return codes.translate(_TYPES), codes.translate(_LOSS_MASKS)
+
+
+def weights_of(token_ids: Sequence[TypedTokenId]) -> list[float | None]:
+    """Return the weight of each id; None: as usual. Needed only where something was weighed."""
+    return list(map(_WEIGHT, token_ids))

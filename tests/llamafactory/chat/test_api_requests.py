@@ -309,3 +309,27 @@ def test_a_server_without_hsa_is_as_careful(monkeypatch, tmp_path):
     file.write_text("model_name_or_path: none\nhsa: false\n", "utf-8")
     pass_on("api", [str(file)])
     assert names == ["TypedChatCompletionRequest"]
+
+
+def test_a_developer_is_the_system(client, model):
+    messages = [{"role": "developer", "content": "be brief"}, USER]
+    assert client.post("/v1/chat/completions", json={"model": "m", "messages": messages}).status_code == 200
+    assert model.asked[1] == "be brief" and len(model.asked[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("roles", "named"),
+    [
+        (["user", "user"], "messages[1].role: 'user'"),
+        (["user", "assistant", "tool", "tool", "user"], "messages[4].role: 'user'"),
+        (["user", "assistant", "system"], "messages[2].role: 'system'"),
+        (["system", "assistant"], "messages[1].role: 'assistant'"),
+        (["user", "assistant"], "messages: the last one is a reply"),
+        (["system"], "messages: there is no message"),
+        ([], "messages: there is no message"),
+    ],
+)
+def test_sides_that_do_not_take_turns_are_named(client, roles, named):
+    messages = [{"role": role, "content": "x"} for role in roles]
+    response = client.post("/v1/chat/completions", json={"model": "m", "messages": messages})
+    assert response.status_code == 400 and named in response.json()["detail"]

@@ -4,12 +4,12 @@ import asyncio
 import importlib.util
 import threading
 import time
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import llamafactory.chat.hf_engine as hf_engine
 import pytest
 import torch
+from chatting import HSA, NEW, G, L, N, chat_model, greedy, prompt_of, talk
 from llamafactory.chat import ChatModel
 
 from hsa_factory import HSAConfig
@@ -19,24 +19,6 @@ from hsa_factory.llamafactory.chat.hf_engine import type_messages
 from hsa_factory.models.enable import get_state
 from hsa_factory.models.generation.generate import generation_lock
 from hsa_factory.typed.text import TypedText
-
-
-G, L, N = 0, 1, 2
-HSA = HSAConfig(noise_window=4, noise_decay=0.3, default_type="NOISE", backend="dense")
-NEW = 8
-
-
-@contextmanager
-def chat_model(directory, hsa=HSA, **more):
-    """LLaMA-Factory's chat model, as its commands make it."""
-    args = {
-        "model_name_or_path": str(directory),
-        "template": "qwen3_nothink",
-        "do_sample": False,
-        "max_new_tokens": NEW,
-    }
-    with integrate(hsa):
-        yield ChatModel({**args, **more})
 
 
 @pytest.fixture(scope="module")
@@ -52,27 +34,6 @@ def served(loaded):
         yield loaded
 
 
-def prompt_of(model, messages, system=None, tools=None, **media):
-    """Return what `generate` is given for a conversation."""
-    engine = model.engine
-    gen_kwargs, length = engine._process_args(
-        engine.model,
-        engine.tokenizer,
-        engine.processor,
-        engine.template,
-        engine.generating_args,
-        messages,
-        system,
-        tools,
-        media.get("images"),
-        media.get("videos"),
-        media.get("audios"),
-        {},
-    )
-    assert gen_kwargs["inputs"].shape == (1, length)
-    return gen_kwargs
-
-
 def types_of_marks(lf, model, gen_kwargs):
     """Return the set of types that each message's tokens have, by the number of its mark."""
     marks = lf.mark_ids(model.engine.tokenizer)
@@ -82,32 +43,6 @@ def types_of_marks(lf, model, gen_kwargs):
         if token in marks:
             found.setdefault(marks[token], set()).add(kind)
     return found
-
-
-def talk(lf, *roles, **types):
-    """Return a conversation: message k consists of mark k only."""
-    messages = []
-    for number, role in enumerate(roles):
-        message = lf.say(role, lf.MARKS[number] * 3)
-        if f"m{number}" in types:
-            message["semantic_type"] = types[f"m{number}"]
-        messages.append(message)
-    return messages
-
-
-def greedy(model, gen_kwargs, generated_type):
-    """Return the ids that full forwards with HSA, one a token, lead to."""
-    ids, kinds, new = gen_kwargs["inputs"], gen_kwargs["semantic_ids"], []
-    stop = gen_kwargs["generation_config"].eos_token_id
-    for _ in range(NEW):
-        with torch.no_grad():
-            token = model(input_ids=ids, semantic_ids=kinds).logits[0, -1].argmax()
-        new.append(token.item())
-        if token in (stop if isinstance(stop, list) else [stop]):
-            break
-        ids = torch.cat([ids, token.view(1, 1)], dim=1)
-        kinds = torch.cat([kinds, torch.full((1, 1), generated_type)], dim=1)
-    return new
 
 
 # -- types -----------------------------------------------------------------------------------------------------

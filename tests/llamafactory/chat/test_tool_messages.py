@@ -13,7 +13,13 @@ import llamafactory.api.chat  # noqa: E402
 from llamafactory.chat import ChatModel  # noqa: E402
 
 from hsa_factory import HSAConfig  # noqa: E402
+from hsa_factory.labeling.detect import detect_entry, tagged_entry  # noqa: E402
+from hsa_factory.labeling.formats import DatasetFormat  # noqa: E402
+from hsa_factory.labeling.trajectories.normalise import normalise  # noqa: E402
 from hsa_factory.llamafactory import integrate  # noqa: E402
+from hsa_factory.llamafactory.chat.api import api_seams  # noqa: E402
+from hsa_factory.llamafactory.chat.tool_messages import with_readable_arguments  # noqa: E402
+from hsa_factory.llamafactory.seams import installed  # noqa: E402
 from hsa_factory.models.enable import get_state  # noqa: E402
 
 
@@ -109,3 +115,23 @@ def test_formats_that_write_one_argument_after_the_other(lf, model, tool_format)
     finally:
         engine.template.format_function = former
     assert expected[0] in engine.tokenizer.decode(given["inputs"][0])
+
+
+def test_text_beside_calls_is_read_as_in_training(model):
+    """A client sends back the whole reply; the prompt has what training has, and not the calls alone."""
+    call = {"id": "1", "type": "function", "function": {"name": "go", "arguments": '{"to": "<m1>"}'}}
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "I look.", "reasoning_content": "Hm.", "tool_calls": [call]},
+        {"role": "tool", "content": "b"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "c"},
+    ]
+    entry = tagged_entry(detect_entry([{"messages": messages}]))
+    trained = normalise({"messages": messages}, DatasetFormat.from_entry(entry))["messages"]
+    with installed(api_seams()):
+        request = llamafactory.api.app.ChatCompletionRequest.model_validate({"model": "m", "messages": messages})
+        sent = llamafactory.api.chat._process_request(request)[0]
+    read = with_readable_arguments(sent, model.engine.template)
+    assert [message["content"] for message in read] == [message["content"] for message in trained]
+    assert "I look." in read[1]["content"] and "Hm." in read[1]["content"]

@@ -35,7 +35,7 @@ def same_as_plain(lf, name, samples, feedback=None, **options):
     facts = [(messages, "", G, "") for messages in samples]
     oracle = lf.Oracle(template, tokenizer, data_args, facts, feedback)
     rows, account = lf.typed_rows(template, tokenizer, data_args, facts, feedback)
-    names = ("input_ids", "attention_mask", "labels", "semantic_ids", "loss_mask")
+    names = ("input_ids", "attention_mask", "labels", "semantic_ids", "loss_mask", "turn_ids")
     assert [{name: row[name] for name in names} for row in rows] == oracle.rows
     return rows, account
 

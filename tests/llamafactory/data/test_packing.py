@@ -10,7 +10,8 @@ from hsa_factory import FeedbackConfig, HSAConfig
 
 
 HSA, FEEDBACK = HSAConfig(noise_window=3), FeedbackConfig()
-COLUMNS = ("input_ids", "attention_mask", "labels", "semantic_ids", "loss_mask")
+TURNS = HSAConfig(noise_turns=0, landmark_turns=1)
+COLUMNS = ("input_ids", "attention_mask", "labels", "semantic_ids", "loss_mask", "turn_ids")
 G, L, N = 0, 1, 2
 
 
@@ -50,7 +51,7 @@ def test_rows_follow_their_samples_through_the_knapsack(lf, model_dir, tmp_path,
     conversations = numbered(lf, [3, 9, 1, 14, 2, 6, 4, 11, 5, 7], markers=(1, 4, 7))
     data = lf.write_data(tmp_path, data=conversations)
     args = lf.args(data, "data", model_dir, cutoff_len=96, packing=True, neat_packing=neat)
-    prepared = lf.prepare(args, HSA, FEEDBACK)
+    prepared = lf.prepare(args, TURNS, FEEDBACK)
     plain = lf.prepare(args)
     samples = [(messages, "", 0, "") for messages in conversations]
     oracle = lf.Oracle(prepared.template, prepared.tokenizer, prepared.data_args, samples, FEEDBACK)
@@ -60,6 +61,7 @@ def test_rows_follow_their_samples_through_the_knapsack(lf, model_dir, tmp_path,
     assert set(prepared.module["train_dataset"].column_names) == plain_names | {
         "semantic_ids",
         "loss_mask",
+        "turn_ids",
         "hsa_dataset",
         "hsa_samples",
     }

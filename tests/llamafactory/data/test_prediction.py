@@ -14,6 +14,7 @@ from hsa_factory import FeedbackConfig, HSAConfig  # noqa: E402
 
 
 HSA = HSAConfig(noise_window=3, noise_decay=0.4, default_type="LANDMARK", generated_type="NOISE")
+TURNS = HSAConfig(noise_turns=0, landmark_turns=1, default_type="NOISE", backend="dense")
 FEEDBACK = FeedbackConfig()
 NEW = 10
 PREDICT = {
@@ -54,9 +55,10 @@ def run(lf, args, *settings):
     return predictions(args)
 
 
-def generate_alone(lf, args, prepared, row, **media):
+def generate_alone(lf, args, prepared, row, config):
     """Return what the model with HSA makes of one prompt, without any padding."""
-    model = lf.model(Path(args["model_name_or_path"]), HSA)
+    model = lf.model(Path(args["model_name_or_path"]), config)
+    turns = {"turn_ids": torch.tensor([row["turn_ids"]])} if "turn_ids" in row else {}
     tokenizer = prepared.tokenizer
     extra = tokenizer.convert_tokens_to_ids([str(token) for token in tokenizer._extra_special_tokens])
     output = model.generate(
@@ -67,7 +69,7 @@ def generate_alone(lf, args, prepared, row, **media):
         do_sample=False,
         eos_token_id=[tokenizer.eos_token_id, *extra],
         pad_token_id=tokenizer.pad_token_id,
-        **media,
+        **turns,
     )
     return tokenizer.decode(output[0, len(row["input_ids"]) :], skip_special_tokens=True)
 
@@ -102,6 +104,22 @@ def test_rows_are_those_of_plain_llamafactory_with_types(lf, tmp_path, template)
     assert (account["samples"], account["kept"], account["trained_tokens"]) == (3, 3, 0)
 
 
+@pytest.mark.parametrize("template", ["qwen3", "qwen3_nothink", "glm4"])
+def test_turns_of_prompts(lf, tmp_path, template):
+    """The reply that is asked for is not among them; a cut takes them from the end, as the ids."""
+    args = predict_args(lf, tmp_path, samples(lf), template=template)
+    prepared, rows = eval_rows(lf, args, TURNS)
+    marks = lf.mark_ids(prepared.tokenizer)
+    for number, row in enumerate(rows, start=1):
+        turns = list(row["turn_ids"])
+        assert len(turns) == len(row["input_ids"]) and turns == sorted(turns) and turns[-1] == number - 1
+        found = {marks[token] - 8 * number: turn for token, turn in zip(row["input_ids"], turns) if token in marks}
+        assert found == {place: place // 2 for place in range(2 * number - 1)}
+    _, cut = eval_rows(lf, args | {"cutoff_len": 20, "output_dir": str(tmp_path / "cut")}, TURNS)
+    assert len(cut[2]["input_ids"]) < len(rows[2]["input_ids"])
+    assert list(cut[2]["turn_ids"]) == list(rows[2]["turn_ids"])[: len(cut[2]["input_ids"])]
+
+
 def test_parts_and_rules_type_prompts_too(lf, tmp_path):
     messages = [lf.say("user", f"{lf.MARKS[1]} <think>{lf.MARKS[2]}</think>"), lf.say("assistant", lf.MARKS[3])]
     config = HSAConfig(rules=[{"tag": "think", "type": "NOISE"}])
@@ -133,12 +151,13 @@ def test_a_prompt_whose_picture_would_be_cut_is_dropped(lf, tmp_path):
 # -- answers ---------------------------------------------------------------------------------------------------
 
 
-def test_predictions_are_those_of_generate(lf, tmp_path):
-    """Of prompts of different lengths, padded on the left by LLaMA-Factory."""
+@pytest.mark.parametrize("config", [HSA, TURNS])
+def test_predictions_are_those_of_generate(lf, tmp_path, config):
+    """Of prompts of different lengths, in different turns, padded on the left by LLaMA-Factory."""
     args = predict_args(lf, tmp_path, samples(lf))
-    prepared, rows = eval_rows(lf, args, HSA)
-    expected = [generate_alone(lf, args, prepared, row) for row in rows]
-    found = run(lf, args, HSA)
+    prepared, rows = eval_rows(lf, args, config)
+    expected = [generate_alone(lf, args, prepared, row, config) for row in rows]
+    found = run(lf, args, config)
     assert [line["predict"] for line in found] == expected
     assert len(set(expected)) == 3
     metrics = json.loads((Path(args["output_dir"]) / "predict_results.json").read_text("utf-8"))

@@ -121,7 +121,7 @@ def test_types_and_sides_line_up_whatever_is_cut_or_packed(lf, encoders, run):
     data_args = DataArguments(**options)
     oracle = lf.Oracle(template, tokenizer, data_args, samples, feedback)
     rows, account = lf.typed_rows(template, tokenizer, data_args, samples, feedback)
-    names = (*COLUMNS, "semantic_ids", "loss_mask")
+    names = (*COLUMNS, "semantic_ids", "loss_mask", "turn_ids")
     assert stripped(rows, names) == stripped(oracle.rows, names)
     same_counts(account, oracle)
     described = [part for row in rows for part in json.loads(row["hsa_samples"])]

@@ -25,7 +25,7 @@ SEED = int(os.environ.get("FUZZ_SEED", "0"))
 GROUP = 4  # conversations with the same options
 # Of any vision-language model: without media, plugins ask it for little more than what is here.
 PROCESSOR = MagicMock(image_seq_length=4, boi_token="<boi>", full_image_sequence="<boi><image><eoi>")
-COLUMNS = ("input_ids", "attention_mask", "labels", "semantic_ids", "loss_mask")
+COLUMNS = ("input_ids", "attention_mask", "labels", "semantic_ids", "loss_mask", "turn_ids")
 COUNTS = ("samples", "with_marker", "kept", "text_truncated", "trained_tokens", "marker_cut")
 
 

@@ -5,21 +5,26 @@ import random
 
 import numpy as np
 import pytest
+import torch
 
 from hsa_factory import FeedbackConfig, HSAConfig, tiny
+from hsa_factory.attention.layer_rules import LayerRules
+from hsa_factory.attention.plan import AttentionPlan
 from hsa_factory.inspection.sight import describe_sight
 from hsa_factory.llamafactory.data.report import DataReport, DatasetAccount, serialize_accounts
-from hsa_factory.llamafactory.data.sight import SeenTokens, Turns
+from hsa_factory.llamafactory.data.sight import SeenTokens, Turns, last_seen
 from hsa_factory.llamafactory.data.truncation import kept_lengths
 
 
 MEDIA, MARKER, OPENING = 7, 8, [1, 2]
 
 
-def sees(config, types, query, key):
-    """Whether a token sees an earlier one, from the definition."""
-    window = config.windows[types[key]]
-    return (types[query], types[key]) not in config.hide and (window is None or query - key <= window)
+def sees(config, types, query, key, is_same_turn):
+    """Whether a token sees an earlier one of its turn or of another sample, from the definition."""
+    window, turns = config.windows[types[key]], config.turns[types[key]]
+    is_seen = (window is None and turns is None) or (window is not None and query - key <= window)
+    is_seen |= turns is not None and is_same_turn
+    return (types[query], types[key]) not in config.hide and is_seen
 
 
 def expected_counts(config, ids, types, samples):
@@ -38,7 +43,7 @@ def expected_counts(config, ids, types, samples):
                 keys = [key for key in answered if wanted in (None, ids[key])]
                 counts[name] = counts.get(name, 0) + bool(keys)
                 for end, query in ends.items():
-                    seen = sum(sees(config, types, query, key) for key in keys)
+                    seen = sum(sees(config, types, query, key, is_same_turn=True) for key in keys)
                     for what, holds in (("unseen", keys and not seen), ("partly_seen", 0 < seen < len(keys))):
                         counts[f"{name}_{what}_at_{end}"] = counts.get(f"{name}_{what}_at_{end}", 0) + bool(holds)
                     is_blind |= end == "start" and bool(keys) and not seen
@@ -54,6 +59,8 @@ def test_counts_are_those_of_the_definition(seed):
     rng = random.Random(seed)
     hide = [[query, key] for query in range(3) for key in range(3) if rng.random() < (0.2 if seed % 2 else 0)]
     windows = {f"{kind}_window": rng.choice([None, 0, 1, 3, 10, 30]) for kind in ("global", "landmark", "noise")}
+    if seed % 4 == 3:
+        windows |= {f"{kind}_turns": rng.choice([None, 0, 1, 3]) for kind in ("global", "landmark", "noise")}
     config = HSAConfig(hide=hide, **windows)
     ids, samples, turns = [], [], Turns()
     for _ in range(rng.randint(1, 6)):
@@ -82,6 +89,33 @@ def test_counts_are_those_of_the_definition(seed):
         for kind, size in needed.items():
             less = HSAConfig(**{**windows, f"{kind.lower()}_window": size - 1})
             assert SeenTokens(*arrays, less, {MEDIA}, MARKER).count(exchanges)[1][kind] == size
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_keys_are_seen_as_long_as_by_the_attention(seed):
+    rng = random.Random(seed)
+    limits = {f"{kind}_turns": rng.choice([None, 0, 1, 3, 10**12]) for kind in ("global", "landmark", "noise")}
+    limits |= {f"{kind}_window": rng.choice([None, 0, 4, 20]) for kind in ("global", "landmark", "noise")}
+    config, turns, places, documents, numbers = HSAConfig(**limits), Turns(), [], [], []
+    for document in range(1, rng.randint(2, 5)):
+        lengths = [rng.randint(0, 6) for _ in range(2 * rng.randint(1, 5))] + [1, 1]
+        turns.add(len(places), lengths)
+        numbers += [pair for pair, length in enumerate(np.add(lengths[::2], lengths[1::2])) for _ in range(length)]
+        documents += [document] * sum(lengths)
+        places = range(len(documents))
+    types = np.array([rng.randrange(3) for _ in places])
+    ends = turns.exchanges(np.zeros(len(places), np.int32), []).turns
+
+    tensors = [torch.tensor([values]) for values in (types.tolist(), documents)]
+    plan = AttentionPlan.from_inputs(tensors[0], tensors[1], turn_ids=torch.tensor([numbers]))
+    first = np.array([documents.index(document) for document in documents])
+    document_ends = first + np.bincount(documents)[documents] - 1
+    expected = plan.last_seen(LayerRules.of(config))[0].numpy() + first
+    for kind in range(3):
+        keys = np.flatnonzero(types == kind)
+        actual = last_seen(keys, config.windows[kind], config.turns[kind], ends)
+        assert (np.diff(actual) >= 0).all()
+        assert (np.minimum(actual, document_ends[keys]) == expected[keys]).all()
 
 
 @pytest.mark.parametrize("from_end", [False, True])
@@ -129,7 +163,10 @@ def test_real_trajectories(lf, tmp_path):
     assert "24 of 26 replies after an image or other media see nothing of it, 22 of 22 replies after the" in said
 
     window = account["windows_needed"]["NOISE"]
-    assert f"hsa.noise_window={window}" in said
+    assert f"set hsa.noise_turns=1 (0 where replies are LANDMARK); or hsa.noise_window={window}; or" in said
+    in_turns = lf.prepare(args, HSAConfig(rules="embodied-reasoner", noise_turns=0), FeedbackConfig()).counts
+    assert in_turns["sight"]["message_partly_seen_at_end"] == in_turns["sight"]["blind"] == 0
+    assert in_turns["windows_needed"] == {}
     wide = lf.prepare(args, HSAConfig(rules="embodied-reasoner", noise_window=window), FeedbackConfig()).counts
     assert wide["sight"]["message_partly_seen_at_end"] == wide["sight"]["blind"] == 0 and describe_sight(wide) == ""
 
@@ -163,4 +200,6 @@ def test_what_to_set_is_said_by_what_hides():
     assert "The option hsa.hide keeps it, or a part of it, from 4 of them." in describe_sight({"sight": sight})
     windows = {"LANDMARK": 9, "NOISE": 70}
     said = describe_sight({"sight": {**sight, "hidden": 0}, "windows_needed": windows})
-    assert "hsa.landmark_window=9, hsa.noise_window=70, or the type GLOBAL" in said and "hide" not in said
+    assert "set hsa.landmark_turns=1, hsa.noise_turns=1 (0 where replies are LANDMARK); or" in said
+    assert "hsa.landmark_window=9, hsa.noise_window=70; or give these messages the type GLOBAL." in said
+    assert "hide" not in said and "(0" not in describe_sight({"sight": sight, "windows_needed": {"LANDMARK": 9}})

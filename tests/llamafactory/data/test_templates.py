@@ -96,6 +96,7 @@ def check(lf, template, tokenizer, samples, **options):
         assert row["labels"] == expected["labels"][i] == known["labels"]
         assert all(type(token) is int for token in row["input_ids"] + row["labels"])
         assert len(row["semantic_ids"]) == len(row["input_ids"])
+        assert row["turn_ids"] == known["turn_ids"]
 
         messages, system, system_type, _ = samples[i]
         by_mark = dict(enumerate(message["semantic_type"] for message in messages))

@@ -3,6 +3,7 @@
 import json
 from array import array
 
+import numpy as np
 import pytest
 from datasets import Dataset, Features
 from hypothesis import given
@@ -87,6 +88,13 @@ def test_references_have_a_length_of_their_own():
     assert columns["semantic_ids"] == [[1], [0, 1, 2]]
     assert columns["labels"] == [[4, 4], [9]]
     assert columns["loss_mask"] == [[1, 0], [1]]
+
+
+@pytest.mark.parametrize("turn_ids", [None, np.zeros(2, np.int32)])
+def test_tokens_without_the_turns_that_rules_need(turn_ids):
+    tokens = Tokens(array("i", [5]), bytes([0]), array("i", [5]), bytes([1]), turn_ids)
+    with pytest.raises(ValueError, match="dataset 'a' has tokens without turn numbers"):
+        TokenTable(has_turns=True).add(tokens, {"dataset": "a"})
 
 
 @pytest.mark.parametrize("images", [[None, None], [["a.png"], None]])

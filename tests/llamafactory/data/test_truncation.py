@@ -14,7 +14,7 @@ from hsa_factory import FeedbackConfig, HSAConfig, tiny
 from hsa_factory.llamafactory.data.processor import TypedSupervisedProcessor
 
 
-HSA = HSAConfig()
+HSA, TURNS = HSAConfig(), HSAConfig(noise_turns=1)
 MODELS = ("qwen2_5_vl", "qwen2_vl")
 SIZES = [(56, 56), (112, 56), (84, 84), (56, 112), (140, 84), (56, 56)]
 START, END, IMAGE, VIDEO = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
@@ -57,7 +57,12 @@ class Trajectory:
     def typed(self, feedback=None, **options):
         """Return the typed row, or None if it is dropped, and the account."""
         processor = self._processor(
-            TypedSupervisedProcessor, self.template, options, hsa_config=HSA, feedback_config=feedback
+            TypedSupervisedProcessor,
+            self.template,
+            options,
+            hsa_config=HSA,
+            attention_config=TURNS,
+            feedback_config=feedback,
         )
         columns = self.lf.Oracle.columns([(self.messages, "", 0, "")])
         columns["_images"] = [list(self.paths)]
@@ -98,6 +103,7 @@ class Trajectory:
             "input_ids": [ids[place] for place, _ in left],
             "labels": [-100 if label == -100 else ids[place] for place, label in left],
             "semantic_ids": [kinds[place] for place, _ in left],
+            "turn_ids": [next(k for k, turn in enumerate(bounds) if place < turn[1]) for place, _ in left],
             "images": [path for k in sorted(kept) for path in self.turn_images[k]],
         }, removed
 

@@ -276,7 +276,7 @@ def test_a_sample_whose_weights_leave_nothing(lf, model_dir, tmp_path):
     assert prepared.counts["dropped_samples"] == {"nothing left to train": [0]}
 
 
-@pytest.mark.parametrize("weight", [0.5, 2, -1, "0", True])
+@pytest.mark.parametrize("weight", [-1, "0", True])
 def test_other_weights_are_refused(lf, model_dir, tmp_path, weight):
     samples = [dialogue(lf, "<m0>", "<m1>"), weigh(dialogue(lf, "<m2>", "<m3>"), [..., weight])]
     with pytest.raises(ValueError, match=rf"dataset 'data', sample 1, turn 1: weight {weight!r} is not allowed: 0 "):

@@ -332,7 +332,11 @@ def test_a_killed_run_goes_on_from_its_checkpoint(lf, text):
 
 
 def test_two_processes_give_the_loss_of_one(lf, text, tmp_path):
+    """With weights, too: the sum that the loss is divided by is that of both."""
+    samples = conversations(lf)
+    samples[0][-1]["weight"], samples[1][-1]["weight"] = 0.25, 3  # of different numbers of tokens
     args = {**text, "max_samples": 2, "max_steps": 2}
+    args["dataset_dir"] = str(lf.write_data(tmp_path, data=samples))
     expected = lf.train({**args, "per_device_train_batch_size": 2}, HSA, FEEDBACK)
     args["output_dir"] = str(tmp_path / "two")
     file = write_file(tmp_path / "train.yaml", args, hsa=HSA_BLOCK, feedback=FEEDBACK_BLOCK)

@@ -16,6 +16,11 @@ def keys_of(types, padding=0):
     return Keys(is_real.long().cumsum(1) - 1, types, is_real)
 
 
+def tokens_of(positions, kind):
+    places = torch.tensor([positions])
+    return Keys(places, torch.full_like(places, kind), torch.ones_like(places, dtype=torch.bool))
+
+
 windows = st.one_of(st.none(), st.integers(0, 12))
 hides = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=9)
 
@@ -93,7 +98,7 @@ class TestTable:
         table = KeyTable(rules, 1)
         table.begin(keys_of([2] * 6))
         table.commit()
-        assert table.can_retype(0, torch.tensor([1, 2]), kind, torch.tensor(6)) is possible
-        assert table.can_retype(0, torch.tensor([5]), kind, torch.tensor(6)) is True
+        assert table.can_retype(0, tokens_of([1, 2], kind), torch.tensor(6), None) is possible
+        assert table.can_retype(0, tokens_of([5], kind), torch.tensor(6), None) is True
         table.retype(0, torch.tensor([5]), kind)
         assert table.keys.semantic_ids.tolist() == [[kind]]

@@ -5,14 +5,19 @@ class Attention {
   /**
    * @param {Uint8Array} types Semantic type of each token.
    * @param {Int32Array} documents Number of each token's document; 0 is padding.
-   * @param {?{decays: number[], windows: (?number)[], hide: number[][]}} rules null: plain causal attention.
+   * @param {?{decays: number[], windows: (?number)[], turns: (?number)[], hide: number[][]}} rules null: plain causal
+   *   attention.
+   * @param {Int32Array} turnNumbers Number of each token's turn; read only where the rules have turns.
    */
-  constructor(types, documents, rules) {
+  constructor(types, documents, rules, turnNumbers) {
     this.types = types;
     this.documents = documents;
     this.length = types.length;
     this.decays = rules ? rules.decays : [0, 0, 0];
-    this.windows = (rules ? rules.windows : [null, null, null]).map((window) => (window === null ? Infinity : window));
+    this.turnNumbers = turnNumbers;
+    this.turns = (rules ? rules.turns : [null, null, null]).map((turns) => (turns === null ? -1 : turns));
+    this.windows = (rules ? rules.windows : [null, null, null]).map((window, kind) =>
+      window !== null ? window : this.turns[kind] < 0 ? Infinity : -1);
     this.hidden = Array.from({ length: 9 }, () => false);
     for (const [query, key] of rules ? rules.hide : []) this.hidden[3 * query + key] = true;
 
@@ -31,8 +36,14 @@ class Attention {
     const distance = this.positions[query] - this.positions[key];
     const type = this.types[key];
     if (this.documents[query] !== this.documents[key] || this.documents[key] === 0) return -Infinity;
-    if (distance < 0 || distance > this.windows[type] || this.hidden[3 * this.types[query] + type]) return -Infinity;
+    if (distance < 0 || this.hidden[3 * this.types[query] + type]) return -Infinity;
+    if (distance > this.windows[type] && !this.isInTurns(query, key)) return -Infinity;
     return distance * this.decays[type] === 0 ? 0 : -distance * this.decays[type];
+  }
+
+  isInTurns(query, key) {
+    const turns = this.turns[this.types[key]];
+    return turns >= 0 && this.turnNumbers[query] - this.turnNumbers[key] <= turns;
   }
 
   biasRow(query) {

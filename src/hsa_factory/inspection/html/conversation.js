@@ -15,6 +15,7 @@ class Conversation {
     this.query = null; // the cell whose view is shown
     this.pinned = false;
     this.row = null; // what it sees
+    this.seen = null; // of which messages
     this.observer = new IntersectionObserver((entries) => this.onScroll(entries), { rootMargin: "400px 0px" });
     container.addEventListener("mouseover", (event) => this.onHover(event));
     container.addEventListener("mouseleave", () => !this.pinned && this.look(null, false));
@@ -26,11 +27,14 @@ class Conversation {
     this.observer.disconnect();
     this.sample = sample;
     this.chunks = [];
-    this.query = this.row = null;
+    this.query = this.row = this.seen = null;
     this.pinned = false;
     const fragment = document.createDocumentFragment();
     let part = null;
+    let before = null;
     for (const turn of sample.turns) {
+      turn.opens = sample.knowsTurns && (before === null || turn.part !== before.part || turn.number !== before.number);
+      before = turn;
       if (sample.parts.length > 1 && turn.part !== null && turn.part !== part) {
         part = turn.part;
         const [dataset, index, start, stop] = sample.parts[part];
@@ -45,9 +49,12 @@ class Conversation {
   makeTurn(turn) {
     const sample = this.sample;
     const counts = sample.countRange(turn.start, turn.stop);
-    const title = turn.message === null ? "" : `message ${turn.message}`;
+    const turnNumber = sample.knowsTurns && turn.number !== null ? `turn ${number(turn.number)}` : "";
+    const title = [turn.message === null ? "" : `message ${turn.message}`, turnNumber].filter(Boolean).join(" · ");
     const numbers = counts.total ? `${number(counts.total)} tokens · ${number(counts.trained)} trained` : "cut away whole";
-    const head = element("header", "", element("span", "role", turn.role), element("span", "number", title), element("span", "counts", numbers), typeBar(counts.types));
+    turn.badge = element("span", "state");
+    const head = element("header", "", element("span", "role", turn.role), element("span", "number", title), this.makeLook(turn), turn.badge, element("span", "counts", numbers), typeBar(counts.types));
+    turn.pictures = [];
     const body = element("div", "body");
     body.dir = "auto";
     const media = [...turn.media];
@@ -55,13 +62,13 @@ class Conversation {
     const end = turn.stop > turn.start ? sample.cellOf[turn.stop - 1] + 1 : cell;
     while (cell < end) {
       let stop = Math.min(cell + CHUNK, end);
-      while (media.length && sample.cellAt(media[0].start) <= cell) body.append(this.makeMedia(media.shift()));
+      while (media.length && sample.cellAt(media[0].start) <= cell) body.append(this.makeMedia(media.shift(), turn));
       if (media.length) stop = Math.min(stop, sample.cellAt(media[0].start));
       stop = this.breakAtLine(cell, stop, end);
       body.append(this.makeChunk(cell, stop));
       cell = stop;
     }
-    const section = element("section", `turn ${turn.role} ${counts.trained ? "" : "untrained"}`, head, body);
+    const section = element("section", `turn ${turn.role} ${counts.trained ? "" : "untrained"} ${turn.opens ? "opens" : ""}`, head, body);
     if (turn.cut) {
       const lost = element("details", "cut", element("summary", "", `${number(turn.cut)} tokens cut away by cutoff_len`), element("div", "lost", turn.cutText));
       lost.lastChild.dir = "auto";
@@ -92,7 +99,23 @@ class Conversation {
     return stop;
   }
 
-  makeMedia(media) {
+  /** Of a reply: what shows what it still saw. (↑ and ↓ do it, too, so that it is no stop of the Tab key.) */
+  makeLook(turn) {
+    if (!REPLIES.includes(turn.role) || turn.stop === turn.start) return "";
+    const button = element("button", "saw", "what it still saw");
+    button.type = "button";
+    button.tabIndex = -1;
+    button.addEventListener("click", () => this.look(this.sample.cellAt(turn.start), true));
+    return button;
+  }
+
+  makeMedia(media, turn) {
+    const node = this.makePicture(media);
+    turn.pictures.push(node);
+    return node;
+  }
+
+  makePicture(media) {
     const name = media.name.split(/[\\/]/).pop() || media.kind;
     if (media.image === null) return element("span", "media none", `${media.kind}: ${name}`);
     const image = element("img", "media");
@@ -173,11 +196,28 @@ class Conversation {
     this.pinned = pin && cell !== null;
     if (cell !== this.query) {
       this.query = cell;
-      this.row = cell === null ? null : this.sample.attention.biasRow(this.sample.lastToken(cell));
+      const token = cell === null ? null : this.sample.lastToken(cell);
+      this.row = cell === null ? null : this.sample.attention.biasRow(token);
+      this.seen = cell === null ? null : new StillSeen(this.sample, token, this.row);
       for (const chunk of this.chunks) this.shade(chunk);
+      this.showStates();
     }
     this.container.classList.toggle("seeing", cell !== null);
     this.events.onQuery(cell, this.pinned);
+  }
+
+  /** Mark messages and pictures before the query by what it still sees of them. */
+  showStates() {
+    for (const node of this.container.querySelectorAll("[data-state]")) delete node.dataset.state;
+    for (const turn of this.sample.turns) turn.badge.textContent = "";
+    if (!this.seen) return;
+    for (const { turn, state, clear, total } of this.seen.messages) {
+      turn.badge.textContent = state === "in part" ? `${number(clear)} of ${number(total)} in sight` : state;
+      turn.badge.className = `state ${stateClass(state)}`;
+      turn.badge.title = STATE_HINTS[state];
+      turn.node.dataset.state = stateClass(state);
+    }
+    for (const { turn, k, state } of this.seen.media) turn.pictures[k].dataset.state = stateClass(state);
   }
 
   reveal(cell, block = "nearest") {

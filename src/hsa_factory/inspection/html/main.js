@@ -22,6 +22,7 @@ const HSA = (() => {
 (() => {
   const get = (id) => document.getElementById(id);
   const panel = new TokenPanel(document);
+  const still = new StillSeenPanel(document);
   const heat = new HeatMap(document, (token) => {
     const cell = sample.cellOf[token];
     conversation.look(cell, true);
@@ -34,6 +35,7 @@ const HSA = (() => {
 
   function onQuery(cell, pinned) {
     panel.show(sample, cell, pinned);
+    still.show(sample, cell === null ? null : sample.lastToken(cell), conversation.seen);
     heat.mark(cell === null ? null : sample.lastToken(cell));
     if (pinned) history.replaceState(null, "", `#sample=${sample.index}&token=${sample.lastToken(cell)}`);
   }
@@ -62,6 +64,7 @@ const HSA = (() => {
       describe();
       heat.show(sample);
       panel.show(sample, null, false);
+      still.show(sample, null, null);
     }
     const token = Number(target.get("token"));
     if (target.has("token") && token < sample.length) {

@@ -14,11 +14,15 @@ class Sample {
     this.text = data.text;
 
     this.types = Uint8Array.from(data.types, Number);
-    this.documents = new Int32Array(this.length);
-    let place = 0;
-    for (const [number, count] of data.documents) {
-      this.documents.fill(number, place, place + count);
-      place += count;
+    this.documents = this.unfold(data.documents);
+    this.turnNumbers = this.unfold(data.turnNumbers);
+    this.knowsTurns = data.turnNumbers.length > 0;
+
+    this.weights = new Float32Array(this.length).fill(1);
+    place = 0;
+    for (const [weight, tokens] of data.weights || []) {
+      this.weights.fill(weight, place, place + tokens);
+      place += tokens;
     }
 
     const count = data.lengths.length;
@@ -37,8 +41,19 @@ class Sample {
     this._attention = null;
   }
 
+  /** Return numbers that were folded into [number, count], one for each token. */
+  unfold(runs) {
+    const numbers = new Int32Array(this.length);
+    let place = 0;
+    for (const [number, count] of runs) {
+      numbers.fill(number, place, place + count);
+      place += count;
+    }
+    return numbers;
+  }
+
   get attention() {
-    this._attention = this._attention || new Attention(this.types, this.documents, this.settings.rules);
+    this._attention = this._attention || new Attention(this.types, this.documents, this.settings.rules, this.turnNumbers);
     return this._attention;
   }
 
@@ -57,7 +72,7 @@ class Sample {
 
   gap(start, stop) {
     const role = this.reason(start) === "padding" ? "padding" : "tokens";
-    return { part: null, message: null, role, start, stop, cut: 0, cutText: "", media: [] };
+    return { part: null, message: null, number: null, role, start, stop, cut: 0, cutText: "", media: [] };
   }
 
   cellAt(token) {
@@ -95,6 +110,14 @@ class Sample {
 
   isTrained(token) {
     return this.reasons[token] === ".";
+  }
+
+  /** Where the placeholders of a message's k-th picture or clip end; where it begins if it has none in the row. */
+  mediaStop(turn, k) {
+    const next = k + 1 < turn.media.length ? turn.media[k + 1].start : turn.stop;
+    let stop = turn.media[k].start;
+    while (stop < next && this.reason(stop) === "media") stop++;
+    return stop;
   }
 
   turnOf(token) {

@@ -27,8 +27,9 @@ class TokenPanel {
       [first === token ? "id" : "ids", first === token || sample.isRun(cell) ? `${sample.ids[token]}` : [...sample.ids.slice(first, token + 1)].join(" ")],
       ["place", first === token ? number(token) : `${number(first)} – ${number(token)}`],
       ["type", element("span", `chip c${sample.types[token]}`, type)],
-      ["trained", sample.isTrained(token) ? element("b", "", "yes") : `no: ${sample.reason(token)}`],
+      ["trained", sample.isTrained(token) ? element("b", "", sample.weights[token] === 1 ? "yes" : `yes, weight ${+sample.weights[token].toPrecision(6)}`) : `no: ${sample.reason(token)}`],
       ["message", turn ? `${turn.message === null ? "" : `${turn.message}, `}${turn.role}` : "–"],
+      ...(sample.knowsTurns && sample.documents[token] ? [["turn", number(sample.turnNumbers[token])]] : []),
     ];
     for (const [name, value] of facts) this.facts.append(element("dt", "", name), element("dd", "", value));
 

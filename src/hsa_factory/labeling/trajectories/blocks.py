@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from ..weights import STEP_KEY, WEIGHT_KEYS
+
 
 THINKING = ("thinking", "reasoning")
 REDACTED = "redacted_thinking"
@@ -15,7 +17,8 @@ LOST_REASONING = "hidden or encrypted reasoning left out"
 
 _REPLY_ROLES = ("tool", "toolResult", "tool_result")
 _MERE_TEXT = ("type", "text", "cache_control", "citations", "annotations", "logprobs")
-_USER_SIDE = ("user", "tool")
+_USER_SIDE = ("user", "tool", "exit")  # mini-swe-agent ends with how the run ended
+_WEIGHT_KEYS = (*WEIGHT_KEYS, STEP_KEY)
 _HANDLED = (
     "role",
     "content",
@@ -72,6 +75,7 @@ def _pieces(message: Mapping[str, Any], notes: Counter) -> Iterator[dict[str, An
     if role in _REPLY_ROLES:
         yield {**extra, "role": "tool", "content": _parts(content)}
         return
+    weight = _weight_of(extra)
     role = "system" if role == "developer" else role
     piece: dict[str, Any] = {**extra, "role": role, "content": []}
     reasoning = [message[key] for key in ("reasoningContent", "reasoning_content") if message.get(key)]
@@ -87,8 +91,8 @@ def _pieces(message: Mapping[str, Any], notes: Counter) -> Iterator[dict[str, An
         elif kind in RESULTS:
             if role == "assistant":  # a tool that the model's server runs answers within the reply
                 yield _with(piece, reasoning, calls)
-                piece, reasoning, calls = {"role": role, "content": []}, [], []
-            yield {"role": "tool", "content": _parts(block.get("content"))}
+                piece, reasoning, calls = {**weight, "role": role, "content": []}, [], []
+            yield {**weight, "role": "tool", "content": _parts(block.get("content"))}
         elif not isinstance(block, Mapping) or block.get("text") != "":
             piece["content"].append(block)
     if piece["content"] or calls or any(reasoning) or not isinstance(content, list):
@@ -159,6 +163,11 @@ def _join(message: dict[str, Any], piece: dict[str, Any]) -> bool:
     roles = (message["role"], piece["role"])
     if roles[0] != roles[1] and roles != ("tool", "user") or roles == ("tool", "tool"):
         return False
+    if _weight_of(message) != _weight_of(piece):
+        raise ValueError(
+            f"messages in a row on one side become one, but say different things of what is trained: {_weight_of(message)} "
+            f"and {_weight_of(piece)}. Give them the same."
+        )
     if message["content"] and piece["content"]:
         message["content"].append({"type": "text", "text": "\n\n"})
     message["content"] += piece["content"]
@@ -166,6 +175,10 @@ def _join(message: dict[str, Any], piece: dict[str, Any]) -> bool:
     calls = [*message.get("tool_calls", []), *piece.get("tool_calls", [])]
     _with(message, list(thoughts), [call["function"] for call in calls])
     return True
+
+
+def _weight_of(message: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: message[key] for key in _WEIGHT_KEYS if message.get(key) is not None}
 
 
 def _as_text(parts: list[Any]) -> Any:
@@ -180,11 +193,11 @@ def _is_mere_text(part: Any) -> bool:
     return all(value is None or key in _MERE_TEXT for key, value in part.items())
 
 
-def cut_after_last_reply(messages: list[dict[str, Any]], notes: Counter | None = None) -> list[dict[str, Any]]:
+def cut_after_last_reply(messages: list[Any], notes: Counter | None = None) -> list[Any]:
     """Return messages up to the last reply; what nobody answered has nothing to train."""
     end = len(messages)
-    while end and messages[end - 1]["role"] in _USER_SIDE:
+    while end and isinstance(messages[end - 1], Mapping) and messages[end - 1].get("role") in _USER_SIDE:
         end -= 1
     if notes is not None and end and end < len(messages):
         notes["messages after the last reply left out"] += len(messages) - end
-    return messages[:end] if end else messages
+    return messages[:end] if 0 < end < len(messages) else messages

@@ -10,7 +10,15 @@ from ..parts import SPANS_KEY
 from .blocks import BLOCKS, read_arguments
 
 
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+REASONING_KEYS = (
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "reasoning_text",
+    "reasoning_details",
+    "thinking_blocks",
+)
+_READABLE = ("text", "summary", "thinking")  # of an item of a list of thoughts
 KEPT_REASONING = "replies whose reasoning was put before their text"
 KEPT_TEXT = "tool calls whose text was kept before them"
 LOST_TEXT = "tool calls whose text or reasoning was left out: the tags of the data set name no function_tag"
@@ -110,10 +118,19 @@ def _is_untrained(message: Mapping[str, Any]) -> bool:
 def _reasoning(message: Mapping[str, Any], content: Any) -> str:
     """Return the thought in a key of its own; empty where the text has it as well."""
     for key in REASONING_KEYS:
-        value = message.get(key)
-        if isinstance(value, str) and value.strip():
+        value = _readable(message.get(key))
+        if value.strip():
             return "" if isinstance(content, str) and "<think" in content else value
     return ""
+
+
+def _readable(thought: Any) -> str:
+    """Return a thought that is a text, or a list of items with texts (OpenRouter's, LiteLLM's), as one text."""
+    if not isinstance(thought, list):
+        return thought if isinstance(thought, str) else ""
+    items = [item for item in thought if isinstance(item, Mapping)]
+    texts = (item[key] for item in items for key in _READABLE if isinstance(item.get(key), str))
+    return "\n\n".join(filter(None, texts))
 
 
 def _compose(message: dict[str, Any], dataset_format: DatasetFormat, words: Words, notes: Counter) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..formats import DatasetFormat, Sample
 from . import sessions, swe_agent
-from .blocks import is_foreign, read_blocks
+from .blocks import cut_after_last_reply, is_foreign, read_blocks
 from .composed import DEFAULT_WORDS, Words, fit_message, must_compose, needs_fitting
 
 
@@ -24,7 +24,7 @@ def normalise(
     """Return a sample whose messages LLaMA-Factory can read whole in a data set's format.
 
     What that changes: messages given as a JSON text, as a trajectory of SWE-agent's or a session's events; blocks and items of
-    Anthropic's and OpenAI's; thoughts in a key of their own and text beside tool calls, which LLaMA-Factory leaves out;
+    Anthropic's and OpenAI's; messages after the last reply of mini-swe-agent's trajectories; thoughts in a key of their own and text beside tool calls, which LLaMA-Factory leaves out;
     `developer`, a function's reply under the role `function`, `function_call`; `loss: false`, which becomes weight 0.
 
     Args:
@@ -53,7 +53,8 @@ def normalise(
             changed[column] = _write_common(sample[column], dataset_format, words, notes)
             messages = None
     if isinstance(messages, list):
-        fitted = _fit_all(messages, dataset_format, words, notes)
+        ended = cut_after_last_reply(messages, notes) if sample.get("trajectory_format") else messages
+        fitted = _fit_all(ended, dataset_format, words, notes)
         if fitted is not messages:
             changed[column] = fitted
     if dataset_format.ranking:

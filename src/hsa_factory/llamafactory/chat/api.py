@@ -22,10 +22,11 @@ from .request import (
     TypedChatMessage,
     TypedInputItem,
     check_request,
+    check_turns,
     join_tool_messages,
 )
 from .server import error_body, harden
-from .tool_messages import REPLIES_KEY
+from .tool_messages import BESIDE_KEY, REPLIES_KEY
 
 
 __all__ = ["TypedChatCompletionRequest", "TypedChatMessage", "TypedInputItem", "api_seams", "read_types"]
@@ -137,13 +138,16 @@ def _process_request(original: Any, request: Any) -> Any:
         return request._read
     types = read_types(request)
     joined = join_tool_messages(request.messages)
+    check_turns(joined)
     request = request.model_copy(update={"messages": [message for message, _ in joined]})
     messages, system, *rest = original(request)
     before = len(joined) - len(messages)  # LLaMA-Factory takes the system message out
     if before and system and types[0] is not None:
         system = TypedText(system, int(types[0]))
     place = before
-    for message, (_, lengths) in zip(messages, joined[before:]):
+    for message, (sent, lengths) in zip(messages, joined[before:]):
+        if beside := sent.text_beside():
+            message[BESIDE_KEY] = beside
         own = [None if kind is None else int(kind) for kind in types[place : place + len(lengths)]]
         place += len(lengths)
         if len(lengths) > 1:

@@ -25,6 +25,7 @@ from ...semantics import SemanticType
 from ...typed.ids import TypedTokenId, fill_types, semantic_ids_of
 from ...typed.text import TypedText
 from ..data.template import PLACEHOLDERS, TEXT_KEY, typed_template
+from ..data.turns import has_turns, number_prompt
 from ..model.loader import load_model_seam
 from ..options import check_serving
 from ..seams import Seam
@@ -100,7 +101,7 @@ def _process_args(
     audios: list[Any] | None = None,
     input_kwargs: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Any], int]:
-    """Encode a conversation with types, and hand them to `generate`."""
+    """Encode a conversation with types and turns, and hand them to `generate`."""
     input_kwargs = dict(input_kwargs or {})
     control: StreamControl | None = input_kwargs.pop(_CONTROL_KEY, None)
     media = (images, videos, audios)
@@ -127,6 +128,9 @@ def _process_args(
         roles += [message["role"] for message in messages for _ in message.get(REPLIES_KEY, range(1))]
         gen_kwargs["tagger"] = make_tagger(hsa.config, tokenizer, roles)
         gen_kwargs["semantic_ids"] = torch.from_numpy(semantic_ids)[None].to(model.device)
+        if has_turns(hsa.config):
+            turn_ids = number_prompt(messages, template.lengths, len(prompt), len(semantic_ids) - len(prompt))
+            gen_kwargs["turn_ids"] = torch.from_numpy(turn_ids)[None].to(model.device)
     if control is not None:
         gen_kwargs["stopping_criteria"] = StoppingCriteriaList([control])
         if hsa is not None:

@@ -55,7 +55,18 @@ class TypedChatMessage(ChatMessage):
     """A message that may have a semantic type; which values are allowed is checked later, to answer with a reason."""
 
     content: str | list[TypedInputItem] | None = None
+    reasoning_content: str | None = None
     semantic_type: Any = None
+
+    def text_beside(self) -> dict[str, str]:
+        """Return what stands in a reply beside its calls or its text, which LLaMA-Factory leaves out."""
+        if self.role != Role.ASSISTANT:
+            return {}
+        text = self.content if self.tool_calls else None
+        if isinstance(text, list):
+            text = "".join(part.text or "" for part in text)
+        beside = {"content": text, "reasoning_content": self.reasoning_content}
+        return {key: value for key, value in beside.items() if value}
 
 
 class TypedChatCompletionRequest(ChatCompletionRequest):
@@ -68,7 +79,9 @@ class TypedChatCompletionRequest(ChatCompletionRequest):
     @classmethod
     def _check_values(cls, data: Any) -> Any:
         check_values(data)
-        return data
+        if not isinstance(data, dict) or not isinstance(data.get("messages"), list):
+            return data
+        return {**data, "messages": [_as_system(message) for message in data["messages"]]}
 
 
 class CheckedScoreEvaluationRequest(ScoreEvaluationRequest):
@@ -195,6 +208,39 @@ def join_tool_messages(messages: Sequence[TypedChatMessage]) -> list[tuple[Typed
             )
         )
     return joined
+
+
+def check_turns(joined: Sequence[tuple[TypedChatMessage, list[int]]]) -> None:
+    """Check that the two sides take turns.
+
+    Args:
+        joined: As `join_tool_messages` returns them.
+
+    Raises:
+        HTTPException: 400; names the message.
+    """
+    number, is_reply = 0, True
+    for place, (message, lengths) in enumerate(joined):
+        if place or message.role != Role.SYSTEM:
+            is_reply = not is_reply
+            sides = (Role.ASSISTANT, Role.FUNCTION) if is_reply else (Role.USER, Role.TOOL)
+            if message.role not in sides:
+                raise HTTPException(
+                    400,
+                    detail=f"messages[{number}].role: {message.role.value!r} cannot stand here, expected {sides[0].value!r} or "
+                    f"{sides[1].value!r}: after a system message, messages of the user or of tools and replies take turns. "
+                    "Join what stands in a row.",
+                )
+        number += len(lengths)
+    if is_reply:
+        last = "the last one is a reply" if number > 1 else "there is no message to answer"
+        raise HTTPException(400, detail=f"messages: {last}; end with a message of the user or of a tool.")
+
+
+def _as_system(message: Any) -> Any:
+    """Return a developer's message as the system's, which it is to a template."""
+    is_developer = isinstance(message, dict) and message.get("role") == "developer"
+    return {**message, "role": "system"} if is_developer else message
 
 
 def _join_contents(contents: list[Any]) -> str | list[TypedInputItem]:

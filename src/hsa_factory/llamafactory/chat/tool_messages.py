@@ -4,12 +4,18 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from ...labeling.formats import DatasetFormat
 from ...labeling.matching import Message, MessageTypes
+from ...labeling.trajectories.composed import Words, fit_message
 from ...typed.text import TypedText
 from ..data.converter import REPLY_JOINT
 
 
 REPLIES_KEY = "replies"  # of a message: (number of characters, given type) of each reply that was joined to it
+BESIDE_KEY = "beside"  # of a message: `content` beside its calls, and `reasoning_content`
+_OPENAI = DatasetFormat(
+    "openai", role_tag="role", content_tag="content", assistant_tag="assistant", function_tag="function"
+)
 
 
 def split_replies(message: dict[str, Any]) -> list[Message]:
@@ -51,7 +57,28 @@ def with_readable_arguments(messages: Sequence[dict[str, Any]], template: Any) -
     OpenAI's clients send the arguments of a call as a text that holds JSON. Most formats write that text; those that
     write one argument after the other need the JSON itself, as it stands in data for training.
     """
+    if any(message.get(BESIDE_KEY) for message in messages):
+        words = Words(template.thought_words, template.tool_call_words)
+        messages = [_with_text_beside(message, words) for message in messages]
     return [_with_readable_arguments(message, template) for message in messages]
+
+
+def _with_text_beside(message: dict[str, Any], words: Words) -> dict[str, Any]:
+    """Return a reply with its thought, text and calls in one text, as in training: all replies of a conversation that has one."""
+    reply = {"role": "assistant", "content": message.get("content"), **message.get(BESIDE_KEY, {})}
+    if message.get("role") == "function":
+        try:
+            calls = json.loads(message["content"])
+        except ValueError:  # said when it is encoded
+            return message
+        reply |= {
+            "content": message.get(BESIDE_KEY, {}).get("content"),
+            "tool_calls": [{"function": call} for call in calls],
+        }
+    elif BESIDE_KEY not in message:
+        return message
+    rest = {key: value for key, value in message.items() if key != BESIDE_KEY}
+    return {**rest, "content": fit_message(reply, _OPENAI, words)["content"]}
 
 
 def _with_readable_arguments(message: dict[str, Any], template: Any) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Features, List, Value
 from datasets.features.features import encode_nested_example
 
-from .template import TURN_KEY, TYPE_KEY, WEIGHT_KEY
+from .template import ALWAYS_KEY, TURN_KEY, TYPE_KEY, WEIGHT_KEY
 
 
 INDEX_COLUMN = "_hsa_index"  # the sample's number in its data set, before and after conversion
@@ -27,7 +28,8 @@ _MESSAGES = List(
     {
         "role": Value("string"),
         "content": Value("string"),
-        WEIGHT_KEY: Value("int64"),
+        WEIGHT_KEY: Value("float64"),
+        ALWAYS_KEY: Value("bool"),
         TURN_KEY: Value("int64"),
         TYPE_KEY: Value("int64"),
         SPANS_KEY: Value("string"),
@@ -147,6 +149,20 @@ def row_media(dataset: Any) -> dict[str, Any]:
     """
     features = getattr(dataset, "features", None) or {}
     return {name[1:]: features[name] for name in MEDIA_COLUMNS if name in features}
+
+
+def has_weights(dataset: Any) -> bool | None:
+    """Return whether a message of a converted data set has a weight besides 0 and 1; None: not known, it is a stream."""
+    table = getattr(dataset, "data", None)
+    if table is None:
+        return None
+    for name in ("_prompt", "_response"):
+        for chunk in table.column(name).chunks if name in table.column_names else ():
+            messages = chunk.values
+            if pa.types.is_struct(messages.type) and messages.type.get_field_index(WEIGHT_KEY) >= 0:
+                if not {None, 0.0, 1.0}.issuperset(pc.unique(messages.field(WEIGHT_KEY)).to_pylist()):
+                    return True
+    return False
 
 
 def to_arrow(values: list[Any], feature: Any) -> pa.Array:

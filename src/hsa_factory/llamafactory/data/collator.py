@@ -10,7 +10,15 @@ from transformers import DataCollatorForSeq2Seq
 from ...config import FeedbackConfig, HSAConfig
 from ...feedback import IGNORE_INDEX, apply_loss_mask, mask_labels
 from ...semantics import SemanticType
-from .token_table import LOSS_MASK_COLUMN, ROW_SAMPLES_COLUMN, ROW_SOURCE_COLUMN, SEMANTIC_COLUMN
+from .token_table import (
+    LOSS_MASK_COLUMN,
+    LOSS_WEIGHTS_COLUMN,
+    ROW_SAMPLES_COLUMN,
+    ROW_SOURCE_COLUMN,
+    SEMANTIC_COLUMN,
+    TURN_COLUMN,
+)
+from .turns import has_turns
 
 
 @dataclass
@@ -41,14 +49,16 @@ class HSADataCollator(SFTDataCollatorWith4DAttentionMask, PaddedPositionsMixin):
     """Pads a batch as LLaMA-Factory does and makes `labels` and `semantic_ids` fit it.
 
     Features hold `input_ids`, `attention_mask`, `labels`, and, as the processor writes them, `semantic_ids` and
-    `loss_mask`. Features without `loss_mask` (hand-made, already tokenized) are masked by finding the marker's id.
+    `loss_mask`. Features without `loss_mask` (hand-made, already tokenized) are masked by finding the marker's id. Where
+    the rules have turns, features hold `turn_ids`, too; where they have none, that column is left out of the batch. Where a
+    feature holds `loss_weights`, the batch has them, (B, L) float32, 0 at padding: for the trainer, not for the model.
 
     Args:
         hsa_config: None: no `semantic_ids` are made, and packed rows keep LLaMA-Factory's block-diagonal mask.
         feedback_config: None: only weights, recorded in `loss_mask`, change the labels.
 
     Raises:
-        ValueError: If a feature has no `semantic_ids`, lengths differ, or no token of the batch would be trained.
+        ValueError: If a feature has no `semantic_ids`, or no `turn_ids` that the rules need, lengths differ, or no token of the batch would be trained.
 
     Example:
         Two samples; the second one's loss mask keeps its first label out of the loss (padding id 0, on the right)::
@@ -77,20 +87,28 @@ class HSADataCollator(SFTDataCollatorWith4DAttentionMask, PaddedPositionsMixin):
 
     def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> dict[str, torch.Tensor]:
         features = [dict(feature) for feature in features]
-        semantic_rows, mask_rows = [], []
+        needs_turns = has_turns(self.hsa_config)
+        semantic_rows, turn_rows, mask_rows = [], [], []
         for feature in features:
             for column in (ROW_SOURCE_COLUMN, ROW_SAMPLES_COLUMN):
                 feature.pop(column, None)
-            semantic_ids = feature.pop(SEMANTIC_COLUMN, None)
+            semantic_ids, turn_ids = feature.pop(SEMANTIC_COLUMN, None), feature.pop(TURN_COLUMN, None)
+            if needs_turns:
+                turn_rows.append(_checked_row(feature, TURN_COLUMN, turn_ids))
             if self.hsa_config is not None:
-                semantic_rows.append(self._checked_row(feature, semantic_ids))
+                semantic_rows.append(_checked_row(feature, SEMANTIC_COLUMN, semantic_ids))
                 mask_rows.append(_as_list(feature["attention_mask"]))
 
+        weight_rows = _weight_rows(features)
         self._mask_labels(features)
         batch = super().__call__(features)
         if self.hsa_config is not None:
             batch[SEMANTIC_COLUMN] = self._pad(semantic_rows, batch["input_ids"], int(SemanticType.NOISE))
             batch["attention_mask"] = self._pad(mask_rows, batch["input_ids"], 0)
+        if needs_turns:
+            batch[TURN_COLUMN] = self._pad(turn_rows, batch["input_ids"], 0)
+        if weight_rows:
+            batch[LOSS_WEIGHTS_COLUMN] = self._pad(weight_rows, batch["input_ids"], 0, torch.float32)
         return batch
 
     def _compute_rope_position_ids_with_packing(
@@ -130,20 +148,11 @@ class HSADataCollator(SFTDataCollatorWith4DAttentionMask, PaddedPositionsMixin):
                 "would be NaN. Prepare the data through the integration, which drops such samples."
             )
 
-    def _checked_row(self, feature: dict[str, Any], semantic_ids: Any) -> list[int]:
-        if semantic_ids is None:
-            raise ValueError(
-                "A sample has no `semantic_ids`. Data that was tokenized without HSA (`tokenized_path`, or a column "
-                "that was removed) must be tokenized again with it."
-            )
-        row = _as_list(semantic_ids)
-        if len(row) != len(feature["input_ids"]):
-            raise ValueError(f"{len(row)} semantic_ids do not fit {len(feature['input_ids'])} input_ids.")
-        return row
-
-    def _pad(self, rows: list[list[int]], input_ids: torch.Tensor, value: int) -> torch.Tensor:
+    def _pad(
+        self, rows: list[Any], input_ids: torch.Tensor, value: int, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
         """Pad on the tokenizer's side; dummy images stand between the sample and the padding and count as such."""
-        padded = torch.full_like(input_ids, value)
+        padded = torch.full_like(input_ids, value, dtype=dtype)
         for i, row in enumerate(rows):
             values = torch.tensor(row, dtype=padded.dtype)
             if self.tokenizer.padding_side == "left":
@@ -158,6 +167,16 @@ def _with_padding(params: dict[str, Any] | None, width: int) -> dict[str, Any] |
     if params is None or params["sequence_boundaries"][-1] == width:
         return params
     return {**params, "sequence_boundaries": [*params["sequence_boundaries"], width]}
+
+
+def _weight_rows(features: list[dict[str, Any]]) -> list[Any]:
+    """Take the weights out of the features; a feature without any has 1 everywhere. Empty: none has any."""
+    rows = [feature.pop(LOSS_WEIGHTS_COLUMN, None) for feature in features]
+    if all(row is None for row in rows):
+        return []
+    return [
+        [1.0] * len(feature["input_ids"]) if row is None else _as_list(row) for row, feature in zip(rows, features)
+    ]
 
 
 def trained_labels(feature: dict[str, Any], config: FeedbackConfig | None, marker_id: int | None) -> list[int]:
@@ -175,6 +194,20 @@ def trained_labels(feature: dict[str, Any], config: FeedbackConfig | None, marke
     if config is None or marker_id is None:
         return labels
     return mask_labels(labels, _as_list(feature["input_ids"]), marker_id, config)
+
+
+def _checked_row(feature: dict[str, Any], column: str, ids: Any) -> list[int]:
+    """Return a feature's semantic_ids or turn_ids as a list that fits its `input_ids`."""
+    if ids is None:
+        lacking = "HSA" if column == SEMANTIC_COLUMN else "a rule with turns"
+        raise ValueError(
+            f"A sample has no `{column}`. Data that was tokenized without {lacking} (`tokenized_path`, or a column that was "
+            "removed) must be tokenized again with it."
+        )
+    row = _as_list(ids)
+    if len(row) != len(feature["input_ids"]):
+        raise ValueError(f"{len(row)} {column} do not fit {len(feature['input_ids'])} input_ids.")
+    return row
 
 
 def _as_list(values: Any) -> list[int]:

@@ -15,7 +15,9 @@ from ...labeling.formats import DatasetFormat, SampleMessage, read_sample, type_
 from ...labeling.matching import MessageTypes
 from ...labeling.rule import MEDIA
 from ...labeling.rule_set import RuleSet
-from ...labeling.trainable import as_texts, check_content, parse_weight
+from ...labeling.trainable import as_texts, check_content
+from ...labeling.weights import read_weight
+from ...loss_weights import LossWeightsConfig
 from ...semantics import SemanticType
 from ...typed.spans import Span, encode_spans, fill_gaps, shift
 from .aligned import (
@@ -30,7 +32,7 @@ from .aligned import (
 )
 from .json_files import JSON_COLUMN, PLACE_COLUMN, parse_row
 from .media_files import MediaError, local_file, shorten
-from .template import TURN_KEY, TYPE_KEY, WEIGHT_KEY
+from .template import ALWAYS_KEY, TURN_KEY, TYPE_KEY, WEIGHT_KEY
 from .trajectories import read_whole
 
 
@@ -51,18 +53,19 @@ class _AlignedMessage(NamedTuple):
         semantic_type: The message's; None: it has none.
         spans: Types of parts of its text; none if there is one type only.
         is_given: Whether the data gave a type.
-        weight: 0 keeps the message out of the loss.
+        weight: 0 keeps the message out of the loss; None: it is trained as its role is.
         number: Its place among the messages of the data; -1: it has none.
     """
 
     semantic_type: int | None
     spans: tuple[Span, ...]
     is_given: bool = False
-    weight: int = 1
+    weight: float | None = None
     number: int = -1
 
 
 UNTYPED_MESSAGE = _AlignedMessage(None, ())
+_Facts = tuple[SampleMessage, MessageTypes, float | None]  # a message, its types, its weight
 
 
 class TypedConverterMixin(MixedInto):
@@ -76,6 +79,7 @@ class TypedConverterMixin(MixedInto):
     cache_dir: str | None
     are_paths: bool
     has_frames: bool
+    loss_weights: LossWeightsConfig
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
         where = f"dataset {self._name!r}, sample {example.get(INDEX_COLUMN, '?')}"
@@ -85,7 +89,8 @@ class TypedConverterMixin(MixedInto):
         try:
             sample = self._read(example, notes)
             turns = read_sample(sample, self._format)
-            system, aligned = self._align_all(turns, type_sample(turns, self._format, self.rules, matches))
+            typings = type_sample(turns, self._format, self.rules, matches)
+            system, aligned = self._align_all(turns, typings, self._weigh_all(turns, notes))
         except ValueError as error:
             raise ValueError(f"{where}, {error}{place}") from None
         try:
@@ -105,7 +110,8 @@ class TypedConverterMixin(MixedInto):
         if len(aligned) != len(messages):  # a sample that LLaMA-Factory found broken
             aligned = [UNTYPED_MESSAGE] * len(messages)
         for number, (message, turn) in enumerate(zip(messages, aligned)):
-            message[WEIGHT_KEY] = turn.weight
+            message[WEIGHT_KEY] = 1 if turn.weight is None else turn.weight
+            message[ALWAYS_KEY] = turn.weight == 1
             message[TURN_KEY] = number if self._format.formatting == "alpaca" else turn.number
             message[TYPE_KEY] = self.default_type if turn.semantic_type is None else turn.semantic_type
             message[SPANS_KEY] = encode_spans(turn.spans)
@@ -146,20 +152,33 @@ class TypedConverterMixin(MixedInto):
             raise ValueError(f"{where}, {error}{place}") from None
 
     def _align_all(
-        self, turns: list[SampleMessage], typings: list[MessageTypes]
+        self, turns: list[SampleMessage], typings: list[MessageTypes], weights: list[float | None]
     ) -> tuple[_AlignedMessage, list[_AlignedMessage]]:
         """Return the types of the system message and of the others."""
         dataset_format = self._format
         first = int(bool(turns) and turns[0].message.role == "system")
-        (system,) = _align(turns[:first], typings[:first], dataset_format, int(SemanticType.GLOBAL)) or [
-            UNTYPED_MESSAGE
-        ]
-        if system.weight == 0 and self.data_args.train_on_prompt:
+        facts = list(zip(turns, typings, weights))
+        (system,) = _align(facts[:first], dataset_format, int(SemanticType.GLOBAL)) or [UNTYPED_MESSAGE]
+        if system.weight is not None and (system.weight != 0 or self.data_args.train_on_prompt):
             raise ValueError(
-                f"{turns[0].where}: the system message shares its turn with the first user message, so its weight 0 "
-                "cannot be honoured with train_on_prompt. Remove one of them."
+                f"{turns[0].where}: the system message shares its turn with the first user message, so its weight "
+                f"{system.weight:g} cannot be honoured{' with train_on_prompt' if system.weight == 0 else ''}. Remove "
+                "one of them."
             )
-        return system, _align(turns[first:], typings[first:], dataset_format, self.default_type)
+        return system, _align(facts[first:], dataset_format, self.default_type)
+
+    def _weigh_all(self, turns: list[SampleMessage], notes: Counter[str]) -> list[float | None]:
+        """Return how much each message is trained; None: as its role is. Labels of steps are counted."""
+        config = self.loss_weights
+        weights = []
+        for turn in turns:
+            weight, by_role = read_weight(turn, config.labels), config.roles.get(turn.message.role)
+            if weight == 1 and by_role is None:  # what its role makes of it
+                weight = None
+            weights.append(by_role if weight is None else weight)
+            if config.step_key is not None and turn.source is not None and turn.source.get(config.step_key):
+                notes[f"{config.step_key} {str(turn.source[config.step_key]).strip().lower()!r}"] += 1
+        return weights
 
     @cached_property
     def _format(self) -> DatasetFormat:
@@ -246,6 +265,7 @@ def typed_converter(
     are_paths: bool = False,
     has_frames: bool = False,
     cache_dir: str | None = None,
+    loss_weights: LossWeightsConfig = LossWeightsConfig(),
 ) -> type[DatasetConverter]:
     """Return a converter class that also gives every message a type.
 
@@ -256,6 +276,7 @@ def typed_converter(
         are_paths: Whether all media are paths; if not, pictures may be in the data set themselves.
         has_frames: Whether videos are lists of frames.
         cache_dir: Where media of data URIs are written; None: the cache of `datasets`.
+        loss_weights: What labels of steps mean, and weights by role.
     """
     name = f"Typed{converter_class.__name__}"
     attributes = {
@@ -265,6 +286,7 @@ def typed_converter(
         "are_paths": are_paths,
         "has_frames": has_frames,
         "cache_dir": cache_dir,
+        "loss_weights": loss_weights,
         "version": __version__,  # part of the cache's key, as all of these
     }
     return type(name, (TypedConverterMixin, converter_class), attributes)
@@ -290,39 +312,51 @@ def _with_joined_parts(
     return {**example, **changed}
 
 
-def _align(
-    turns: Sequence[SampleMessage], typings: Sequence[MessageTypes], dataset_format: DatasetFormat, default: int
-) -> list[_AlignedMessage]:
+def _align(facts: Sequence[_Facts], dataset_format: DatasetFormat, default: int) -> list[_AlignedMessage]:
     """Bring types to the messages that LLaMA-Factory makes: it joins the replies of parallel calls in openai's format."""
     aligned, replies = [], []
-    for turn, typing in zip(turns, typings):
-        if dataset_format.formatting == "openai" and turn.message.role == "observation":
-            replies.append((turn, typing))
+    for fact in facts:
+        if dataset_format.formatting == "openai" and fact[0].message.role == "observation":
+            replies.append(fact)
             continue
         if replies:
             aligned.append(_join(replies, default))
             replies = []
-        aligned.append(_join([(turn, typing)], default))
+        aligned.append(_join([fact], default))
     return aligned
 
 
-def _join(turns: Sequence[tuple[SampleMessage, MessageTypes]], default: int) -> _AlignedMessage:
+def _join(facts: Sequence[_Facts], default: int) -> _AlignedMessage:
     """Join the types of turns that become one message; what is between them has the type that remembers most."""
-    if len(turns) == 1 and not turns[0][1].spans:  # by far the most frequent case
-        ((turn, typing),) = turns
+    if len(facts) == 1 and not facts[0][1].spans:  # by far the most frequent case
+        ((turn, typing, weight),) = facts
         given = turn.message.semantic_type is not None or bool(turn.message.spans)
-        return _AlignedMessage(typing.semantic_type, (), given, parse_weight(turn), turn.number)
-    is_given = any(turn.message.semantic_type is not None or turn.message.spans for turn, _ in turns)
-    bases = [typing.semantic_type for _, typing in turns if typing.semantic_type is not None]
+        return _AlignedMessage(typing.semantic_type, (), given, weight, turn.number)
+    is_given = any(turn.message.semantic_type is not None or turn.message.spans for turn, _, _ in facts)
+    bases = [typing.semantic_type for _, typing, _ in facts if typing.semantic_type is not None]
     base = min(bases, default=None)
     spans: list[Span] = []
-    if any(typing.spans for _, typing in turns):
+    if any(typing.spans for _, typing, _ in facts):
         rest = default if base is None else base
         start = 0
-        for turn, typing in turns:
+        for turn, typing, _ in facts:
             own = rest if typing.semantic_type is None else typing.semantic_type
             length = len(turn.message.text)
             spans += shift(fill_gaps(typing.spans, length, own), start)
             start += length + len(REPLY_JOINT)
-    weight = min(parse_weight(turn) for turn, _ in turns)
-    return _AlignedMessage(base, tuple(spans), is_given, weight, turns[0][0].number)
+    return _AlignedMessage(base, tuple(spans), is_given, _common_weight(facts), facts[0][0].number)
+
+
+def _common_weight(facts: Sequence[_Facts]) -> float | None:
+    """Return the weight of replies that become one message: 0 if one has it.
+
+    Raises:
+        ValueError: If they have other weights that differ.
+    """
+    weights = {weight for *_, weight in facts}
+    if len(weights) > 1 and 0 not in weights:
+        named = ", ".join(f"{turn.where}: {'none' if weight is None else weight}" for turn, _, weight in facts)
+        raise ValueError(
+            f"the replies of parallel calls become one message, but have different weights ({named}). Give them one."
+        )
+    return 0 if 0 in weights else weights.pop()

@@ -30,6 +30,7 @@ from .aligned import (
     aligned_features,
     are_paths,
     has_frames,
+    has_weights,
     media_features,
     row_media,
     with_same_media,
@@ -40,8 +41,9 @@ from .json_files import JSON_COLUMN, find_missing, is_json, load_json, read_samp
 from .prediction import TypedPredictionProcessor
 from .processor import TypedPackedProcessor, TypedSupervisedProcessor
 from .report import REPORT_NAME, DataReport
-from .token_table import ACCOUNT_COLUMN
+from .token_table import ACCOUNT_COLUMN, LOSS_WEIGHTS_COLUMN
 from .tokenized_path import check_arrow_files, check_tokenized, data_options, run_settings
+from .turns import check_replies
 
 
 STREAM_PREVIEW = 1000  # rows of a stream that are looked at before training
@@ -153,7 +155,8 @@ def _align_dataset(state: Integration, original: Any, dataset: Any, attributes: 
 def _typed(state: Integration, converter: Any, media: dict[str, Any]) -> Any:
     config = state.typing_config
     rules = RuleSet.parse(config.rules) if config.rules is not None else None
-    return typed_converter(converter, config.default, rules, are_paths(media), has_frames(media), state.cache_dir)
+    paths, frames = are_paths(media), has_frames(media)
+    return typed_converter(converter, config.default, rules, paths, frames, state.cache_dir, state.loss_weights)
 
 
 def _merge_dataset(original: Any, all_datasets: list[Any], *args: Any, **kwargs: Any) -> Any:
@@ -182,6 +185,7 @@ def _get_dataset_processor(state: Integration, original: Any, *args: Any, **kwar
         feedback_config=state.feedback_config,
         as_table=not stock.data_args.streaming,  # streams want lists
         media=state.media,
+        has_weights=state.has_weights,
     )
 
 
@@ -189,7 +193,7 @@ def _get_preprocessed_dataset(
     state: Integration, original: Any, dataset: Any, *args: Any, is_eval: bool = False
 ) -> Any:
     """Take the accounts out of the processed data; print the example of them only where it is not in the way."""
-    state.media = row_media(dataset)
+    state.media, state.has_weights = row_media(dataset), has_weights(dataset)
     with nullcontext() if state.shows_example else redirect_stdout(StringIO()):
         processed = original(dataset, *args, is_eval=is_eval)
     if processed is None:
@@ -234,11 +238,12 @@ def _get_dataset(
     options = data_options(model_args, data_args, kwargs["tokenizer"])
     state.report = DataReport()
     module = original(template, model_args, data_args, training_args, *args, **kwargs)
-    settings = run_settings(hsa_config, state.feedback_config)
+    settings = run_settings(hsa_config, state.feedback_config, state.loss_weights)
     if was_tokenized:
-        state.report = check_tokenized(module, tokenized_path, hsa_config, state.feedback_config, options)
+        state.report = check_tokenized(module, tokenized_path, settings, hsa_config, state.feedback_config, options)
     elif tokenized_path is not None and training_args.should_save:
         state.report.save(tokenized_path, {**settings, "data_options": options})
+    _check_loss(state, module)
 
     if training_args.should_save:
         state.report.save(training_args.output_dir, settings)
@@ -250,7 +255,26 @@ def _get_dataset(
             f"Nothing is left to train in {', '.join(map(repr, untrainable))}: see the table above (also in "
             f"{Path(training_args.output_dir) / REPORT_NAME})."
         )
+    check_replies(state.report.without_replies(), hsa_config)
     return module
+
+
+def _check_loss(state: Integration, module: dict[str, Any]) -> None:
+    """Refuse weights where the loss is computed without them.
+
+    Raises:
+        ValueError: Naming the data set and the option.
+    """
+    for split in ("train_dataset", "eval_dataset"):
+        data = module.get(split)
+        for part in data.values() if isinstance(data, dict) else [data] if data is not None else []:
+            if state.loss_elsewhere and LOSS_WEIGHTS_COLUMN in (part.column_names or ()):
+                accounts = {**state.report.eval, **state.report.train}
+                named = ", ".join(repr(name) for name, account in accounts.items() if account.weighed_tokens)
+                raise ValueError(
+                    f"messages of {named or split} have weights other than 0 and 1, but {state.loss_elsewhere} Remove the "
+                    "option or the weights."
+                )
 
 
 def _add_index(example: dict[str, Any], index: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""LLaMA-Factory's processor for `predict_with_generate`, plus `semantic_ids` of the prompts."""
+"""LLaMA-Factory's processor for `predict_with_generate`, plus `semantic_ids` and `turn_ids` of the prompts."""
 
 from array import array
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from .processor import Sample, TypedProcessorMixin
 from .report import DatasetAccount
 from .sample_errors import EMPTY_PROMPT, INVALID, MEDIA_TOO_LONG, TOO_LONG, SampleDropped, errors_name
 from .token_table import Tokens
+from .turns import number_prompt
 
 
 @dataclass
@@ -21,6 +22,7 @@ class TypedPredictionProcessor(TypedProcessorMixin, UnsupervisedDatasetProcessor
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.has_weights = False
         self.template.on_prompt = self._remember_prompt
         self._prompt: list[TypedTokenId] = []
 
@@ -59,7 +61,10 @@ class TypedPredictionProcessor(TypedProcessorMixin, UnsupervisedDatasetProcessor
         account.text_truncated += cut_away > 0
         facts = {"dataset": source, "index": index, "cut": cut_away, "marker_cut": False}
         reference = array("i", labels)
-        tokens = Tokens(array("i", typed), semantic_ids, reference, bytes([1]) * len(reference))
+        turn_ids = None
+        if self.has_turns:
+            turn_ids = number_prompt(arguments[0], self.template.lengths, len(self._prompt), added)[: len(typed)]
+        tokens = Tokens(array("i", typed), semantic_ids, reference, bytes([1]) * len(reference), turn_ids)
         return Sample([], input_ids=typed, tokens=tokens, facts=facts)
 
     def _count_media_tokens(self, token_ids: Sequence[int]) -> int:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import StringIO
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,8 @@ from .truncation import (
     media_token_ids,
     plan_cut,
 )
+from .turns import has_reply, has_turns, number_tokens
+from .weighing import Weighing
 
 
 if TYPE_CHECKING:
@@ -104,6 +106,7 @@ class TypedProcessorMixin(MixedInto):
     attention_config: HSAConfig | None = None  # the rules of the run's attention; None: no HSA
     as_table: bool = False  # an Arrow table, which `datasets` writes as it is
     media: dict[str, Any] = field(default_factory=dict)  # types of its media columns, by name
+    has_weights: bool | None = None  # whether rows have weights; None: where some need them
 
     def __post_init__(self) -> None:
         self.template: Any = typed_template(self.template, self.hsa_config.default)
@@ -114,6 +117,7 @@ class TypedProcessorMixin(MixedInto):
             self.marker_id = self.tokenizer.convert_tokens_to_ids(self.feedback_config.token)
         # called with the whole sample, masked, before it is cut; returns what to go on with
         self.on_whole: Callable[[Pairs], Pairs] | None = None
+        self.has_turns = has_turns(self.attention_config)
         self._sample = Sample([])
         self._places: Iterator[tuple[range, range]] | None = None
 
@@ -121,7 +125,7 @@ class TypedProcessorMixin(MixedInto):
         columns = {name: list(examples[name]) for name in examples.keys()}
         accounts: dict[str, DatasetAccount] = defaultdict(DatasetAccount)
         turns: dict[str, Turns] = defaultdict(Turns)
-        table, kept, places = TokenTable(), [], []
+        table, kept, places = self._new_table(), [], []
         for i in range(len(columns["_prompt"])):
             account = accounts[columns[SOURCE_COLUMN][i]]
             account.samples += 1
@@ -189,7 +193,7 @@ class TypedProcessorMixin(MixedInto):
             raise SampleDropped(NOTHING_TO_TRAIN)
 
         sample.input_ids = fill_types(input_ids) if added else input_ids
-        sample.tokens = Tokens.read(sample.input_ids, labels)
+        sample.tokens = Tokens.read(sample.input_ids, labels, sample.masked.is_weighed)
         trained = sample.tokens.trained
         if trained == 0:
             if self.feedback_config is not None and self.feedback_config.empty == "error":
@@ -199,7 +203,7 @@ class TypedProcessorMixin(MixedInto):
             raise SampleDropped(TOO_LONG)
 
         self._trim_media(columns, i, media)
-        account.keep(sample.tokens.semantic_ids, trained)
+        account.keep(sample.tokens.semantic_ids, trained, *sample.tokens.weighed)
         account.guessed_messages += self.template.guessed
         account.lost_call_parts += self.template.lost_parts
         account.filled_tokens += self.template.filled + added
@@ -209,10 +213,17 @@ class TypedProcessorMixin(MixedInto):
         elif cut_away:
             account.text_truncated += 1
 
+        first = sample.cut.first if sample.cut is not None and sample.cut.turns_removed else 0
         if cut_away:
-            kept = kept_lengths(sample.pairs, added, self.data_args.cutoff_len, self.data_args.mask_history)
-            sample.lengths = [length for _, *lengths in sorted(kept) for length in lengths]
+            kept = sorted(kept_lengths(sample.pairs, added, self.data_args.cutoff_len, self.data_args.mask_history))
+            sample.lengths = [length for _, *lengths in kept for length in lengths]
+            first += kept[0][0]
         sample.in_front = added - self.template.efficient_eos
+        if self.has_turns:
+            account.without_reply += not has_reply(sample.messages)
+            around = (sample.in_front, added - sample.in_front)
+            turn_ids = number_tokens(sample.messages, 2 * first, sample.lengths, *around)
+            sample.tokens = replace(sample.tokens, turn_ids=turn_ids)
         sample.facts = {"dataset": source, "index": index, "cut": cut_away, "marker_cut": marker_is_cut}
         return sample
 
@@ -252,6 +263,7 @@ class TypedProcessorMixin(MixedInto):
             feedback,
             eos_follows=self.template.efficient_eos and not self.data_args.train_on_prompt,
             train_on_prompt=self.data_args.train_on_prompt,
+            weighing=Weighing(self.template.system_length, self.media_ids, self.data_args.mask_history),
         )
         sample.masked, pairs = masked, masked.pairs
         if self.on_whole is not None:
@@ -316,6 +328,10 @@ class TypedProcessorMixin(MixedInto):
         """Whether a plugin puts all media before the conversation (PaliGemma): turns then hold none."""
         ids, _ = self.template.mm_plugin.process_token_ids([], [], *media, self.tokenizer, self.processor)
         return bool(ids)
+
+    def _new_table(self) -> TokenTable:
+        is_packed = isinstance(self, PackedSupervisedDatasetProcessor)
+        return TokenTable(self.has_turns, is_packed and not self.data_args.neat_packing, self.has_weights)
 
     def _finish_rows(self, rows: dict[str, list[Any]], table: TokenTable, accounts: dict[str, DatasetAccount]) -> Any:
         """Look up what the rows are made of, and append one that carries the accounts through map and cache."""

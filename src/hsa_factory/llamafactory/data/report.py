@@ -46,12 +46,16 @@ class DatasetAccount:
             in the call as the template writes it, or not in one place only: it has the type of the message.
         filled_tokens: Tokens of kept samples, before truncation, that LLaMA-Factory added itself (a BOS, an empty thinking
             block, an EOS, pictures in front): each has the type of the token before it in its message, or else the next.
+        without_reply: Kept samples without a reply that says anything, counted where the rules have turns: these hide nothing
+            in them.
         untrained_stops: Replies of kept samples whose stop token is not trained: it is the label of the next turn's first
             token, and that turn has none.
         rules: How often each rule decided, by name: messages and parts of messages.
         notes: What was changed or left out to make samples readable, by what it is.
         tokens: Tokens kept, by semantic type.
         trained_tokens: Tokens kept that the loss counts.
+        weighed_tokens: Tokens among them whose loss is multiplied by a weight other than 1.
+        sum_of_weights: What the weights of all tokens that the loss counts add up to.
         sight: What replies of kept samples, trained or not, see of the message before them (empty without HSA): `replies`;
             `blind`: those whose first token sees nothing of it, or of its media, or of its feedback marker; `hidden`: those
             from which the option `hide` keeps a part of it. And for each of
@@ -76,11 +80,14 @@ class DatasetAccount:
     guessed_messages: int = 0
     lost_call_parts: int = 0
     filled_tokens: int = 0
+    without_reply: int = 0
     untrained_stops: int = 0
     rules: Counter = field(default_factory=Counter)
     notes: Counter = field(default_factory=Counter)
     tokens: Counter = field(default_factory=Counter)
     trained_tokens: int = 0
+    weighed_tokens: int = 0
+    sum_of_weights: float = 0.0
     sight: Counter = field(default_factory=Counter)
     windows_needed: dict[str, int] = field(default_factory=dict)
 
@@ -91,10 +98,19 @@ class DatasetAccount:
         if len(listed) < _MAX_LISTED:
             listed.append(index)
 
-    def keep(self, semantic_ids: bytes, trained: int) -> None:
-        """Count a sample that is kept: the types of its tokens, a byte each, and how many of them are trained."""
+    def keep(self, semantic_ids: bytes, trained: int, weighed: int = 0, weights: float = 0.0) -> None:
+        """Count a sample that is kept.
+
+        Args:
+            semantic_ids: The types of its tokens, a byte each.
+            trained: How many of them are trained.
+            weighed: How many of these have a weight other than 1.
+            weights: What those weights add up to.
+        """
         self.kept += 1
         self.trained_tokens += trained
+        self.weighed_tokens += weighed
+        self.sum_of_weights += trained - weighed + weights
         for kind, name in enumerate(_TYPE_NAMES):
             self.tokens[name] += semantic_ids.count(kind)
 
@@ -183,6 +199,11 @@ class DataReport:
         """Return the names of the data sets in which nothing is left."""
         return [name for name, account in {**self.eval, **self.train}.items() if account.kept == 0]
 
+    def without_replies(self) -> list[str]:
+        """Return the names of the data sets in which no sample has a reply, where that was counted."""
+        accounts = {**self.eval, **self.train}
+        return [name for name, account in accounts.items() if 0 < account.kept == account.without_reply]
+
     def unmatched_rules(self) -> list[str]:
         """Return the names of the rules that decided nothing in any data set."""
         matches: Counter = Counter()
@@ -249,6 +270,11 @@ class DataReport:
                     "template, a processor or a tokenizer without offsets; what is not found again took the type that "
                     "remembers most"
                 )
+            if account.get("without_reply"):
+                say(
+                    f"  {name}: {account['without_reply']} have no reply, so that all their tokens are turn 0 and turns hide "
+                    "nothing in them"
+                )
             if account["untrained_stops"]:
                 say(
                     f"  {name}: the stop tokens of {account['untrained_stops']} replies are not trained, because the turn "
@@ -263,6 +289,11 @@ class DataReport:
             for note, count in account.get("notes", {}).items():
                 if count:
                     console.print(f"  {name}: {note}: {count}", highlight=False, markup=False)
+            if account["weighed_tokens"]:
+                say(
+                    f"  {name}: {account['weighed_tokens']} of {account['trained_tokens']} trained tokens have a weight other "
+                    f"than 1; all weights add up to {account['sum_of_weights']:.6g}"
+                )
             if account["marker_cut"]:
                 listed = ", ".join(map(str, account["marker_cut_samples"]))
                 more = ", …" if account["marker_cut"] > len(account["marker_cut_samples"]) else ""

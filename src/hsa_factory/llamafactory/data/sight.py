@@ -51,7 +51,30 @@ class Turns:
         for back, token in enumerate(reversed(opening), start=1):
             is_opened &= token_ids[np.maximum(first - back, 0)] == token
         exchanges = np.stack([starts, first - is_opened * len(opening), first, first + responses - 1])
-        return Exchanges(*exchanges[:, (responses > 0) & (prompts > 0)])
+        is_reply = (responses > 0) & (prompts > 0)
+        starts_of, stops, first_of, last = exchanges[:, is_reply]
+        return Exchanges(starts_of, stops, first_of, last, TurnEnds(starts, first + responses - 1, numbers))
+
+
+class TurnEnds:
+    """Where each turn of a batch begins and ends: a message's turn is that of the reply that comes next.
+
+    Args:
+        starts: First token of each turn, samples one after another, (t,).
+        ends: Its last token, (t,).
+        numbers: How many turns each sample has.
+    """
+
+    def __init__(self, starts: np.ndarray, ends: np.ndarray, numbers: np.ndarray) -> None:
+        self._starts, self._ends = starts, ends
+        self._last = np.repeat(np.cumsum(numbers) - 1, numbers)
+
+    def after(self, places: np.ndarray, turns: int) -> np.ndarray:
+        """Return the last place of the sample that is at most so many turns later than each of these, ascending, (m,)."""
+        if not len(self._starts):
+            return np.full(len(places), -1)
+        own = np.maximum(np.searchsorted(self._starts, places, side="right") - 1, 0)
+        return self._ends[np.minimum(own + min(turns, len(self._starts)), self._last[own])]
 
 
 class Exchanges(NamedTuple):
@@ -62,12 +85,14 @@ class Exchanges(NamedTuple):
         stops: After its last token.
         first: First token of the reply.
         last: Last token of the reply.
+        turns: All turns, those included in which one of the two is missing.
     """
 
     starts: np.ndarray
     stops: np.ndarray
     first: np.ndarray
     last: np.ndarray
+    turns: TurnEnds
 
 
 def common_end(first: Sequence[int], second: Sequence[int]) -> list[int]:
@@ -107,7 +132,10 @@ class SeenTokens:
         blind = np.zeros(len(exchanges.first), np.bool_)
         windows: dict[str, int] = {}
         for name, places in self._subjects().items():
-            keys = [KeysOfType(self.config, kind, places[self.semantic_ids[places] == kind]) for kind in SemanticType]
+            keys = [
+                KeysOfType(self.config, kind, places[self.semantic_ids[places] == kind], exchanges.turns)
+                for kind in SemanticType
+            ]
             total = sum(of_type.count(exchanges) for of_type in keys)
             counts[name] = int(np.count_nonzero(total))
             for end, queries in (("start", exchanges.first), ("end", exchanges.last)):
@@ -142,12 +170,13 @@ class KeysOfType:
         config: The rules.
         kind: The type.
         places: Of the keys, (m,).
+        turns: Of the batch.
     """
 
-    def __init__(self, config: HSAConfig, kind: SemanticType, places: np.ndarray) -> None:
+    def __init__(self, config: HSAConfig, kind: SemanticType, places: np.ndarray, turns: TurnEnds) -> None:
         self.kind = kind
         self.places = places
-        self.last_seen = last_seen(places, config.windows[kind])
+        self.last_seen = last_seen(places, config.windows[kind], config.turns[kind], turns)
         self.hidden_from = [query_type for query_type, key_type in config.hide if key_type == kind]
 
     def count(self, exchanges: Exchanges) -> np.ndarray:
@@ -176,11 +205,21 @@ class KeysOfType:
         return np.maximum(first, np.searchsorted(self.last_seen, queries))
 
 
-def last_seen(places: np.ndarray, window: int | None) -> np.ndarray:
-    """Return the last place that sees each of the keys of one type, as far as the window decides it: (m,) int64.
+def last_seen(places: np.ndarray, window: int | None, turns: int | None, ends: TurnEnds) -> np.ndarray:
+    """Return the last place that sees each of the keys of one type, as far as its window and its turns decide it.
+
+    It is `attention.last_seen` for many samples at once, without tensors: it runs in processes that `datasets` forks.
 
     Args:
-        places: Of the keys, (m,).
-        window: None: no limit.
+        places: Of the keys, ascending, (m,).
+        window: None: not given.
+        turns: For how many turns after its own a key is seen; None: not given.
+        ends: Of the batch's turns.
+
+    Returns:
+        (m,) int64, ascending.
     """
-    return np.full(len(places), _NEVER) if window is None else places + min(window, _NEVER // 2)
+    if window is None and turns is None:
+        return np.full(len(places), _NEVER)
+    in_window = places if window is None else places + min(window, _NEVER // 2)
+    return in_window if turns is None else np.maximum(in_window, ends.after(places, turns))

@@ -29,7 +29,8 @@ PLACEHOLDERS = (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, AUDIO_PLACEHOLDER)  # in t
 TYPE_KEY = "semantic_type"  # of a message, beside "role" and "content"
 TEXT_KEY = "typed_content"  # the content with its spans, where a message has parts of several types
 _CONTENT_SLOT = "{{content}}"
-WEIGHT_KEY = "weight"  # 0: not trained
+WEIGHT_KEY = "weight"  # 0: not trained; 1: as the message's role is
+ALWAYS_KEY = "always"  # whether a weight of 1 holds whatever the role
 TURN_KEY = "turn"  # its place among the messages of the data; -1: it has none
 _FORMATTERS = ("format_user", "format_assistant", "format_system", "format_function", "format_observation")
 
@@ -111,6 +112,7 @@ class TypedTemplateMixin(MixedInto):
         on_pairs: Called with the (prompt ids, response ids) of a whole sample before LLaMA-Factory cuts it; returns
             the pairs to go on with.
         on_prompt: Called with the prompt ids of a conversation that the model is to continue.
+        lengths: How many ids each message of the conversation encoded last has, without what is added to them.
     """
 
     default_type: SemanticType
@@ -120,8 +122,8 @@ class TypedTemplateMixin(MixedInto):
     filled: int
     on_pairs: Callable[[Pairs], Pairs] | None
     on_prompt: Callable[[list[TypedTokenId]], Any] | None
+    lengths: list[int]
     _types: list[int]  # of the messages of the conversation at work
-    _lengths: list[int]  # how many ids each of them has
     _encoded: int  # how many of them are encoded so far
 
     def encode_oneturn(
@@ -129,7 +131,7 @@ class TypedTemplateMixin(MixedInto):
     ) -> tuple[list[TypedTokenId], list[int]]:
         prompt_ids, response_ids = super().encode_oneturn(tokenizer, _with_spans(messages), *args, **kwargs)
         start = max(
-            sum(self._lengths[:-2]), self.system_length
+            sum(self.lengths[:-2]), self.system_length
         )  # of the last prompt, which an empty thinking block may end
         self.filled += count_plain(prompt_ids)
         prompt_ids[start:] = fill_types(prompt_ids[start:], [self.default_type, *self._types][-2])
@@ -178,7 +180,7 @@ class TypedTemplateMixin(MixedInto):
             raise ValueError(self._explain(error, messages, tools)) from error
         self.filled = count_plain(chain.from_iterable(encoded[:1]))  # what stands before a conversation
         encoded[:1] = map(fill_types, encoded[:1], self._types)
-        self._lengths = list(map(len, encoded))
+        self.lengths = list(map(len, encoded))
         return encoded
 
     def _explain(self, error: Exception, messages: list[dict[str, Any]], tools: str | None) -> str:
@@ -251,7 +253,7 @@ def typed_template(template: Template, default_type: SemanticType) -> Template:
     typed.default_system = TypedText(template.default_system, SemanticType.GLOBAL)
     typed.default_type = default_type
     typed.system_length = typed.guessed = typed.lost_parts = typed.filled = typed._encoded = 0
-    typed._types, typed._lengths = [], []
+    typed._types, typed.lengths = [], []
     typed.on_pairs = typed.on_prompt = None
     return typed
 

@@ -19,12 +19,15 @@ from llamafactory.data.processor.supervised import MAX_SU_SEQ_IDX
 
 from ...feedback import IGNORE_INDEX
 from ...semantics import SemanticType
-from ...typed.ids import TypedTokenId, read_off
+from ...typed.ids import TypedTokenId, read_off, weights_of
 from .aligned import to_arrow
+from .turns import run_on
 
 
 SEMANTIC_COLUMN = "semantic_ids"
+TURN_COLUMN = "turn_ids"  # only where rules have turns
 LOSS_MASK_COLUMN = "loss_mask"
+LOSS_WEIGHTS_COLUMN = "loss_weights"  # only where some weight is neither 0 nor 1
 ROW_SOURCE_COLUMN = "hsa_dataset"
 ROW_SAMPLES_COLUMN = "hsa_samples"  # where each sample of a row starts, and what the cut took from it, as JSON
 ACCOUNT_COLUMN = "hsa_account"  # counts of a batch, as JSON, in the row after its last; None in the others
@@ -41,18 +44,36 @@ class Tokens:
         semantic_ids: (n,) a byte each.
         labels: (m,) int32; m = n but for references of predictions.
         loss_mask: (m,) 1 where a label may be trained, else 0; a byte each.
+        turn_ids: (n,) int32; None where no rule has turns.
+        weights: (m,) float32, what the loss of each is multiplied by; None: by 1.
     """
 
     token_ids: array
     semantic_ids: bytes
     labels: array
     loss_mask: bytes
+    turn_ids: np.ndarray | None = None
+    weights: array | None = None
 
     @classmethod
-    def read(cls, input_ids: Sequence[TypedTokenId], labels: Sequence[int]) -> "Tokens":
-        """Read off what typed ids carry."""
+    def read(cls, input_ids: Sequence[TypedTokenId], labels: Sequence[int], is_weighed: bool = False) -> "Tokens":
+        """Read off what typed ids carry.
+
+        Args:
+            input_ids: Of one sample.
+            labels: As many.
+            is_weighed: Whether some ids carry a weight: those are trained though they have no label.
+        """
         semantic_ids, loss_mask = read_off(input_ids)
-        return cls(array("i", input_ids), semantic_ids, array("i", labels), loss_mask)
+        if not is_weighed:
+            return cls(array("i", input_ids), semantic_ids, array("i", labels), loss_mask)
+        given = weights_of(input_ids)
+        weights = array("f", [1.0 if weight is None else weight for weight in given])
+        labels = [
+            token if label == IGNORE_INDEX and weight is not None else label
+            for token, label, weight in zip(input_ids, labels, given)
+        ]
+        return cls(array("i", input_ids), semantic_ids, array("i", labels), loss_mask, weights=weights)
 
     @classmethod
     def none(cls) -> "Tokens":
@@ -62,8 +83,20 @@ class Tokens:
     @property
     def trained(self) -> int:
         """How many labels are trained."""
+        return int(np.count_nonzero(self._is_trained()))
+
+    @property
+    def weighed(self) -> tuple[int, float]:
+        """How many trained labels have a weight other than 1, and what their weights add up to."""
+        if self.weights is None:
+            return 0, 0.0
+        weights = np.frombuffer(self.weights, np.float32)[self._is_trained()]
+        weights = weights[weights != 1]
+        return len(weights), float(weights.sum(dtype=np.float64))
+
+    def _is_trained(self) -> np.ndarray:
         is_label = np.frombuffer(self.labels, np.int32) != IGNORE_INDEX
-        return int(np.count_nonzero(is_label & np.frombuffer(self.loss_mask, np.bool_)))
+        return is_label & np.frombuffer(self.loss_mask, np.bool_)
 
 
 @dataclass(frozen=True)
@@ -93,9 +126,18 @@ class Ragged:
 
 
 class TokenTable:
-    """The samples of a batch, their tokens one after another."""
+    """The samples of a batch, their tokens one after another.
 
-    def __init__(self) -> None:
+    Args:
+        has_turns: Whether tokens have turn numbers.
+        rows_run_on: Whether the samples of a packed row see each other, so that its turn numbers run on from one to the next.
+        has_weights: Whether rows say by what the loss of each token is multiplied; None: where a sample needs it.
+    """
+
+    def __init__(self, has_turns: bool = False, rows_run_on: bool = False, has_weights: bool | None = False) -> None:
+        self.has_turns, self.rows_run_on, self.has_weights = has_turns, rows_run_on, has_weights
+        self.turn_ids = [np.zeros(0, np.int32)]
+        self.weights: list[tuple[int, array | None]] = []  # first label of each sample, and its weights
         self.token_ids, self.labels = array("i"), array("i")
         self.semantic_ids, self.loss_mask = bytearray(), bytearray()
         self.starts: list[int] = []
@@ -110,12 +152,24 @@ class TokenTable:
 
         Returns:
             The places of its ids and of its labels.
+
+        Raises:
+            ValueError: If there should be a turn number for each token, and is not.
         """
+        if self.has_turns:
+            if tokens.turn_ids is None or len(tokens.turn_ids) != len(tokens.token_ids):
+                raise ValueError(
+                    f"The rules need turns, and dataset {facts['dataset']!r} has tokens without turn numbers."
+                )
+            self.turn_ids.append(tokens.turn_ids)
         start, first_label = _FIRST + len(self.token_ids), _FIRST + len(self.labels)
         self.starts.append(start)
         self.facts.append(facts)
         self.token_ids += tokens.token_ids
         self.semantic_ids += tokens.semantic_ids
+        self.weights.append((len(self.labels), tokens.weights))
+        if self.has_weights is None and tokens.weighed[0]:
+            self.has_weights = True
         self.labels += tokens.labels
         self.loss_mask += tokens.loss_mask
         return range(start, start + len(tokens.token_ids)), range(first_label, first_label + len(tokens.labels))
@@ -140,17 +194,39 @@ class TokenTable:
         semantic_ids = np.frombuffer(self.semantic_ids, np.int8)
         columns[SEMANTIC_COLUMN] = _look_up(ids, semantic_ids, int(SemanticType.NOISE))
         columns[LOSS_MASK_COLUMN] = _look_up(labels, np.frombuffer(self.loss_mask, np.int8), 0)
+        if self.has_weights:
+            columns[LOSS_WEIGHTS_COLUMN] = _look_up(labels, self._weights(), 0)
 
-        samples = self._samples_of(ids)
+        starts = self._starts_in(ids)
+        if self.has_turns:
+            turn_ids = _look_up(ids, np.concatenate(self.turn_ids), 0)
+            if self.rows_run_on:
+                values = run_on(turn_ids.values, ids.bounds, starts, ids.values < _FIRST)
+                turn_ids = Ragged(values, ids.bounds)
+            columns[TURN_COLUMN] = turn_ids
+
+        samples = self._samples_of(ids, starts)
         columns[ROW_SOURCE_COLUMN] = [", ".join(dict.fromkeys(one["dataset"] for one in row)) for row in samples]
         columns[ROW_SAMPLES_COLUMN] = [json.dumps(row) for row in samples]
         return columns
 
-    def _samples_of(self, ids: Ragged) -> list[list[dict[str, Any]]]:
-        """Return what is known of the samples of each row."""
+    def _weights(self) -> np.ndarray:
+        """Return the weight of every label, float32; 0 at the first of a sample, which nothing stands before."""
+        weights = np.ones(len(self.labels), np.float32)
+        for start, own in self.weights:
+            if own is not None:
+                weights[start : start + len(own)] = own
+            weights[start : start + 1] = 0
+        return weights
+
+    def _starts_in(self, ids: Ragged) -> np.ndarray:
+        """Return where in the rows a sample begins."""
         is_start = np.zeros(len(self.token_ids), np.bool_)
         is_start[np.array(self.starts, np.int64) - _FIRST] = True
-        places = np.flatnonzero(_look_up(ids, is_start, False).values)
+        return np.flatnonzero(_look_up(ids, is_start, False).values)
+
+    def _samples_of(self, ids: Ragged, places: np.ndarray) -> list[list[dict[str, Any]]]:
+        """Return what is known of the samples of each row, which begin at these places."""
         numbers = np.searchsorted(self.starts, ids.values[places])
         rows = np.searchsorted(ids.bounds, places, side="right") - 1
         samples: list[list[dict[str, Any]]] = [[] for _ in ids.bounds[1:]]

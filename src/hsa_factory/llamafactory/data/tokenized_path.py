@@ -8,8 +8,10 @@ from typing import Any
 import pyarrow as pa
 
 from ...config import FeedbackConfig, HSAConfig
+from ...loss_weights import LossWeightsConfig
 from .report import REPORT_NAME, DataReport
-from .token_table import LOSS_MASK_COLUMN, SEMANTIC_COLUMN
+from .token_table import LOSS_MASK_COLUMN, SEMANTIC_COLUMN, TURN_COLUMN
+from .turns import has_turns
 
 
 _DATA_OPTIONS = (
@@ -21,11 +23,14 @@ _MEDIA_OPTIONS = ("image_", "video_", "audio_", "crop_to_patches")  # how names 
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
-def run_settings(hsa_config: HSAConfig | None, feedback_config: FeedbackConfig | None) -> dict[str, Any]:
+def run_settings(
+    hsa_config: HSAConfig | None, feedback_config: FeedbackConfig | None, loss_weights: LossWeightsConfig
+) -> dict[str, Any]:
     """Return what a saved report says of the run that made the data."""
     return {
         "hsa": hsa_config.to_dict() if hsa_config else None,
         "feedback": feedback_config.to_dict() if feedback_config else None,
+        "loss_weights": loss_weights.to_dict(),
     }
 
 
@@ -73,6 +78,7 @@ def check_arrow_files(tokenized_path: str | None) -> None:
 def check_tokenized(
     module: dict[str, Any],
     tokenized_path: str,
+    settings: dict[str, Any],
     hsa_config: HSAConfig | None,
     feedback_config: FeedbackConfig | None,
     options: dict[str, Any],
@@ -82,6 +88,7 @@ def check_tokenized(
     Args:
         module: LLaMA-Factory's data sets by split.
         tokenized_path: Where they come from.
+        settings: The run's `run_settings`.
         hsa_config: The run's; None: no HSA.
         feedback_config: The run's; None: no Feedback.
         options: The run's `data_options`.
@@ -95,11 +102,15 @@ def check_tokenized(
     for split in ("train_dataset", "eval_dataset"):
         data = module.get(split)
         for part in data.values() if isinstance(data, dict) else [data] if data is not None else []:
-            for column, wanted in ((SEMANTIC_COLUMN, hsa_config), (LOSS_MASK_COLUMN, feedback_config)):
-                if wanted is not None and part.column_names is not None and column not in part.column_names:
+            for column, is_needed, option in (
+                (SEMANTIC_COLUMN, hsa_config is not None, "HSA"),
+                (TURN_COLUMN, has_turns(hsa_config), "a rule with turns (such as noise_turns)"),
+                (LOSS_MASK_COLUMN, feedback_config is not None, "Feedback"),
+            ):
+                if is_needed and part.column_names is not None and column not in part.column_names:
                     raise ValueError(
-                        f"tokenized_path {tokenized_path!r} has no column {column!r}: it was made without "
-                        f"{'HSA' if wanted is hsa_config else 'Feedback'}. Remove it to tokenize again."
+                        f"tokenized_path {tokenized_path!r} has no column {column!r}: it was made without {option}. "
+                        "Remove it to tokenize again."
                     )
 
     path = Path(tokenized_path) / REPORT_NAME
@@ -115,10 +126,16 @@ def check_tokenized(
     values = DataReport.load_values(path)
     made_with = values.get("feedback")
     if (FeedbackConfig.from_dict(made_with) if made_with else None) != feedback_config:
-        wanted = run_settings(None, feedback_config)["feedback"]
+        wanted = settings["feedback"]
         raise ValueError(
             f"tokenized_path {tokenized_path!r} was made with feedback {made_with}, this run asks for {wanted}. "
             "Remove it to tokenize again."
+        )
+    weighed_with = values.get("loss_weights")
+    if weighed_with is not None and weighed_with != settings["loss_weights"]:  # None: of an earlier version
+        raise ValueError(
+            f"tokenized_path {tokenized_path!r} was made with loss_weights {weighed_with}, this run asks for "
+            f"{settings['loss_weights']}. Remove it to tokenize again."
         )
     typed_with = HSAConfig.from_dict(values.get("hsa") or {})
     if hsa_config is not None:

@@ -13,17 +13,25 @@ from datasets import Dataset
 from llamafactory.data import get_template_and_fix_tokenizer
 from llamafactory.extras.misc import has_tokenized_data
 from llamafactory.hparams import get_train_args
+from llamafactory.model.loader import load_config
 
 from ...config import FeedbackConfig, HSAConfig
 from ...feedback import IGNORE_INDEX, Reason
-from ...inspection.inspected_sample import InspectedSample, Part, RowSummary
+from ...inspection.inspected_sample import InspectedSample, Part, RowSummary, Turn, number_tokens
 from ...training_file import TrainingFile
 from ..data.aligned import INDEX_COLUMN
 from ..data.collator import trained_labels
 from ..data.loader import STREAM_PREVIEW, NothingToTrain
 from ..data.processor import TypedProcessorMixin, TypedSupervisedProcessor
 from ..data.report import DatasetAccount
-from ..data.token_table import LOSS_MASK_COLUMN, ROW_SAMPLES_COLUMN, ROW_SOURCE_COLUMN, SEMANTIC_COLUMN
+from ..data.token_table import (
+    LOSS_MASK_COLUMN,
+    LOSS_WEIGHTS_COLUMN,
+    ROW_SAMPLES_COLUMN,
+    ROW_SOURCE_COLUMN,
+    SEMANTIC_COLUMN,
+    TURN_COLUMN,
+)
 from ..integration import integrate
 from ..options import check_stage
 from .trace import record_sample
@@ -59,6 +67,7 @@ class PreparedData:
     accounts: dict[str, DatasetAccount]
     note: str
     is_empty: bool
+    _model_args: Any
     _processor: TypedProcessorMixin
     _aligned: dict[str, Any]
     _texts: dict[int, str] = field(default_factory=dict)
@@ -81,6 +90,10 @@ class PreparedData:
             starts_word = isinstance(piece, str) and piece.startswith("▁") and not text.startswith((" ", "▁"))
             self._texts[token_id] = f" {text}" if starts_word else text
         return self._texts[token_id]
+
+    def load_model_config(self) -> Any:
+        """Load the model's configuration, without its weights."""
+        return load_config(self._model_args)
 
     def overview(self) -> Iterator[RowSummary]:
         """Yield a summary of every row; of a stream, of the first rows only."""
@@ -115,6 +128,26 @@ class PreparedData:
         for index, row in enumerate(islice(self.rows, start, stop), start=start):
             yield self._inspect(index, row)
 
+    def sample(self, index: int) -> InspectedSample:
+        """Return one sample by its row. Raises as `samples`."""
+        if isinstance(self.rows, (Dataset, list)):
+            return self._inspect(index, self.rows[index])
+        return next(self.samples(index, index + 1))
+
+    def find_rows(self) -> dict[tuple[str, int], int]:
+        """Return in which row each sample stands: by its data set and number, or by ("", row) where they are not known."""
+        rows = self.rows
+        if isinstance(rows, Dataset) and ROW_SAMPLES_COLUMN in rows.column_names:
+            rows = ({ROW_SAMPLES_COLUMN: described} for described in rows[ROW_SAMPLES_COLUMN])
+        elif not isinstance(rows, (Dataset, list)):
+            rows = islice(rows, STREAM_PREVIEW)
+        found: dict[tuple[str, int], int] = {}
+        for number, row in enumerate(rows):
+            for part in _parts(row) if self._aligned else []:
+                found[part["dataset"], part["index"]] = number
+            found["", number] = number
+        return found
+
     def _inspect(self, index: int, row: dict[str, Any]) -> InspectedSample:
         ids, labels = row["input_ids"], trained_labels(row, self.feedback_config, self.marker_id)
         mask = row["attention_mask"]
@@ -143,9 +176,11 @@ class PreparedData:
             labels=labels,
             tokens=list(map(self._token_text, ids)),
             reasons=reasons,
+            loss_weights=row.get(LOSS_WEIGHTS_COLUMN),
             documents=mask,
             parts=parts,
             turns=turns,
+            turn_ids=_turn_ids(row, turns),
         )
 
     def _find(self, dataset: str, index: int) -> dict[str, Any]:
@@ -178,8 +213,8 @@ def load_samples(training_file: TrainingFile, split: str = "train", allow_empty:
         if args.get("tokenized_path") and not has_tokenized_data(args["tokenized_path"]):
             del args["tokenized_path"]  # looking must not write it
 
-        hsa = True if training_file.is_plain else training_file.hsa  # with feedback alone attention is plain
-        with integrate(hsa, training_file.feedback) as integration:
+        hsa = True if training_file.is_plain else training_file.hsa  # with the other blocks alone attention is plain
+        with integrate(hsa, training_file.feedback, training_file.loss_weights) as integration:
             integration.shows_example = False
             model_args, data_args, training_args, finetuning_args, _ = get_train_args(args)
             check_stage(finetuning_args.stage)
@@ -226,6 +261,7 @@ def load_samples(training_file: TrainingFile, split: str = "train", allow_empty:
         accounts=report.train if split == "train" else report.eval,
         note=report.note,
         is_empty=is_empty,
+        _model_args=model_args,
         _processor=processor,
         _aligned=integration.aligned,
     )
@@ -242,6 +278,13 @@ def _array_rows(rows: Dataset) -> Iterator[dict[str, Any]]:
                 name: value.values.to_numpy() if hasattr(value, "values") else value.as_py()
                 for name, value in values.items()
             }
+
+
+def _turn_ids(row: dict[str, Any], turns: list[Turn]) -> list[int] | None:
+    """Return the number of each token's turn: that of the data, or that of its message; None where neither is known."""
+    if TURN_COLUMN in row:
+        return list(row[TURN_COLUMN])
+    return number_tokens(turns, len(row["input_ids"])) if turns else None
 
 
 def _parts(row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 from ...feedback import IGNORE_INDEX, REPLIES, Reason
 from ...inspection.inspected_sample import Media, Turn
 from ...typed.ids import tag_id
+from ...typed.turns import number_messages
 from ..data.aligned import MEDIA_COLUMNS
 from ..data.processor import TypedProcessorMixin
 from ..data.report import DatasetAccount
@@ -70,6 +71,7 @@ def record_sample(processor: TypedProcessorMixin, example: dict[str, Any], part:
 
     plain = [int(token) for token in input_ids]
     left, spans = Counter(tagged), Counter(owners)
+    numbers = number_messages(message["role"] in REPLIES for message in messages)
     turns: list[Turn] = []
     place = 0
     for k, message in enumerate(messages):
@@ -80,10 +82,13 @@ def record_sample(processor: TypedProcessorMixin, example: dict[str, Any], part:
             system, ids = ids[: processor.template.system_length], ids[processor.template.system_length :]
             kept = min(left[0], len(system))
             middle = place + kept + (spans[0] - left[0])
-            turns.append(Turn(part, 0 if number > 0 else None, "system", place, middle, system[kept:]))
+            turns.append(
+                Turn(part, 0 if number > 0 else None, "system", place, middle, system[kept:], number=numbers[k])
+            )
             place, left[0] = middle, left[0] - kept
         shown = _media(processor, message["content"], media, plain[place:stop], place)
-        turns.append(Turn(part, number if number >= 0 else None, message["role"], place, stop, ids[left[k] :], shown))
+        spot = number if number >= 0 else None
+        turns.append(Turn(part, spot, message["role"], place, stop, ids[left[k] :], shown, number=numbers[k]))
         place = stop
     return Record(plain, reasons, [_moved(turn, start) for turn in turns])
 

@@ -11,6 +11,7 @@ from ..data.loader import get_dataset_seam
 from ..model.loader import load_model_seam
 from ..seams import Seam
 from ..state import Integration
+from .weighted_loss import weighted_trainer
 
 
 def sft_seams(state: Integration) -> list[Seam]:
@@ -21,6 +22,7 @@ def sft_seams(state: Integration) -> list[Seam]:
         load_model_seam(workflow, state),
         Seam(workflow, "SFTDataCollatorWith4DAttentionMask", partial(_make_collator, state)),
         Seam(workflow.CustomSeq2SeqTrainer, "prediction_step", partial(_prediction_step, state)),
+        Seam(workflow, "CustomSeq2SeqTrainer", partial(_make_trainer, state)),
         Seam(workflow, "create_modelcard_and_push", partial(_write_card, state)),
     ]
 
@@ -28,6 +30,11 @@ def sft_seams(state: Integration) -> list[Seam]:
 def _make_collator(state: Integration, original: Any, *args: Any, **kwargs: Any) -> HSADataCollator:
     """Make the collator that also masks labels and pads types."""
     return HSADataCollator(*args, hsa_config=state.hsa_config, feedback_config=state.feedback_config, **kwargs)
+
+
+def _make_trainer(state: Integration, original: Any, *args: Any, **kwargs: Any) -> Any:
+    """Make the trainer that weighs the loss where the data say so."""
+    return weighted_trainer(original)(*args, loss_elsewhere=state.loss_elsewhere, **kwargs)
 
 
 def _prediction_step(

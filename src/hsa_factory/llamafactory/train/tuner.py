@@ -13,7 +13,7 @@ from llamafactory.hparams import read_args
 
 from ..model.loader import load_model_seam
 from ..model.packing import check_packing
-from ..options import NO_RAY, check_options, check_stage, check_trainer
+from ..options import NO_RAY, check_options, check_stage, check_trainer, find_other_loss
 from ..saved_files import with_whole_checkpoint
 from ..seams import Seam
 from ..state import Integration
@@ -73,6 +73,7 @@ def _get_train_args(state: Integration, original: Any, args: Any = None) -> Any:
     check_stage(finetuning_args.stage)
     hsa_config = state.resolve(model_args, training_args)
     check_options(model_args, data_args, training_args, finetuning_args, hsa_config)
+    state.loss_elsewhere = find_other_loss(model_args, training_args, finetuning_args)
     if hsa_config is not None:
         check_packing(model_args, data_args)
     return parsed

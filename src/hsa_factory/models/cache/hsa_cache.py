@@ -11,6 +11,7 @@ from ...attention import AttentionPlan, LayerRules
 from ...config import HSAConfig
 from ...semantics import SemanticType
 from .incoming import EndedRows, IncomingTypes, check_input, check_types, find_real
+from .incoming_turns import IncomingTurns
 from .key_table import Keys, KeyTable
 from .layer import HALF_WAY, NO_HSA, NOT_HANDED_ON, make_layers, shape_of
 from .report import CacheReport
@@ -25,8 +26,8 @@ class HSACache(CacheOfRows):
 
     What is kept is never changed, so logits and text are those of a cache that keeps everything. `get_seq_length` is
     the number of tokens seen, not kept. Keys go in chunks, each layer by its own rules: HSA's and the model's own
-    sliding window; layers outside ``HSAConfig.layers`` keep what the model itself may see. A forward that is refused or
-    fails changes nothing.
+    sliding window; layers outside ``HSAConfig.layers`` keep what the model itself may see. A key that is seen for some
+    turns goes once a token of a later one has come. A forward that is refused or fails changes nothing.
 
     `model.generate` makes one, or takes one as ``past_key_values`` to go on where it ended; so does a model's forward,
     whose `semantic_ids` then cover either the new tokens or all of them.
@@ -60,6 +61,7 @@ class HSACache(CacheOfRows):
         self._bound_to: dict[int, LayerRules] | None = None
         self._shape: list[Any] = []
         self._incoming = IncomingTypes(tagger)
+        self._turns = IncomingTurns(config)
         self._ends = EndedRows()
         self._forget()
 
@@ -71,12 +73,19 @@ class HSACache(CacheOfRows):
         self._rope_positions: torch.Tensor | None = None  # of the forward under way, as its text model gets them
         self._has_padding = True
         self._incoming.forget()
+        self._turns.forget()
         self._ends.forget()
 
     @property
     def semantic_ids(self) -> torch.Tensor | None:
         """Types of all tokens seen, (B, seen) int64; None before the first."""
         return self._seen.keys.semantic_ids if len(self._seen) else None
+
+    @property
+    def turn_ids(self) -> torch.Tensor | None:
+        """Turn numbers of all tokens seen, (B, seen) int64, 0 at padding; None: there are none."""
+        turns = self._seen.keys.turns if len(self._seen) else None
+        return None if turns is None else turns.masked_fill(~self._seen.keys.is_real, 0)
 
     @property
     def attention_mask(self) -> torch.Tensor | None:
@@ -156,23 +165,31 @@ class HSACache(CacheOfRows):
             self.layer_rules, self.tables = dict(layer_rules), tables
         self._bound_to, self._shape = layer_rules, shape
 
-    def expect(self, semantic_ids: torch.Tensor, tagger: Tagger, end_ids: Sequence[int] = ()) -> None:
-        """Say which types the next tokens have, and what ends a row.
+    def expect(
+        self,
+        semantic_ids: torch.Tensor,
+        tagger: Tagger,
+        end_ids: Sequence[int] = (),
+        turn_ids: torch.Tensor | None = None,
+    ) -> None:
+        """Say which types the next tokens have, of which turns they are, and what ends a row.
 
         Args:
             semantic_ids: (B, n) of the first n tokens of the sequence, those seen included; where they differ from what
                 they were seen with, they change (`retype`).
             tagger: For the tokens after them.
             end_ids: Of them those after which a row gets padding until the others have ended, too.
+            turn_ids: (B, n) integers; the tokens after them go on with their last one's. None: the rules have no turns.
 
         Raises:
-            ValueError: If rows are missing, or a token seen cannot change its type any more.
+            ValueError: If rows or turns are missing, a token seen cannot change its type any more, or has another turn.
         """
         self.abort()
         if len(self._seen) and semantic_ids.shape[0] != self._seen.rows:
             raise ValueError(
                 f"This HSACache holds {self._seen.rows} rows, but the input has {semantic_ids.shape[0]}: pass those rows, or a new cache."
             )
+        self._turns.expect(turn_ids, semantic_ids.shape, self._seen)
         self._retype(self._seen.changes_to(semantic_ids))
         self._incoming.expect(semantic_ids, tagger)
         self._ends.expect(end_ids, semantic_ids.shape[1])
@@ -192,7 +209,11 @@ class HSACache(CacheOfRows):
 
     @torch.compiler.disable
     def begin(
-        self, tokens: torch.Tensor, semantic_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
+        self,
+        tokens: torch.Tensor,
+        semantic_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        turn_ids: torch.Tensor | None = None,
     ) -> dict[int, AttentionPlan]:
         """Take a forward's new tokens in and plan its attention; `commit` or `abort` ends it.
 
@@ -200,12 +221,13 @@ class HSACache(CacheOfRows):
             tokens: (B, Q) input_ids or (B, Q, hidden) embeddings.
             semantic_ids: (B, Q) or, those seen included, (B, seen + Q); None: as was said with `expect`.
             attention_mask: (B, seen + Q), 0 is padding; None: all real.
+            turn_ids: Integers of the shape of `semantic_ids`; None: the rules have no turns, or as was said with `expect`.
 
         Returns:
             The plan of each softmax attention layer.
 
         Raises:
-            ValueError: If something does not fit, or types are missing. Then nothing has changed.
+            ValueError: If something does not fit, types or turns are missing, or turns fall. Then nothing has changed.
         """
         self.abort()  # one that an interrupt left open
         if self._is_broken:
@@ -219,6 +241,7 @@ class HSACache(CacheOfRows):
         try:
             if repeats > 1:
                 self._change(repeating(repeats))
+            turns = self._turns.of(turn_ids, rows, number, self._seen, is_expected=semantic_ids is None)
             if semantic_ids is None:
                 types = self._incoming.of(tokens, len(self._seen))
             else:
@@ -229,7 +252,7 @@ class HSACache(CacheOfRows):
             is_real = self._ends.find_real(tokens, is_real, len(self._seen))
             changes, released = self._incoming.news(len(self._seen))
             self._retype(changes)
-            plans = self._plan(types, is_real, released)
+            plans = self._plan(types, is_real, turns, released)
             if repeats > 1:  # last: they have no way back
                 self._reorder_others(repeating(repeats)(torch.arange(rows // repeats)))
         except BaseException:
@@ -238,18 +261,22 @@ class HSACache(CacheOfRows):
         return {index: plans[rules] for index, rules in self.layer_rules.items()}
 
     def _plan(
-        self, types: torch.Tensor, is_real: torch.Tensor | None, released: int
+        self, types: torch.Tensor, is_real: torch.Tensor | None, turns: torch.Tensor | None, released: int
     ) -> dict[LayerRules, AttentionPlan]:
-        """Plan the attention of new tokens, types and which are real (B, Q); None: all."""
-        self._new = new = self._seen.next_keys(types, is_real)
+        """Plan the attention of new tokens: types, which are real, and turns, (B, Q); None: all, and as before."""
+        turns, last = None if turns is None else turns.to(types.device), self._seen.last_turns
+        self._new = new = self._seen.next_keys(types, is_real, turns)
+        now = None if turns is None else new.turns
+        has_new_turn = now is not None and last is not None and bool((now[:, -1:] > last).any())
         self._rope_positions, self._has_padding = None, is_real is not None
         held_from = self._incoming.held_from(new.positions[:, -1], len(self._seen) + types.shape[1])
         return {
-            rules: table.begin(new, self._has_padding, held_from, released) for rules, table in self.tables.items()
+            rules: table.begin(new, self._has_padding, held_from, released, has_new_turn)
+            for rules, table in self.tables.items()
         }
 
     def _take_snapshot(self, with_keys: bool = False) -> Snapshot:
-        parts = (self._seen, self._ends, *self.tables.values())
+        parts = (self._seen, self._turns, self._ends, *self.tables.values())
         return Snapshot(parts, self._incoming, self._own_layers() if with_keys else ())
 
     def _go_back(self, before: Snapshot) -> None:

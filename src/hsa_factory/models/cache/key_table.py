@@ -1,14 +1,11 @@
 """What is known of the keys that some layers hold: their positions and types, and which of them may go."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 
 from ...attention import AttentionPlan, LayerRules
-
-
-_FOREVER = 2**62
 
 
 class Keys(NamedTuple):
@@ -18,38 +15,54 @@ class Keys(NamedTuple):
         positions: (B, K) int64, each key's place in its document, padding not counted.
         semantic_ids: (B, K) int64, its `SemanticType`.
         is_real: (B, K) bool; False is padding.
+        turns: (B, K) int64, the number of its turn, never falling along a row; at padding that of the key before. None:
+            the rules have no turns.
     """
 
     positions: torch.Tensor
     semantic_ids: torch.Tensor
     is_real: torch.Tensor
+    turns: torch.Tensor | None = None
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Keys":
-        """Apply a function to each of the three."""
-        return Keys(*map(change, self))
+        """Apply a function to all that is known."""
+        turns = None if self.turns is None else change(self.turns)
+        return Keys(change(self.positions), change(self.semantic_ids), change(self.is_real), turns)
 
-    def join(self, later: "Keys") -> "Keys":
-        """Return these keys and later ones."""
-        return Keys(*(torch.cat(pair, dim=1) for pair in zip(self, later)))
+    @classmethod
+    def join(cls, pieces: "Sequence[Keys]") -> "Keys":
+        """Return the keys of all pieces, one after another."""
+        positions, semantic_ids, is_real, turns = zip(*pieces)
+        known = [torch.cat(each, dim=1) for each in (positions, semantic_ids, is_real)]
+        return cls(known[0], known[1], known[2], None if turns[0] is None else torch.cat(turns, dim=1))
 
 
-def find_visible(keys: Keys, next_positions: torch.Tensor, rules: LayerRules) -> torch.Tensor:
-    """Say which keys a later query may still see. Distances only grow, so the others can never be seen again.
+def find_visible(
+    keys: Keys, next_positions: torch.Tensor, rules: LayerRules, next_turns: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Say which keys a later query may still see. Neither distances nor turns fall: the others can never be seen again.
 
     Args:
         keys: B rows of K keys.
         next_positions: (B,), the position of the row's next token.
         rules: The rules of the layers that hold the keys.
+        next_turns: (B,), the turn of that token, or of an earlier one: nothing goes too early then. None: the rules have
+            no turns.
 
     Returns:
         (B, K) bool.
     """
-    windows = [_FOREVER if window is None else window for window in rules.windows]
+    windows, turns = rules.window_reach, rules.turn_reach
     for key_type in range(3):
         if all((query_type, key_type) in rules.hide for query_type in range(3)):
-            windows[key_type] = 0
-    reach = torch.tensor(windows, device=keys.positions.device)[keys.semantic_ids]
-    return keys.is_real & (next_positions[:, None] - keys.positions <= reach)
+            windows[key_type], turns[key_type] = 0, -1
+    distances = next_positions[:, None] - keys.positions
+    visible = distances <= torch.tensor(windows, device=distances.device)[keys.semantic_ids]
+    if keys.turns is not None and next_turns is not None and rules.has_turns:
+        ages = next_turns[:, None] - keys.turns
+        visible |= ages <= torch.tensor(turns, device=ages.device)[keys.semantic_ids]
+        visible &= distances <= rules.sliding_reach
+    return visible & keys.is_real
 
 
 class KeyTable:
@@ -74,7 +87,8 @@ class KeyTable:
         self.rules = rules
         self.max_waiting = max_waiting
         hidden = {key_type for _, key_type in rules.hide}
-        self._fading_types = sum(window is not None or kind in hidden for kind, window in enumerate(rules.windows))
+        limits = zip(rules.windows, rules.turns)
+        self._fading_types = sum(limit != (None, None) or kind in hidden for kind, limit in enumerate(limits))
         self.forget()
 
     def forget(self) -> None:
@@ -105,7 +119,12 @@ class KeyTable:
         return self._waiting + number * self._fading_types + released >= self.max_waiting
 
     def begin(
-        self, new: Keys, has_padding: bool = True, held_from: torch.Tensor | None = None, released: int = 0
+        self,
+        new: Keys,
+        has_padding: bool = True,
+        held_from: torch.Tensor | None = None,
+        released: int = 0,
+        has_new_turn: bool = False,
     ) -> AttentionPlan:
         """Add new keys and decide once, for all layers, which keys go after this forward.
 
@@ -114,13 +133,16 @@ class KeyTable:
             has_padding: Whether any of them may be padding.
             held_from: (B,), keys from this position on stay because their type is not settled. None: none.
             released: How many keys of a row were held until now and no longer are.
+            has_new_turn: Whether a row's turn may have gone up with them.
 
         Returns:
             The plan of these layers.
         """
+        if has_new_turn and self.rules.has_turns:
+            released += len(self)  # all of them may go at once
         may_drop = self.may_drop(new.positions.shape[1], released)
         is_first = self.keys is None
-        keys = new if self.keys is None else self.keys.join(new)
+        keys = new if self.keys is None else Keys.join((self.keys, new))
         self._close()
         self.is_open, self._next = True, keys
         self._has_padding |= has_padding
@@ -135,14 +157,16 @@ class KeyTable:
             has_padding=self._has_padding,
             has_clean_padding=True,
             is_packed=False,
+            turn_ids=keys.turns,
         )
         if may_drop:
-            self._choose(keys, new.positions[:, -1] + 1, held_from)
+            self._choose(keys, held_from)
         return plan
 
-    def _choose(self, keys: Keys, next_positions: torch.Tensor, held_from: torch.Tensor | None) -> None:
-        """Find the keys to keep, if enough of the others wait."""
-        visible = find_visible(keys, next_positions, self.rules)
+    def _choose(self, keys: Keys, held_from: torch.Tensor | None) -> None:
+        """Find the keys to keep, if enough of the others wait. The turn of the next token is that of the last one at least."""
+        last_turns = None if keys.turns is None else keys.turns[:, -1]
+        visible = find_visible(keys, keys.positions[:, -1] + 1, self.rules, last_turns)
         if held_from is not None:
             visible |= keys.is_real & (keys.positions >= held_from[:, None])
         self._waiting = int((keys.is_real & ~visible).sum(dim=1).max())
@@ -166,20 +190,20 @@ class KeyTable:
         if self.keys is not None:
             self.keys = self.keys.map(change)
 
-    def can_retype(self, row: int, positions: torch.Tensor, semantic_type: int, next_position: torch.Tensor) -> bool:
+    def can_retype(self, row: int, tokens: Keys, next_position: torch.Tensor, next_turn: torch.Tensor | None) -> bool:
         """Whether a row's keys may change their type: not if some are gone that could be seen with the new one.
 
         Args:
             row: Of the batch.
-            positions: (n,), the keys' positions, consecutive.
-            semantic_type: The new type.
+            tokens: One row of n consecutive tokens, all real, with their new types.
             next_position: The position of the row's next token.
+            next_turn: The turn of the row's last token; None: the rules have no turns.
         """
-        keys, chosen = self._find(row, positions)
-        gone = positions[~torch.isin(positions, keys.positions[row, chosen])]
-        lost = Keys(gone, torch.full_like(gone, semantic_type), torch.ones_like(gone, dtype=torch.bool))
-        visible = find_visible(lost.map(lambda tensor: tensor[None]), next_position.view(1), self.rules)
-        return not bool(visible.any())
+        keys, chosen = self._find(row, tokens.positions[0])
+        is_gone = ~torch.isin(tokens.positions[0], keys.positions[row, chosen])
+        lost = tokens.map(lambda known: known[:, is_gone])
+        turns = None if next_turn is None else next_turn.view(1)
+        return not bool(find_visible(lost, next_position.view(1), self.rules, turns).any())
 
     def retype(self, row: int, positions: torch.Tensor, semantic_type: int) -> None:
         """Change the type of those of a row's keys, at (n,) consecutive positions, that are held."""

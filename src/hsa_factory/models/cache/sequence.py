@@ -7,6 +7,7 @@ import torch
 from ...semantics import SemanticType
 from .key_table import Keys, KeyTable
 from .tagger import Settled
+from .turns import settle_turns
 
 
 _PIECES = 64  # of tokens seen, before they are joined
@@ -57,13 +58,35 @@ class SeenTokens:
         places, following = is_real.long().cumsum(dim=1) - 1, self.next_rope_positions
         return (places if following is None else places + following).clamp(min=0)
 
-    def next_keys(self, semantic_ids: torch.Tensor, is_real: torch.Tensor | None) -> Keys:
-        """Return what is known of the next tokens, of types (B, Q). `is_real`: (B, Q) bool; None: all are."""
+    @property
+    def last_turns(self) -> torch.Tensor | None:
+        """(B, 1) int64, the turn of each row's last token; None: no token was seen, or turns are not known."""
+        turns = self._pieces[-1].turns if self._pieces else None
+        return None if turns is None else turns[:, -1:]
+
+    def next_keys(
+        self, semantic_ids: torch.Tensor, is_real: torch.Tensor | None, turn_ids: torch.Tensor | None = None
+    ) -> Keys:
+        """Return what is known of the next tokens.
+
+        Args:
+            semantic_ids: Their types, (B, Q).
+            is_real: (B, Q) bool; None: all are.
+            turn_ids: (B, Q) integers; None: that of the last token goes on, where turns are known.
+
+        Raises:
+            ValueError: If turn numbers fall.
+        """
+        turns = last = self.last_turns
+        if turn_ids is not None:
+            turns = settle_turns(turn_ids, is_real, last, len(self))
+        elif last is not None:
+            turns = last.expand_as(semantic_ids)
         if is_real is None and semantic_ids.shape[1] == 1 and self._pieces:  # every step of decoding
-            return Keys(self.last_positions + 1, semantic_ids, torch.ones_like(semantic_ids, dtype=torch.bool))
+            return Keys(self.last_positions + 1, semantic_ids, torch.ones_like(semantic_ids, dtype=torch.bool), turns)
         is_real = torch.ones_like(semantic_ids, dtype=torch.bool) if is_real is None else is_real
         before: torch.Tensor | int = self.last_positions if self._pieces else -1
-        return Keys(before + is_real.long().cumsum(1), semantic_ids, is_real)
+        return Keys(before + is_real.long().cumsum(1), semantic_ids, is_real, turns)
 
     def append(self, keys: Keys, rope_positions: torch.Tensor | None = None, has_padding: bool = True) -> None:
         """Add tokens.
@@ -87,7 +110,7 @@ class SeenTokens:
 
     def _join(self) -> None:
         if len(self._pieces) > 1:
-            self._pieces = (Keys(*(torch.cat(pieces, dim=1) for pieces in zip(*self._pieces))),)
+            self._pieces = (Keys.join(self._pieces),)
             self._rope_ends = (torch.cat(self._rope_ends, dim=1),)
 
     def change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -140,6 +163,28 @@ class SeenTokens:
                 "that went in and came out, not their text encoded anew; for another conversation make another cache."
             )
 
+    def check_turns(self, turn_ids: torch.Tensor) -> None:
+        """Check that the tokens seen have the turn numbers with which they were read.
+
+        Args:
+            turn_ids: (B, L) integers, of the sequence from its beginning.
+
+        Raises:
+            ValueError: If one has another number.
+        """
+        turns = self.keys.turns if len(self) else None
+        if turns is None:
+            return
+        number = min(turn_ids.shape[1], len(self))
+        differs = (turn_ids[:, :number].to(turns) != turns[:, :number]) & self.keys.is_real[:, :number]
+        if bool(differs.any()):
+            row, place = differs.nonzero()[0].tolist()
+            raise ValueError(
+                f"turn_ids says {turn_ids[row, place]} at place {place} of row {row}, but this HSACache has read that token in "
+                f"turn {turns[row, place]}, and what it saw then cannot be changed. (A row that ends before the others reads its "
+                "stop token as part of the reply. Where that token is the header of the next message, give such rows a cache each.)"
+            )
+
 
 def _ends_of_real(ends: torch.Tensor, is_real: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
     """Return what follows the last real token up to each, (B, Q). `before`: (B, 1), what followed those before; None: 0."""
@@ -159,12 +204,15 @@ def retype(changes: Sequence[Settled], seen: SeenTokens, tables: Sequence[KeyTab
         return
     keys, possible = seen.keys, []
     for row, start, stop, semantic_type in changes:
-        positions = keys.positions[row, start:stop][keys.is_real[row, start:stop]]
-        if not len(positions):
+        is_real = keys.is_real[row, start:stop]
+        tokens = keys.map(lambda known: known[row : row + 1, start:stop][:, is_real])
+        if not tokens.positions.numel():
             continue
-        possible.append((row, positions, semantic_type))
+        possible.append((row, tokens.positions[0], semantic_type))
+        tokens = tokens._replace(semantic_ids=torch.full_like(tokens.semantic_ids, semantic_type))
         next_position = keys.positions[row, -1] + 1
-        if not all(table.can_retype(row, positions, semantic_type, next_position) for table in tables):
+        next_turn = None if keys.turns is None else keys.turns[row, -1]
+        if not all(table.can_retype(row, tokens, next_position, next_turn) for table in tables):
             raise ValueError(
                 f"Tokens {start} to {stop} of row {row} cannot become {SemanticType(semantic_type).name} any more: their "
                 "keys are gone. Say their type before, or make the cache with HSACache(config, evict=False)."

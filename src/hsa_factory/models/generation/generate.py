@@ -13,6 +13,7 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from ...config import HSAConfig
 from ..cache import HSACache, Tagger
+from ..cache.turns import check_turn_ids, need_turns, settle_turns, turn_options
 from ..forward_pass import HSAState
 from ..instance_method import put_back
 from ..rope_positions import own_rope_deltas
@@ -66,8 +67,10 @@ class Generate:
         Args:
             inputs: As `input_ids` in `kwargs`.
             args: Passed on.
-            kwargs: `semantic_ids`: (B, L), the types of `input_ids`; None: all are of the default type. `tagger`: types
-                the tokens as they are generated; None: as the configuration says. The rest is passed on.
+            kwargs: `semantic_ids`: (B, L), the types of `input_ids`; None: all are of the default type. `turn_ids`: (B, L)
+                integers, the turns of `input_ids`, needed where the rules have turns; what is generated has the prompt's
+                last. `tagger`: types the tokens as they are generated; None: as the configuration says. The rest is passed
+                on.
 
         Raises:
             ValueError: If something does not fit, or is asked for that HSA cannot honour.
@@ -79,7 +82,8 @@ class Generate:
 
     def _generate(self, inputs: torch.Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         model, config = self.model, self.state.config
-        semantic_ids, tagger = kwargs.pop("semantic_ids", None), kwargs.pop("tagger", None)
+        semantic_ids, turn_ids = kwargs.pop("semantic_ids", None), kwargs.pop("turn_ids", None)
+        tagger = kwargs.pop("tagger", None)
         cache = kwargs.get("past_key_values")
         if semantic_ids is None and tagger is None and not isinstance(cache, HSACache) and is_plain(config):
             return self.former(inputs, *args, **kwargs)
@@ -98,11 +102,12 @@ class Generate:
         end_ids = _token_ids(option("eos_token_id"))
         pad_token_id = next(iter(_token_ids(option("pad_token_id")) + end_ids), None)
         kwargs["attention_mask"] = _prepare_mask(kwargs.get("attention_mask"), input_ids, cache, pad_token_id, end_ids)
+        turn_ids = _prepare_turns(turn_ids, input_ids, kwargs["attention_mask"], config)
         beams, copies = option("num_beams") or 1, option("num_return_sequences") or 1
         rows_end_apart = beams == 1 and len(input_ids) * copies > 1
         tagger = tagger or make_tagger(config, kwargs.get("tokenizer") or self.state.tokenizer)
         with cache.attempt(), own_rope_deltas(model.base_model):
-            cache.expect(semantic_ids, tagger, end_ids if rows_end_apart else ())
+            cache.expect(semantic_ids, tagger, end_ids if rows_end_apart else (), turn_ids)
             prefill(model, self.state, input_ids, cache, kwargs, max(beams, copies))
             kwargs |= {"past_key_values": cache, "use_cache": True}
             output = self.former(input_ids, *args, **kwargs)
@@ -231,6 +236,19 @@ def _prepare_types(
             "with at least one new token at its end."
         )
     return semantic_ids.to(input_ids.device)
+
+
+def _prepare_turns(
+    turn_ids: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, config: HSAConfig
+) -> torch.Tensor | None:
+    """Return the turns of all tokens up to the prompt's end, (B, seen + new), checked; None: they are not needed."""
+    if turn_ids is not None:
+        check_turn_ids(turn_ids, *input_ids.shape)
+    if not turn_options(config):
+        return None
+    if turn_ids is None:
+        raise need_turns(config)
+    return settle_turns(turn_ids.to(input_ids.device), attention_mask != 0)
 
 
 def _prepare_mask(
