@@ -86,7 +86,8 @@ def resolve_config(hsa: HSAConfig | bool | str | None, model_args: Any, training
     if resumed is not None and Path(resumed).is_dir() and resumed not in made_with:
         _check_resumed_without(resumed, hsa, made_with)
 
-    config, source = (hsa, None) if isinstance(hsa, HSAConfig) else (None, None)
+    config = hsa if isinstance(hsa, HSAConfig) else None
+    source: str | None = None
     for place in made_with:
         saved = HSAConfig.from_pretrained(place)
         if config is None:
