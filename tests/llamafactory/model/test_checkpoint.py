@@ -132,8 +132,9 @@ def test_each_run_of_a_block_has_the_rules_of_its_own_checkpoint(lf, tmp_path):
     assert get_state(engine.model).config.noise_window == 7
 
 
-def test_rules_of_a_model_on_the_hub(tmp_path):
-    """It lies in the cache, as after a download; the tests have no network."""
+def test_rules_of_a_model_on_the_hub(tmp_path, monkeypatch):
+    """It lies in the cache, as after a download."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     commit = "a" * 40
     for name, window in (("somebody/model", 7), ("somebody/adapter", 9)):
         place = tmp_path / f"models--{name.replace('/', '--')}"

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +28,17 @@ def local_places(places: Iterable[str], revision: Any = None, cache_dir: Any = N
         Directories as they were given, and the downloaded snapshot of a name that has rules. What is neither, or has no
         rules on the Hub, is not among them.
     """
-    found = (_directory(place, revision, cache_dir, token) for place in places if place)
+    options = (revision or None, cache_dir or None, token)
+    found = (place if Path(place).is_dir() else _snapshot(place, *options) for place in places if place)
     return list(dict.fromkeys(place for place in found if place is not None))
 
 
-def _directory(place: str, revision: Any, cache_dir: Any, token: Any) -> str | None:
-    if Path(place).is_dir():
-        return place
-    if not _NAME.fullmatch(place):
+@cache  # a run asks several times, and a machine without a network waits each time
+def _snapshot(name: str, revision: Any, cache_dir: Any, token: Any) -> str | None:
+    if not _NAME.fullmatch(name):
         return None
     try:
-        rules = hf_hub_download(
-            place, CONFIG_NAME, revision=revision or None, cache_dir=cache_dir or None, token=token
-        )
+        rules = hf_hub_download(name, CONFIG_NAME, revision=revision, cache_dir=cache_dir, token=token)
     except (OSError, ValueError):  # no such model, or no rules in it; whoever loads the model says what it lacks
         return None
     return os.path.dirname(rules)
