@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -495,3 +496,22 @@ def test_standard_input(tmp_path, rules):
         ]
         assert subprocess.run(list(map(str, command)), input=text.encode(), stdout=subprocess.DEVNULL).returncode == 0
         assert without_types(load(out)) == without_types(samples)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'{"messages": [], "messages": []}', "the key 'messages' stands twice"),
+        (b'{"messages": "caf\xe9"}', "not UTF-8"),
+        (b'"text"', "expected an object, got 'text'"),
+        (b'{"messages": [{"role": "user", "content": "a"}], "tools": "go"}', "tools: expected a list of tools.*'go'"),
+        (
+            b'{"messages": [{"role": "user", "content": "a"}], "tools": {"name": "go"}}',
+            "tools: expected a list of tools",
+        ),
+    ],
+)
+def test_what_no_sample_can_be_read_for_is_said(tmp_path, rules, capsys, data, message):
+    (tmp_path / "in.json").write_bytes(b"[" + data + b"]")
+    assert run(tmp_path / "in.json", "--rules", rules, "--out", tmp_path / "out.json", "--workers", 1) != 0
+    assert re.search(f"sample 0: {message}", capsys.readouterr().err)

@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 from pathlib import Path
@@ -134,7 +134,7 @@ def _write(options: argparse.Namespace, rules: RuleSet, out: Path) -> None:
         first = next(chunks, None)
         if first is None:
             raise UserError(f"{options.input}: there is no sample in it.")
-        entry = detect_entry(_samples(first))
+        entry = detect_entry(_samples(first, options.input))
         chunks = chain([first], chunks)
     entry = tagged_entry(entry)
 
@@ -222,16 +222,27 @@ def _read_info(path: Path) -> dict[str, Any]:
     return info
 
 
-def _samples(chunk: SampleChunk) -> Iterator[dict[str, Any]]:
-    """Yield the samples of a chunk that can be read, to look at."""
+def _samples(chunk: SampleChunk, source: str) -> list[dict[str, Any]]:
+    """Return the samples of a chunk that can be read, to look at.
+
+    Raises:
+        UserError: If there is none; the message says why the first cannot.
+    """
     rows = chunk.samples if isinstance(chunk.samples, list) else chunk.samples.to_pylist()
-    for row in islice(rows, 1000):
+    samples, problems = [], []
+    for number, row in enumerate(islice(rows, 1000)):
         try:
             sample = parse_sample(row)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError) as error:
+            problems.append(f"{chunk.where(number)}: {error or 'nested too deeply'}")
             continue
         if isinstance(sample, dict):
-            yield sample
+            samples.append(sample)
+        else:
+            problems.append(f"{chunk.where(number)}: expected an object, got {sample!r:.80}.")
+    if not samples:
+        raise UserError(f"{source}: no sample can be read. {problems[0]}")
+    return samples
 
 
 def _print_entry(console: Console, info: Path, out: Path, entry: dict[str, Any], register: bool) -> None:

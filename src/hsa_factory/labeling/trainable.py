@@ -13,10 +13,15 @@ _TOOL_ROLES = ("function", "observation")  # what they say is data as often as t
 _PART_KEYS = ("type", "text", *MEDIA)
 
 
-def check_trainable(sample: Sample, dataset_format: DatasetFormat) -> list[SampleMessage]:
+def check_trainable(sample: Sample, dataset_format: DatasetFormat, tools: str = "tools") -> list[SampleMessage]:
     """Read a sample, from `as_texts`, as training reads it.
 
     A conversation that training leaves out and counts, such as one that begins with a reply, is none of its errors.
+
+    Args:
+        sample: The sample.
+        dataset_format: Its format.
+        tools: Column of the tools' descriptions.
 
     Returns:
         Its messages, as `read_sample` returns them.
@@ -24,6 +29,7 @@ def check_trainable(sample: Sample, dataset_format: DatasetFormat) -> list[Sampl
     Raises:
         ValueError: If training would stop at it; the message names the turn and the key.
     """
+    _check_tools(sample, tools)
     turns = read_sample(sample, dataset_format)
     for turn in turns:
         check_content(turn, dataset_format)
@@ -145,6 +151,19 @@ def _check_text(sample: Sample, column: Any) -> None:
     value = sample.get(column)
     if value is not None and not isinstance(value, str):
         raise ValueError(f"{column}: expected a text, got {value!r:.80}.")
+
+
+def _check_tools(sample: Sample, column: Any) -> None:
+    """Refuse a description of tools that no template can read."""
+    text = sample.get(column)
+    if not text:
+        return
+    try:
+        tools = json.loads(text)
+    except ValueError:
+        tools = None
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise ValueError(f"{column}: expected a list of tools, each an object, as JSON; got {text!r:.80}.")
 
 
 def _as_json(value: Any) -> str:

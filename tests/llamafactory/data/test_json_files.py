@@ -227,6 +227,14 @@ def test_a_role_that_is_missing_drops_the_sample_as_llamafactory_does(lf, tmp_pa
     assert prepared.counts["kept"] == 1 and sum(prepared.counts["dropped"].values()) == 1
 
 
+def test_a_null_among_the_replies_of_parallel_calls_is_named(lf, tmp_path):
+    sample = called(lf, {})
+    sample["messages"].insert(3, {"role": "tool", "content": None})
+    args = write(lf, tmp_path, [sample], entry(lf, "openai"))
+    with pytest.raises(ValueError, match="sample 0, turn 3: 'content' is null"):
+        lf.prepare(args, HSA)
+
+
 def test_a_column_that_no_sample_has_is_named(lf, tmp_path):
     """It may come as late as it likes, and need not be among the samples that are used."""
     described = entry(lf, "sharegpt", "system")

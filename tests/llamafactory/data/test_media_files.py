@@ -84,6 +84,8 @@ def test_sound_in_a_part(tmp_path):
         ("data:image/png;base64,@@@@", "not valid base64"),
         ("data:image/png;base64,", "is empty"),
         ("data:image/png;base64", "comma"),
+        ("data:image/jpeg;base64,/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAA==", "the picture in it is broken .*cut off"),
+        ("/9j/" + "AAAA" * 1_000_000, "too long for a path.*write `data:image/"),
     ],
 )
 def test_what_is_no_file_is_refused_in_a_few_words(medium, message, tmp_path):

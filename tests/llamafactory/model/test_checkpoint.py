@@ -9,7 +9,7 @@ import pytest
 
 from hsa_factory import HSAConfig
 from hsa_factory.llamafactory import integrate
-from hsa_factory.llamafactory.model.checkpoint import resolve_config
+from hsa_factory.llamafactory.model.checkpoint import has_saved_rules, resolve_config, starting_points
 from hsa_factory.models.enable import get_state
 
 
@@ -130,3 +130,26 @@ def test_each_run_of_a_block_has_the_rules_of_its_own_checkpoint(lf, tmp_path):
             assert active.hsa_config.noise_window == window
         engine = ChatModel({"model_name_or_path": str(tmp_path / "7"), "template": "qwen3"}).engine
     assert get_state(engine.model).config.noise_window == 7
+
+
+def test_rules_of_a_model_on_the_hub(tmp_path, monkeypatch):
+    """It lies in the cache, as after a download."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    commit = "a" * 40
+    for name, window in (("somebody/model", 7), ("somebody/adapter", 9)):
+        place = tmp_path / f"models--{name.replace('/', '--')}"
+        HSAConfig(noise_window=window).save_pretrained(place / "snapshots" / commit)
+        (place / "refs").mkdir()
+        (place / "refs" / "main").write_text(commit)
+    cache = {"cache_dir": str(tmp_path)}
+    for option, window in (("model_name_or_path", 7), ("adapter_name_or_path", 9)):
+        name = f"somebody/{option.split('_')[0]}"
+        args = {"model_name_or_path": str(tmp_path), **cache, option: name}
+        assert has_saved_rules(starting_points(args))
+        adapters = [name] if "adapter" in option else None
+        model_args = SimpleNamespace(
+            **cache, model_name_or_path=args["model_name_or_path"], adapter_name_or_path=adapters
+        )
+        assert resolve_config("saved", model_args, None).noise_window == window
+    unknown = {"model_name_or_path": "somebody/else", "adapter_name_or_path": "no such/place/here", **cache}
+    assert starting_points(unknown) == []

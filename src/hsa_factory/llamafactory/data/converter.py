@@ -100,6 +100,7 @@ class TypedConverterMixin(MixedInto):
         except (MediaError, FileNotFoundError) as error:
             raise type(error)(f"{where}: {error}{place}") from None
         except Exception as error:
+            self._check_contents(turns, where, place)
             problem = shorten(repr(error))
             raise ValueError(f"{where}: the sample does not have the expected format ({problem}).{place}") from error
 

@@ -19,6 +19,7 @@ from ...whole_files import write_whole
 
 
 _SUBTYPE = re.compile(r"[a-z]+/(?:x-)?([a-z0-9]+)")
+_LONGEST_PATH = 4096  # characters
 _SHOWN = 60  # characters of a file's name in a message: a data URI has millions
 
 
@@ -55,6 +56,10 @@ def local_file(medium: Any, kind: str, is_path: bool = True, cache_dir: str | No
     if "://" in medium[:16] and kind != "video":  # PyAV opens those of videos
         raise MediaError(
             f"{kind} {shorten(medium)!r} is not on this machine: training reads files. Download it, and give its path."
+        )
+    if len(medium) > _LONGEST_PATH:
+        raise MediaError(
+            f"{kind} {shorten(medium)!r} is too long for a path. If it is base64, write `data:{kind}/…;base64,` before it."
         )
     return medium
 
@@ -107,3 +112,5 @@ def _check_picture(content: bytes, uri: str) -> None:
             pass
     except UnidentifiedImageError:
         raise MediaError(f"{shorten(uri)!r}: what it holds is no picture that Pillow can read.") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise MediaError(f"{shorten(uri)!r}: the picture in it is broken ({error}). Was it cut off?") from None

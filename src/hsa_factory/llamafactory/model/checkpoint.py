@@ -10,6 +10,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from ...config import CONFIG_NAME, HSAConfig
 from ...models.model_card import mentions_hsa
 from ...training_file import SAVED
+from .hub import local_places
 
 
 logger = logging.get_logger(__name__)
@@ -19,15 +20,15 @@ _ADAPTER_OPTIONS = ("adapter_name_or_path", "ref_model_adapters", "reward_model_
 
 
 def starting_points(args: Mapping[str, Any]) -> list[str]:
-    """Return the local directories of checkpoints, adapters and models that a run starts from.
+    """Return the local directories of checkpoints, adapters and models that a run starts from, downloaded ones too.
 
     Args:
         args: LLaMA-Factory's arguments, as they stand in a file.
     """
     adapters = [path.strip() for option in _ADAPTER_OPTIONS for path in str(args.get(option) or "").split(",")]
     models = [str(args.get(option) or "") for option in _MODEL_OPTIONS]
-    places = [resumed_checkpoint(args) or "", *adapters, *models]
-    return [place for place in dict.fromkeys(places) if place and Path(place).is_dir()]
+    hub = [args.get(option) for option in ("model_revision", "cache_dir", "hf_hub_token")]
+    return local_places([resumed_checkpoint(args) or "", *adapters, *models], *hub)
 
 
 def resumed_checkpoint(args: Mapping[str, Any]) -> str | None:
@@ -72,7 +73,8 @@ def resolve_config(hsa: HSAConfig | bool | str | None, model_args: Any, training
     if training_args is not None:
         resumed = _checkpoint_of(training_args.resume_from_checkpoint, training_args.output_dir)
     places = [resumed, *(model_args.adapter_name_or_path or ()), model_args.model_name_or_path]
-    places = [place for place in places if isinstance(place, str)]
+    hub = [getattr(model_args, option, None) for option in ("model_revision", "cache_dir", "hf_hub_token")]
+    places = local_places([place for place in places if isinstance(place, str)], *hub)
     made_with = [place for place in places if _has_rules(place)]
     if hsa is None:
         if made_with:
@@ -84,7 +86,8 @@ def resolve_config(hsa: HSAConfig | bool | str | None, model_args: Any, training
     if resumed is not None and Path(resumed).is_dir() and resumed not in made_with:
         _check_resumed_without(resumed, hsa, made_with)
 
-    config, source = (hsa, None) if isinstance(hsa, HSAConfig) else (None, None)
+    config = hsa if isinstance(hsa, HSAConfig) else None
+    source: str | None = None
     for place in made_with:
         saved = HSAConfig.from_pretrained(place)
         if config is None:
