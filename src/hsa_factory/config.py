@@ -237,6 +237,11 @@ class HSAConfig(_Config):
         return (self.global_turns, self.landmark_turns, self.noise_turns)
 
     @property
+    def has_turns(self) -> bool:
+        """Whether a type is seen by its turns, so that `turn_ids` are needed."""
+        return any(turns is not None for turns in self.turns)
+
+    @property
     def default(self) -> SemanticType:
         """Type of a message that has none."""
         return SemanticType.parse(self.default_type)

@@ -8,6 +8,11 @@ def tokens(batch=2, length=60, seed=0):
     return torch.randint(1, 1000, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
+def types(batch=2, length=60, seed=1):
+    """Random types."""
+    return torch.randint(0, 3, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
 def conversation(model, turns, rows=1):
     """Turns of 20 tokens of text and an image each, and what a processor makes of them."""
     config, vision = model.config, model.config.vision_config

@@ -1,11 +1,15 @@
 """What a user gives for a plan: checked, and brought into one form."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
+from ..semantics import SemanticType
 from .documents import by_document
 
 
-_LARGEST_TURN = 2**31 - 1
+LARGEST_TURN = 2**31 - 1
 
 
 def check_ids(name: str, ids: torch.Tensor, like: torch.Tensor | None) -> None:
@@ -72,27 +76,49 @@ def check_turns(turn_ids: torch.Tensor, document_ids: torch.Tensor) -> torch.Ten
     sorted_turns = turns.gather(1, order)
     falls = torch.zeros_like(starts)
     falls[:, 1:] = (sorted_turns[:, 1:] < sorted_turns[:, :-1]) & ~starts[:, 1:]
-    too_large = turns.abs() > _LARGEST_TURN
+    too_large = turns.abs() > LARGEST_TURN
     if not bool((falls | too_large).any()):
         return turns.int()
 
     if bool(too_large.any()):
-        raise ValueError(f"turn_ids holds {turns[too_large][0]}; a turn's number fits 32 bits.")
+        raise too_large_turn(turns[too_large][0])
     row, index = falls.nonzero()[0].tolist()
     before, after = order[row, index - 1], order[row, index]
-    raise ValueError(
-        f"turn_ids fall within a document: row {row} has {turns[row, before]} at place {before} and "
-        f"{turns[row, after]} at place {after}. A token's number counts the replies that are over before its message, so "
-        "it never falls; where a row holds several documents, number them in document_ids or attention_mask."
+    raise falling_turns(
+        row,
+        (turns[row, before], before),
+        (turns[row, after], after),
+        "; where a row holds several documents, number them in document_ids or attention_mask",
     )
 
 
-def missing_turns(options: list[str]) -> ValueError:
+def too_large_turn(number: Any) -> ValueError:
+    """Return the error for a turn's number beyond `LARGEST_TURN`."""
+    return ValueError(f"turn_ids holds {number}; a turn's number fits 32 bits.")
+
+
+def falling_turns(row: int, former: tuple[Any, Any], later: tuple[Any, Any], way_out: str = "") -> ValueError:
+    """Return the error for turn numbers that fall within a document.
+
+    Args:
+        row: The row.
+        former: A turn's number, and its place.
+        later: The lower one behind it, and its place.
+        way_out: What else to say of it, from its semicolon on.
+    """
+    return ValueError(
+        f"turn_ids fall within a document: row {row} has {former[0]} at place {former[1]} and {later[0]} at place {later[1]}. "
+        f"A token's number counts the replies that are over before its message, so it never falls{way_out}."
+    )
+
+
+def missing_turns(turns: Sequence[int | None]) -> ValueError:
     """Return the error for rules that need turn numbers where there are none.
 
     Args:
-        options: Those that need them.
+        turns: Those of the rules, by `SemanticType`; None: not given.
     """
+    options = [f"{kind.name.lower()}_turns" for kind in SemanticType if turns[kind] is not None]
     need = "needs" if len(options) == 1 else "need"
     return ValueError(
         f"{' and '.join(options)} {need} turn_ids, (batch, length) whole numbers: how many replies are over before each "

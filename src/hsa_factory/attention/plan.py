@@ -207,8 +207,7 @@ class AttentionPlan:
         if not rules.has_turns:
             return None
         if self.turn_ids is None:
-            kinds = ("global_turns", "landmark_turns", "noise_turns")
-            raise missing_turns([name for name, turns in zip(kinds, rules.turns) if turns is not None])
+            raise missing_turns(rules.turns)
         return self.turn_ids
 
     def last_seen(self, rules: LayerRules) -> torch.Tensor:

@@ -38,7 +38,7 @@ def write_cost(out: TextIO, prepared: "PreparedData", samples: Iterable[Inspecte
     if config is None:
         raise UserError("--cost: the training file has no hsa block, so that nothing is hidden and nothing is saved.")
     shape = ModelShape.of(prepared.load_model_config(), config)
-    needs_turns = any(turns is not None for turns in config.turns)
+    needs_turns = config.has_turns
     costs, rows = [], 0
     for sample in samples:
         if needs_turns and sample.turn_ids is None:

@@ -113,9 +113,9 @@ class PageWriter:
             "reasons": "".join(
                 _TRAINED if reason is None else _REASON_CODES[Reason(reason)] for reason in sample.reasons
             ),
-            "weights": [[round(weight, 6), len(list(run))] for weight, run in groupby(sample.loss_weights or [])],
-            "documents": [[number, len(list(run))] for number, run in groupby(sample.documents)],
-            "turnNumbers": [[number, len(list(run))] for number, run in groupby(sample.turn_ids or ())],
+            "weights": _fold([round(weight, 6) for weight in sample.loss_weights or ()]),
+            "documents": _fold(sample.documents),
+            "turnNumbers": _fold(sample.turn_ids or ()),
             "text": "".join(texts),
             "lengths": [_utf16_length(text) for text in texts],
             "sizes": [[number, size] for number, (size, _) in enumerate(cells) if size != 1],
@@ -150,6 +150,11 @@ class PageWriter:
                 for item in turn.media
             ],
         }
+
+
+def _fold(numbers: Iterable[float]) -> list[list[float]]:
+    """Write equal numbers in a row as [number, count]; the page unfolds them."""
+    return [[number, len(list(run))] for number, run in groupby(numbers)]
 
 
 def _overview_data(overview: Iterable[RowSummary], accounts: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -105,7 +105,8 @@ def _launch(
         first_answer_begins(),
         board,
         _argv(command, *arguments),
-        _around(command),
+        _undisturbed(command),
+        _local(command),
     ):
         launcher.launch()
 
@@ -137,12 +138,6 @@ def _rules_to_train_with(training_file: TrainingFile) -> HSAConfig | bool | str:
         if use_ray() or args.get("use_ray"):
             raise ValueError(NO_RAY)
     return hsa
-
-
-@contextmanager
-def _around(command: str) -> Any:
-    with _undisturbed(command), _local(command):
-        yield
 
 
 @contextmanager

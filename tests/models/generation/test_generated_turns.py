@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conversations import conversation, tokens, with_media_types
+from conversations import conversation, tokens, types, with_media_types
 
 from hsa_factory import HSAConfig, enable_hsa, tiny
 from hsa_factory.models import HSACache
@@ -16,10 +16,6 @@ LENGTH = 60
 
 def build(model_type="llama", config=CONFIG, **overrides):
     return enable_hsa(tiny.build_model(model_type, **overrides), config)
-
-
-def types(batch=2, length=LENGTH, seed=1):
-    return torch.randint(0, 3, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
 def turns(batch=2, length=LENGTH, seed=2):

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conversations import conversation, tokens, with_media_types
+from conversations import conversation, tokens, types, with_media_types
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from hsa_factory import HSAConfig, disable_hsa, enable_hsa, tiny
@@ -26,10 +26,6 @@ LENGTH = 60
 
 def build(model_type="llama", config=CONFIG, **overrides):
     return enable_hsa(tiny.build_model(model_type, **overrides), config)
-
-
-def types(batch=2, length=LENGTH, seed=1):
-    return torch.randint(0, 3, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
 def pickle_copy(model):

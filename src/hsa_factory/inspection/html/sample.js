@@ -17,13 +17,7 @@ class Sample {
     this.documents = this.unfold(data.documents);
     this.turnNumbers = this.unfold(data.turnNumbers);
     this.knowsTurns = data.turnNumbers.length > 0;
-
-    this.weights = new Float32Array(this.length).fill(1);
-    let place = 0;
-    for (const [weight, tokens] of data.weights || []) {
-      this.weights.fill(weight, place, place + tokens);
-      place += tokens;
-    }
+    this.weights = this.unfold(data.weights.length ? data.weights : [[1, this.length]], Float32Array);
 
     const count = data.lengths.length;
     const sizes = new Map(data.sizes);
@@ -42,8 +36,8 @@ class Sample {
   }
 
   /** Return numbers that were folded into [number, count], one for each token. */
-  unfold(runs) {
-    const numbers = new Int32Array(this.length);
+  unfold(runs, Numbers = Int32Array) {
+    const numbers = new Numbers(this.length);
     let place = 0;
     for (const [number, count] of runs) {
       numbers.fill(number, place, place + count);

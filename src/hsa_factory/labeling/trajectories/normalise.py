@@ -24,8 +24,8 @@ def normalise(
     """Return a sample whose messages LLaMA-Factory can read whole in a data set's format.
 
     What that changes: messages given as a JSON text, as a trajectory of SWE-agent's or a session's events; blocks and items of
-    Anthropic's and OpenAI's; messages after the last reply of mini-swe-agent's trajectories; thoughts in a key of their own and text beside tool calls, which LLaMA-Factory leaves out;
-    `developer`, a function's reply under the role `function`, `function_call`; `loss: false`, which becomes weight 0.
+    Anthropic's and OpenAI's; messages after the last reply of mini-swe-agent's trajectories; thoughts in a key of their own
+    and text beside tool calls, which LLaMA-Factory leaves out; `developer`, a function's reply under the role `function`, `function_call`; `loss: false`, which becomes weight 0.
 
     Args:
         sample: Any sample.

@@ -8,7 +8,7 @@ from ...labeling.formats import DatasetFormat
 from ...labeling.matching import Message, MessageTypes
 from ...labeling.trajectories.composed import Words, fit_message
 from ...typed.text import TypedText
-from ..data.converter import REPLY_JOINT
+from ..data.converter import REPLY_JOINT, join_types
 
 
 REPLIES_KEY = "replies"  # of a message: (number of characters, given type) of each reply that was joined to it
@@ -32,23 +32,15 @@ def split_replies(message: dict[str, Any]) -> list[Message]:
 
 
 def join_replies(texts: Sequence[str], typings: Sequence[MessageTypes], default_type: int) -> TypedText:
-    """Join replies and their types as the converters do in training.
-
-    The message's type is that of the replies which remembers most; it is the type of all, unless parts have their own.
+    """Join replies and their types as the converters do in training (`join_types`).
 
     Args:
         texts: At least one.
         typings: What the data and the rules say of each.
         default_type: Type of the message if they say nothing.
     """
-    base = min((typing.semantic_type for typing in typings if typing.semantic_type is not None), default=default_type)
-    if not any(typing.spans for typing in typings):
-        return TypedText(REPLY_JOINT.join(texts), base)
-    joined = TypedText("", base)
-    for number, (text, typing) in enumerate(zip(texts, typings)):
-        own = base if typing.semantic_type is None else typing.semantic_type
-        joined = joined + TypedText(REPLY_JOINT if number else "", base) + TypedText(text, own, typing.spans)
-    return TypedText(str(joined), base, joined.spans)
+    semantic_type, spans = join_types([len(text) for text in texts], typings, default_type)
+    return TypedText(REPLY_JOINT.join(texts), default_type if semantic_type is None else semantic_type, spans)
 
 
 def with_readable_arguments(messages: Sequence[dict[str, Any]], template: Any) -> list[dict[str, Any]]:

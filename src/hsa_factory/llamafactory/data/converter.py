@@ -333,18 +333,31 @@ def _join(facts: Sequence[_Facts], default: int) -> _AlignedMessage:
         given = turn.message.semantic_type is not None or bool(turn.message.spans)
         return _AlignedMessage(typing.semantic_type, (), given, weight, turn.number)
     is_given = any(turn.message.semantic_type is not None or turn.message.spans for turn, _, _ in facts)
-    bases = [typing.semantic_type for _, typing, _ in facts if typing.semantic_type is not None]
-    base = min(bases, default=None)
+    types = join_types([len(turn.message.text) for turn, _, _ in facts], [typing for _, typing, _ in facts], default)
+    return _AlignedMessage(*types, is_given, _common_weight(facts), facts[0][0].number)
+
+
+def join_types(lengths: Sequence[int], typings: Sequence[MessageTypes], default: int) -> MessageTypes:
+    """Return the types of replies that become one text, with `REPLY_JOINT` between them.
+
+    The message's type is that of the replies which remembers most; it is the type of all, unless parts have their own.
+
+    Args:
+        lengths: Characters of each reply.
+        typings: What the data and the rules say of each.
+        default: Type of the message if they say nothing.
+    """
+    base = min((typing.semantic_type for typing in typings if typing.semantic_type is not None), default=None)
+    if not any(typing.spans for typing in typings):
+        return MessageTypes(base)
+    rest = default if base is None else base
     spans: list[Span] = []
-    if any(typing.spans for _, typing, _ in facts):
-        rest = default if base is None else base
-        start = 0
-        for turn, typing, _ in facts:
-            own = rest if typing.semantic_type is None else typing.semantic_type
-            length = len(turn.message.text)
-            spans += shift(fill_gaps(typing.spans, length, own), start)
-            start += length + len(REPLY_JOINT)
-    return _AlignedMessage(base, tuple(spans), is_given, _common_weight(facts), facts[0][0].number)
+    start = 0
+    for length, typing in zip(lengths, typings):
+        own = rest if typing.semantic_type is None else typing.semantic_type
+        spans += shift(fill_gaps(typing.spans, length, own), start)
+        start += length + len(REPLY_JOINT)
+    return MessageTypes(base, tuple(spans))
 
 
 def _common_weight(facts: Sequence[_Facts]) -> float | None:

@@ -12,7 +12,7 @@ from ...typed.turns import number_messages
 
 def has_turns(config: HSAConfig | None) -> bool:
     """Whether the rules of a run need turn numbers; None: there are none."""
-    return config is not None and any(turns is not None for turns in config.turns)
+    return config is not None and config.has_turns
 
 
 def has_reply(messages: Sequence[dict[str, Any]]) -> bool:

@@ -4,9 +4,10 @@ from typing import Any
 
 import torch
 
+from ...attention.inputs import missing_turns
 from ...config import HSAConfig
 from .sequence import SeenTokens
-from .turns import UNKNOWN, check_turn_ids, need_turns, turn_options
+from .turns import UNKNOWN, check_turn_ids
 
 
 class IncomingTurns:
@@ -17,7 +18,7 @@ class IncomingTurns:
     """
 
     def __init__(self, config: HSAConfig) -> None:
-        self._config, self._are_needed = config, bool(turn_options(config))
+        self._config, self._are_needed = config, config.has_turns
         self.forget()
 
     def forget(self) -> None:
@@ -77,5 +78,5 @@ class IncomingTurns:
         if turn_ids is not None:
             check_turn_ids(turn_ids, rows, number, seen)
         elif self._are_needed:
-            raise need_turns(self._config)
+            raise missing_turns(self._config.turns)
         return turn_ids if self._are_needed else None

@@ -4,23 +4,10 @@ from typing import Any
 
 import torch
 
-from ...attention.inputs import missing_turns
-from ...config import HSAConfig
+from ...attention.inputs import LARGEST_TURN, falling_turns, too_large_turn
 
 
 UNKNOWN = -(2**40)  # below every number: a token's that has that of the token before it
-_LARGEST = 2**31 - 1
-
-
-def turn_options(config: HSAConfig) -> list[str]:
-    """Return the options of a configuration that need turn numbers."""
-    names = ("global_turns", "landmark_turns", "noise_turns")
-    return [name for name, turns in zip(names, config.turns) if turns is not None]
-
-
-def need_turns(config: HSAConfig) -> ValueError:
-    """Return the error for turn numbers that are not there."""
-    return missing_turns(turn_options(config))
 
 
 def check_turn_ids(turn_ids: Any, rows: int, number: int, seen: int = 0) -> None:
@@ -65,15 +52,12 @@ def settle_turns(
     given = turn_ids.long() if is_real is None else turn_ids.long().masked_fill(~is_real, UNKNOWN)
     known = given if before is None else torch.cat([before, given], dim=1)
     settled = known.cummax(dim=1).values
-    is_wrong = (known != UNKNOWN) & ((known < settled) | (known.abs() > _LARGEST))
+    is_wrong = (known != UNKNOWN) & ((known < settled) | (known.abs() > LARGEST_TURN))
     if bool(is_wrong.any()):
         row, place = is_wrong.nonzero()[0].tolist()
         number, highest, shift = known[row, place], settled[row, place], seen - (before is not None)
-        if abs(number) > _LARGEST:
-            raise ValueError(f"turn_ids holds {number}; a turn's number fits 32 bits.")
+        if abs(number) > LARGEST_TURN:
+            raise too_large_turn(number)
         former = int((known[row, :place] == highest).nonzero()[-1]) + shift
-        raise ValueError(
-            f"turn_ids fall within a document: row {row} has {highest} at place {former} and {number} at place {place + shift}. A token's "
-            "number counts the replies that are over before its message, so it never falls."
-        )
+        raise falling_turns(row, (highest, former), (number, place + shift))
     return settled if before is None else settled[:, 1:]

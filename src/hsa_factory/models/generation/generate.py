@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from transformers import GenerationMixin, PreTrainedModel
 
+from ...attention.inputs import missing_turns
 from ...config import HSAConfig
 from ..cache import HSACache, Tagger
-from ..cache.turns import check_turn_ids, need_turns, settle_turns, turn_options
+from ..cache.turns import check_turn_ids, settle_turns
 from ..forward_pass import HSAState
 from ..instance_method import put_back
 from ..rope_positions import own_rope_deltas
@@ -244,10 +245,10 @@ def _prepare_turns(
     """Return the turns of all tokens up to the prompt's end, (B, seen + new), checked; None: they are not needed."""
     if turn_ids is not None:
         check_turn_ids(turn_ids, *input_ids.shape)
-    if not turn_options(config):
+    if not config.has_turns:
         return None
     if turn_ids is None:
-        raise need_turns(config)
+        raise missing_turns(config.turns)
     return settle_turns(turn_ids.to(input_ids.device), attention_mask != 0)
 
 
