@@ -16,6 +16,7 @@ STEP_KEY = "step_label"
 STEP_LABELS: Mapping[str, float] = {"good": 1.0, "unnecessary": 0.0, "mistake": 0.0, "recover": 1.0}
 SMALLEST, LARGEST = 1e-6, 1e6  # between them a mean of float32 numbers is exact enough
 
+_KEYS = frozenset(WEIGHT_KEYS)
 _SWITCHES = ("loss", "loss_mask", "trainable")  # keys that may hold true and false
 
 
@@ -45,7 +46,7 @@ def read_weight(turn: SampleMessage, labels: StepLabels = StepLabels()) -> float
         ValueError: If a value is none that is allowed, or two keys disagree; names the turn and the keys.
     """
     source = turn.source
-    if source is None:
+    if source is None or (_KEYS.isdisjoint(source) and labels.key not in source):
         return None
     given = {key: source[key] for key in WEIGHT_KEYS if source.get(key) is not None}
     weights = {f"{key} {value!r}": _parse(key, value, turn.where) for key, value in given.items()}

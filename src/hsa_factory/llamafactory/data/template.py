@@ -64,13 +64,15 @@ class _TypedFormatter:
         content = kwargs.get("content")
         if not isinstance(content, TypedText):
             return elements
+        if content.is_uniform and not content.is_guessed and not self.is_system:  # nearly all: nothing to find in it
+            return [_whole_element(element, content.semantic_type) for element in elements]
 
         lost_parts = 0
         if isinstance(self.formatter, FunctionFormatter) and not content.is_uniform:
             content, lost_parts = self._type_call(content, kwargs, elements)
 
         slots: Iterable[Any] = self.formatter.slots
-        if (content.is_uniform and not content.is_guessed) or len(self.formatter.slots) != len(elements):
+        if len(self.formatter.slots) != len(elements):
             slots = repeat(_CONTENT_SLOT)
         typed = [_typed_element(element, content, slot, kwargs) for element, slot in zip(elements, slots)]
         if self.is_system:
@@ -297,9 +299,15 @@ def _typed_element(element: Any, content: TypedText, slot: Any, values: dict[str
     """Type what a formatter made of a slot."""
     if isinstance(element, str):
         return type_rendered_text(element, content, *_content_place(element, slot, values))
+    return _whole_element(element, content.semantic_type)
 
+
+def _whole_element(element: Any, semantic_type: int) -> Any:
+    """Type what a formatter made of a slot, all of it the same."""
+    if isinstance(element, str):
+        return TypedText(element, semantic_type)
     typed = _TypedSet(element) if isinstance(element, set) else _TypedDict(element)
-    typed.semantic_type = content.semantic_type
+    typed.semantic_type = semantic_type
     return typed
 
 
