@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ..semantics import SemanticType
 from .matching import Message, MessageTypes, PatternTimeout, label_messages
-from .parts import SPANS_KEY, TYPE_KEY, Content, join_parts, read_spans
+from .parts import SPANS_KEY, TYPE_KEY, join_parts, read_spans
 from .rule_set import RuleSet
 
 
@@ -166,23 +166,22 @@ def _read_message(message: Any, number: int | str | None, dataset_format: Datase
     tools = None
     try:
         given = message[content_tag]
-        content = (
-            Content(given) if isinstance(given, str) else join_parts(given, dataset_format.semantic_tag or TYPE_KEY)
+        text, spans, media = (
+            (given, (), ()) if isinstance(given, str) else join_parts(given, dataset_format.semantic_tag or TYPE_KEY)
         )
         if dataset_format.formatting == "openai" and role in ("assistant", "function") and message.get("tool_calls"):
             calls = [call["function"] for call in message["tool_calls"]]
             role, tools = "function", tuple(str(call.get("name")) for call in calls)
-            content = Content(json.dumps(calls, ensure_ascii=False))  # what LLaMA-Factory makes of it
-        semantic_type, spans = None, content.spans
+            text, spans, media = json.dumps(calls, ensure_ascii=False), (), ()  # what LLaMA-Factory makes of it
+        semantic_type = None
         if dataset_format.semantic_tag is not None:
             semantic_type = _read_type(message.get(dataset_format.semantic_tag))
-            spans = read_spans(message.get(SPANS_KEY), len(content.text)) + spans
+            if message.get(SPANS_KEY) is not None:
+                spans = read_spans(message[SPANS_KEY], len(text)) + spans
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{where}: {error}") from None
     place = number if isinstance(number, int) else -1
-    return SampleMessage(
-        Message(role, content.text, semantic_type, spans, tools), where, message, content.media, place
-    )
+    return SampleMessage(Message(role, text, semantic_type, spans, tools), where, message, media, place)
 
 
 def _missing(message: Any, where: str, dataset_format: DatasetFormat) -> ValueError:

@@ -170,9 +170,9 @@ class TypedConverterMixin(MixedInto):
     def _weigh_all(self, turns: list[SampleMessage], notes: Counter[str]) -> list[float | None]:
         """Return how much each message is trained; None: as its role is. Labels of steps are counted."""
         config = self.loss_weights
-        weights = []
+        labels, weights = config.labels, []
         for turn in turns:
-            weight, by_role = read_weight(turn, config.labels), config.roles.get(turn.message.role)
+            weight, by_role = read_weight(turn, labels), config.roles.get(turn.message.role)
             if weight == 1 and by_role is None:  # what its role makes of it
                 weight = None
             weights.append(by_role if weight is None else weight)
