@@ -100,8 +100,9 @@ def measure(
         assert sum(int((batch["labels"] != IGNORED).sum()) for batch in group) == trained
 
     clock, memory = CLOCKS[options.clock], {}
+    rounds = max(1, min(options.rounds, 2 * 8192 // tokens))
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    for round_number in range(options.rounds + 1):
+    for round_number in range(rounds + 1):
         for way in WAYS:
             enable_hsa(model, config) if way == TURNS else disable_hsa(model)
             if round_number == 0:  # warms up as well
@@ -110,7 +111,7 @@ def measure(
             start = clock()
             step(model, batches[way], trained)
             seconds[way].append(clock() - start)
-            advance(tokens / options.rounds / len(WAYS))
+            advance(tokens / rounds / len(WAYS))
 
     forward = {way: sum(batch["input_ids"].numel() for batch in batches[way]) for way in WAYS}
     return [
@@ -132,7 +133,7 @@ def measure(
             "layers": model.config.num_hidden_layers,
             "hidden_size": model.config.hidden_size,
             "vocabulary": model.config.vocab_size,
-            "rounds": options.rounds,
+            "rounds": rounds,
             "threads": options.threads,
             "clock": options.clock,
             "machine": machine(),
@@ -154,7 +155,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=1, help="noise_turns (%(default)s)")
     parser.add_argument("--batch-tokens", type=int, default=0, help="of a batch of samples; 0: one after another")
     parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="fewer from 8k tokens on (%(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", default="wall", choices=CLOCKS, help=CLOCK_HELP)
     options = parser.parse_args()
