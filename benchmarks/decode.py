@@ -268,7 +268,7 @@ def main() -> None:
         table.add_column(column.replace("_", " "), justify="right")
     for record in records:
         table.add_row(*(str(record[column]) for column in columns))
-    Console().print(table)
+    Console(width=170).print(table)
 
     rows = results.merge("decode.csv", records, KEYS)
     rows.sort(

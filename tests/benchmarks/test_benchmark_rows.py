@@ -60,6 +60,32 @@ def test_old_observations_alone_are_cut(trajectories):
     assert len(trajectories.row_per_reply(messages, keep=3)[-1].input_ids) == sum(length for *_, length in spoken)
 
 
+def test_where_nothing_is_forgotten_or_cut_all_ways_have_the_same_gradients(scripts, trajectories):
+    import one_sequence
+    from model_step import make_model
+
+    from hsa_factory import HSAConfig, disable_hsa, enable_hsa
+
+    messages, model = trajectories.synthetic(9, 900, vocabulary=1000), make_model(64)
+    whole, far = trajectories.one_row(messages), len(messages)
+
+    def gradient(rows, turns=None, batch_tokens=0):
+        config = HSAConfig(noise_turns=turns, landmark_decay=0.0)
+        disable_hsa(model) if turns is None else enable_hsa(model, config)
+        groups = one_sequence.batches_of(rows, batch_tokens)
+        one_sequence.step(model, [one_sequence.collate(group, turns is not None) for group in groups], trained=48)
+        return model.model.layers[0].self_attn.q_proj.weight.grad.clone()
+
+    plain = gradient([whole])
+    assert plain.norm() > 0.01
+    torch.testing.assert_close(gradient([whole], turns=far), plain, rtol=1e-3, atol=1e-5)
+    for batch_tokens in (0, 2000):  # one after another, and padded
+        rows = gradient(trajectories.row_per_reply(messages, keep=far), batch_tokens=batch_tokens)
+        torch.testing.assert_close(rows, plain, rtol=1e-3, atol=1e-5)
+    assert (gradient([whole], turns=1) - plain).abs().max() > 1e-3
+    assert (gradient(trajectories.row_per_reply(messages, keep=1)) - plain).abs().max() > 1e-3
+
+
 def test_keys_in_sight_are_counted_by_the_rules(scripts, trajectories):
     import one_sequence
 
