@@ -67,7 +67,7 @@ def collate(rows: list[Row], is_typed: bool) -> Batch:
 
 def step(model: Qwen3ForCausalLM, batches: list[Batch], trained: int) -> None:
     """Sum the gradients of all batches; the loss is the mean over all trained tokens."""
-    model.zero_grad(set_to_none=False)  # gradients stay, so that they are no part of a step's memory
+    model.zero_grad(set_to_none=False)  # gradients stay where they are: they are no part of a step's memory
     for batch in batches:
         model(**batch, num_items_in_batch=trained, use_cache=False).loss.backward()
 
@@ -165,6 +165,8 @@ def main() -> None:
     torch.manual_seed(0)
 
     model = make_model(options.hidden)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
     vocabulary = model.config.vocab_size
     made = [tuple(map(int, case.split(":"))) for case in options.cases]
     found = [("synthetic", trajectories.synthetic(messages, tokens, vocabulary)) for messages, tokens in made]

@@ -49,12 +49,12 @@ def _plot_speed_ups(axis: plt.Axes, rows: list[dict[str, str]], column: str) -> 
     """Plot the speed-ups of one layout and their limits, a line for each value of a column."""
     for number, value in enumerate(sorted({row[column] for row in rows}, key=float)):
         points = [row for row in rows if row[column] == value]
-        label = f"{float(value):.0%} GLOBAL, LANDMARK" if column == "memory_share" else f"noise_turns {value}"
+        label = f"{float(value):.0%} memory" if column == "memory_share" else f"noise_turns {value}"
         lengths, colour = [int(row["tokens"]) for row in points], plt.cm.viridis(number / 5)
         axis.plot(lengths, [float(row["speed_up"]) for row in points], "o-", color=colour, label=label)
         axis.plot(lengths, [float(row["limit"]) for row in points], ":", color=colour)
     axis.axhline(1, color="#777777", linewidth=1)
-    axis.legend(frameon=False, fontsize=8, loc="upper left")
+    axis.legend(framealpha=0.9, edgecolor="none", fontsize=8, loc="upper left", borderpad=0, handlelength=1.5)
 
 
 def _plot_memory(axis: plt.Axes, rows: list[dict[str, str]]) -> None:
@@ -98,21 +98,16 @@ def plot_one_sequence() -> None:
         ("peak_mib", "MiB beside weights and gradients"),
     )
     for axis, (column, label) in zip(axes, panels):
-        for way, colour in zip(WAYS, ("#1b9aaa", "#777777", "#d1495b")):
+        for way, colour, style in zip(WAYS, ("#1b9aaa", "#777777", "#d1495b"), ("o-", "s--", "o-")):
             own = [row for row in rows if row["way"] == way]
             points = {int(row["trajectory_tokens"]): float(row[column]) for row in own}
-            axis.plot(
-                points.keys(),
-                points.values(),
-                "o-",
-                color=colour,
-                label=WAYS[way][0].format(**own[0]).replace("`", ""),
-            )
+            name = WAYS[way][0].format(**own[0]).replace("`", "")
+            axis.plot(points.keys(), points.values(), style, color=colour, label=name)
         _log_lengths(axis, sorted({int(row["trajectory_tokens"]) for row in rows}))
         axis.set(xlabel="tokens of the trajectory", ylabel=label)
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter("{x:,g}")
-    axes[0].legend(frameon=False, fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=3, loc="outside lower center")
     figure.savefig(IMAGES / "one_sequence.png", dpi=110)
     plt.close(figure)
 

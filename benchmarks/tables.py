@@ -47,6 +47,7 @@ def header(heads: tuple[str, ...], left: int) -> list[str]:
 def sequence_table(texts: dict) -> list[str]:
     """Return the Markdown lines of training a trajectory in one sequence and reply by reply."""
     rows = of_one_setting(read("one_sequence.csv"))
+    rows.sort(key=lambda row: (row["data"] != "synthetic", row["data"], int(row["trajectory_tokens"])))
     kept = int(rows[0]["noise_turns"]) + 1
     text = texts["sequence"].format(**rows[0], kept=kept, setting=words_for(rows[0], texts))
     lines, former = [text, "", *header(texts["sequence_head"], 2)], ""
@@ -161,7 +162,7 @@ def decode_turns_table(texts: dict) -> list[str]:
     for row in own:
         if row["memory_share"] == share:
             cells = decode_cells(row, plain[point(row)], row["variant"].removeprefix(TURNS), texts)
-            lines.append("| " + " | ".join((*cells, f"{float(row['turn_end_ms']):.1f}")) + " |")
+            lines.append("| " + " | ".join((*cells, f"{max(float(row['turn_end_ms']), 0):.1f}")) + " |")
     return lines
 
 
