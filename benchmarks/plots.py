@@ -88,10 +88,9 @@ def plot_one_sequence() -> None:
     """Plot tokens, time and memory of training a trajectory in one sequence and reply by reply."""
     rows = of_one_setting(read("one_sequence.csv"))
     rows = sorted((row for row in rows if row["data"] == "synthetic"), key=lambda row: int(row["trajectory_tokens"]))
+    setting = f"{rows[0]['machine']}, threads: {rows[0]['threads']}, {rows[0]['clock']} time"
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
-    figure.suptitle(
-        f"A training step over all replies of a trajectory, by its length ({rows[0]['machine']}; log scales)"
-    )
+    figure.suptitle(f"A training step over all replies of a trajectory, by its length ({setting}; log scales)")
     panels = (
         ("forward_tokens", "tokens through the model"),
         ("seconds", "seconds"),
