@@ -4,6 +4,8 @@
     python benchmarks/attention.py --lengths 1024 4096  # a quick look
     python benchmarks/attention.py --lengths 16384 --shares 0.05 --threads 1 --clock cpu --output look.csv  # a busy machine
 
+A run replaces its own cases (of the same threads, clock and machine) in the results and leaves the others.
+
 Layouts: memory (GLOBAL and LANDMARK) scattered, or in runs of 100 tokens, with NOISE's window of 50; and NOISE seen in
 turns, memory scattered: turns as long as those of real trajectories, or of 200 to 700 tokens.
 
@@ -18,16 +20,14 @@ median over the rounds of the ratio to it is reported, so that a machine whose s
 """
 
 import argparse
-import ctypes
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-import report
+import results
 import torch
 import torch.nn.functional as F
+from measuring import CLOCK_HELP, CLOCKS, machine, peak_mib
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -46,9 +46,9 @@ REAL_TURNS = [
     *(602, 136, 392, *(150, 410, 391, 411, 392) * 4, 150),
 ]
 SHARE_WITH_TURNS = 0.05
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+KEYS = ("tokens", "memory_share", "layout", "noise_turns", "method", "heads", "kv_heads", "head_size")
 Attend = Callable[[], torch.Tensor]
-clock = time.perf_counter
+clock = CLOCKS["wall"]
 
 
 @dataclass(frozen=True)
@@ -134,20 +134,9 @@ def measure(attend: Attend, inputs: tuple[torch.Tensor, ...], upstream: torch.Te
 
 def extra_mib(attend: Attend, inputs: tuple[torch.Tensor, ...], upstream: torch.Tensor) -> float:
     """Return the peak memory of a forward and backward pass beyond q, k, v, the output and their gradients (Linux)."""
-    ctypes.CDLL(None).malloc_trim(0)  # else freed memory would be taken again unseen
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    except OSError:
-        return float("nan")
-    before = _status_mib("VmRSS")
-    measure(attend, inputs, upstream)
-    results = sum(tensor.numel() * tensor.element_size() for tensor in (upstream, *inputs)) / 2**20
-    return max(_status_mib("VmHWM") - before - results, 0.0)
-
-
-def _status_mib(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+    peak = peak_mib(lambda: measure(attend, inputs, upstream))
+    kept = sum(tensor.numel() * tensor.element_size() for tensor in (upstream, *inputs)) / 2**20
+    return max(peak - kept, 0.0)
 
 
 def methods(inputs: tuple[torch.Tensor, ...], case: Case, with_flex: bool) -> dict[str, tuple[Attend, bool]]:
@@ -223,7 +212,7 @@ def measure_length(length: int, cases: list[Case], options: argparse.Namespace, 
                 "rounds": rounds,
                 "threads": options.threads,
                 "clock": options.clock,
-                "machine": report.machine(),
+                "machine": machine(),
             }
         )
     return records
@@ -244,9 +233,8 @@ def main() -> None:
     parser.add_argument("--head-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3, help="fewer at 64k tokens (%(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu where others use the machine, too")
+    parser.add_argument("--clock", default="wall", choices=CLOCKS, help=CLOCK_HELP)
     parser.add_argument("--flex", action="store_true", help="compiled flex attention too, forward only")
-    parser.add_argument("--append", action="store_true", help="keep what the file holds of other lengths")
     parser.add_argument("--output", default="attention.csv", help="name in benchmarks/results (%(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -261,24 +249,23 @@ def main() -> None:
         )
     ]
 
-    kept = report.read(options.output) if options.append else []
-    records: list[dict] = [row for row in kept if int(row["tokens"]) not in options.lengths]
+    records: list[dict] = []
     with Progress() as progress:
         task = progress.add_task("measuring", total=sum(options.lengths))
         for length in options.lengths:
             records += measure_length(length, cases, options, lambda part: progress.advance(task, part * length))  # noqa: B023
-            report.write(options.output, records)
-    measured = sum(record["tokens"] in options.lengths for record in records)
+            results.merge(options.output, records, KEYS)
 
+    setting = f"{options.threads} threads, {options.clock} clock, {machine()}"
     title = f"batch 1, {options.heads} heads of {options.head_size}, {options.kv_heads} key/value heads, float32"
-    table = Table(title=f"{title}, {report.machine()}")
+    table = Table(title=f"{title}, {setting}")
     columns = (
         *("tokens", "memory", "layout", "noise_turns", "method", "ms", "speed-up", "forward", "limit", "of it"),
         *("extra MiB", "plan, ms"),
     )
     for heading in columns:
         table.add_column(heading, justify="right")
-    for record in records[len(records) - measured :]:
+    for record in records:
         table.add_row(
             f"{record['tokens']:,}",
             f"{record['memory_share']:.0%}",

@@ -9,7 +9,7 @@ each; the median of the `--rounds` counts, so what is done once in many tokens i
 is timed by itself, and given as a share of the steps between two times it happens. The time to the first token
 (`--prefill`) is that of `generate` on the whole prompt, the median of as many rounds.
 
-A run replaces its own cases in the results and leaves the others, so it can be done in pieces:
+A run replaces its own cases (of the same threads, clock and machine) in the results and leaves the others, so it can be done in pieces:
 
     python benchmarks/decode.py --models tiny --shares 0.02 --prefill
     python benchmarks/decode.py --turns 0 1 --lengths 2048 8192 --shares 0.05 --prefill
@@ -23,11 +23,12 @@ usual step.
 import argparse
 import copy
 import statistics
-import time
 
-import report
+import plots
+import results
 import torch
 from attention import make_turns, make_types
+from measuring import CLOCK_HELP, CLOCKS, machine
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -43,6 +44,8 @@ CHUNK = 256  # of keys dropped together
 VARIANTS = ("plain", "no eviction", "hsa")
 TURNS = "turns "  # before their number: further variants
 AFTERMATH = 8  # steps from the drop of keys on that may take longer for it
+KEYS = ("model", "measured", "tokens", "memory_share", "variant")
+clock = CLOCKS["wall"]
 
 
 def make_model(name: str) -> Qwen3ForCausalLM:
@@ -107,10 +110,10 @@ def decode(model: Qwen3ForCausalLM, cache: DynamicCache | HSACache, steps: int) 
     """Decode greedily; return the seconds of each step."""
     token, seconds = torch.tensor([[5]]), []
     for _ in range(steps):
-        start = time.perf_counter()
+        start = clock()
         logits = model(input_ids=token, past_key_values=cache, use_cache=True).logits
         token = logits[:, -1:].argmax(-1)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock() - start)
     return seconds
 
 
@@ -178,9 +181,9 @@ def turn_end_ms(model: Qwen3ForCausalLM, cache: HSACache, repeats: int) -> float
         twin = copy.deepcopy(cache)
         usual = statistics.median(decode(model, twin, AFTERMATH))
         token, turn = torch.tensor([[5]]), twin.turn_ids[:, -1:] + 1
-        start = time.perf_counter()
+        start = clock()
         model(input_ids=token, semantic_ids=torch.full_like(token, 2), turn_ids=turn, past_key_values=twin)
-        extra.append(time.perf_counter() - start - usual)
+        extra.append(clock() - start - usual)
     return 1e3 * statistics.median(extra)
 
 
@@ -207,9 +210,9 @@ def measure_prefill(model: Qwen3ForCausalLM, length: int, share: float, rounds: 
         for variant, seconds in times.items():
             switch(model, variant)
             typed = {} if variant == "plain" else {"semantic_ids": types}
-            start = time.perf_counter()
+            start = clock()
             model.generate(ids, **options, **typed)
-            seconds += [time.perf_counter() - start] if round_number else []
+            seconds += [clock() - start] if round_number else []
     empty = (
         "cache_bytes",
         "bytes_of_plain",
@@ -229,6 +232,7 @@ def measure_prefill(model: Qwen3ForCausalLM, length: int, share: float, rounds: 
 @torch.inference_mode()
 def main() -> None:
     """Run the measurements."""
+    global clock
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["tiny", "100M"], choices=["tiny", "100M"])
     parser.add_argument("--lengths", type=int, nargs="*", default=[1024, 2048, 8192, 32768])
@@ -239,7 +243,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--evictions", type=int, default=3, help="how many are timed")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", default="wall", choices=CLOCKS, help=CLOCK_HELP)
     options = parser.parse_args()
+    clock = CLOCKS[options.clock]
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
 
@@ -253,25 +259,23 @@ def main() -> None:
             found += measure_prefill(model, length, options.shares[0], options.rounds)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         records += [{"model": name, "parameters": parameters} | record for record in found]
-    records = [record | {"threads": options.threads, "machine": report.machine()} for record in records]
+    setting = {"threads": options.threads, "clock": options.clock, "machine": machine()}
+    records = [record | setting for record in records]
 
-    table = Table(title=f"Decoding, batch 1, float32, {options.threads} threads, {report.machine()}")
-    columns = [column for column in records[0] if column not in ("parameters", "threads", "machine", "measured")]
+    table = Table(title=f"Decoding, batch 1, float32, {', '.join(map(str, setting.values()))}")
+    columns = [column for column in records[0] if column not in ("parameters", "measured", *setting)]
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")
     for record in records:
         table.add_row(*(str(record[column]) for column in columns))
-    Console().print(table)
+    Console(width=170).print(table)
 
-    keys = ("model", "measured", "tokens", "memory_share", "variant")
-    new = {tuple(str(record[key]) for key in keys) for record in records}
-    former = [row for row in report.read("decode.csv") if tuple(row[key] for key in keys) not in new]
-    records += [dict.fromkeys(records[0], "") | row for row in former]
-    records.sort(
+    rows = results.merge("decode.csv", records, KEYS)
+    rows.sort(
         key=lambda row: (row["model"] != "tiny", row["measured"], float(row["memory_share"]), int(row["tokens"]))
     )
-    report.write("decode.csv", records)
-    report.plot_decoding()
+    results.write("decode.csv", rows)
+    plots.plot_decoding()
 
 
 if __name__ == "__main__":
