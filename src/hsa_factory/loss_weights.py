@@ -32,8 +32,7 @@ class LossWeightsConfig(_Config):
     roles: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        given = {name.strip().lower(): weight for name, weight in self._weights("step_labels").items()}
-        object.__setattr__(self, "step_labels", {**STEP_LABELS, **given})
+        object.__setattr__(self, "step_labels", {**STEP_LABELS, **self._labels()})
         object.__setattr__(self, "roles", self._weights("roles"))
         for role in self.roles:
             if role not in _WEIGHED_ROLES:
@@ -41,6 +40,18 @@ class LossWeightsConfig(_Config):
                 raise ValueError(f"{type(self).__name__}.roles: role {role!r} is not allowed: {allowed}")
         if self.step_key is not None and (not isinstance(self.step_key, str) or not self.step_key):
             self._fail("step_key", "the name of a message's key, or none")
+
+    def _labels(self) -> dict[str, float]:
+        labels: dict[str, float] = {}
+        for name, weight in self._weights("step_labels").items():
+            label = name.strip().lower()
+            if not label:
+                raise ValueError(f"{type(self).__name__}.step_labels: {name!r} is no label.")
+            if labels.setdefault(label, weight) != weight:
+                raise ValueError(
+                    f"{type(self).__name__}.step_labels: label {label!r} is there twice, with {labels[label]:g} and {weight:g}."
+                )
+        return labels
 
     def _weights(self, name: str) -> dict[str, float]:
         table: Any = getattr(self, name)

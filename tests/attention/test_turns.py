@@ -301,6 +301,8 @@ class TestRefusals:
         [
             (torch.zeros(2, 5).long(), r"turn_ids has shape \(2, 5\), but semantic_ids has \(2, 4\)"),
             (torch.zeros(2, 4), "turn_ids must hold whole numbers, got torch.float32"),
+            (torch.zeros(2, 4).bool(), "turn_ids must hold whole numbers, got torch.bool"),
+            (torch.zeros(2, 4, dtype=torch.complex64), "turn_ids must hold whole numbers, got torch.complex64"),
             ([[0, 0, 1, 1]] * 2, r"turn_ids must be a tensor of shape \(batch, length\), got list"),
             (torch.zeros(2, 4, device="meta").long(), "turn_ids is on meta, but semantic_ids is on cpu"),
             (torch.tensor([[0, 1, 1, 2], [4, 5, 3, 3]]), "row 1 has 5 at place 1 and 3 at place 2.*document_ids"),
@@ -351,3 +353,16 @@ class TestFaded:
     )
     def test_is_not_said_where_something_is_left(self, options, sliding_window, caplog, monkeypatch):
         assert self.attend(caplog, monkeypatch, HSAConfig(**options), sliding_window) == []
+
+
+@pytest.mark.parametrize("name", ["reference", "dense", "blockwise"])
+@pytest.mark.parametrize("queries", [1, 4])
+def test_numbers_as_far_apart_as_they_can_be(name, queries):
+    """Their difference has more than 32 bits."""
+    query, key, value, _ = draw(1, 4, queries)
+    turns = torch.tensor([[1 - 2**31, 0, 0, 2**31 - 1]], dtype=torch.int32)
+    types, config = torch.full((1, 4), 2), HSAConfig(noise_turns=1)
+    actual = hsa_attention(query, key, value, types, config, backend=name, turn_ids=turns)
+    torch.testing.assert_close(
+        actual[:, :, -1], value[:, :, -1].repeat_interleave(query.shape[1] // value.shape[1], 1)
+    )

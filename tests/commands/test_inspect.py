@@ -417,6 +417,13 @@ def test_pictures_are_media(run, tmp_path, tiny_tokenizer):
             assert data["images"][item["image"]].startswith("data:image/jpeg;base64,")
     assert len(data["images"]) == 3
 
+    code, learned, said = run("--format", "html", **more, train_on_prompt=True)
+    assert code == 0, said
+    for text in (written, learned):  # what stands for a picture does so, trained or not
+        items = [item for turn in page_data(text)["samples"][0]["turns"] for item in turn["media"]]
+        shown = [row["tokens"][item["start"] : item["start"] + item["size"]] for item in items]
+        assert shown == [["<|image_pad|>"] * 16 + ["<|vision_end|>"]] * 3
+
     (cut,) = rows(run, **more, cutoff_len=row["turns"][3]["start"] + 25)
     assert cut["turns"][3]["start"] == cut["turns"][3]["stop"] and cut["turns"][3]["truncated"] > 0
 

@@ -316,7 +316,7 @@ def test_a_reply_shows_what_it_still_saw(opened, tmp_path, rules):
     turns, types, places = [], [], []
     for k in range(10):
         start = len(types)
-        media = [Media("image", "a.png", start + 1), Media("image", "b.png", start + 5)]
+        media = [Media("image", "a.png", start + 1, 3), Media("image", "b.png", start + 5, 3)]
         turns += [Turn(0, 2 * k, "user", start, start + 12, [], media, number=k)]
         turns += [Turn(0, 2 * k + 1, "assistant", start + 12, start + 18, number=k)]
         types += [2] * 8 + [1] * 4 + [k % 3] * 6
@@ -550,3 +550,13 @@ def test_32k_tokens_are_fast(opened, tmp_path):
         print(f"32k tokens: shown {shown:.2f} s, token chosen {chosen:.2f} s, {hover:.0f} ms a token pointed at")
         assert hover < 100
         assert shown < 5 and chosen < 2
+
+
+def test_a_reply_may_begin_with_half_a_character(opened, tmp_path):
+    """What two tokens spell together is one thing to click; the reply is the same."""
+    turns = [Turn(0, 0, "user", 0, 3), Turn(0, 1, "assistant", 3, 7)]
+    sample = make_sample(0, ["a", " b", " c", "\ufffd", "\ufffd", " d", " e"], turns=turns)
+    with opened(write(tmp_path / "page.html", [sample])) as page:
+        page.evaluate("location.hash = '#sample=0'")
+        page.locator(".saw").click()
+        assert page.inner_text("#still-title") == "What the reply, message 1, still saw"

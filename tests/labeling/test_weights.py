@@ -82,6 +82,8 @@ def test_labels_are_configurable():
         ({"step_labels": {"mistake": -1}}, "step_labels.mistake = -1 is not allowed: a weight is 0, or"),
         ({"step_labels": {"mistake": True}}, "step_labels.mistake = True is not allowed"),
         ({"step_labels": ["mistake"]}, "step_labels = .* a mapping of names to weights"),
+        ({"step_labels": {"Mistake": 0.5, "mistake ": 0.25}}, "label 'mistake' is there twice, with 0.5 and 0.25"),
+        ({"step_labels": {" ": 1}}, "step_labels: ' ' is no label"),
         ({"roles": {"observations": 0.1}}, "role 'observations' is not allowed: .* Did you mean 'observation'?"),
         ({"roles": {"system": 0.1}}, "role 'system' is not allowed"),
         ({"step_key": 3}, "step_key = 3 is not allowed"),

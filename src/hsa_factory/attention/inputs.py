@@ -26,7 +26,8 @@ def check_ids(name: str, ids: torch.Tensor, like: torch.Tensor | None) -> None:
     if not isinstance(ids, torch.Tensor) or ids.dim() != 2:
         shape = tuple(ids.shape) if isinstance(ids, torch.Tensor) else type(ids).__name__
         raise ValueError(f"{name} must be a tensor of shape (batch, length), got {shape}.")
-    if ids.is_floating_point() and name != "attention_mask":
+    has_numbers = not (ids.is_floating_point() or ids.is_complex() or (name == "turn_ids" and ids.dtype == torch.bool))
+    if not has_numbers and name != "attention_mask":
         raise ValueError(f"{name} must hold whole numbers, got {ids.dtype}.")
     if like is not None and ids.shape != like.shape:
         raise ValueError(f"{name} has shape {tuple(ids.shape)}, but semantic_ids has {tuple(like.shape)}.")

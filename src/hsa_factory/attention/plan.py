@@ -230,7 +230,7 @@ class AttentionPlan:
         ahead = positions - positions[:, -1:]
         hidden = -ahead > window
         if turns is not None:
-            hidden &= turns[:, -1:] - turns > turn_reach
+            hidden &= turns[:, -1:].long() - turns > turn_reach
             hidden |= -ahead > rules.sliding_reach
         if self.is_padding is not None or self.has_packed_rows():
             hidden |= self.document_ids[:, -1:] != self.document_ids

@@ -17,11 +17,13 @@ class Media:
         kind: ``image``, ``video`` or ``audio``.
         source: A path, or whatever the data set holds.
         start: Place of its first placeholder in the row, or of its message where it has none there.
+        size: How many tokens stand for it from there on, whether they are trained or not.
     """
 
     kind: str
     source: Any
     start: int
+    size: int = 0
 
 
 @dataclass(frozen=True)

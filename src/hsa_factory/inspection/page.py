@@ -144,6 +144,7 @@ class PageWriter:
                 {
                     "kind": item.kind,
                     "start": item.start,
+                    "size": item.size,
                     "name": show_hidden_line(item.source) if isinstance(item.source, str) else "",
                     "image": self._images.add(item.source) if item.kind == "image" else None,
                 }

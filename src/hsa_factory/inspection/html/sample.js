@@ -106,14 +106,6 @@ class Sample {
     return this.reasons[token] === ".";
   }
 
-  /** Where the placeholders of a message's k-th picture or clip end; where it begins if it has none in the row. */
-  mediaStop(turn, k) {
-    const next = k + 1 < turn.media.length ? turn.media[k + 1].start : turn.stop;
-    let stop = turn.media[k].start;
-    while (stop < next && this.reason(stop) === "media") stop++;
-    return stop;
-  }
-
   turnOf(token) {
     return this.turns.find((turn) => turn.start <= token && token < turn.stop) || null;
   }

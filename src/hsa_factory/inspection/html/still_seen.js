@@ -19,7 +19,7 @@ class StillSeen {
     this.messages = sample.turns.filter((turn) => isBefore(turn) && turn.stop > turn.start)
       .map((turn) => ({ turn, ...this.count(turn.start, turn.stop) }));
     this.media = this.messages.flatMap(({ turn }) =>
-      turn.media.map((item, k) => ({ turn, k, ...this.count(item.start, sample.mediaStop(turn, k)) })))
+      turn.media.map((item, k) => ({ turn, k, ...this.count(item.start, item.start + item.size) })))
       .filter((item) => item.total);
   }
 
@@ -62,7 +62,7 @@ class StillSeenPanel {
     this.counts.replaceChildren(element("span", "hint", "“What it still saw” on a reply counts the messages, pictures and tokens before it: in sight, faded, gone."));
     if (!seen || !seen.messages.length) return;
     const { own } = seen;
-    const isReply = query === own.start && REPLIES.includes(own.role);
+    const isReply = sample.cellAt(query) === sample.cellAt(own.start) && REPLIES.includes(own.role);
     const what = own.message === null ? own.role : `message ${own.message}`;
     const turn = sample.knowsTurns ? ` (turn ${number(own.number)})` : "";
     this.title.textContent = isReply ? `What the reply, ${what}${turn}, still saw` : `What a token of ${what}${turn} still sees`;

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 from ...feedback import IGNORE_INDEX, REPLIES, Reason
@@ -107,7 +108,7 @@ def _media(
     processor: TypedProcessorMixin, content: str, sources: list[list[Any]], ids: Sequence[int], start: int
 ) -> list[Media]:
     """Take a message's media off the front of `sources` and find where their placeholders stand in its ids."""
-    media = []
+    found: list[tuple[str, Any, int | None]] = []
     for kind, placeholder, remaining in zip(KINDS, PLACEHOLDERS, sources):
         taken, remaining[:] = remaining[: content.count(placeholder)], remaining[content.count(placeholder) :]
         name = getattr(processor.template.mm_plugin, f"{kind}_token", None)
@@ -116,7 +117,15 @@ def _media(
         runs = [place for place in places if place == 0 or ids[place - 1] != token_id]
         each = len(runs) // max(len(taken), 1)  # a picture in rows, a clip in frames: several runs
         if ids:  # nothing is shown of a message that is gone
-            media += [Media(kind, source, start + (runs[i * each] if each else 0)) for i, source in enumerate(taken)]
+            found += [(kind, source, runs[i * each] if each else None) for i, source in enumerate(taken)]
+
+    media = []
+    for kind, source, place in found:
+        size = 0
+        if place is not None:
+            stop = min((other for *_, other in found if other is not None and other > place), default=len(ids))
+            size = len(list(takewhile(processor.media_ids.__contains__, ids[place:stop])))
+        media.append(Media(kind, source, start + (place or 0), size))
     return media
 
 
