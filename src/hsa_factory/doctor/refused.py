@@ -1,0 +1,92 @@
+"""What is refused, or cannot run, on this machine as it is set up now."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from ..attention.api import NEEDS_CUDA, available_backends, flex_obstacle
+from ..config import BACKENDS
+from ..hosts import OTHER_TRAINER_VARIABLES, RAY_VARIABLE
+from ..models.parallelism import check_parallelism
+from .machine import find_compiler
+from .scrub import scrub
+
+
+_ON = ("true", "y", "1")  # how LLaMA-Factory reads its variables
+_NO_COMPILER = ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One thing that does not work here.
+
+    Attributes:
+        what: Backend, option or variable.
+        reason: Why.
+        advice: What to do; empty: nothing need be done.
+    """
+
+    what: str
+    reason: str
+    advice: str = ""
+
+
+def find_refusals(device: torch.device, dtype: torch.dtype) -> list[Refusal]:
+    """Return what does not work on this device and with these environment variables.
+
+    Args:
+        device: Where.
+        dtype: Of a model.
+    """
+    return [*_backends(device, dtype), *_variables(), *_parallelism()]
+
+
+def _backends(device: torch.device, dtype: torch.dtype) -> list[Refusal]:
+    found = []
+    for backend in BACKENDS:
+        if backend not in available_backends():
+            found.append(Refusal(f"backend: {backend}", "there is no CUDA GPU"))
+        elif backend in NEEDS_CUDA and device.type != "cuda":
+            found.append(Refusal(f"backend: {backend}", f"needs tensors on CUDA, this is {device.type}"))
+    if device.type != "cuda":
+        return found
+
+    obstacle = flex_obstacle(torch.empty((), device=device, dtype=dtype).expand(1, 1, 1, 128))
+    if obstacle:
+        found.append(Refusal("backend: flex", f"needs {obstacle}", "pip install triton, for GPUs from Volta on"))
+    elif find_compiler() is None:
+        found.append(
+            Refusal(
+                "backend: flex", "Triton finds no C compiler", "install gcc, or name a compiler in the variable CC"
+            )
+        )
+    return found
+
+
+def _variables() -> list[Refusal]:
+    found = [
+        Refusal(f"{name} is set", "training with HSA or Feedback refuses other trainers", "unset it")
+        for name in OTHER_TRAINER_VARIABLES
+        if _is_on(name)
+    ]
+    if _is_on(RAY_VARIABLE):
+        found.append(Refusal(f"{RAY_VARIABLE} is set", "Ray's workers know neither HSA nor Feedback", "unset it"))
+    found += [
+        Refusal(f"{name} is set", "the flex backend needs torch's compiler", "unset it")
+        for name in _NO_COMPILER
+        if os.environ.get(name) == "1"
+    ]
+    return found
+
+
+def _parallelism() -> list[Refusal]:
+    try:
+        check_parallelism()
+    except ValueError as error:
+        return [Refusal("context or sequence parallelism", scrub(str(error)))]
+    return []
+
+
+def _is_on(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in _ON
