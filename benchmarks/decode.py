@@ -26,22 +26,20 @@ import statistics
 import time
 
 import report
+import results
 import torch
-from attention import make_turns, make_types
+from decoding import CHUNK, TURNS, cache_bytes, config_of, decode, fill, make_cache, switch, visible_keys
+from layouts import make_types
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from hsa_factory import HSAConfig, disable_hsa, enable_hsa, tiny
-from hsa_factory.attention import LayerRules
-from hsa_factory.models import HSACache, make_tagger
+from hsa_factory import enable_hsa, tiny
+from hsa_factory.models import HSACache
 
 
-CONFIG = HSAConfig(generated_type="NOISE")
-CHUNK = 256  # of keys dropped together
 VARIANTS = ("plain", "no eviction", "hsa")
-TURNS = "turns "  # before their number: further variants
 AFTERMATH = 8  # steps from the drop of keys on that may take longer for it
 
 
@@ -60,58 +58,6 @@ def make_model(name: str) -> Qwen3ForCausalLM:
         max_position_embeddings=2**20,
     )
     return Qwen3ForCausalLM(config).eval()
-
-
-def config_of(variant: str) -> HSAConfig:
-    """Return the rules of a variant."""
-    if not variant.startswith(TURNS):
-        return CONFIG
-    return HSAConfig(noise_turns=int(variant.removeprefix(TURNS)), generated_type="NOISE")
-
-
-def fill(cache: DynamicCache | HSACache, model: Qwen3ForCausalLM, types: torch.Tensor) -> None:
-    """Put random keys and values of a prompt into a cache."""
-    config, length = model.config, types.shape[1]
-    shape = (1, config.num_key_value_heads, length, config.head_dim)
-    if isinstance(cache, HSACache):
-        rules = LayerRules.of(cache.config)
-        cache.bind(config, dict.fromkeys(range(config.num_hidden_layers), rules), cache.config)
-        cache.begin(types, types, None, make_turns(length, real=True))
-    for layer in range(config.num_hidden_layers):
-        cache.update(torch.randn(shape), torch.randn(shape), layer)
-    if isinstance(cache, HSACache):
-        cache.commit()
-
-
-def cache_bytes(cache: DynamicCache | HSACache) -> int:
-    """Return the memory of all keys and values."""
-    if isinstance(cache, HSACache):
-        return cache.report().bytes
-    return sum(tensor.untyped_storage().nbytes() for layer in cache.layers for tensor in (layer.keys, layer.values))
-
-
-def make_cache(variant: str, model: Qwen3ForCausalLM) -> DynamicCache | HSACache:
-    """Make an empty cache; HSA's types tokens as `generate` lets it."""
-    if variant == "plain":
-        return DynamicCache(config=model.config)
-    config = config_of(variant)
-    return HSACache(config, make_tagger(config), evict=variant != "no eviction")
-
-
-def switch(model: Qwen3ForCausalLM, variant: str) -> None:
-    """Switch HSA on or off."""
-    disable_hsa(model) if variant == "plain" else enable_hsa(model, config_of(variant))
-
-
-def decode(model: Qwen3ForCausalLM, cache: DynamicCache | HSACache, steps: int) -> list[float]:
-    """Decode greedily; return the seconds of each step."""
-    token, seconds = torch.tensor([[5]]), []
-    for _ in range(steps):
-        start = time.perf_counter()
-        logits = model(input_ids=token, past_key_values=cache, use_cache=True).logits
-        token = logits[:, -1:].argmax(-1)
-        seconds.append(time.perf_counter() - start)
-    return seconds
 
 
 def measure_decoding(
@@ -160,15 +106,6 @@ def measure_decoding(
             }
         )
     return records
-
-
-def visible_keys(variant: str, types: torch.Tensor) -> int:
-    """Count the keys that the first generated token sees."""
-    config, turns = config_of(variant), make_turns(types.shape[1], real=True)
-    is_noise = types == 2
-    if config.noise_turns is None:
-        return int((~is_noise).sum()) + config.noise_window + 1
-    return int((~is_noise | (turns[:, -1:] - turns <= config.noise_turns)).sum())
 
 
 def turn_end_ms(model: Qwen3ForCausalLM, cache: HSACache, repeats: int) -> float:
@@ -253,9 +190,9 @@ def main() -> None:
             found += measure_prefill(model, length, options.shares[0], options.rounds)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         records += [{"model": name, "parameters": parameters} | record for record in found]
-    records = [record | {"threads": options.threads, "machine": report.machine()} for record in records]
+    records = [record | {"threads": options.threads, "machine": results.machine()} for record in records]
 
-    table = Table(title=f"Decoding, batch 1, float32, {options.threads} threads, {report.machine()}")
+    table = Table(title=f"Decoding, batch 1, float32, {options.threads} threads, {results.machine()}")
     columns = [column for column in records[0] if column not in ("parameters", "threads", "machine", "measured")]
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")
@@ -265,12 +202,12 @@ def main() -> None:
 
     keys = ("model", "measured", "tokens", "memory_share", "variant")
     new = {tuple(str(record[key]) for key in keys) for record in records}
-    former = [row for row in report.read("decode.csv") if tuple(row[key] for key in keys) not in new]
+    former = [row for row in results.read("decode.csv") if tuple(row[key] for key in keys) not in new]
     records += [dict.fromkeys(records[0], "") | row for row in former]
     records.sort(
         key=lambda row: (row["model"] != "tiny", row["measured"], float(row["memory_share"]), int(row["tokens"]))
     )
-    report.write("decode.csv", records)
+    results.write("decode.csv", records)
     report.plot_decoding()
 
 

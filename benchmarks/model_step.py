@@ -10,9 +10,9 @@ import argparse
 import statistics
 import time
 
-import report
+import results
 import torch
-from attention import make_types
+from layouts import make_types
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -56,7 +56,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
-    table = Table(title=f"Training step, Qwen3 of 2 layers, batch 1, float32, {report.machine()}")
+    table = Table(title=f"Training step, Qwen3 of 2 layers, batch 1, float32, {results.machine()}")
     for heading in ("hidden size", "tokens", "HSA off, ms", "HSA on, ms", "on / off"):
         table.add_column(heading, justify="right")
     records = []
@@ -83,12 +83,12 @@ def main() -> None:
             "on_over_off": round(ratio, 3),
             "memory_share": options.share,
             "threads": options.threads,
-            "machine": report.machine(),
+            "machine": results.machine(),
         }
         records.append(record)
         table.add_row(f"{hidden}", f"{length:,}", f"{off * 1000:.1f}", f"{on * 1000:.1f}", f"{ratio:.2f}")
 
-    report.write("model_step.csv", records)
+    results.write("model_step.csv", records)
     Console(width=110).print(table)
 
 

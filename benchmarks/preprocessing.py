@@ -22,7 +22,7 @@ os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "ERROR")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 import llamafactory.train.sft.workflow as workflow
-import report
+import results
 from llamafactory.data import get_template_and_fix_tokenizer
 from llamafactory.hparams import get_train_args
 
@@ -103,7 +103,7 @@ def main() -> None:
     for mode in ("typed", "turns", "ruled"):
         ratios = [value / plain for plain, value in zip(seconds["plain"], seconds[mode])]
         record[f"{mode}_over_plain"] = round(statistics.median(ratios), 3)
-    report.write("preprocessing.csv", [record])
+    results.write("preprocessing.csv", [record])
     print(", ".join(f"{name} {value}" for name, value in record.items()))
 
 

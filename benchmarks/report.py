@@ -3,22 +3,15 @@
 python benchmarks/report.py
 """
 
-import csv
-import os
-import platform
-from pathlib import Path
-from typing import Any
-
 import matplotlib
 
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator
+from results import ROOT, read
 
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 START, END = "<!-- benchmarks:start -->", "<!-- benchmarks:end -->"
 VARIANTS = {
     "plain": ("plain LLaMA-Factory", "原版 LLaMA-Factory"),
@@ -91,21 +84,6 @@ TEXTS = {
         "**{ratio:.2f} 倍**（`python benchmarks/preprocessing.py`）。",
     },
 }
-
-
-def read(name: str) -> list[dict[str, str]]:
-    """Read one CSV of results."""
-    with open(RESULTS / name, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def write(name: str, records: list[dict[str, Any]]) -> None:
-    """Write one CSV of results."""
-    RESULTS.mkdir(exist_ok=True)
-    with open(RESULTS / name, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(records[0]))
-        writer.writeheader()
-        writer.writerows(records)
 
 
 def tables(texts: dict) -> str:
@@ -306,16 +284,6 @@ def plot_decoding() -> None:
             axis.grid(alpha=0.3)
     axes[0][0].legend(frameon=False, fontsize=8)
     figure.savefig(ROOT / "docs" / "images" / "decode.png", dpi=110)
-
-
-def machine() -> str:
-    """Name this machine's processor in a few words."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    return f"{model}, {os.cpu_count()} cores"
 
 
 def write_tables() -> None:

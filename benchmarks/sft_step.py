@@ -136,7 +136,7 @@ def main() -> None:
         print("RESULT " + json.dumps(result))
         return
 
-    import report
+    import results
     from rich.console import Console
     from rich.table import Table
 
@@ -171,7 +171,7 @@ def main() -> None:
                 "forks_over_this": round(seconds["forks"] / seconds[variant], 2),
                 "peak_mib": round(peak[variant], 1),
                 "threads": options.threads,
-                "machine": report.machine(),
+                "machine": results.machine(),
             }
             records.append(record)
             table.add_row(
@@ -183,7 +183,7 @@ def main() -> None:
                 f"{peak[variant]:.0f}",
             )
 
-    report.write("sft_step.csv", records)
+    results.write("sft_step.csv", records)
     console.print(table)
 
 
