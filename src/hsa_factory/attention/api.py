@@ -1,6 +1,8 @@
 """The entry to HSA attention: checks the arguments, chooses a backend, says why once."""
 
 import logging
+import os
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +20,7 @@ from .plan import AttentionPlan
 logger = logging.getLogger(__name__)
 
 NEEDS_CUDA = ("flex",)
+COMPILER_SWITCHES = ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE")  # environment variables that switch torch's off
 BLOCKWISE_FROM = 1024  # tokens: measured on CPU, forward and backward (benchmarks/attention.py)
 FLEX_FROM = 2048  # tokens: an estimate
 _FADED = 20.0  # logits: what loses as much has a probability of nothing
@@ -201,7 +204,15 @@ def flex_obstacle(query: torch.Tensor) -> str | None:
         return f"float32, bfloat16 or float16, got {query.dtype}"
     if query.shape[-1] < 16:
         return f"heads of 16 and more, got {query.shape[-1]}"
+    if _compiler_is_off():
+        return "torch's compiler, which TORCHDYNAMO_DISABLE or TORCH_COMPILE_DISABLE switches off"
     return None if has_triton() else "Triton"
+
+
+def _compiler_is_off() -> bool:
+    """Whether what is compiled would run as it is, without a word: the flex kernel in N×N memory."""
+    config = sys.modules.get("torch._dynamo.config")  # imported with the compiler, which takes a while
+    return any(os.environ.get(name) == "1" for name in COMPILER_SWITCHES) or getattr(config, "disable", False)
 
 
 def _check_heads(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..attention.api import NEEDS_CUDA, available_backends, flex_obstacle
+from ..attention.api import COMPILER_SWITCHES, NEEDS_CUDA, available_backends, flex_obstacle
 from ..config import BACKENDS
 from ..hosts import OTHER_TRAINER_VARIABLES, RAY_VARIABLE
 from ..models.parallelism import check_parallelism
@@ -14,7 +14,6 @@ from .scrub import scrub
 
 
 _ON = ("true", "y", "1")  # how LLaMA-Factory reads its variables
-_NO_COMPILER = ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE")
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,8 @@ def _backends(device: torch.device, dtype: torch.dtype) -> list[Refusal]:
 
     obstacle = flex_obstacle(torch.empty((), device=device, dtype=dtype).expand(1, 1, 1, 128))
     if obstacle:
-        found.append(Refusal("backend: flex", f"needs {obstacle}", "pip install triton, for GPUs from Volta on"))
+        advice = "pip install triton, for GPUs from Volta on" if obstacle == "Triton" else ""
+        found.append(Refusal("backend: flex", f"needs {obstacle}", advice))
     elif find_compiler() is None:
         found.append(
             Refusal(
@@ -74,7 +74,7 @@ def _variables() -> list[Refusal]:
         found.append(Refusal(f"{RAY_VARIABLE} is set", "Ray's workers know neither HSA nor Feedback", "unset it"))
     found += [
         Refusal(f"{name} is set", "the flex backend needs torch's compiler", "unset it")
-        for name in _NO_COMPILER
+        for name in COMPILER_SWITCHES
         if os.environ.get(name) == "1"
     ]
     return found
