@@ -9,7 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator
-from results import ROOT, read
+from results import RESULTS, ROOT, read
 
 
 START, END = "<!-- benchmarks:start -->", "<!-- benchmarks:end -->"
@@ -51,6 +51,11 @@ TEXTS = {
         "parameters": "{:.1f}M parameters",
         "data": "Preparing {samples} samples ({tokens} tokens) with types takes **{ratio:.2f}×** the processor time of "
         "plain LLaMA-Factory (`python benchmarks/preprocessing.py`).",
+        "no_gpu": "On a GPU: not measured yet. `python benchmarks/gpu.py` measures it.",
+        "gpu": "Attention on {device}, torch {torch}: bfloat16, forward and backward, batch of 1, the `flex` backend "
+        "(`python benchmarks/gpu.py`): how many times faster than causal flash attention without HSA; in brackets the limit.",
+        "gpu_head": ("tokens", "head size", "causal, ms", "plan, ms"),
+        "gpu_turns": "5%, turns {}",
     },
     "docs/benchmarks_zh.md": {
         "language": 1,
@@ -82,6 +87,11 @@ TEXTS = {
         "parameters": "{:.1f}M 参数",
         "data": "带语义类型预处理 {samples} 条样本（{tokens} 个 token）的处理器时间是原版 LLaMA-Factory 的 "
         "**{ratio:.2f} 倍**（`python benchmarks/preprocessing.py`）。",
+        "no_gpu": "GPU 尚未测量；用 `python benchmarks/gpu.py` 测量。",
+        "gpu": "{device} 上的注意力，torch {torch}：bfloat16，前向 + 反向，批大小 1，`flex` 后端（`python benchmarks/gpu.py`）："
+        "相对不用 HSA 的因果 flash attention 快多少倍；括号内是理论上限。",
+        "gpu_head": ("token 数", "头维度", "因果注意力，毫秒", "plan，毫秒"),
+        "gpu_turns": "5%，turns {}",
     },
 }
 
@@ -116,7 +126,42 @@ def tables(texts: dict) -> str:
     lines.append(
         texts["data"].format(samples=f"{int(data['samples']):,}", tokens=f"{int(data['tokens']):,}", ratio=ratio)
     )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *gpu_tables(texts)])
+
+
+def gpu_tables(texts: dict) -> list[str]:
+    """Return the Markdown lines of attention on each GPU that was measured, or that none was."""
+    lines = []
+    for path in sorted((RESULTS / "gpu").glob("*/attention.csv")):
+        rows = [row for row in read(path) if row["status"] == "ok"]
+        flex = [row for row in rows if row["method"] == "flex" and row["speed_up"]]
+        if flex:
+            lines += [*([""] if lines else []), *gpu_table(texts, rows, flex)]
+    return lines or [texts["no_gpu"]]
+
+
+def gpu_table(texts: dict, rows: list[dict[str, str]], flex: list[dict[str, str]]) -> list[str]:
+    """Return the Markdown lines of one GPU."""
+    cases = sorted(
+        {(row["noise_turns"], row["memory_share"]) for row in flex}, key=lambda case: (case[0], float(case[1]))
+    )
+    names = [texts["gpu_turns"].format(turns) if turns else f"{float(share):.0%}" for turns, share in cases]
+    length, size, causal, plan = texts["gpu_head"]
+    heads = (length, size, causal, *names, plan)
+    lines = [texts["gpu"].format(**flex[0]), "", "| " + " | ".join(heads) + " |", "|" + "--:|" * len(heads)]
+    for tokens, head_size in sorted({(int(row["tokens"]), int(row["head_size"])) for row in flex}):
+        own = [row for row in rows if (row["tokens"], row["head_size"]) == (str(tokens), str(head_size))]
+        found = {(row["noise_turns"], row["memory_share"]): row for row in own if row["method"] == "flex"}
+        base = next(row for row in own if row["method"] == "causal, flash")
+        cells = [f"{tokens:,}", str(head_size), f"{float(base['ms']):,.2f}"]
+        for case in cases:
+            row = found.get(case)
+            cells.append(
+                f"{float(row['speed_up']):.1f}× ({float(row['limit']):.1f})" if row and row["speed_up"] else ""
+            )
+        cells.append(f"{max(float(row['plan_ms']) for row in found.values()):.2f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def attention_table(texts: dict) -> list[str]:

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def read(name: str) -> list[dict[str, str]]:
-    """Read one CSV of results."""
+def read(name: str | Path) -> list[dict[str, str]]:
+    """Read one CSV of results, by its name or its whole path."""
     with open(RESULTS / name, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 

@@ -171,3 +171,25 @@ def test_targets():
         ("met", "1.50×"),
         ("met", "0.98"),
     ]
+
+
+def test_the_table_of_the_page(tmp_path, monkeypatch):
+    report = pytest.importorskip("report")
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    texts = report.TEXTS["docs/benchmarks.md"]
+    assert report.gpu_tables(texts) == [texts["no_gpu"]]
+    rows = [
+        attention_row(method="causal, flash", layout="", memory_share="", ms="40", speed_up="", head_size="128"),
+        attention_row(head_size="128", noise_turns="", ms="5"),
+        attention_row(head_size="128", noise_turns="1", layout="turns", speed_up="4", limit="5", plan_ms="0.7"),
+        attention_row(head_size="64", status="out of memory", speed_up=""),
+    ]
+    (tmp_path / "gpu" / "a-gpu").mkdir(parents=True)
+    with open(tmp_path / "gpu" / "a-gpu" / "attention.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[1], "device", "torch"])
+        writer.writeheader()
+        writer.writerows(row | {"device": "A GPU", "torch": "2.11"} for row in rows)
+    lines = report.gpu_tables(texts)
+    assert lines[0].startswith("Attention on A GPU, torch 2.11") and len(lines) == 5
+    assert lines[2] == "| tokens | head size | causal, ms | 5% | 5%, turns 1 | plan, ms |"
+    assert lines[4] == "| 32,768 | 128 | 40.00 | 7.0× (8.0) | 4.0× (5.0) | 0.70 |"
