@@ -40,6 +40,7 @@ from hsa_factory.doctor.output import aligned
 
 
 SHARES = {"tests": 0.18, "attention": 0.42, "training": 0.25, "decode": 0.15}
+KERNELS = 128  # that one process may compile: every head size, number of heads and type of numbers has its own
 MODULES: dict[str, ModuleType] = {
     "tests": tests_part,
     "attention": attention_part,
@@ -94,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
     device = torch.device("cpu" if options.smoke else "cuda")
+    if device.type == "cuda":
+        torch._dynamo.config.recompile_limit = KERNELS
     run = Run(options.output or _directory(device), device, options.smoke, options.again)
     print(f"results: {run.directory}", flush=True)
     left, parts, found = 60 * options.minutes, options.only or list(MODULES), {}

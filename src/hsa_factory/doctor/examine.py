@@ -18,6 +18,7 @@ Display = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
 """Shows a long part: (title, number of steps) → a context, in which a function is called before each step."""
 
 _IMPORTED = ("torchvision", "torchaudio", "accelerate", "peft", "datasets", "trl")  # besides torch and transformers
+_KERNELS = 64  # that may be compiled: the self-test has more kinds of rows than a training run
 _INTEGRATION = "hsa_factory.llamafactory"
 
 
@@ -87,6 +88,7 @@ def _look(report: Report, device: "torch.device", extent: Extent, display: Displ
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)
+        torch._dynamo.config.recompile_limit = _KERNELS
     half = torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     dtypes = [half, torch.float32] if on_gpu else [torch.float32]
     report.machine = find_machine(device)
