@@ -336,6 +336,13 @@ def test_variables_that_are_refused(monkeypatch):
     ]
 
 
+def test_packages_whose_options_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "liger_kernel.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    (liger,) = [one for one in find_refusals(CPU, FLOAT) if one.what == "enable_liger_kernel"]
+    assert "weight" in liger.reason and liger.advice == ""
+
+
 def test_a_compiler_is_looked_for_as_triton_does(monkeypatch):
     monkeypatch.setattr(
         machine.shutil, "which", lambda name: f"/usr/bin/{name}" if name in ("gcc", "/x/mycc") else None

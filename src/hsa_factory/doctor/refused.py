@@ -1,5 +1,6 @@
 """What is refused, or cannot run, on this machine as it is set up now."""
 
+import importlib.util
 import os
 from dataclasses import dataclass
 
@@ -12,6 +13,15 @@ from ..models.parallelism import check_parallelism
 from .machine import find_compiler
 from .scrub import scrub
 
+
+_PACKAGES = {
+    "liger_kernel": (
+        "enable_liger_kernel",
+        "not with messages of a weight other than 0 and 1: it computes the loss itself",
+    ),
+    "unsloth": ("use_unsloth", "it replaces the attention and the training loop"),
+}
+"""Packages that are installed, the option that uses them, and why training refuses it."""
 
 _ON = ("true", "y", "1")  # how LLaMA-Factory reads its variables
 
@@ -38,7 +48,8 @@ def find_refusals(device: torch.device, dtype: torch.dtype) -> list[Refusal]:
         device: Where.
         dtype: Of a model.
     """
-    return [*_backends(device, dtype), *_variables(), *_parallelism()]
+    options = [Refusal(*said) for name, said in _PACKAGES.items() if importlib.util.find_spec(name) is not None]
+    return [*_backends(device, dtype), *_variables(), *_parallelism(), *options]
 
 
 def _backends(device: torch.device, dtype: torch.dtype) -> list[Refusal]:
