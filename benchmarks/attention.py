@@ -22,86 +22,26 @@ median over the rounds of the ratio to it is reported, so that a machine whose s
 import argparse
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import results
 import torch
 import torch.nn.functional as F
+from layouts import SHARE_WITH_TURNS, Case, make_types, visible_pairs
 from measuring import CLOCK_HELP, CLOCKS, machine, peak_mib
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from hsa_factory import HSAConfig
-from hsa_factory.attention import AttentionPlan, LayerRules, run_attention
+from hsa_factory.attention import LayerRules, run_attention
 from hsa_factory.attention.backends.blockwise.layout import Layout
 from hsa_factory.attention.backends.flex import flex_hsa_attention
 
 
-RUN = 100  # tokens of memory at a time
 LONGEST = {"dense": 8192, "forks": 4096, "flex": 16384}  # tokens; longer rows would take gigabytes or minutes
-# Tokens of each turn of two household trajectories of 24 replies, with Qwen's tokenizer and images of 302 tokens.
-REAL_TURNS = [
-    *(602, 136, 140, 134, *(150, 411, 139) * 6, 150, 411),
-    *(602, 136, 392, *(150, 410, 391, 411, 392) * 4, 150),
-]
-SHARE_WITH_TURNS = 0.05
 KEYS = ("tokens", "memory_share", "layout", "noise_turns", "method", "heads", "kv_heads", "head_size")
 Attend = Callable[[], torch.Tensor]
 clock = CLOCKS["wall"]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A row to attend over.
-
-    Attributes:
-        share: Of GLOBAL and LANDMARK tokens.
-        layout: ``scattered`` or ``runs`` with a window of NOISE, or ``turns`` or ``synthetic turns`` without.
-        noise_turns: None: NOISE has its window.
-    """
-
-    share: float
-    layout: str
-    noise_turns: int | None = None
-
-    @property
-    def is_scattered(self) -> bool:
-        """Whether memory stands token by token."""
-        return self.layout != "runs"
-
-    def config(self) -> HSAConfig:
-        """Return the rules."""
-        return HSAConfig() if self.noise_turns is None else HSAConfig(noise_turns=self.noise_turns)
-
-    def plan(self, length: int) -> AttentionPlan:
-        """Return the plan of a row of this length."""
-        turns = None if self.noise_turns is None else make_turns(length, self.layout == "turns")
-        return AttentionPlan.from_inputs(make_types(length, self.share, self.is_scattered), turn_ids=turns)
-
-
-def make_types(length: int, share: float, scattered: bool, seed: int = 0) -> torch.Tensor:
-    """Return (1, L) types of which a share is GLOBAL or LANDMARK, token by token or in runs."""
-    generator = torch.Generator().manual_seed(seed)
-    number = length if scattered else -(-length // RUN)
-    memory = torch.zeros(number, dtype=torch.bool)
-    memory[torch.randperm(number, generator=generator)[: round(share * number)]] = True
-    kinds = torch.where(memory, 1, 2)
-    kinds[0] = 0
-    return kinds[None] if scattered else kinds.repeat_interleave(RUN)[None, :length]
-
-
-def make_turns(length: int, real: bool, seed: int = 0) -> torch.Tensor:
-    """Return (1, L) turn numbers: the lengths of real trajectories over and over, or drawn from 200 to 700 tokens."""
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.tensor(REAL_TURNS) if real else torch.randint(200, 701, (100,), generator=generator)
-    lengths = lengths.repeat(-(-length // int(lengths.sum())))
-    return torch.arange(len(lengths)).repeat_interleave(lengths)[None, :length]
-
-
-def visible_pairs(plan: AttentionPlan, rules: LayerRules) -> int:
-    """Count the (query, key) pairs that are visible."""
-    return int((plan.last_seen(rules) - plan.positions + 1).sum())
 
 
 def forks_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, types: torch.Tensor) -> torch.Tensor:

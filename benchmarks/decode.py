@@ -27,22 +27,19 @@ import statistics
 import plots
 import results
 import torch
-from attention import make_turns, make_types
+from decoding import CHUNK, TURNS, cache_bytes, config_of, decode, fill, make_cache, switch, visible_keys
+from layouts import make_types
 from measuring import CLOCK_HELP, CLOCKS, machine
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from hsa_factory import HSAConfig, disable_hsa, enable_hsa, tiny
-from hsa_factory.attention import LayerRules
-from hsa_factory.models import HSACache, make_tagger
+from hsa_factory import enable_hsa, tiny
+from hsa_factory.models import HSACache
 
 
-CONFIG = HSAConfig(generated_type="NOISE")
-CHUNK = 256  # of keys dropped together
 VARIANTS = ("plain", "no eviction", "hsa")
-TURNS = "turns "  # before their number: further variants
 AFTERMATH = 8  # steps from the drop of keys on that may take longer for it
 KEYS = ("model", "measured", "tokens", "memory_share", "variant")
 clock = CLOCKS["wall"]
@@ -65,58 +62,6 @@ def make_model(name: str) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config).eval()
 
 
-def config_of(variant: str) -> HSAConfig:
-    """Return the rules of a variant."""
-    if not variant.startswith(TURNS):
-        return CONFIG
-    return HSAConfig(noise_turns=int(variant.removeprefix(TURNS)), generated_type="NOISE")
-
-
-def fill(cache: DynamicCache | HSACache, model: Qwen3ForCausalLM, types: torch.Tensor) -> None:
-    """Put random keys and values of a prompt into a cache."""
-    config, length = model.config, types.shape[1]
-    shape = (1, config.num_key_value_heads, length, config.head_dim)
-    if isinstance(cache, HSACache):
-        rules = LayerRules.of(cache.config)
-        cache.bind(config, dict.fromkeys(range(config.num_hidden_layers), rules), cache.config)
-        cache.begin(types, types, None, make_turns(length, real=True))
-    for layer in range(config.num_hidden_layers):
-        cache.update(torch.randn(shape), torch.randn(shape), layer)
-    if isinstance(cache, HSACache):
-        cache.commit()
-
-
-def cache_bytes(cache: DynamicCache | HSACache) -> int:
-    """Return the memory of all keys and values."""
-    if isinstance(cache, HSACache):
-        return cache.report().bytes
-    return sum(tensor.untyped_storage().nbytes() for layer in cache.layers for tensor in (layer.keys, layer.values))
-
-
-def make_cache(variant: str, model: Qwen3ForCausalLM) -> DynamicCache | HSACache:
-    """Make an empty cache; HSA's types tokens as `generate` lets it."""
-    if variant == "plain":
-        return DynamicCache(config=model.config)
-    config = config_of(variant)
-    return HSACache(config, make_tagger(config), evict=variant != "no eviction")
-
-
-def switch(model: Qwen3ForCausalLM, variant: str) -> None:
-    """Switch HSA on or off."""
-    disable_hsa(model) if variant == "plain" else enable_hsa(model, config_of(variant))
-
-
-def decode(model: Qwen3ForCausalLM, cache: DynamicCache | HSACache, steps: int) -> list[float]:
-    """Decode greedily; return the seconds of each step."""
-    token, seconds = torch.tensor([[5]]), []
-    for _ in range(steps):
-        start = clock()
-        logits = model(input_ids=token, past_key_values=cache, use_cache=True).logits
-        token = logits[:, -1:].argmax(-1)
-        seconds.append(clock() - start)
-    return seconds
-
-
 def measure_decoding(
     model: Qwen3ForCausalLM,
     lengths: list[int],
@@ -137,7 +82,7 @@ def measure_decoding(
         for case, cache in caches.items():
             switch(model, case[1])
             decode(model, cache, 1)
-            seconds = decode(model, cache, steps)
+            seconds = decode(model, cache, steps, clock)
             times[case] += [statistics.mean(seconds)] if round_number else []
 
     records = []
@@ -165,21 +110,12 @@ def measure_decoding(
     return records
 
 
-def visible_keys(variant: str, types: torch.Tensor) -> int:
-    """Count the keys that the first generated token sees."""
-    config, turns = config_of(variant), make_turns(types.shape[1], real=True)
-    is_noise = types == 2
-    if config.noise_turns is None:
-        return int((~is_noise).sum()) + config.noise_window + 1
-    return int((~is_noise | (turns[:, -1:] - turns <= config.noise_turns)).sum())
-
-
 def turn_end_ms(model: Qwen3ForCausalLM, cache: HSACache, repeats: int) -> float:
     """Time the step that begins a turn, with the drop of keys after it, less a usual step, in milliseconds."""
     extra = []
     for _ in range(repeats):
         twin = copy.deepcopy(cache)
-        usual = statistics.median(decode(model, twin, AFTERMATH))
+        usual = statistics.median(decode(model, twin, AFTERMATH, clock))
         token, turn = torch.tensor([[5]]), twin.turn_ids[:, -1:] + 1
         start = clock()
         model(input_ids=token, semantic_ids=torch.full_like(token, 2), turn_ids=turn, past_key_values=twin)
@@ -193,7 +129,7 @@ def eviction_seconds(model: Qwen3ForCausalLM, cache: HSACache, evictions: int) -
     for _ in range(evictions):
         seconds, dropped, held = [], None, cache.layers[0].get_seq_length()
         while dropped is None or len(seconds) < dropped + AFTERMATH:
-            seconds += decode(model, cache, 1)
+            seconds += decode(model, cache, 1, clock)
             before, held = held, cache.layers[0].get_seq_length()
             dropped = len(seconds) - 1 if held <= before else dropped
         extra.append(sum(seconds[dropped:]) - AFTERMATH * statistics.median(seconds))

@@ -12,7 +12,7 @@ import time
 
 import results
 import torch
-from attention import make_types
+from layouts import make_types
 from measuring import machine
 from rich.console import Console
 from rich.progress import track

@@ -85,6 +85,11 @@ TEXTS = {
             "memory of the step, MiB",
         ),
         "trajectory": "{name}{messages} messages, {tokens} tokens",
+        "no_gpu": "On a GPU: not measured yet. `python benchmarks/gpu.py` measures it.",
+        "gpu": "Attention on {device}, torch {torch}: bfloat16, forward and backward, batch of 1, the `flex` backend "
+        "(`python benchmarks/gpu.py`): how many times faster than causal flash attention without HSA; in brackets the limit.",
+        "gpu_head": ("tokens", "head size", "causal, ms", "plan, ms"),
+        "gpu_turns": "5%, turns {}",
     },
     "docs/benchmarks_zh.md": {
         "language": 1,
@@ -151,5 +156,10 @@ TEXTS = {
             "训练步内存，MiB",
         ),
         "trajectory": "{name}{messages} 条消息，{tokens} 个 token",
+        "no_gpu": "GPU 尚未测量；用 `python benchmarks/gpu.py` 测量。",
+        "gpu": "{device} 上的注意力，torch {torch}：bfloat16，前向 + 反向，批大小 1，`flex` 后端（`python benchmarks/gpu.py`）："
+        "相对不用 HSA 的因果 flash attention 快多少倍；括号内是理论上限。",
+        "gpu_head": ("token 数", "头维度", "因果注意力，毫秒", "plan，毫秒"),
+        "gpu_turns": "5%，turns {}",
     },
 }

@@ -13,8 +13,8 @@ SETTING = ("threads", "clock", "machine")
 """Columns that must agree, where a file has them, for rows to stand in one table."""
 
 
-def read(name: str) -> list[dict[str, str]]:
-    """Read one CSV; an empty list if there is none."""
+def read(name: str | Path) -> list[dict[str, str]]:
+    """Read one CSV, by its name or its whole path; an empty list if there is none."""
     if not (RESULTS / name).is_file():
         return []
     with open(RESULTS / name, newline="", encoding="utf-8") as file:

@@ -1,5 +1,6 @@
 """The tables of docs/benchmarks.md, in Markdown, from the results."""
 
+from gpu_tables import gpu_tables
 from page_words import TURN_LAYOUTS, VARIANTS, WAYS
 from results import of_one_setting, read, setting
 
@@ -31,7 +32,7 @@ def tables(texts: dict) -> str:
     ratios = {mode: float(data[f"{mode}_over_plain"]) for mode in ("typed", "turns", "ruled")}
     samples, tokens = f"{int(data['samples']):,}", f"{int(data['tokens']):,}"
     lines.append(texts["data"].format(samples=samples, tokens=tokens, machine=data["machine"], **ratios))
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *gpu_tables(texts)])
 
 
 def words_for(row: dict[str, str], texts: dict) -> str:

@@ -20,6 +20,7 @@ commands of its own:
   label IN --rules R --out OUT    give the messages of a data set types by rules
   inspect FILE.yaml …             show what a model gets to see and is trained on: terminal, JSON, HTML; --check
   quickstart                      train tiny models offline, from nothing to a loss curve
+  doctor [--device cuda]          whether this machine can run HSA: versions, backends, a self-test, a small timing
 
 passed on to LLaMA-Factory, which runs models with HSA as such:
   api, chat, export, webchat, webui
@@ -29,7 +30,7 @@ passed on as they are:
 `hsa-factory COMMAND --help` says more about a command.
 """
 
-_WITH_A_PARSER = ("inspect", "label")  # argparse begins their messages with the command's name, and so do we
+_WITH_A_PARSER = ("inspect", "label", "doctor")  # argparse begins their messages with the command's name, and so do we
 _PASSED_ON = ("api", "chat", "eval", "export", "webchat", "webui", "env", "version")
 
 
@@ -81,6 +82,10 @@ def _find(command: str) -> Callable[[Sequence[str]], int]:
         from .commands import label
 
         return label.main
+    if command == "doctor":
+        from .commands import doctor
+
+        return doctor.main
     if command == "quickstart":
         from .quickstart import run
 

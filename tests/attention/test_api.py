@@ -1,6 +1,7 @@
 """The entry to the attention: what it refuses, which backend it chooses, and what it shares between layers."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -142,3 +143,17 @@ def test_the_value_may_have_another_head_size():
         output = hsa_attention(query, key, value, TYPES, HSAConfig(), backend=backend)
         assert output.shape == (2, 4, 6, 5)
         torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("switch", [*api.COMPILER_SWITCHES, None])
+def test_flex_is_not_taken_without_torchs_compiler(switch, monkeypatch):
+    """Switched off, torch would run the kernel's functions as they are, in N×N memory."""
+    query = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, shape=(1, 1, 4096, 64))
+    monkeypatch.setattr(api, "has_triton", lambda: True)
+    for name in api.COMPILER_SWITCHES:
+        monkeypatch.delenv(name, raising=False)
+    assert api.flex_obstacle(query) is None
+    with torch._dynamo.config.patch(disable=switch is None):
+        if switch is not None:
+            monkeypatch.setenv(switch, "1")
+        assert "TORCHDYNAMO_DISABLE" in api.flex_obstacle(query)

@@ -1,6 +1,9 @@
 """The entry to HSA attention: checks the arguments, chooses a backend, says why once."""
 
 import logging
+import os
+import sys
+from collections.abc import Sequence
 
 import torch
 from torch.utils._triton import has_triton
@@ -17,6 +20,7 @@ from .plan import AttentionPlan
 logger = logging.getLogger(__name__)
 
 NEEDS_CUDA = ("flex",)
+COMPILER_SWITCHES = ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE")  # environment variables that switch torch's off
 BLOCKWISE_FROM = 1024  # tokens: measured on CPU, forward and backward (benchmarks/attention.py)
 FLEX_FROM = 2048  # tokens: an estimate
 _FADED = 20.0  # logits: what loses as much has a probability of nothing
@@ -134,7 +138,7 @@ def run_attention(
     if rules.has_turns and not plan.has_gaps:
         plan.once(_warn_of_faded, rules)
     if backend == "auto":
-        backend, reason = _choose(query, plan, rules, needs_reference, dropout)
+        backend, reason = choose_backend(query, plan, rules, needs_reference, dropout)
         _log_choice(f"HSA attention uses the {backend} backend ({reason}).")
     if backend in ("blockwise", "flex") and dropout:
         needs_reference.append("attention dropout")
@@ -148,7 +152,7 @@ def run_attention(
     if backend == "dense":
         return dense_attention(query, key, value, plan, rules, scale, dropout), None
     if backend == "flex":
-        obstacle = _flex_obstacle(query)
+        obstacle = flex_obstacle(query)
         if obstacle:
             raise ValueError(f"The HSA backend 'flex' needs {obstacle}: use 'auto' or 'blockwise'.")
         from .backends.flex import flex_hsa_attention  # here: it imports torch's compiler
@@ -159,17 +163,29 @@ def run_attention(
     return output, weights if output_attentions else None
 
 
-def _choose(
-    query: torch.Tensor, plan: AttentionPlan, rules: LayerRules, needs_reference: list[str], dropout: float
+def choose_backend(
+    query: torch.Tensor,
+    plan: AttentionPlan,
+    rules: LayerRules,
+    needs_reference: Sequence[str] = (),
+    dropout: float = 0.0,
 ) -> tuple[str, str]:
-    """Return the backend for a plan and the reason."""
+    """Return the backend that ``auto`` takes, and the reason.
+
+    Args:
+        query: (B, H, Q, D); only its shape, dtype and device count.
+        plan: Built for these lengths.
+        rules: Of the layer.
+        needs_reference: In words, what only `reference` can honour.
+        dropout: Probability with which attention weights are dropped.
+    """
     if needs_reference:
         return "reference", f"for {', '.join(needs_reference)}"
     if dropout:
         return "dense", "for attention dropout"
     fast, shortest = "blockwise", BLOCKWISE_FROM
     if plan.device.type == "cuda":
-        if _flex_obstacle(query) is None:
+        if flex_obstacle(query) is None:
             fast, shortest = "flex", FLEX_FROM
         else:
             shortest = 4 * FLEX_FROM
@@ -180,7 +196,7 @@ def _choose(
     return fast, f"rows of {shortest} tokens and more"
 
 
-def _flex_obstacle(query: torch.Tensor) -> str | None:
+def flex_obstacle(query: torch.Tensor) -> str | None:
     """Return what flex attention lacks for these tensors; None: nothing."""
     if query.device.type != "cuda":
         return f"tensors on CUDA, got {query.device.type}"
@@ -188,7 +204,15 @@ def _flex_obstacle(query: torch.Tensor) -> str | None:
         return f"float32, bfloat16 or float16, got {query.dtype}"
     if query.shape[-1] < 16:
         return f"heads of 16 and more, got {query.shape[-1]}"
+    if _compiler_is_off():
+        return "torch's compiler, which TORCHDYNAMO_DISABLE or TORCH_COMPILE_DISABLE switches off"
     return None if has_triton() else "Triton"
+
+
+def _compiler_is_off() -> bool:
+    """Whether what is compiled would run as it is, without a word: the flex kernel in N×N memory."""
+    config = sys.modules.get("torch._dynamo.config")  # imported with the compiler, which takes a while
+    return any(os.environ.get(name) == "1" for name in COMPILER_SWITCHES) or getattr(config, "disable", False)
 
 
 def _check_heads(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:

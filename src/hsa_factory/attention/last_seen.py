@@ -5,6 +5,7 @@ As neither positions nor turn numbers fall within a document, the queries that s
 
 import torch
 
+from .by_type import by_type
 from .documents import by_document
 from .layer_rules import LayerRules
 
@@ -38,13 +39,12 @@ def last_seen(
     if semantic_ids.numel() == 0:
         return torch.zeros_like(positions)
 
-    device = semantic_ids.device
     order, starts = by_document(document_ids)
     types, places = semantic_ids.gather(1, order), positions.gather(1, order)
-    last = places + torch.tensor(rules.window_reach, device=device)[types]
+    last = places + by_type(types, rules.window_reach, torch.int64)
     if turn_ids is not None:
         turns = turn_ids.long().masked_fill(document_ids == 0, 0).gather(1, order)
-        reach = torch.tensor(rules.turn_reach, device=device)[types]
+        reach = by_type(types, rules.turn_reach, torch.int64)
         in_turns = places.gather(1, _last_in_turns(turns, reach, starts))
         last = torch.where(reach < 0, last, torch.maximum(last, in_turns))
         last = torch.minimum(last, places + rules.sliding_reach)

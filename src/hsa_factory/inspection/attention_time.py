@@ -123,7 +123,7 @@ def attention_time(shape: ModelShape, backend: str, say: Callable[[str], None]) 
     fast = backend if backend != "auto" else "flex" if device == "cuda" else "blockwise"
     fast = _BIASED if fast == "reference" else fast
     fast_from = 0 if backend != "auto" else FLEX_FROM if fast == "flex" else BLOCKWISE_FROM
-    machine, threads = _machine(device), 0 if device == "cuda" else torch.get_num_threads()
+    machine, threads = machine_name(device), 0 if device == "cuda" else torch.get_num_threads()
     kernels, path = {}, cache_path()
     known = _read(path)
     dtype = shape.dtype if device == "cuda" else torch.float32
@@ -214,7 +214,8 @@ def _read(path: Path) -> dict[str, dict[str, float]]:
         return {}
 
 
-def _machine(device: str) -> str:
+def machine_name(device: str) -> str:
+    """Name this machine's processor, or for ``cuda`` its GPU."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     try:

@@ -8,6 +8,7 @@ from llamafactory.extras.env import VERSION
 from llamafactory.extras.packages import is_fastapi_available
 
 from ..config import FeedbackConfig, HSAConfig
+from ..hosts import LLAMAFACTORY_VERSIONS as SUPPORTED_VERSIONS
 from ..loss_weights import LossWeightsConfig
 from .chat.hf_engine import chat_seams
 from .data.loader import data_seams
@@ -21,8 +22,6 @@ from .train.tuner import train_seams
 if is_fastapi_available():
     from .chat.api import api_seams
 
-
-SUPPORTED_VERSIONS = ("0.9.5",)
 
 _active: Integration | None = None
 

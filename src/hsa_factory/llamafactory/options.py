@@ -9,6 +9,7 @@ from llamafactory.extras.constants import EngineName
 from llamafactory.extras.misc import is_env_enabled
 
 from ..config import HSAConfig
+from ..hosts import OTHER_TRAINER_VARIABLES
 from ..models.parallelism import check_parallelism
 from .model.checkpoint import resolve_config
 
@@ -46,8 +47,6 @@ _OTHER_LOSSES = {
 }
 """What messages with a weight other than 0 and 1 cannot go with: their loss is computed from the logits of each token."""
 
-_OTHER_TRAINER_VARIABLES = ("USE_V1", "USE_MCA", "USE_MEGATRON_BRIDGE")
-
 
 def check_stage(stage: str) -> None:
     """Refuse a training stage that HSA and Feedback do not know yet.
@@ -72,7 +71,7 @@ def check_trainer(args: Any) -> None:
     Raises:
         ValueError: Naming the option or the variable, and what to do.
     """
-    for variable in _OTHER_TRAINER_VARIABLES:
+    for variable in OTHER_TRAINER_VARIABLES:
         if is_env_enabled(variable):
             raise ValueError(
                 f"{variable} is set: HSA and Feedback work with LLaMA-Factory's standard trainer only. Unset it, or remove "

@@ -1,5 +1,7 @@
 """The flex backend: its mask, score and block lists against the reference on CPU, the compiled kernel on CUDA."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -243,6 +245,23 @@ class TestCompilation:
             flex.flex_hsa_attention(*draw(1, 4, 2, 140), plan, DEFAULTS)
             with pytest.raises(RuntimeError, match="once more than torch allows.*recompile_limit.*blockwise"):
                 flex.flex_hsa_attention(*draw(1, 4, 2, 140, size=32), plan, DEFAULTS)
+
+
+class TestKernelOptions:
+    def options(self, size=64, dtype=torch.bfloat16, length=4096, device="cuda"):
+        query = SimpleNamespace(shape=(1, 8, length, size), dtype=dtype, device=torch.device(device))
+        return flex._kernel_options(query)
+
+    def test_heads_of_64_in_half_precision(self):
+        options = self.options()
+        assert options == self.options(dtype=torch.float16) == self.options(length=flex.BLOCK)
+        assert flex.BLOCK % options["fwd_BLOCK_M"] == flex.BLOCK % options["fwd_BLOCK_N"] == 0
+
+    @pytest.mark.parametrize(
+        "other", [{"size": 128}, {"size": 32}, {"dtype": torch.float32}, {"length": 1}, {"device": "cpu"}], ids=str
+    )
+    def test_all_else_is_left_to_torch(self, other):
+        assert self.options(**other) is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the error without CUDA")

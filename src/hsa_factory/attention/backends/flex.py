@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from ..by_type import by_type
 from ..documents import by_document
 from ..layer_rules import LayerRules
 from ..plan import AttentionPlan
@@ -88,9 +89,32 @@ def _attend(
 
     grouped = query.shape[1] != key.shape[1]
     output: torch.Tensor = flex_attention(  # type: ignore[assignment]  # more only where more is asked for
-        query, key, value, score_mod=score_mod, block_mask=block_mask, scale=scale, enable_gqa=grouped
+        query,
+        key,
+        value,
+        score_mod=score_mod,
+        block_mask=block_mask,
+        scale=scale,
+        enable_gqa=grouped,
+        kernel_options=_kernel_options(query),  # type: ignore[arg-type]  # its type lacks the keys of one pass
     )
     return output
+
+
+def _kernel_options(query: torch.Tensor) -> dict[str, int] | None:
+    """Return how the kernel is cut up where torch's own choice would not fit; None: as torch does it.
+
+    For half precision and heads of 64, torch takes tiles of 128 × 128 in four warps on Hopper and Blackwell: with the slopes and
+    places of this score function a thread needs more than the 255 registers there are (sm_90, ptxas 12.8: 1,068 bytes are
+    stored to memory and its matrix products wait for each other), on Ampere a little more. What is taken here needs 232 on
+    sm_90, and nothing goes to memory on either.
+    """
+    is_half = query.dtype in (torch.bfloat16, torch.float16)
+    if query.device.type != "cuda" or torch.version.hip is not None or not is_half or query.shape[-1] != 64:
+        return None
+    if query.shape[2] < BLOCK:  # another kernel, for decoding
+        return None
+    return {"fwd_BLOCK_M": 128, "fwd_BLOCK_N": 64, "fwd_num_warps": 8}
 
 
 @cache
@@ -148,7 +172,7 @@ class FlexMask:
         self.query_place = place[:, rows].masked_fill(padding[:, rows], -1).int()
         self.key_place = self._reorder(place.masked_fill(padding, _NOWHERE)).int()
         last_seen = self._reorder(last_seen.masked_fill(padding, -1)).int()
-        self.slope = self._reorder(torch.tensor(rules.decays, dtype=torch.float32, device=device)[types])
+        self.slope = self._reorder(by_type(types, rules.decays, torch.float32))
         mask_mod = _mask_mod(self.query_place, self.key_place, last_seen)
         if rules.hide:
             pairs = _hidden_pairs(rules, device)
@@ -208,10 +232,10 @@ def _hiding(
 
 
 def _hidden_pairs(rules: LayerRules, device: torch.device) -> torch.Tensor:
-    hidden = torch.zeros(3, 3, dtype=torch.bool)
-    for pair in rules.hide:
-        hidden[pair] = True
-    return hidden.to(device)
+    hidden = torch.zeros(3, 3, dtype=torch.bool, device=device)
+    for query_type, key_type in rules.hide:
+        hidden[query_type, key_type].fill_(True)  # an assignment of a Python number, or a copy, would wait for a GPU
+    return hidden
 
 
 def _places(plan: AttentionPlan) -> torch.Tensor:
@@ -233,7 +257,7 @@ def _order(
         return None, None
 
     run_of_type = [next(number for number, run in enumerate(runs) if kind in run) for kind in range(3)]
-    run = torch.tensor(run_of_type, device=plan.device)[plan.semantic_ids]
+    run = by_type(plan.semantic_ids, run_of_type, torch.int64)
     within = torch.where(run % 2 == 0, place, _NOWHERE - 1 - place)
     rank = (run * _NOWHERE + within).masked_fill_(plan.document_ids == 0, len(runs) * _NOWHERE)
     order = torch.argsort(rank, dim=1, stable=True)
