@@ -118,6 +118,7 @@ def test_what_is_exported(lf, text, tmp_path):
 
 # -- several processes -----------------------------------------------------------------------------------------
 
+
 def write_file(path, args, **blocks):
     path.write_text(yaml.safe_dump({**args, **blocks}), "utf-8")
     return str(path)
