@@ -1,5 +1,6 @@
 """What all tests share: one thread each, a tiny tokenizer, and hypothesis without a database or time limits."""
 
+import gc
 import os
 from collections import Counter
 
@@ -34,6 +35,11 @@ def pytest_collection_modifyitems(items):
     number = Counter(item.path for item in items)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (item.path not in slow, -number[item.path], item.path))
+
+
+def pytest_collection_finish():
+    """What has been imported stays: without this, every collection of garbage looks through all of it."""
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter):
