@@ -5,6 +5,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 
 # Each step prints its name and what is wrong: nothing.
 STEPS = """
@@ -71,6 +73,7 @@ report("llamafactory", wrong if len(before) > 1000 else ["too little was compare
 """
 
 
+@pytest.mark.slow
 def test_importing_changes_nothing():
     steps = [
         "the package and its command",
