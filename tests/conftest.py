@@ -1,15 +1,16 @@
 """What all tests share: one thread each, a tiny tokenizer, and hypothesis without a database or time limits."""
 
+import gc
+import os
 from collections import Counter
 
 import hypothesis
 import pytest
-import torch
-
-from hsa_factory import tiny
 
 
-torch.set_num_threads(1)  # the parallel workers of pytest-xdist share the cores
+# The parallel workers of pytest-xdist share the cores, and so do the processes that tests start. Said before anything
+# imports torch, and torch is not imported here: the process that hands out the tests needs none.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 hypothesis.settings.register_profile("hsa", deadline=None, database=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("hsa")
@@ -24,7 +25,21 @@ TOKENIZER_TEXTS = [
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
     """A byte-level tokenizer with Qwen's special tokens; texts that it knows become several characters a token."""
+    from hsa_factory import tiny
+
     return tiny.build_tokenizer(TOKENIZER_TEXTS)
+
+
+def pytest_collection_modifyitems(items):
+    """Put the files that take long first, then those with many tests: workers that take file by file end together."""
+    number = Counter(item.path for item in items)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in slow, -number[item.path], item.path))
+
+
+def pytest_collection_finish():
+    """What has been imported stays: without this, every collection of garbage looks through all of it."""
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -4,8 +4,6 @@ The package's files are read, not run.
 """
 
 import ast
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -196,44 +194,6 @@ def test_nothing_imports_the_commands(imports):
         if room_of(module) != "commands" and any(is_in(name, "hsa_factory.commands") for name in names)
     }
     assert users == {"hsa_factory.cli"}
-
-
-# -- importing it ----------------------------------------------------------------------------------------------
-
-REGISTRIES = """
-import torch
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, modeling_utils
-from transformers.generation import GenerationMixin
-
-def state():
-    registries = [AttentionInterface(), AttentionMaskInterface()]
-    names = [sorted((key, id(value)) for key, value in dict(registry).items()) for registry in registries]
-    patched = [torch.nn.Module, torch.Tensor, PreTrainedModel, GenerationMixin, modeling_utils, torch.nn.functional]
-    return names, [sorted((key, id(value)) for key, value in vars(owner).items()) for owner in patched]
-
-before = state()
-"""
-
-
-def run_python(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-
-
-def test_importing_changes_nothing():
-    steps = "".join(
-        f"import {module}\nassert state() == before, '{module}'\n"
-        for module in ("hsa_factory", "hsa_factory.attention", "hsa_factory.models")
-    )
-    done = run_python(f"{REGISTRIES}\n{steps}\nprint('same')")
-    assert done.stdout == "same\n", done.stderr
-
-
-def test_the_package_alone_imports_neither_torch_nor_transformers():
-    done = run_python(
-        "import sys, hsa_factory, hsa_factory.cli\n"
-        "print([name for name in ('torch', 'transformers', 'llamafactory', 'yaml') if name in sys.modules])"
-    )
-    assert done.stdout == "[]\n", done.stderr
 
 
 def test_test_files_have_names_of_their_own():

@@ -3,9 +3,12 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from forked import start
 
 
 for module in ("yaml", "omegaconf", "rich", "PIL"):
@@ -149,11 +152,33 @@ class TestDirectory:
         assert not list(tmp_path.iterdir())
 
 
+class Run:
+    """A run of the quickstart: the first starts Python anew, as for users; the others are children of this process."""
+
+    started = 0
+    Popen = subprocess.Popen
+
+    def __new__(cls, command, **options):
+        Run.started += 1
+        return Run.Popen(command, **options) if Run.started == 1 else super().__new__(cls)
+
+    def __init__(self, command, stdout, stderr, env):
+        assert command[:3] == [sys.executable, "-m", "hsa_factory.cli"] and stderr == subprocess.STDOUT
+        self.process = start(cli.main, command[3:], output=stdout.name, environment=env)
+
+    def poll(self):
+        return self.process.exitcode
+
+    returncode = property(poll)
+
+
 @pytest.mark.slow
 def test_whole_quickstart(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("llamafactory")
+    pytest.importorskip("llamafactory.train.tuner")
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    monkeypatch.setattr(subprocess, "Popen", Run)
     assert run_quickstart(tmp_path / "out", epochs=4) == 0, capsys.readouterr().out
+    assert Run.started == len(RECIPES) == 4
     shown = capsys.readouterr().out
     assert all(recipe.title in shown for recipe in RECIPES) and "household_text" in shown
     assert (tmp_path / "out" / "loss.png").stat().st_size > 10_000

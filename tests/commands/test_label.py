@@ -105,10 +105,24 @@ def test_every_format(tmp_path, rules, suffix, out_suffix, workers):
 
 
 def test_text_stays_byte_for_byte(tmp_path, rules):
-    half = {"messages": [{"role": "user", "content": "\ud83d"}, {"role": "assistant", "content": ODD}]}
-    source = write(tmp_path / "in.jsonl", [{"messages": TALK}, half])
-    assert without_types(label(source, rules, tmp_path / "out.jsonl")) == without_types([{"messages": TALK}, half])
+    odd = {"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": ODD}]}
+    source = write(tmp_path / "in.jsonl", [{"messages": TALK}, odd])
+    assert without_types(label(source, rules, tmp_path / "out.jsonl")) == without_types([{"messages": TALK}, odd])
     assert ODD.replace("\\", "\\\\").split("\0")[0] in (tmp_path / "out.jsonl").read_text("utf-8")  # not escaped
+
+
+@pytest.mark.parametrize("where", ["content", "a key of another column"])
+def test_half_a_character_is_refused_as_in_training(tmp_path, rules, capsys, where):
+    half = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    if where == "content":
+        half["messages"][0]["content"] = "half \ud83d"
+    else:
+        half["meta"] = {"\ud800": 1}
+    source, out = write(tmp_path / "in.jsonl", [{"messages": TALK}, half]), tmp_path / "out.jsonl"
+    assert run(source, "--rules", rules, "--out", out) == 1 and not out.exists()
+    said = capsys.readouterr().err
+    assert "is half of a character (a surrogate), which no tokenizer reads" in said and "line 2" in said
+    assert ("messages[0].content: " if where == "content" else "a key: ") in said
 
 
 def test_the_first_sample_tells_readers_that_there_are_spans(tmp_path, rules):

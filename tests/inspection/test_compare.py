@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from hsa_factory import HSAConfig
 from hsa_factory.attention.layer_rules import LayerRules
-from hsa_factory.inspection.compare import SampleChange, Side, compare, seen_by
+from hsa_factory.inspection.compare import SampleChange, Side, compare, seen_by, seen_in_name_only
 from hsa_factory.inspection.compare_output import ChangeSummary, write_json, write_page, write_text
 from hsa_factory.inspection.inspected_sample import InspectedSample, Part, Turn
 from hsa_factory.inspection.sample_cost import Tokens
@@ -85,11 +86,11 @@ def two_sides(**more):
 
 def test_changes_stand_by_message_and_are_joined_to_runs():
     change = two_sides()
-    assert dict(change.counts) == {"type": 2, "visibility": 2, "label": 2, "tokens": 4}
+    assert dict(change.counts) == {"type": 2, "visibility": 2, "decay": 2, "label": 2, "weight": 0, "tokens": 4}
     user, reply = change.messages
     assert (user.turn.message, user.changed, reply.turn.message, reply.changed) == (0, 2, 1, 2)
     (run,) = user.runs
-    assert run.text == "t2 t3 " and run.describe() == "NOISE → LANDMARK, seen by 4 → 8 tokens"
+    assert run.text == "t2 t3 " and run.describe() == "NOISE → LANDMARK, seen by 4 → 8 tokens, decay 0.5 → 0.001"
     (run,) = reply.runs
     assert run.text == "t6 t7 " and run.describe() == "LANDMARK, trained → not trained"
 
@@ -104,11 +105,14 @@ def test_text_json_and_page_say_the_same(tmp_path):
         write(out, [change, lost], names, summary)
         texts[form] = out.getvalue()
         assert summary.lines() == [
-            "4 of 10 tokens change in 1 sample: NOISE → LANDMARK 2, seen by more tokens 2, no longer trained 2.",
+            "4 of 10 tokens change in 1 sample: NOISE → LANDMARK 2, seen by more tokens 2, fading more slowly 2, no longer trained 2.",
             "d, sample 8: not compared, it is dropped.",
         ]
         assert all(line in texts[form] for line in summary.lines())
-        for said in ("d, sample 7: 4 of 10 tokens change (type 2, visibility 2, label 2)", "t2 t3 "):
+        for said in (
+            "d, sample 7: 4 of 10 tokens change (type 2, visibility 2, decay 2, label 2, weight 0)",
+            "t2 t3 ",
+        ):
             assert said in texts[form]
         assert "message 0, user, turn 0: 2 of 4 tokens" in texts[form]
         assert "\x1b" not in texts[form]
@@ -116,16 +120,49 @@ def test_text_json_and_page_say_the_same(tmp_path):
     out = io.StringIO()
     write_json(out, [change, lost], ChangeSummary())
     first, second = map(json.loads, out.getvalue().splitlines())
-    assert first["changed"] == {"tokens": 4, "type": 2, "visibility": 2, "label": 2}
+    assert first["changed"] == {"tokens": 4, "type": 2, "visibility": 2, "decay": 2, "label": 2, "weight": 0}
     assert first["messages"][0]["tokens"][0] == {
         "place": 2,
         "token": "t2 ",
-        "changes": ["type", "visibility"],
+        "changes": ["type", "visibility", "decay"],
         "types": ["NOISE", "LANDMARK"],
         "seen_by": [4, 8],
+        "in_name_only": [0, 0],
+        "decays": [0.5, 0.001],
         "trained": [False, False],
+        "weights": [0.0, 0.0],
     }
     assert second == {"dataset": "d", "index": 8, "length": 3, "not_compared": "it is dropped"}
+
+
+def test_what_is_seen_in_name_only_and_what_weighs_otherwise():
+    """A decay that another distance makes matter, another decay, and weights of tokens that are trained on both sides."""
+    n, turns = 60, [Turn(0, 0, "user", 0, 30), Turn(0, 1, "assistant", 30, 60)]
+    sample = make_sample([2] * n, [False] * 30 + [True] * 30, turns)
+    weighed = replace(sample, loss_weights=[1.0] * 30 + [0.5] * 10 + [1.0] * 20)
+    rules = [HSAConfig(noise_window=50, noise_decay=decay) for decay in (0.5, 0.0, 1.0)]
+    part = Part("d", 7, 0, n, 0, False)
+
+    summary, changes = ChangeSummary(), []
+    for first, second in (((sample, rules[0]), (weighed, rules[1])), ((weighed, rules[0]), (sample, rules[2]))):
+        changes.append(compare(part, Side.of(first[0], 0, first[1]), Side.of(second[0], 0, second[1])))
+        summary.add(changes[-1])
+    for config in (rules[0], rules[2]):
+        bias = Tokens(np.full(n, 2, np.int8), None, np.zeros(n, np.bool_)).plan()
+        bias = bias.dense_bias(torch.float32, LayerRules.of(config))[0, 0]
+        expected = ((bias < -20) & (bias > float("-inf"))).sum(0)
+        assert seen_in_name_only(Side.of(sample, 0, config)).tolist() == expected.tolist() and expected.any()
+    assert not seen_in_name_only(Side.of(sample, 0, rules[1])).any()
+
+    assert dict(changes[0].counts) == {
+        "type": 0, "visibility": 0, "decay": n - 1, "label": 0, "weight": 10, "tokens": n - 1,
+    }  # fmt: skip
+    user, reply = changes[0].messages
+    assert [run.describe() for run in user.runs] == ["NOISE, decay 0.5 → 0, in name only by 5 → 0"]
+    assert [run.describe() for run in reply.runs] == ["NOISE, decay 0.5 → 0, weight 1 → 0.5", "NOISE, decay 0.5 → 0"]
+    (line,) = summary.lines()
+    assert "in name only by fewer tokens 19" in line and "in name only by more tokens 39" in line
+    assert "fading more slowly 59, fading faster 59, weighing less 10, weighing more 10." in line
 
 
 def test_other_ids_are_not_compared():

@@ -102,3 +102,28 @@ def test_what_becomes_one_message_has_one_weight():
     assert [m["loss"] for m in read_blocks([reply, reply])] == [False]
     with pytest.raises(ValueError, match="become one, but say different things .*'loss': False.* and {'loss': True}"):
         read_blocks([reply, {**reply, "loss": True}])
+
+
+BLOCKS = [
+    {"role": "user", "content": "go"},
+    {"role": "assistant", "content": [{"type": "tool_use", "name": "look", "input": {}}], "quality": "good"},
+    {"role": "assistant", "content": "done", "quality": "mistake"},
+]
+
+
+def test_joined_replies_with_other_labels_are_refused_under_the_labels_own_key():
+    with pytest.raises(ValueError, match=r"different things .*\{'quality': 'good'\} and \{'quality': 'mistake'\}"):
+        read_blocks(BLOCKS, step_key="quality")
+    assert len(read_blocks(BLOCKS, step_key=None)) == len(read_blocks(BLOCKS)) == 2  # a key that says nothing
+    alike = [BLOCKS[0], *({**message, "quality": "good"} for message in BLOCKS[1:])]
+    assert read_blocks(alike, step_key="quality")[1]["quality"] == "good"
+
+
+def test_a_tools_result_has_the_label_of_the_reply_it_stands_in():
+    content = [
+        {"type": "server_tool_use", "name": "look", "input": {}},
+        {"type": "web_search_tool_result", "content": "x"},
+    ]
+    reply = {"role": "assistant", "content": [*content, {"type": "text", "text": "done"}], "quality": "mistake"}
+    pieces = read_blocks([BLOCKS[0], reply], step_key="quality")
+    assert [piece.get("quality") for piece in pieces] == [None, "mistake", "mistake", "mistake"]

@@ -1,8 +1,6 @@
 """Switching HSA on and off, and what a forward with it may be given."""
 
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -239,36 +237,6 @@ class TestGenerating:
 
 
 # -- models that cannot have HSA -------------------------------------------------------------------------------
-
-
-def test_importing_has_no_side_effects():
-    """`import hsa_factory` does not import transformers, and nothing is registered before `enable_hsa`."""
-    code = """
-import sys
-import hsa_factory
-assert "transformers" not in sys.modules and "torch" not in sys.modules, "heavy import"
-hsa_factory.HSAConfig(), hsa_factory.FeedbackConfig(), hsa_factory.SemanticType
-import hsa_factory.attention, hsa_factory.feedback, hsa_factory.typed.ids, hsa_factory.typed.text
-assert "transformers" not in sys.modules, "transformers imported"
-
-from transformers import AttentionInterface, AttentionMaskInterface
-hsa_factory.enable_hsa, hsa_factory.disable_hsa, hsa_factory.apply_hsa_patch
-import hsa_factory.models
-for interface in (AttentionInterface(), AttentionMaskInterface()):
-    assert "hsa" not in interface.valid_keys(), "registered"
-assert "llamafactory" not in sys.modules, "llamafactory imported"
-
-from hsa_factory import tiny
-hsa_factory.enable_hsa(tiny.build_model("llama"))
-for interface in (AttentionInterface(), AttentionMaskInterface()):
-    assert "hsa" in interface.valid_keys(), "not registered"
-try:
-    hsa_factory.nothing
-except AttributeError as error:
-    assert "has no attribute 'nothing'" in str(error)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_hybrid_takes_padding_and_refuses_packed_documents(tiny_tokenizer):

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from forked import METHOD
 from transformers import AutoModelForCausalLM
 
 from hsa_factory import HSAConfig, enable_hsa, tiny
@@ -195,7 +196,7 @@ def test_two_processes_that_share_out_the_heads(tmp_path):
     tiny.save_tiny("gemma3_text", tmp_path, ["The robot opens the fridge."])
     model = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     logits, loss, gradient, answer = results(model)
-    mp.spawn(run_shared_out, args=(tmp_path, free_port()), nprocs=2)
+    mp.start_processes(run_shared_out, args=(tmp_path, free_port()), nprocs=2, start_method=METHOD)
     for rank in range(2):
         shared_logits, shared_loss, part, shared_answer = torch.load(tmp_path / f"{rank}.pt")
         torch.testing.assert_close(shared_logits, logits, atol=1e-4, rtol=0)

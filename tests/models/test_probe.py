@@ -65,9 +65,8 @@ def test_gradient_checkpointing(use_reentrant):
     assert_hsa_reaches(model, probe_batch())
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
-def test_compiled(model_type):
-    model = torch.compile(enabled(model_type, CONFIG), backend="eager")
+def test_compiled():
+    model = torch.compile(enabled("qwen3", CONFIG), backend="eager")
     assert_hsa_reaches(model, probe_batch())
 
 

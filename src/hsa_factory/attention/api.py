@@ -23,7 +23,7 @@ NEEDS_CUDA = ("flex",)
 COMPILER_SWITCHES = ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE")  # environment variables that switch torch's off
 BLOCKWISE_FROM = 1024  # tokens: measured on CPU, forward and backward (benchmarks/attention.py)
 FLEX_FROM = 2048  # tokens: an estimate
-_FADED = 20.0  # logits: what loses as much has a probability of nothing
+FADED = 20.0  # logits: what loses as much has a probability of nothing
 _logged: set[object] = set()
 
 
@@ -240,13 +240,13 @@ def _warn_of_faded(plan: AttentionPlan, rules: LayerRules) -> None:
             continue
         reach = (plan.last_seen(rules) - plan.positions).masked_fill(plan.semantic_ids != kind, 0)
         longest = int(reach.amax())
-        if decay * longest > _FADED:
+        if decay * longest > FADED:
             _logged.add(what)
             name = kind.name.lower()
             logger.warning(
                 f"{name}_turns = {turns} lets {kind.name} be seen from up to {longest} tokens, but {name}_decay = {decay:g} "
                 f"takes {decay * longest:g} off the logit there: it is seen in name only. Set `{name}_decay: 0`, or less "
-                f"than {_FADED:g} / {longest}."
+                f"than {FADED:g} / {longest}."
             )
 
 

@@ -148,12 +148,12 @@ def _run(options: argparse.Namespace) -> int:
     default = "0-" if options.cost else _SAMPLES[options.format]
     wanted = default if options.samples is None else options.samples
     start, stop = parse_range(wanted)
+    if options.cost and (options.check or options.format == "html"):
+        raise UserError("--cost is text or --format json, and goes without --check.")
     if options.format == "html" and not options.output and not options.check:
         raise UserError("--format html needs --output PAGE.")
     if options.compare and (options.check or options.cost):
         raise UserError("--compare goes without --check and --cost.")
-    if options.cost and (options.check or options.format == "html"):
-        raise UserError("--cost is text or --format json, and goes without --check.")
     for limit in ("max_dropped", "max_blind"):
         if getattr(options, limit) is not None and not options.check:
             raise UserError(f"--{limit.replace('_', '-')} is for --check.")

@@ -1,4 +1,4 @@
-"""Two ways to prepare the same samples: which tokens change their type, who sees them, or whether they are trained."""
+"""Two ways to prepare the same samples: which tokens change their type, who sees them, how well, or how they are trained."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..attention import LayerRules
+from ..attention.api import FADED
 from ..config import HSAConfig
 from ..feedback import IGNORE_INDEX
 from ..semantics import SemanticType
@@ -17,7 +18,7 @@ from .sample_cost import Tokens
 
 
 _REPEATS = 4
-ASPECTS = ("type", "visibility", "label")
+ASPECTS = ("type", "visibility", "decay", "label", "weight")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class Side:
         types: The `SemanticType` of each token, (n,).
         last: The last place that sees each, `hide` left out, (n,).
         hide: Pairs (query type, key type) that never see each other.
+        decays: Of each type: what a key's logit loses a token of distance.
         trained: (n,) bool.
+        weights: What the loss of each token is multiplied by, (n,); 0 where it is not trained.
         turns: Its messages, places counted from its own first token.
     """
 
@@ -39,7 +42,9 @@ class Side:
     types: np.ndarray
     last: np.ndarray
     hide: tuple[tuple[int, int], ...]
+    decays: tuple[float, ...]
     trained: np.ndarray
+    weights: np.ndarray
     turns: list[Turn]
 
     @classmethod
@@ -64,13 +69,17 @@ class Side:
         types = np.asarray(sample.semantic_ids[one], np.int8)
         numbers = np.asarray(sample.turn_ids[one], np.int32) if rules.has_turns and sample.turn_ids else None
         tokens = Tokens(types, numbers, np.zeros(len(types), np.bool_))
+        trained = np.asarray(sample.labels[one]) != IGNORE_INDEX
+        weights = 1.0 if sample.loss_weights is None else np.asarray(sample.loss_weights[one])
         return cls(
             np.asarray(sample.input_ids[one]),
             sample.tokens[one],
             types,
             tokens.plan().last_seen(rules)[0].numpy(),
             rules.hide,
-            np.asarray(sample.labels[one]) != IGNORE_INDEX,
+            rules.decays,
+            trained,
+            trained * weights,
             [turn for turn in sample.turns if part is None or turn.part == part],
         )
 
@@ -84,7 +93,10 @@ class Run:
         tokens: Their texts.
         types: Their type on both sides.
         trained: Whether they are trained on both sides.
+        weights: What their loss is multiplied by on both sides; 0 where they are not trained.
+        decays: What their logit loses a token of distance on both sides.
         seen_by: By how many tokens each is seen on both sides, itself included.
+        in_name_only: By how many of these it is seen in name only, for its decay.
         aspects: What changes, of `ASPECTS`.
     """
 
@@ -92,7 +104,10 @@ class Run:
     tokens: list[str]
     types: tuple[int, int]
     trained: tuple[bool, bool]
+    weights: tuple[float, float]
+    decays: tuple[float, float]
     seen_by: list[tuple[int, int]]
+    in_name_only: list[tuple[int, int]]
     aspects: tuple[str, ...]
 
     @property
@@ -109,10 +124,15 @@ class Run:
         before, after = (SemanticType(kind).name for kind in self.types)
         words = [f"{before} → {after}" if before != after else before]
         if "visibility" in self.aspects:
-            first, second = (sum(counts) / len(counts) for counts in zip(*self.seen_by))
-            words.append(f"seen by {first:,.0f} → {second:,.0f} tokens")
+            words.append(f"seen by {_means(self.seen_by)} tokens")
+        if "decay" in self.aspects:
+            words.append(f"decay {self.decays[0]:g} → {self.decays[1]:g}")
+        if any(before != after for before, after in self.in_name_only):
+            words.append(f"in name only by {_means(self.in_name_only)}")
         if "label" in self.aspects:
             words.append("trained → not trained" if self.trained[0] else "not trained → trained")
+        if "weight" in self.aspects:
+            words.append(f"weight {self.weights[0]:g} → {self.weights[1]:g}")
         return ", ".join(words)
 
 
@@ -148,10 +168,13 @@ class MessageChange:
                     "changes": list(run.aspects),
                     "types": [SemanticType(kind).name for kind in run.types],
                     "seen_by": list(seen_by),
+                    "in_name_only": list(faded),
+                    "decays": list(run.decays),
                     "trained": list(run.trained),
+                    "weights": list(run.weights),
                 }
                 for run in self.runs
-                for k, (token, seen_by) in enumerate(zip(run.tokens, run.seen_by))
+                for k, (token, seen_by, faded) in enumerate(zip(run.tokens, run.seen_by, run.in_name_only))
             ],
         }
 
@@ -201,9 +224,17 @@ def compare(part: Part, first: Side, second: Side) -> SampleChange:
         return SampleChange(part.dataset, part.index, length, Counter(), [], why)
 
     seen = seen_by(first, second)
+    decays = np.stack([np.asarray(side.decays)[side.types] for side in (first, second)])
     is_changed = np.stack(
-        [first.types != second.types, (seen != seen[:1]).any(axis=0), first.trained != second.trained]
+        [
+            first.types != second.types,
+            (seen != seen[:1]).any(axis=0),
+            (decays[0] != decays[1]) & (seen[2] > 1),  # there is no distance to oneself
+            first.trained != second.trained,
+            first.trained & second.trained & (first.weights != second.weights),
+        ]
     )
+    faded = np.stack([seen_in_name_only(side) for side in (first, second)])
     counts = Counter({name: int(row.sum()) for name, row in zip(ASPECTS, is_changed)})
     counts["tokens"] = int(is_changed.any(axis=0).sum())
     turns = first.turns or [Turn(0, None, "tokens", 0, length)]
@@ -211,23 +242,39 @@ def compare(part: Part, first: Side, second: Side) -> SampleChange:
     messages = []
     for turn in turns:
         moved = Turn(turn.part, turn.message, turn.role, turn.start - offset, turn.stop - offset, number=turn.number)
-        if runs := list(_runs(first, second, seen, is_changed, moved)):
+        if runs := list(_runs(first, second, np.concatenate([seen[:2], faded]), is_changed, moved)):
             messages.append(MessageChange(moved, runs))
     return SampleChange(part.dataset, part.index, length, counts, messages)
 
 
-def _runs(first: Side, second: Side, seen: np.ndarray, is_changed: np.ndarray, turn: Turn) -> Iterator[Run]:
-    def key(place: int) -> tuple[Any, ...]:
+def _runs(first: Side, second: Side, counts: np.ndarray, is_changed: np.ndarray, turn: Turn) -> Iterator[Run]:
+    """Yield what changes in a message. `counts`: (4, n), seen by on both sides, and in name only on both."""
+
+    def facts(place: int) -> tuple[Any, ...]:
         kinds = int(first.types[place]), int(second.types[place])
         trained = bool(first.trained[place]), bool(second.trained[place])
-        return tuple(is_changed[:, place].tolist()), kinds, trained
+        return kinds, trained, (float(first.weights[place]), float(second.weights[place]))
 
-    for (changed, kinds, trained), places in groupby(range(turn.start, turn.stop), key):
+    def key(place: int) -> tuple[Any, ...]:
+        return tuple(is_changed[:, place].tolist()), facts(place)
+
+    for (changed, (kinds, trained, weights)), places in groupby(range(turn.start, turn.stop), key):
         if any(changed):
             run = list(places)
             aspects = tuple(name for name, holds in zip(ASPECTS, changed) if holds)
-            texts, counts = first.texts[run[0] : run[-1] + 1], seen[:2, run].T.tolist()
-            yield Run(run[0], texts, kinds, trained, [(before, after) for before, after in counts], aspects)
+            decays = first.decays[kinds[0]], second.decays[kinds[1]]
+            before, after, faded_before, faded_after = counts[:, run].tolist()
+            yield Run(
+                run[0],
+                first.texts[run[0] : run[-1] + 1],
+                kinds,
+                trained,
+                weights,
+                decays,
+                list(zip(before, after)),
+                list(zip(faded_before, faded_after)),
+                aspects,
+            )
 
 
 def seen_by(first: Side, second: Side) -> np.ndarray:
@@ -246,6 +293,23 @@ def seen_by(first: Side, second: Side) -> np.ndarray:
             upto = np.cumsum(is_query)
             counts[row, keys] += upto[last] - upto[places[keys]]
     return counts
+
+
+def seen_in_name_only(side: Side) -> np.ndarray:
+    """Count the tokens that see each key from so far that its decay leaves nothing of it, (n,)."""
+    places, counts = np.arange(len(side.types)), np.zeros(len(side.types), np.int64)
+    for kind, decay in enumerate(side.decays):
+        if decay > 0:
+            keys = np.flatnonzero(side.types == kind)
+            upto = np.cumsum(_may_see(side, kind))
+            near = np.minimum(side.last[keys], places[keys] + int(FADED / decay))
+            counts[keys] = upto[side.last[keys]] - upto[near]
+    return counts
+
+
+def _means(counts: list[tuple[int, int]]) -> str:
+    first, second = (sum(side) / len(side) for side in zip(*counts))
+    return f"{first:,.0f} → {second:,.0f}"
 
 
 def _may_see(side: Side, key_type: int) -> np.ndarray:

@@ -27,7 +27,10 @@ class ChangeSummary:
         counts: How many tokens changed, by aspect, and of all.
         types: By (type before, type after).
         visibility: Tokens seen by more, fewer, or others.
+        in_name_only: Tokens that more, or fewer, see in name only.
+        decays: Tokens that fade faster, or more slowly.
         labels: Tokens that are trained now, or no longer.
+        weights: Trained tokens that count more, or less.
         others: Lines about samples that were not compared.
     """
 
@@ -36,7 +39,10 @@ class ChangeSummary:
         self.counts: Counter = Counter()
         self.types: Counter = Counter()
         self.visibility: Counter = Counter()
+        self.in_name_only: Counter = Counter()
+        self.decays: Counter = Counter()
         self.labels: Counter = Counter()
+        self.weights: Counter = Counter()
         self.others: list[str] = []
 
     def add(self, change: SampleChange) -> None:
@@ -55,6 +61,13 @@ class ChangeSummary:
             if "visibility" in run.aspects:
                 for before, after in run.seen_by:
                     self.visibility["more" if after > before else "fewer" if after < before else "other"] += 1
+            for before, after in run.in_name_only:
+                if before != after:
+                    self.in_name_only["more" if after > before else "fewer"] += 1
+            if "decay" in run.aspects:
+                self.decays["faster" if run.decays[1] > run.decays[0] else "more slowly"] += len(run.tokens)
+            if "weight" in run.aspects:
+                self.weights["more" if run.weights[1] > run.weights[0] else "less"] += len(run.tokens)
 
     def lines(self) -> list[str]:
         """Say it."""
@@ -66,7 +79,10 @@ class ChangeSummary:
             for (before, after), count in self.types.most_common()
         ]
         parts += [f"seen by {how} tokens {count:,}" for how, count in self.visibility.most_common()]
+        parts += [f"in name only by {how} tokens {count:,}" for how, count in self.in_name_only.most_common()]
+        parts += [f"fading {how} {count:,}" for how, count in self.decays.most_common()]
         parts += [f"{how} {count:,}" for how, count in self.labels.most_common()]
+        parts += [f"weighing {how} {count:,}" for how, count in self.weights.most_common()]
         return [f"{total}: {', '.join(parts)}." if parts else f"{total}.", *self.others]
 
 

@@ -242,10 +242,7 @@ def parse_sample(row: Any) -> Any:
 
 
 def _dump(sample: dict[str, Any]) -> bytes:
-    try:
-        return json.dumps(sample, ensure_ascii=False, default=_refuse).encode() + b"\n"
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold escaped only
-        return json.dumps(sample, default=_refuse).encode() + b"\n"
+    return json.dumps(sample, ensure_ascii=False, default=_refuse).encode() + b"\n"
 
 
 def _refuse(value: Any) -> None:

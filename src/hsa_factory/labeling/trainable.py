@@ -29,6 +29,7 @@ def check_trainable(sample: Sample, dataset_format: DatasetFormat, tools: str = 
     Raises:
         ValueError: If training would stop at it; the message names the turn and the key.
     """
+    check_characters(sample)
     _check_tools(sample, tools)
     turns = read_sample(sample, dataset_format)
     for turn in turns:
@@ -87,6 +88,33 @@ def check_content(turn: SampleMessage, dataset_format: DatasetFormat) -> None:
     if turn.source.get(tag) is not None or turn.message.tools:
         return
     raise ValueError(f"{turn.where}: {tag!r} is null: give the message a text (an empty one is fine), or remove it.")
+
+
+def check_characters(value: Any, where: str = "") -> None:
+    """Refuse half of a surrogate pair, which JSON can hold but no text.
+
+    Args:
+        value: A sample, or what is in it.
+        where: Its place in the sample; empty: the sample itself.
+
+    Raises:
+        ValueError: Naming the key.
+    """
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{where or 'a key'}: {value[error.start]!r} is half of a character (a surrogate), which no tokenizer "
+                "reads; remove it."
+            ) from None
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            check_characters(key)
+            check_characters(inner, f"{where}.{key}" if where else key)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            check_characters(inner, f"{where}[{number}]")
 
 
 def _messages_as_texts(sample: Sample, dataset_format: DatasetFormat) -> dict[Any, Any]:

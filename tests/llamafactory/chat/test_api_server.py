@@ -4,13 +4,12 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from forked import start
 
 
 pytest.importorskip("fastapi")
@@ -20,7 +19,7 @@ httpx = pytest.importorskip("httpx")
 
 from llamafactory.chat import ChatModel  # noqa: E402
 
-from hsa_factory import HSAConfig  # noqa: E402
+from hsa_factory import HSAConfig, cli  # noqa: E402
 from hsa_factory.llamafactory import integrate  # noqa: E402
 
 
@@ -72,11 +71,10 @@ def server(checkpoint, tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("log") / "server.log"
-    command = [sys.executable, "-m", "hsa_factory.cli", "api", "--model_name_or_path", str(checkpoint)]
-    command += [part for name, value in OPTIONS.items() for part in (f"--{name}", value)]
-    environment = {**os.environ, "API_HOST": "127.0.0.1", "API_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    arguments = ["api", "--model_name_or_path", str(checkpoint)]
+    arguments += [part for name, value in OPTIONS.items() for part in (f"--{name}", value)]
+    environment = {"API_HOST": "127.0.0.1", "API_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
+    process = start(cli.main, arguments, output=log, environment=environment)
     running = Server(process, f"http://127.0.0.1:{port}/v1", log)
     try:
         deadline = time.monotonic() + 120
@@ -85,17 +83,15 @@ def server(checkpoint, tmp_path_factory):
                 running.client.get("/models")
                 break
             except httpx.TransportError:
-                assert process.poll() is None and time.monotonic() < deadline, log.read_text("utf-8")
+                assert process.is_alive() and time.monotonic() < deadline, log.read_text("utf-8")
                 time.sleep(0.2)
         yield running
     finally:
         running.client.close()
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        os.kill(process.pid, signal.SIGINT)
+        process.join(timeout=20)
+        process.kill()
+        process.join()
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +115,7 @@ def _stays_up(server, expect, lf):
     yield
     began = time.monotonic()
     assert server.answer(talk(lf, "user")) == expect(talk(lf, "user"))
-    assert time.monotonic() - began < 10 and server.process.poll() is None
+    assert time.monotonic() - began < 10 and server.process.is_alive()
 
 
 def talk(lf, *roles, **types):

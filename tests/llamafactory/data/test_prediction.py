@@ -196,6 +196,7 @@ def test_evaluation_while_training(lf, tmp_path):
         "eval_strategy": "steps",
         "eval_steps": 1,
         "max_steps": 2,
+        "generation_max_length": 96,  # LLaMA-Factory takes `cutoff_len` otherwise, and the model never ends
     }
     args = lf.args(data_dir, "data", eval_dataset="data", **more)
     losses = lf.train(args, HSA, FEEDBACK)

@@ -4,10 +4,11 @@ import contextlib
 import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
 from hsa_factory import FeedbackConfig, HSAConfig, tiny
 from hsa_factory.llamafactory import integrate
@@ -340,8 +341,10 @@ def test_chat_and_export_have_plain_ids(lf, tiny_qwen3, tmp_path):
         assert vocabulary == plain.get_vocab()
 
 
-def test_the_rows_that_qwen_has_to_spare(lf, tmp_path):
+def test_the_rows_that_qwen_has_to_spare(lf, tmp_path, monkeypatch):
     """They keep their values, that of a template's token too; only the feedback token's own is set."""
+    # LLaMA-Factory looks for a processor first: here it would find the large tokenizer again, and drop it.
+    monkeypatch.setattr(AutoProcessor, "from_pretrained", Mock(side_effect=OSError("no processor")))
     if not (lf.SHARED / "tokenizers" / "qwen").is_dir():
         pytest.skip("../shared is absent")
     stock = AutoTokenizer.from_pretrained(lf.SHARED / "tokenizers" / "qwen")

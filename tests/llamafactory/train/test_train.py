@@ -3,14 +3,14 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from forked import start
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from hsa_factory import FeedbackConfig, HSAConfig, cli
 from hsa_factory.llamafactory import integrate
@@ -296,33 +296,31 @@ def test_a_plain_file_trains_as_plain_llamafactory_does(lf, text, tmp_path):
     assert lf.losses(text["output_dir"]) == plain
 
 
-# -- several processes, and a killed one: each starts Python anew ----------------------------------------------
+# -- a killed process, and several -----------------------------------------------------------------------------
 
-KILLED = """
-import json, os, signal, sys
-from llamafactory.train.tuner import run_exp
-from transformers import TrainerCallback
-from hsa_factory import FeedbackConfig, HSAConfig
-from hsa_factory.llamafactory import integrate
 
 class Kill(TrainerCallback):
+    """Kills its process in the third step."""
+
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
-with integrate(HSAConfig(noise_window=5), FeedbackConfig()):
-    run_exp(json.loads(sys.argv[1]), callbacks=[Kill()])
-"""
+
+def train_until_killed(args):
+    from llamafactory.train.tuner import run_exp
+
+    with integrate(HSA, FEEDBACK):
+        run_exp(args, callbacks=[Kill()])
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint(lf, text):
     args = {**text, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     uninterrupted = {**args, "output_dir": str(Path(args["output_dir"]).with_name("whole"))}
     expected = lf.train(uninterrupted, HSA, FEEDBACK)
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, json.dumps(args)], capture_output=True, text=True, timeout=240
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = start(train_until_killed, args)
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     out = Path(args["output_dir"])
     assert not (out / "model.safetensors").exists()
     assert HSAConfig.from_pretrained(out / "checkpoint-2") == HSA
@@ -331,8 +329,8 @@ def test_a_killed_run_goes_on_from_its_checkpoint(lf, text):
     assert HSAConfig.from_pretrained(out) == HSA
 
 
-def test_two_processes_give_the_loss_of_one(lf, text, tmp_path):
-    """With weights, too: the sum that the loss is divided by is that of both."""
+def test_two_processes_give_the_loss_of_one(lf, text, tmp_path, monkeypatch, capfd):
+    """Through torchrun. With weights, too: the sum that the loss is divided by is that of both."""
     samples = conversations(lf)
     samples[0][-1]["weight"], samples[1][-1]["weight"] = 0.25, 3  # of different numbers of tokens
     args = {**text, "max_samples": 2, "max_steps": 2}
@@ -340,15 +338,14 @@ def test_two_processes_give_the_loss_of_one(lf, text, tmp_path):
     expected = lf.train({**args, "per_device_train_batch_size": 2}, HSA, FEEDBACK)
     args["output_dir"] = str(tmp_path / "two")
     file = write_file(tmp_path / "train.yaml", args, hsa=HSA_BLOCK, feedback=FEEDBACK_BLOCK)
-    environment = {**os.environ, "FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [sys.executable, "-m", "hsa_factory.cli", "train", file],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    monkeypatch.setenv("PATH", os.environ["PATH"])  # the command puts torchrun's directory before it
+    monkeypatch.setenv("FORCE_TORCHRUN", "1")
+    monkeypatch.setenv("NPROC_PER_NODE", "2")
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", file])
+    said = capfd.readouterr()
+    assert ended.value.code == 0, said.err[-3000:]
     assert lf.losses(args["output_dir"]) == pytest.approx(expected, abs=1e-4)
     assert HSAConfig.from_pretrained(args["output_dir"]) == HSA
-    assert result.stdout.count("Training data with HSA / Feedback") == 1
+    assert said.out.count("Training data with HSA / Feedback") == 1

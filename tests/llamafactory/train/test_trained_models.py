@@ -1,18 +1,20 @@
 """The probe for silence on what LLaMA-Factory trains: its model as its trainer calls it, with its own batches."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
+import socket
 
 import pytest
 import torch
 import yaml
+from forked import start
 from probe import assert_hsa_reaches
+from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, Trainer
 
 from hsa_factory import HSAConfig, cli, enable_hsa
+from hsa_factory.llamafactory.launch import run
 from hsa_factory.models.text_model import unwrap
+from hsa_factory.training_file import read_training_file
 
 
 pytestmark = pytest.mark.slow
@@ -116,49 +118,40 @@ def test_what_is_exported(lf, text, tmp_path):
 
 # -- several processes -----------------------------------------------------------------------------------------
 
-WORKER = """
-import os, runpy
-from pathlib import Path
-from probe import assert_hsa_reaches
-from torch.nn.parallel import DistributedDataParallel
-from transformers import Trainer
-from hsa_factory.llamafactory import launch, worker
-
-compute_loss = Trainer.compute_loss
-
-def probe_first(trainer, model, inputs, *args, **kwargs):
-    assert isinstance(model, DistributedDataParallel)
-    assert_hsa_reaches(model, inputs)
-    Path(__file__).with_name(f"probed-{os.environ['RANK']}-{trainer.state.global_step}").touch()
-    return compute_loss(trainer, model, inputs, *args, **kwargs)
-
-Trainer.compute_loss = probe_first
-runpy.run_path(worker.__file__, run_name="__main__")
-"""
-LAUNCH = """
-import sys
-from hsa_factory import cli
-from hsa_factory.llamafactory import launch
-
-launch._WORKER = sys.argv[1]
-sys.exit(cli.main(["train", sys.argv[2]]))
-"""
-
 
 def write_file(path, args, **blocks):
     path.write_text(yaml.safe_dump({**args, **blocks}), "utf-8")
     return str(path)
 
 
+def probe_and_train(directory, file):
+    """What torchrun's worker does, but that each batch is probed first."""
+    from accelerate.state import AcceleratorState
+
+    compute_loss = Trainer.compute_loss
+
+    def probe_first(trainer, model, inputs, *args, **kwargs):
+        assert isinstance(model, DistributedDataParallel)
+        assert_hsa_reaches(model, inputs)
+        (directory / f"probed-{os.environ['RANK']}-{trainer.state.global_step}").touch()
+        return compute_loss(trainer, model, inputs, *args, **kwargs)
+
+    Trainer.compute_loss = probe_first
+    AcceleratorState._reset_state(reset_partial_state=True)  # what the parent's runs have left is of one process
+    run(read_training_file(file))
+
+
 def test_what_two_processes_train(text, tmp_path):
-    worker = tmp_path / "worker.py"
-    worker.write_text(WORKER, "utf-8")
     file = write_file(tmp_path / "train.yaml", {**text, **LORA, **PACKED}, hsa={"noise_window": 3})
-    tests = str(Path(__file__).parents[2])
-    environment = {**os.environ, "FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])
-    result = subprocess.run(
-        [sys.executable, "-c", LAUNCH, str(worker), file], capture_output=True, text=True, timeout=300, env=environment
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
+    group = {**address, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    processes = [
+        start(probe_and_train, tmp_path, file, environment={**group, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in "01"
+    ]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
     assert sorted(path.name for path in tmp_path.glob("probed-*")) == [f"probed-{r}-{s}" for r in "01" for s in "01"]

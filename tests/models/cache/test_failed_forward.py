@@ -367,22 +367,22 @@ class TestMemory:
         close(feed(model, cache, ids, kinds, [30]), whole(model, ids, kinds)[:, 60:])
 
 
-@pytest.mark.parametrize("typed", [True, False])
-def test_compiled(typed):
-    """Prefill, then token by token: the plan is made outside of what is compiled."""
+def test_compiled():
+    """Prefill, then token by token: the plan is made outside of what is compiled. Types are given, then expected."""
     model, ids, kinds = build("qwen3"), tokens(1, 40), types(1, 40)
     expected = whole(model, ids, kinds)
     torch._dynamo.reset()
-    compiled, cache = torch.compile(model, backend="eager"), HSACache(CONFIG, max_waiting=4)
-    with torch.no_grad():
+    compiled = torch.compile(model, backend="eager")
+    for typed in (True, False):
+        cache, logits = HSACache(CONFIG, max_waiting=4), []
         if not typed:
             cache.bind(model.config, model.model.hsa_state.layer_rules, CONFIG)
             cache.expect(kinds, ConstantTagger(2))
-        logits = []
         for start, stop in [(0, 25), *((number, number + 1) for number in range(25, 40))]:
             inputs = {"semantic_ids": kinds[:, start:stop]} if typed else {}
-            logits.append(compiled(input_ids=ids[:, start:stop], past_key_values=cache, **inputs).logits)
-    close(torch.cat(logits, dim=1), expected)
+            with torch.no_grad():
+                logits.append(compiled(input_ids=ids[:, start:stop], past_key_values=cache, **inputs).logits)
+        close(torch.cat(logits, dim=1), expected)
 
 
 def test_a_copy_of_a_cache_that_an_interrupt_left_open():

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..weights import STEP_KEY, WEIGHT_KEYS
@@ -18,7 +18,6 @@ LOST_REASONING = "hidden or encrypted reasoning left out"
 _REPLY_ROLES = ("tool", "toolResult", "tool_result")
 _MERE_TEXT = ("type", "text", "cache_control", "citations", "annotations", "logprobs")
 _USER_SIDE = ("user", "tool", "exit")  # mini-swe-agent ends with how the run ended
-_WEIGHT_KEYS = (*WEIGHT_KEYS, STEP_KEY)
 _HANDLED = (
     "role",
     "content",
@@ -43,7 +42,9 @@ def is_foreign(message: Mapping[str, Any], content: Any) -> bool:
     return message.get("role") is None and message.get("type") in BLOCKS
 
 
-def read_blocks(messages: Iterable[Mapping[str, Any]], notes: Counter | None = None) -> list[dict[str, Any]]:
+def read_blocks(
+    messages: Iterable[Mapping[str, Any]], notes: Counter | None = None, step_key: str | None = STEP_KEY
+) -> list[dict[str, Any]]:
     """Return OpenAI's chat messages: roles in turn, calls in `tool_calls`, thoughts in `reasoning_content`.
 
     What stands in a row on one side is joined: pieces of a reply, texts of the user's. A user's text after the result of a
@@ -52,21 +53,29 @@ def read_blocks(messages: Iterable[Mapping[str, Any]], notes: Counter | None = N
     Args:
         messages: Messages, and items of OpenAI's Responses.
         notes: What was left out, counted; added to.
+        step_key: Key of a message that holds the label of its step; None: labels are not read.
+
+    Raises:
+        ValueError: If an item is unknown, or messages that are joined are not trained alike.
     """
     joined: list[dict[str, Any]] = []
+    keys = WEIGHT_KEYS if step_key is None else (*WEIGHT_KEYS, step_key)
     for message in messages:
-        for piece in _pieces(message, notes if notes is not None else Counter()):
+        for piece in _pieces(message, keys, notes if notes is not None else Counter()):
             if piece["role"] == "system" and any(previous["role"] != "system" for previous in joined):
                 piece["role"] = "user"
-            if not joined or not _join(joined[-1], piece):
+            if not joined or not _join(joined[-1], piece, keys):
                 joined.append(piece)
     for message in joined:
         message["content"] = _as_text(message["content"])
     return joined
 
 
-def _pieces(message: Mapping[str, Any], notes: Counter) -> Iterator[dict[str, Any]]:
-    """Yield what one message or item says, a piece for each role; contents are lists of parts."""
+def _pieces(message: Mapping[str, Any], keys: Sequence[str], notes: Counter) -> Iterator[dict[str, Any]]:
+    """Yield what one message or item says, a piece for each role; contents are lists of parts.
+
+    `keys`: those that say how much it is trained; each piece has them.
+    """
     role, content = message.get("role"), message.get("content")
     if role is None:
         yield from _read_item(message, notes)
@@ -75,7 +84,7 @@ def _pieces(message: Mapping[str, Any], notes: Counter) -> Iterator[dict[str, An
     if role in _REPLY_ROLES:
         yield {**extra, "role": "tool", "content": _parts(content)}
         return
-    weight = _weight_of(extra)
+    weight = _weight_of(extra, keys)
     role = "system" if role == "developer" else role
     piece: dict[str, Any] = {**extra, "role": role, "content": []}
     reasoning = [message[key] for key in ("reasoningContent", "reasoning_content") if message.get(key)]
@@ -158,15 +167,16 @@ def _parts(content: Any) -> list[Any]:
     return list(content) if isinstance(content, list) else [{"type": "text", "text": content}]
 
 
-def _join(message: dict[str, Any], piece: dict[str, Any]) -> bool:
+def _join(message: dict[str, Any], piece: dict[str, Any], keys: Sequence[str]) -> bool:
     """Put a piece to the message before it, if they stand on one side; return whether it was."""
     roles = (message["role"], piece["role"])
     if roles[0] != roles[1] and roles != ("tool", "user") or roles == ("tool", "tool"):
         return False
-    if _weight_of(message) != _weight_of(piece):
+    weights = _weight_of(message, keys), _weight_of(piece, keys)
+    if weights[0] != weights[1]:
         raise ValueError(
-            f"messages in a row on one side become one, but say different things of what is trained: {_weight_of(message)} "
-            f"and {_weight_of(piece)}. Give them the same."
+            f"messages in a row on one side become one, but say different things of what is trained: {weights[0]} "
+            f"and {weights[1]}. Give them the same."
         )
     if message["content"] and piece["content"]:
         message["content"].append({"type": "text", "text": "\n\n"})
@@ -177,8 +187,8 @@ def _join(message: dict[str, Any], piece: dict[str, Any]) -> bool:
     return True
 
 
-def _weight_of(message: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: message[key] for key in _WEIGHT_KEYS if message.get(key) is not None}
+def _weight_of(message: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: message[key] for key in keys if message.get(key) is not None}
 
 
 def _as_text(parts: list[Any]) -> Any:

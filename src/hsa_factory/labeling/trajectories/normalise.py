@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from ..formats import DatasetFormat, Sample
+from ..weights import STEP_KEY
 from . import sessions, swe_agent
 from .blocks import cut_after_last_reply, is_foreign, read_blocks
 from .composed import DEFAULT_WORDS, Words, fit_message, must_compose, needs_fitting
@@ -19,7 +20,11 @@ _FAMILY_COLUMNS = frozenset(("history", "trajectory", sessions.EVENTS_KEY))
 
 
 def normalise(
-    sample: Sample, dataset_format: DatasetFormat, words: Words = DEFAULT_WORDS, notes: Counter | None = None
+    sample: Sample,
+    dataset_format: DatasetFormat,
+    words: Words = DEFAULT_WORDS,
+    notes: Counter | None = None,
+    step_key: str | None = STEP_KEY,
 ) -> Sample:
     """Return a sample whose messages LLaMA-Factory can read whole in a data set's format.
 
@@ -32,6 +37,7 @@ def normalise(
         dataset_format: The data set's; the messages returned have its keys and roles.
         words: What the template puts around thoughts and calls.
         notes: What was changed and left out, counted; added to.
+        step_key: Key of a message that holds the label of its step; None: labels are not read.
 
     Returns:
         The sample itself if there is nothing to change.
@@ -54,13 +60,13 @@ def normalise(
             messages = None
     if isinstance(messages, list):
         ended = cut_after_last_reply(messages, notes) if sample.get("trajectory_format") else messages
-        fitted = _fit_all(ended, dataset_format, words, notes)
+        fitted = _fit_all(ended, dataset_format, words, notes, step_key)
         if fitted is not messages:
             changed[column] = fitted
     if dataset_format.ranking:
         for name in (dataset_format.chosen, dataset_format.rejected):
             if isinstance(sample.get(name), Mapping):
-                (reply, *more) = _fit_all([sample[name]], dataset_format, words, notes)
+                (reply, *more) = _fit_all([sample[name]], dataset_format, words, notes, step_key)
                 if reply is not sample[name] and not more:
                     changed[name] = reply
     for name, read in ((dataset_format.system, _join_texts), ("tools", _read_tools)):
@@ -109,13 +115,16 @@ def _parse(text: str, column: str) -> Any:
         raise ValueError(f"{column}: the text is no JSON list: {error}") from None
 
 
-def _fit_all(messages: list[Any], dataset_format: DatasetFormat, words: Words, notes: Counter | None) -> list[Any]:
+def _fit_all(
+    messages: list[Any], dataset_format: DatasetFormat, words: Words, notes: Counter | None, step_key: str | None
+) -> list[Any]:
     """Return messages that all fit the format; the same list if they do."""
     if not needs_fitting(messages, dataset_format):
         return messages
     if _must_be_joined(messages, dataset_format):
         try:
-            joined = read_blocks([_with_common_keys(message, dataset_format) for message in messages], notes)
+            common = [_with_common_keys(message, dataset_format) for message in messages]
+            joined = read_blocks(common, notes, step_key)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"a block or item of the messages cannot be read ({error!r})") from None
         return _write_common(joined, dataset_format, words, notes)

@@ -130,7 +130,7 @@ class TypedConverterMixin(MixedInto):
         sample: Any = row
         if JSON_COLUMN in row:
             sample = parse_row(row)
-        sample = read_whole(sample, self._format, self.data_args.template, notes)
+        sample = read_whole(sample, self._format, self.data_args.template, notes, self.loss_weights.step_key)
         sample = as_texts(sample, self._format, self.dataset_attr.tools)
         if JSON_COLUMN in row and not self._absent.keys() <= sample.keys():
             sample = {**self._absent, **sample}

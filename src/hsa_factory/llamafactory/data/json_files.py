@@ -17,6 +17,7 @@ from datasets.exceptions import DatasetGenerationError
 from ..._version import __version__
 from ...labeling.job import parse_sample
 from ...labeling.records import read_chunks
+from ...labeling.trainable import check_characters
 
 
 JSON_COLUMN = "_hsa_json"  # a sample as it stands in its file
@@ -108,7 +109,7 @@ def parse_row(row: dict[str, Any]) -> Any:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if b"\\u" in text and (b"\\ud" in text or b"\\uD" in text):
-        _check_surrogates(sample)
+        check_characters(sample)
     return sample
 
 
@@ -140,22 +141,3 @@ def find_missing(dataset: datasets.Dataset, columns: Sequence[str]) -> tuple[lis
 def is_json(path: str, data_files: Sequence[str]) -> bool:
     """Whether arguments of `datasets.load_dataset` name JSON files of this machine."""
     return path == "json" and bool(data_files) and all(map(os.path.isfile, data_files))
-
-
-def _check_surrogates(value: Any, where: str = "") -> None:
-    """Refuse half of a surrogate pair, which JSON can hold but no text."""
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"{where or 'a key'}: {value[error.start]!r} is half of a character (a surrogate), which no tokenizer "
-                "reads; remove it."
-            ) from None
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            _check_surrogates(key)
-            _check_surrogates(inner, f"{where}.{key}" if where else key)
-    elif isinstance(value, list):
-        for number, inner in enumerate(value):
-            _check_surrogates(inner, f"{where}[{number}]")
