@@ -23,6 +23,7 @@ from hsa_factory.models import HSACache
 from hsa_factory.models.enable import get_state
 from hsa_factory.models.forward_pass import innermost
 from hsa_factory.models.text_model import has_stateful_layers
+from hsa_factory.models.transformers_versions import CACHE
 
 
 class HandmadeConfig(PreTrainedConfig):
@@ -77,7 +78,7 @@ class HandmadeModel(PreTrainedModel):
             make_mask = create_sliding_window_causal_mask
         given = {"config": self.config, "inputs_embeds": hidden, "attention_mask": attention_mask}
         extra = {"or_mask_function": lambda b, h, q, k: k == 0} if fault == "sees ahead" else {}
-        mask = make_mask(**given, past_key_values=None, **extra)
+        mask = make_mask(**given, **{CACHE: None}, **extra)
         if fault == "makes its own mask":
             mask = torch.ones(hidden.shape[1], hidden.shape[1]).tril().bool()[None, None]
         for index, layer in enumerate(self.layers):
