@@ -3,6 +3,7 @@
 - The keyword for a key/value cache, in a model's forward and in `generate`: `past_key_values` at first, `cache` later, where
   the former name still works, with a warning. An output names it alike.
 - `Cache.crop(n)`: how many tokens to remember at first, later only how many to forget, by a number below 0.
+- Whether a model checkpoints: `is_gradient_checkpointing`, later `is_activation_checkpointing`.
 """
 
 import inspect
@@ -39,3 +40,9 @@ def name_cache(given: MutableMapping[str, Any]) -> None:
     cache = given.pop(_OLD_NAME)
     if cache is not None and given.setdefault(CACHE, cache) is not cache:
         raise ValueError(f"{CACHE} and {_OLD_NAME} are two names of the same argument: pass {CACHE} only.")
+
+
+def is_checkpointing(model: Any) -> bool:
+    """Whether a model computes activations anew in the backward pass."""
+    found = getattr(model, "is_activation_checkpointing", None)
+    return bool(model.is_gradient_checkpointing if found is None else found)

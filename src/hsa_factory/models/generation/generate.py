@@ -19,7 +19,7 @@ from ..forward_pass import HSAState
 from ..instance_method import put_back
 from ..packing import PACKED_INPUTS
 from ..rope_positions import own_rope_deltas
-from ..transformers_versions import CACHE, name_cache
+from ..transformers_versions import CACHE, is_checkpointing, name_cache
 from .prefill import prefill
 from .rule_tagger import make_tagger
 
@@ -165,7 +165,7 @@ def _check_options(model: PreTrainedModel, option: Any, kwargs: dict[str, Any], 
             raise ValueError(f"generate() with HSA cannot honour {name}: {reason}.")
     if kwargs.get("use_cache") is False:
         raise ValueError("generate() with HSA needs its cache: leave use_cache=False out.")
-    if model.training and model.is_gradient_checkpointing:
+    if model.training and is_checkpointing(model):
         raise ValueError(
             "generate() in training mode with gradient checkpointing has no cache, neither with HSA nor without: call "
             "model.eval() before and model.train() after."
