@@ -17,12 +17,14 @@ from .forward_pass import (
     enter_outer,
     leave,
     leave_outer,
+    note_types,
     take_waiting,
     wait_for_outer,
 )
 from .packing import PACKED_INPUTS, find_documents, refuse_packed
 from .parallelism import check_parallelism
 from .rope_positions import forward_positions, has_mrope, text_axes
+from .text_model import SLIDING_LAYERS
 from .transformers_versions import CACHE, find_cache
 
 
@@ -38,6 +40,7 @@ def before_forward(
         ValueError: If a training forward has no `semantic_ids`, they do not fit the input, the rules need `turn_ids` and
             there are none, or sequences are cut up among devices.
     """
+    note_types(state)
     _leave(state, module)
     earlier = take_waiting(state)  # a model that runs its text model more than once
     if earlier is not None:
@@ -97,14 +100,25 @@ def after_forward(
         raise ValueError(problem)
 
 
-def before_outer_forward(state: HSAState, module: PreTrainedModel, args: tuple[Any, ...]) -> None:
+def before_outer_forward(
+    state: HSAState, module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
     """Note that the model's head follows its text model: what a cache takes in counts once that has ended well, too."""
-    enter_outer(state)
+    enter_outer(state, has_types=kwargs.get("semantic_ids") is not None)
 
 
 def after_outer_forward(state: HSAState, module: PreTrainedModel, args: tuple[Any, ...], output: Any) -> None:
-    """End a pass for good."""
-    forward = leave_outer(state)
+    """End a pass for good.
+
+    Raises:
+        ValueError: If the model has called a part of its base model instead of that, and nobody has read the types.
+    """
+    forward, has_unread = leave_outer(state)
+    if has_unread and output is not None:
+        raise ValueError(
+            f"{state.model_name} does not call its base model as a whole, so that semantic_ids were lost: HSA cannot be used "
+            "with it."
+        )
     if forward is not None and output is None:
         _give_up(forward)
     elif forward is not None:
@@ -139,7 +153,7 @@ def _left_out(forward: ForwardPass, module: PreTrainedModel) -> str | None:
             "cannot be used with HSA."
         )
     lost = {window for window in forward.mask_windows - forward.layer_windows if window is not None}
-    if lost and "sliding_attention" in (getattr(module.config, "layer_types", None) or ["sliding_attention"]):
+    if lost and not SLIDING_LAYERS.isdisjoint(getattr(module.config, "layer_types", None) or SLIDING_LAYERS):
         return f"{name} has a sliding window of {lost} that its attention layers are not told of, so HSA cannot honour it."
     return None
 
