@@ -21,7 +21,7 @@ from .forward_pass import (
     take_waiting,
     wait_for_outer,
 )
-from .packing import PACKED_INPUTS, find_documents, refuse_packed
+from .packing import find_documents, refuse_packed, without_documents
 from .parallelism import check_parallelism
 from .rope_positions import forward_positions, has_mrope, text_axes
 from .text_model import SLIDING_LAYERS
@@ -64,7 +64,7 @@ def before_forward(
     else:
         check_parallelism()
         forward = ForwardPass(state, _plan_of(state, kwargs, semantic_ids, document_ids, turn_ids))
-        kwargs = _without_documents(state, kwargs)
+        kwargs = without_documents(kwargs, keeps_lengths=state.is_hybrid)
     enter(forward)
     return (), {**kwargs, KEYWORD: forward}
 
@@ -258,17 +258,6 @@ def _plan_of(
             "each document a row of its own."
         )
     return plan
-
-
-def _without_documents(state: HSAState, given: dict[str, Any]) -> dict[str, Any]:
-    """Return a forward's arguments without what the plan holds now.
-
-    Models count positions on the mask, where numbers of documents would make leaps, and hand the lengths on to their vision
-    model, which has its own. Layers that carry a state go by the lengths themselves.
-    """
-    mask = given.get("attention_mask")
-    kept = given if state.is_hybrid else {name: value for name, value in given.items() if name not in PACKED_INPUTS}
-    return kept if mask is None else {**kept, "attention_mask": (mask != 0).to(mask.dtype)}
 
 
 def _past_length(state: HSAState, past: Any, query_length: int) -> int:

@@ -85,6 +85,21 @@ def refuse_packed(given: dict[str, Any], rows: int, number: int, seen: int) -> N
         raise _cannot_be_cached("position_ids that begin anew")
 
 
+def without_documents(given: dict[str, Any], keeps_lengths: bool) -> dict[str, Any]:
+    """Return a forward's arguments without what a plan of its documents holds now.
+
+    Models count positions on the mask, where numbers of documents would make leaps, and hand the lengths on to their vision
+    model, which has its own.
+
+    Args:
+        given: The arguments by name.
+        keeps_lengths: Whether the model has layers that carry a state, which go by the lengths themselves.
+    """
+    kept = given if keeps_lengths else {name: value for name, value in given.items() if name not in PACKED_INPUTS}
+    mask = given.get("attention_mask")
+    return kept if mask is None else {**kept, "attention_mask": (mask != 0).to(mask.dtype)}
+
+
 def _of_kernels(given: dict[str, Any], is_real: torch.Tensor, in_cache: int = 0) -> dict[str, torch.Tensor]:
     """Return the documents by what flash attention and state spaces are told, (B, L) numbers each."""
     stated = {}
