@@ -104,7 +104,8 @@ def before_outer_forward(
     state: HSAState, module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     """Note that the model's head follows its text model: what a cache takes in counts once that has ended well, too."""
-    enter_outer(state, has_types=kwargs.get("semantic_ids") is not None)
+    # torch.compile may note what hooks do later than they do it
+    enter_outer(state, has_types=kwargs.get("semantic_ids") is not None and not torch.compiler.is_compiling())
 
 
 def after_outer_forward(state: HSAState, module: PreTrainedModel, args: tuple[Any, ...], output: Any) -> None:

@@ -12,8 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 # Layers that carry a state from token to token, as transformers' configurations call them.
 _STATEFUL_LAYERS = frozenset({"linear_attention", "mamba", "conv", "hybrid", "hybrid_sliding", "recurrent"})
 SLIDING_LAYERS = frozenset({"sliding_attention", "hybrid_sliding"})
-# "sparse", "dense" and "moe" tell of the layer's other half.
-_KNOWN_LAYERS = _STATEFUL_LAYERS | SLIDING_LAYERS | {"full_attention", "attention", "sparse", "dense", "moe"}
+_KNOWN_LAYERS = _STATEFUL_LAYERS | SLIDING_LAYERS | {"full_attention", "attention"}
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,10 @@ def find_text_model(model: nn.Module) -> TextModel:
         )
 
     for kind in getattr(text_config, "layer_types", None) or ():
-        if kind not in _KNOWN_LAYERS:  # chunked, or of few keys that an indexer chooses, or what may come
+        is_attention = "attention" in kind or kind.endswith("_sparse")  # others, such as "moe", have none
+        if (
+            is_attention and kind not in _KNOWN_LAYERS
+        ):  # chunked, of few keys that an indexer chooses, or what may come
             raise ValueError(f"{name} uses {kind.replace('_', ' ')}, which HSA does not support.")
 
     for index, module in layers.items():
