@@ -1,24 +1,38 @@
-# make setup | quickstart | test | lint: each installs what it needs into .venv first.
+# make setup | quickstart | test | test-newest | lint: each installs what it needs first, into .venv or .venv-newest.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
+CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make setup PYTHON=/path/to/python3.11")'
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+NEWEST_BIN := .venv-newest/bin
+NEWEST_INSTALLED := .venv-newest/.installed
 WORKERS ?= 2
 
-.PHONY: help setup quickstart test lint format clean
+# What runs without LLaMA-Factory.
+NEWEST_TESTS := $(wildcard $(addprefix tests/,attention models training typed labeling inspection \
+	test_config.py test_feedback.py test_semantics.py test_tiny.py test_whole_files.py))
+
+.PHONY: help setup quickstart test test-newest lint format clean
 
 help:
 	@echo "make setup       virtual environment .venv with the pinned versions"
 	@echo "make quickstart  train tiny models offline with HSA and Feedback, from nothing to a loss curve"
 	@echo "make test        the tests"
+	@echo "make test-newest the tests that need no LLaMA-Factory, with the newest transformers, trl and peft, in .venv-newest"
 	@echo "make lint        ruff and mypy"
 
 setup: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make setup PYTHON=/path/to/python3.11")'
+	@$(CHECK_PYTHON)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[llamafactory,dev]'
+	@touch $@
+
+$(NEWEST_INSTALLED): pyproject.toml constraints-newest.txt
+	@$(CHECK_PYTHON)
+	test -x $(NEWEST_BIN)/python || $(PYTHON) -m venv .venv-newest
+	$(NEWEST_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-newest.txt -e '.[trainers,test]'
 	@touch $@
 
 quickstart: $(INSTALLED)
@@ -26,6 +40,9 @@ quickstart: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests
+
+test-newest: $(NEWEST_INSTALLED)
+	$(NEWEST_BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(NEWEST_TESTS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -37,4 +54,4 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build dist hsa_quickstart
+	rm -rf .venv .venv-newest build dist hsa_quickstart

@@ -178,6 +178,7 @@ def results(model):
     output.loss.backward()
     answer = model.generate(input_ids=ids[:1], semantic_ids=kinds[:1], max_new_tokens=6, do_sample=False)
     gradient = model.model.layers[0].self_attn.q_proj.weight.grad
+    gradient = gradient.to_local() if hasattr(gradient, "to_local") else gradient  # a DTensor in newer transformers
     return output.logits.detach(), output.loss.detach(), gradient, answer
 
 

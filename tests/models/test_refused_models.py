@@ -6,6 +6,8 @@ from helpers import build, close, differs
 from torch import nn
 from transformers import (
     AutoConfig,
+    BartConfig,
+    BartForCausalLM,
     BertConfig,
     BertModel,
     PreTrainedConfig,
@@ -23,6 +25,7 @@ from hsa_factory.models import HSACache
 from hsa_factory.models.enable import get_state
 from hsa_factory.models.forward_pass import innermost
 from hsa_factory.models.text_model import has_stateful_layers
+from hsa_factory.models.transformers_versions import CACHE
 
 
 class HandmadeConfig(PreTrainedConfig):
@@ -77,7 +80,7 @@ class HandmadeModel(PreTrainedModel):
             make_mask = create_sliding_window_causal_mask
         given = {"config": self.config, "inputs_embeds": hidden, "attention_mask": attention_mask}
         extra = {"or_mask_function": lambda b, h, q, k: k == 0} if fault == "sees ahead" else {}
-        mask = make_mask(**given, past_key_values=None, **extra)
+        mask = make_mask(**given, **{CACHE: None}, **extra)
         if fault == "makes its own mask":
             mask = torch.ones(hidden.shape[1], hidden.shape[1]).tril().bool()[None, None]
         for index, layer in enumerate(self.layers):
@@ -156,11 +159,28 @@ class TestRefusedModels:
         with pytest.raises(ValueError, match="BertModel "):
             enable_hsa(BertModel(BertConfig(**sizes, intermediate_size=16)), HSAConfig())
 
-    def test_chunked_attention(self):
+    @pytest.mark.parametrize("kind", ["chunked", "indexed", "heavily compressed", "some future kind of"])
+    def test_attention_of_other_kinds(self, kind):
         model = build("llama")
-        model.config.layer_types = ["chunked_attention", "full_attention"]
-        with pytest.raises(ValueError, match="LlamaForCausalLM uses chunked attention"):
+        model.config.layer_types = [f"{kind} attention".replace(" ", "_"), "full_attention"]
+        with pytest.raises(ValueError, match=f"LlamaForCausalLM uses {kind} attention"):
             enable_hsa(model, HSAConfig())
+
+    def test_a_head_that_calls_a_part_of_its_base_model(self):
+        sizes = {
+            "vocab_size": 32,
+            "d_model": 16,
+            "decoder_layers": 1,
+            "decoder_attention_heads": 2,
+            "decoder_ffn_dim": 16,
+        }
+        model = enable_hsa(BartForCausalLM(BartConfig(**sizes)).eval(), HSAConfig())
+        ids = torch.arange(5)[None]
+        assert model(input_ids=ids).logits.isfinite().all()  # without types it attends as ever
+        for _ in range(2):
+            with pytest.raises(ValueError, match="BartForCausalLM does not call .* semantic_ids were lost"):
+                model(input_ids=ids, semantic_ids=ids % 3)
+        assert model(input_ids=ids).logits.isfinite().all()
 
 
 # -- around it -------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ..semantics import SemanticType
-from .documents import by_document
+from .documents import by_document, numbered
 
 
 LARGEST_TURN = 2**31 - 1
@@ -55,8 +55,7 @@ def number_documents(
 
     if document_ids is not None:
         check_ids("document_ids", document_ids, semantic_ids)
-        shifted = document_ids.long() - document_ids.long().min() + 1 if document_ids.numel() else document_ids.long()
-        documents = torch.where(documents != 0, shifted, 0)
+        documents = numbered(document_ids, documents != 0)
 
     return documents
 

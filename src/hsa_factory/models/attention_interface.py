@@ -16,7 +16,11 @@ from .forward_pass import KEYWORD, ForwardPass, HSAState, find_pass, innermost
 IMPLEMENTATION = "hsa"
 
 # Keywords with which some models change the attention in ways that HSA does not know: never to be dropped silently.
-_UNSUPPORTED_KEYWORDS = ("position_bias", "attention_bias", "alibi", "head_mask", "layer_head_mask")
+_UNSUPPORTED_KEYWORDS = (
+    *("position_bias", "attention_bias", "alibi", "head_mask", "layer_head_mask"),
+    *("indices", "block_indices"),  # the few keys that an indexer has chosen
+    "sinks",  # of each token, unlike `s_aux`
+)
 
 
 def register_interface() -> None:

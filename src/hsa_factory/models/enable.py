@@ -169,7 +169,7 @@ def _install_on_base(parts: TextModel, state: HSAState) -> None:
         base.register_state_dict_pre_hook(partial(install_before_state_dict, state)),
     ]
     if base is not parts.entry:
-        handles.append(base.register_forward_pre_hook(partial(before_outer_forward, state)))
+        handles.append(base.register_forward_pre_hook(partial(before_outer_forward, state), with_kwargs=True))
         handles.append(base.register_forward_hook(partial(after_outer_forward, state), always_call=True))
     install_generate(base, state)
 

@@ -17,14 +17,18 @@ from .forward_pass import (
     enter_outer,
     leave,
     leave_outer,
+    note_types,
     take_waiting,
     wait_for_outer,
 )
+from .packing import find_documents, refuse_packed, without_documents
 from .parallelism import check_parallelism
 from .rope_positions import forward_positions, has_mrope, text_axes
+from .text_model import SLIDING_LAYERS
+from .transformers_versions import CACHE, find_cache
 
 
-_USE_HSA_CACHE = "Pass past_key_values=hsa_factory.models.HSACache(config), or call model.generate, which makes one"
+_USE_HSA_CACHE = f"Pass {CACHE}=hsa_factory.models.HSACache(config), or call model.generate, which makes one"
 
 
 def before_forward(
@@ -36,6 +40,7 @@ def before_forward(
         ValueError: If a training forward has no `semantic_ids`, they do not fit the input, the rules need `turn_ids` and
             there are none, or sequences are cut up among devices.
     """
+    note_types(state)
     _leave(state, module)
     earlier = take_waiting(state)  # a model that runs its text model more than once
     if earlier is not None:
@@ -59,6 +64,7 @@ def before_forward(
     else:
         check_parallelism()
         forward = ForwardPass(state, _plan_of(state, kwargs, semantic_ids, document_ids, turn_ids))
+        kwargs = without_documents(kwargs, keeps_lengths=state.is_hybrid)
     enter(forward)
     return (), {**kwargs, KEYWORD: forward}
 
@@ -94,14 +100,26 @@ def after_forward(
         raise ValueError(problem)
 
 
-def before_outer_forward(state: HSAState, module: PreTrainedModel, args: tuple[Any, ...]) -> None:
+def before_outer_forward(
+    state: HSAState, module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
     """Note that the model's head follows its text model: what a cache takes in counts once that has ended well, too."""
-    enter_outer(state)
+    # torch.compile may note what hooks do later than they do it
+    enter_outer(state, has_types=kwargs.get("semantic_ids") is not None and not torch.compiler.is_compiling())
 
 
 def after_outer_forward(state: HSAState, module: PreTrainedModel, args: tuple[Any, ...], output: Any) -> None:
-    """End a pass for good."""
-    forward = leave_outer(state)
+    """End a pass for good.
+
+    Raises:
+        ValueError: If the model has called a part of its base model instead of that, and nobody has read the types.
+    """
+    forward, has_unread = leave_outer(state)
+    if has_unread and output is not None:
+        raise ValueError(
+            f"{state.model_name} does not call its base model as a whole, so that semantic_ids were lost: HSA cannot be used "
+            "with it."
+        )
     if forward is not None and output is None:
         _give_up(forward)
     elif forward is not None:
@@ -136,7 +154,7 @@ def _left_out(forward: ForwardPass, module: PreTrainedModel) -> str | None:
             "cannot be used with HSA."
         )
     lost = {window for window in forward.mask_windows - forward.layer_windows if window is not None}
-    if lost and "sliding_attention" in (getattr(module.config, "layer_types", None) or ["sliding_attention"]):
+    if lost and not SLIDING_LAYERS.isdisjoint(getattr(module.config, "layer_types", None) or SLIDING_LAYERS):
         return f"{name} has a sliding window of {lost} that its attention layers are not told of, so HSA cannot honour it."
     return None
 
@@ -172,6 +190,7 @@ def _pass_with_cache(
         state.refuse_padding(attention_mask, seen)
     layer_plans = cache.begin(tokens, semantic_ids, attention_mask, turn_ids)
     try:
+        refuse_packed(kwargs, tokens.shape[0], tokens.shape[1], seen)
         position_ids = forward_positions(module, state.model_name, kwargs, cache)
     except BaseException:
         cache.abort()
@@ -215,7 +234,7 @@ def _plan_of(
     if not isinstance(semantic_ids, torch.Tensor):
         raise ValueError(f"semantic_ids must be a tensor, got {type(semantic_ids).__name__}.")
 
-    past = given.get("past_key_values")
+    past = find_cache(given)
     query_length = tokens.shape[1]
     past_length = _past_length(state, past, query_length)
     expected = (tokens.shape[0], past_length + query_length)
@@ -229,9 +248,7 @@ def _plan_of(
         raise ValueError(f"semantic_ids are on {semantic_ids.device}, the input is on {tokens.device}.")
 
     attention_mask = given.get("attention_mask")
-    if attention_mask is None and document_ids is None and past_length == 0:
-        document_ids = _documents_from_positions(given.get("position_ids"), tokens.shape[0])
-
+    document_ids = find_documents(given, tokens.shape[0], query_length, past_length, document_ids)
     plan = AttentionPlan.from_inputs(semantic_ids, attention_mask, document_ids, query_length, turn_ids=turn_ids)
     for rules in dict.fromkeys(state.layer_rules.values()):
         plan.turns(rules)  # an error if they are missing
@@ -253,9 +270,7 @@ def _past_length(state: HSAState, past: Any, query_length: int) -> int:
     if past is None:
         return 0
     if not hasattr(past, "get_seq_length"):
-        raise ValueError(
-            f"past_key_values of {type(past).__name__} cannot be used with semantic_ids. {_USE_HSA_CACHE}."
-        )
+        raise ValueError(f"{CACHE} of {type(past).__name__} cannot be used with semantic_ids. {_USE_HSA_CACHE}.")
     length = int(past.get_seq_length())
     sizes = (past.get_mask_sizes(query_length, layer) for layer in state.windows if isinstance(past, Cache))
     if any(tuple(size) != (length + query_length, 0) for size in sizes):
@@ -274,24 +289,3 @@ def _signature(model_class: type[PreTrainedModel]) -> inspect.Signature:
     if model_class not in _signatures:
         _signatures[model_class] = inspect.signature(model_class.forward)
     return _signatures[model_class]
-
-
-def _documents_from_positions(position_ids: torch.Tensor | None, batch_size: int) -> torch.Tensor | None:
-    """Find packed documents as transformers does without a mask: a new one begins where positions do not go up by 1.
-
-    Args:
-        position_ids: (B, L) or (1, L). Of 3-D ones (M-RoPE) only (4, B, L) tell documents apart: by the first row,
-            the text's; (3, B, L) say nothing.
-        batch_size: B.
-
-    Returns:
-        (B, L) numbers from 0, or None.
-    """
-    if position_ids is not None and position_ids.dim() == 3 and position_ids.shape[0] == 4:
-        position_ids = position_ids[0]
-    if position_ids is None or position_ids.dim() != 2:
-        return None
-
-    position_ids = position_ids.expand(batch_size, -1)
-    first = position_ids[:, :1] - 1
-    return (torch.diff(position_ids, prepend=first, dim=-1) != 1).long().cumsum(dim=-1)

@@ -138,11 +138,13 @@ class _UnderWay(threading.local):
     Attributes:
         passes: From where the text model begins to where it ends.
         outer: Models whose head (or loss) follows, with the pass that waits for its end.
+        unread: Models that were given types which no pass has taken yet.
     """
 
     def __init__(self) -> None:
         self.passes: list[ForwardPass] = []
         self.outer: dict[HSAState, ForwardPass | None] = {}
+        self.unread: set[HSAState] = set()
 
 
 _under_way = _UnderWay()
@@ -172,14 +174,27 @@ def find_pass(state: HSAState) -> ForwardPass | None:
     return next((forward for forward in _under_way.passes if forward.state is state), None)
 
 
-def enter_outer(state: HSAState) -> None:
-    """Begin the forward of the model around a pass."""
+def enter_outer(state: HSAState, has_types: bool) -> None:
+    """Begin the forward of the model around a pass, which was given types or not."""
     _under_way.outer[state] = None
+    if has_types:
+        _under_way.unread.add(state)
 
 
-def leave_outer(state: HSAState) -> ForwardPass | None:
-    """End the forward of the model around a pass and return the pass that waits for that; None: none does."""
-    return _under_way.outer.pop(state, None)
+def note_types(state: HSAState) -> None:
+    """Note that the types, if the model around was given any, have come to where they are read."""
+    _under_way.unread.discard(state)
+
+
+def leave_outer(state: HSAState) -> tuple[ForwardPass | None, bool]:
+    """End the forward of the model around a pass.
+
+    Returns:
+        The pass that waits for that, and whether there are types that nobody has read. None: no pass waits.
+    """
+    has_unread = state in _under_way.unread
+    _under_way.unread.discard(state)
+    return _under_way.outer.pop(state, None), has_unread
 
 
 def wait_for_outer(forward: ForwardPass) -> bool:

@@ -10,7 +10,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 
 # Layers that carry a state from token to token, as transformers' configurations call them.
-_STATEFUL_LAYERS = frozenset({"linear_attention", "mamba", "conv", "hybrid", "recurrent"})
+_STATEFUL_LAYERS = frozenset({"linear_attention", "mamba", "conv", "hybrid", "hybrid_sliding", "recurrent"})
+SLIDING_LAYERS = frozenset({"sliding_attention", "hybrid_sliding"})
+_KNOWN_LAYERS = _STATEFUL_LAYERS | SLIDING_LAYERS | {"full_attention", "attention"}
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,12 @@ def find_text_model(model: nn.Module) -> TextModel:
             "Models with code of their own (trust_remote_code) need a port to `AttentionInterface`."
         )
 
-    if "chunked_attention" in (getattr(text_config, "layer_types", None) or ()):
-        raise ValueError(f"{name} uses chunked attention, which HSA does not support.")
+    for kind in getattr(text_config, "layer_types", None) or ():
+        is_attention = "attention" in kind or kind.endswith("_sparse")  # others, such as "moe", have none
+        if (
+            is_attention and kind not in _KNOWN_LAYERS
+        ):  # chunked, of few keys that an indexer chooses, or what may come
+            raise ValueError(f"{name} uses {kind.replace('_', ' ')}, which HSA does not support.")
 
     for index, module in layers.items():
         if not _accepts_keywords(module):
@@ -128,7 +134,7 @@ def sliding_windows(text_config: PreTrainedConfig, layers: Iterable[int]) -> dic
     """Return the sliding window that a model's configuration gives each softmax attention layer; None: it has none."""
     window = getattr(text_config, "sliding_window", None)
     types = getattr(text_config, "layer_types", None)
-    return {index: window if types is None or types[index] == "sliding_attention" else None for index in layers}
+    return {index: window if types is None or types[index] in SLIDING_LAYERS else None for index in layers}
 
 
 def _owner(base: PreTrainedModel, attention: nn.Module) -> PreTrainedModel:

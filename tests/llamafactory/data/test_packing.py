@@ -68,6 +68,8 @@ def test_rows_follow_their_samples_through_the_knapsack(lf, model_dir, tmp_path,
     for row, plain_row in zip(rows, plain_rows, strict=True):
         assert {name: row[name] for name in plain_names} == plain_row
         assert len(row["input_ids"]) == 96
+    # positions begin anew in both, but plain packing says that its samples see each other
+    assert ("document_ids" in lf.collator(prepared, TURNS)(rows[:1])) is not neat
 
     order = [mark for row in rows for mark in dict.fromkeys(self_marks(lf, prepared, row))]
     assert sorted(order) == list(range(10)) and order != list(range(10))

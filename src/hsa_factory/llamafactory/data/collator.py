@@ -105,6 +105,13 @@ class HSADataCollator(SFTDataCollatorWith4DAttentionMask, PaddedPositionsMixin):
         if self.hsa_config is not None:
             batch[SEMANTIC_COLUMN] = self._pad(semantic_rows, batch["input_ids"], int(SemanticType.NOISE))
             batch["attention_mask"] = self._pad(mask_rows, batch["input_ids"], 0)
+            if (
+                "position_ids" in batch
+                and batch["position_ids"].dim() == 2
+                and not bool((batch["attention_mask"] > 1).any())
+            ):
+                # plain packing: its samples count their positions anew, but see each other, as in LLaMA-Factory
+                batch["document_ids"] = torch.zeros_like(batch["input_ids"])
         if needs_turns:
             batch[TURN_COLUMN] = self._pad(turn_rows, batch["input_ids"], 0)
         if weight_rows:

@@ -239,6 +239,8 @@ def find_real(tokens: torch.Tensor, attention_mask: torch.Tensor | None, seen: i
             f", {seen} cached tokens included."
         )
     new = attention_mask[:, seen:]
-    if seen == 0 and bool((new > 1).any()):
+    if bool((new == 1).all()):
+        return None
+    if bool((new > 1).any()):
         raise ValueError("A packed row (attention_mask above 1) cannot be cached: run its documents on their own.")
-    return None if bool(new.all()) else new != 0
+    return new != 0

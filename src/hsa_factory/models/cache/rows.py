@@ -8,6 +8,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from ...attention import LayerRules
+from ..transformers_versions import CROP_BY_NUMBER
 from .incoming import EndedRows, IncomingTypes
 from .key_table import KeyTable
 from .layer import HSACacheLayer
@@ -78,14 +79,15 @@ class CacheOfRows(Cache):
         """Forget the last tokens.
 
         Args:
-            max_length: How many to remember; negative: how many to forget.
+            max_length: How many to remember; negative: how many to forget. 0 forgets all, or, in versions of transformers
+                whose caches are told only how many to forget, none.
 
         Raises:
             ValueError: If keys have been dropped: those that the remembered tokens would need may be among them.
         """
         self.abort()
         number = -max_length if max_length < 0 else len(self._seen) - max_length
-        if number <= 0:
+        if number <= 0 or (max_length == 0 and CROP_BY_NUMBER):
             return
         if self._other_layers():
             raise ValueError(

@@ -17,7 +17,9 @@ from ..cache import HSACache, Tagger
 from ..cache.turns import check_turn_ids, settle_turns
 from ..forward_pass import HSAState
 from ..instance_method import put_back
+from ..packing import PACKED_INPUTS
 from ..rope_positions import own_rope_deltas
+from ..transformers_versions import CACHE, is_checkpointing, name_cache
 from .prefill import prefill
 from .rule_tagger import make_tagger
 
@@ -32,7 +34,10 @@ _REFUSED = {
     "assistant_early_exit": "assisted decoding takes tokens back, but dropped keys are gone",
     "inputs_embeds": "types belong to input_ids",
     "position_ids": "HSA counts the positions itself",
-    "cache_implementation": "HSA brings its own cache; pass past_key_values=HSACache(config) to set it up",
+    **dict.fromkeys(
+        (*PACKED_INPUTS, "document_ids"), "a packed row cannot be cached: generate from its documents on their own"
+    ),
+    "cache_implementation": f"HSA brings its own cache; pass {CACHE}=HSACache(config) to set it up",
     "prefill_chunk_size": "HSA takes long prompts in chunks by itself",
     "custom_generate": "only transformers' greedy search, sampling and beam search are supported",
     "penalty_alpha": "only greedy search, sampling and beam search are supported",
@@ -85,7 +90,8 @@ class Generate:
         model, config = self.model, self.state.config
         semantic_ids, turn_ids = kwargs.pop("semantic_ids", None), kwargs.pop("turn_ids", None)
         tagger = kwargs.pop("tagger", None)
-        cache = kwargs.get("past_key_values")
+        name_cache(kwargs)
+        cache = kwargs.get(CACHE)
         if semantic_ids is None and tagger is None and not isinstance(cache, HSACache) and is_plain(config):
             return self.former(inputs, *args, **kwargs)
 
@@ -110,7 +116,7 @@ class Generate:
         with cache.attempt(), own_rope_deltas(model.base_model):
             cache.expect(semantic_ids, tagger, end_ids if rows_end_apart else (), turn_ids)
             prefill(model, self.state, input_ids, cache, kwargs, max(beams, copies))
-            kwargs |= {"past_key_values": cache, "use_cache": True}
+            kwargs |= {CACHE: cache, "use_cache": True}
             output = self.former(input_ids, *args, **kwargs)
         if beams == 1:
             cache.note_ids(output if isinstance(output, torch.Tensor) else output.sequences)
@@ -159,7 +165,7 @@ def _check_options(model: PreTrainedModel, option: Any, kwargs: dict[str, Any], 
             raise ValueError(f"generate() with HSA cannot honour {name}: {reason}.")
     if kwargs.get("use_cache") is False:
         raise ValueError("generate() with HSA needs its cache: leave use_cache=False out.")
-    if model.training and model.is_gradient_checkpointing:
+    if model.training and is_checkpointing(model):
         raise ValueError(
             "generate() in training mode with gradient checkpointing has no cache, neither with HSA nor without: call "
             "model.eval() before and model.train() after."
@@ -196,7 +202,7 @@ def _prepare_cache(cache: Any, config: HSAConfig) -> HSACache:
         return HSACache(config)
     if not isinstance(cache, HSACache):
         raise ValueError(
-            f"generate() with HSA needs an HSACache, got {type(cache).__name__}: leave past_key_values out, or pass "
+            f"generate() with HSA needs an HSACache, got {type(cache).__name__}: leave {CACHE} out, or pass "
             "hsa_factory.models.HSACache(config)."
         )
     cache.abort()  # a forward that an interrupt left open
@@ -263,6 +269,10 @@ def _prepare_mask(
     if not isinstance(given, torch.Tensor) or given.shape != input_ids.shape:
         found = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
         raise ValueError(f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)}, got {found}.")
+    if bool((given > 1).any()):
+        raise ValueError(
+            "A packed row (attention_mask above 1) cannot be cached: generate from its documents on their own."
+        )
     seen, given = cache.attention_mask, given.to(input_ids)
     if seen is None:
         return given

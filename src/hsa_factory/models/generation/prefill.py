@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from ..cache import HSACache
 from ..forward_pass import HSAState
 from ..rope_positions import conversation_positions, has_mrope, takes_media_types
+from ..transformers_versions import CACHE
 from .media import IMAGE_NAMES, MEDIA_NAMES, MediaPrompt, add_media_types
 
 
@@ -81,8 +82,8 @@ def prefill(
             input_ids=input_ids[:, start:stop],
             attention_mask=inputs["attention_mask"][:, :stop],
             position_ids=positions[..., start:stop],
-            past_key_values=cache,
             use_cache=True,
+            **{CACHE: cache},
             **media.select(start, stop),
             **last_logits,
         )
