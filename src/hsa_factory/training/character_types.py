@@ -43,6 +43,7 @@ def type_characters(
             types[places] = facts.semantic_type
         else:
             types[places] = facts.parts.types_at(path, rendering.offsets[places])
+    _type_between_tools(types, layout, conversation)
     for message, facts in enumerate(conversation.facts):
         if facts.parts is not None:
             _type_gaps(types, layout, message, conversation, reply_starts)
@@ -67,6 +68,17 @@ def _type_parts_of_media(types: np.ndarray, layout: Layout, conversation: Conver
         if part is None or parts is None:
             continue
         types[(rendering.blocks == block)] = parts.type_of_part(part)
+
+
+def _type_between_tools(types: np.ndarray, layout: Layout, conversation: Conversation) -> None:
+    """Type what the template writes between names and texts of tools as these."""
+    leaves = layout.rendering.leaves
+    is_tool = np.array([*(message == TOOLS for message, _ in layout.rendering.sources.leaves), False])[leaves]
+    places = np.flatnonzero(is_tool)
+    foreign = np.concatenate([[0], np.cumsum((leaves != NOWHERE) & ~is_tool)])
+    for before, after in zip(places[:-1].tolist(), places[1:].tolist()):
+        if after - before > 1 and foreign[before] == foreign[after]:
+            types[before + 1 : after] = conversation.tools_type
 
 
 def _type_gaps(

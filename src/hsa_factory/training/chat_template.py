@@ -1,7 +1,9 @@
 """A model's chat template: what transformers renders with it, and the same text traced."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import jinja2
@@ -115,6 +117,17 @@ class ChatTemplate:
         if not self.is_processor or not isinstance(content, list):
             return dict(message)
         return {**message, "content": [_as_image(part) for part in content]}
+
+
+def added_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """Return a pattern that finds the tokens which a tokenizer never cuts: special ones, and others that were added."""
+    names = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+    return _any_of(tuple(sorted(names, key=len, reverse=True)))
+
+
+@lru_cache(maxsize=8)
+def _any_of(names: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
 
 def _as_image(part: Any) -> Any:

@@ -1,11 +1,10 @@
 """Which message each character of a rendered conversation belongs to."""
 
-import re
 from collections.abc import Iterator
 
 import numpy as np
 
-from .chat_template import ChatTemplate
+from .chat_template import ChatTemplate, added_tokens
 from .messages import Conversation
 from .traced_template import Rendering
 from .traced_text import NOWHERE
@@ -105,12 +104,14 @@ def default_prompt_end(layout: Layout, conversation: Conversation, template: Cha
     if conversation.facts[0].role == "system":
         return 0
     end = layout.added
-    front = layout.text[end : layout.first_own(int(layout.writers[end]))] if end < len(layout.text) else ""
-    header = _header(conversation, template)
-    if header and front.endswith(header):
-        end += len(front) - len(header)
-    specials = sorted({*template.tokenizer.all_special_tokens}, key=len, reverse=True)
-    words = re.sub("|".join(map(re.escape, specials)) or r"(?!)", "", layout.text[:end])
+    if end < len(layout.text):
+        own = layout.first_own(int(layout.writers[end]))
+        front, header = layout.text[end:own], _header(conversation, template)
+        if header and front.endswith(header):
+            end += len(front) - len(header)
+        elif not header:  # what stands outside the loop over messages
+            end += int(np.count_nonzero(np.cumprod(layout.rendering.blocks[end:own] == NOWHERE)))
+    words = added_tokens(template.tokenizer).sub("", layout.text[:end])
     return end if words.strip() else 0
 
 

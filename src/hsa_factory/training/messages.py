@@ -12,6 +12,7 @@ from ..feedback import REPLIES
 from ..labeling.formats import DatasetFormat, SampleMessage, read_sample, type_sample
 from ..labeling.matching import MessageTypes
 from ..labeling.rule import ROLES
+from ..labeling.rule_set import RuleSet
 from ..labeling.trainable import as_texts, check_content
 from ..labeling.trajectories.composed import DEFAULT_WORDS, fit_message, must_compose, other_role
 from ..loss_weights import LossWeightsConfig, weigh_turn
@@ -103,7 +104,8 @@ def read_conversation(
         check_content(turn, FORMAT)
         if turn.message.role == "system" and (turn.source or {}).get("content") is None:
             raise ValueError(f"{turn.where}: 'content' is null: give the system message a text, or remove it.")
-    typings = type_sample(turns, FORMAT, config.rules)
+    rules = None if config.rules is None else RuleSet.parse(config.rules)
+    typings = type_sample(turns, FORMAT, rules)
     conversation = Conversation(given)
     for message, turn, typing in zip(given, turns, typings):
         conversation.facts.append(_facts(message, turn, typing, config, loss_weights))

@@ -6,7 +6,7 @@ template: the text up to the reply is rendered with a generation prompt, and com
 
 from os.path import commonprefix
 
-from .chat_template import ChatTemplate
+from .chat_template import ChatTemplate, added_tokens
 from .layout import Layout
 from .messages import Conversation
 
@@ -23,6 +23,7 @@ class ReplyStarts:
     def __init__(self, template: ChatTemplate, conversation: Conversation, layout: Layout) -> None:
         self.template, self.conversation, self.layout = template, conversation, layout
         self._tails: dict[str, str] = {}  # role of the message before → what stands before a reply
+        self._tokens = added_tokens(template.tokenizer)
         self._settled: set[str] = set()  # roles for which it was found to be the same again
 
     def find(self, reply: int) -> int | None:
@@ -46,13 +47,21 @@ class ReplyStarts:
             if exact == tail:
                 self._settled.add(kind)
             tail = self._tails[kind] = exact
-        begin = anchor + len(commonprefix([written, tail]))
+        begin = anchor + self._common(written, tail)
         if begin < start:
             raise ValueError(
                 f"{self.template.name} writes another text before turn {reply} where it is the next to be generated, so that "
                 f"nobody can tell where the reply begins ({tail[-40:]!r}, not {written[-40:]!r})."
             )
         return begin
+
+    def _common(self, written: str, tail: str) -> int:
+        """Return how far two texts are the same; a special token is the same as a whole or not at all."""
+        common = len(commonprefix([written, tail]))
+        for token in self._tokens.finditer(tail):
+            if token.start() < common < token.end():
+                return token.start()
+        return common
 
     def _tail(self, reply: int) -> str:
         """Return what stands between the last content before a reply and the reply, when it is to be generated."""

@@ -125,7 +125,7 @@ class _Generator(CodeGenerator):
 
 class _Environment(ImmutableSandboxedEnvironment):
     code_generator_class = _Generator
-    concat = staticmethod(concat)  # type: ignore[assignment]
+    concat = staticmethod(concat)
     intercepted_binops = frozenset("%")
 
     hsa_output = staticmethod(lambda value: stamp(write(value)))

@@ -148,7 +148,7 @@ class TracedText(str):
     def join(self, texts: Iterable[str], /) -> "TracedText":
         return join(self, texts)
 
-    def replace(self, old: str, new: str, count: SupportsIndex = -1) -> "TracedText":  # type: ignore[override]
+    def replace(self, old: str, new: str, count: SupportsIndex = -1) -> "TracedText":
         pieces: list[str] = []
         position, place, left = 0, str.find(self, old), count.__index__()
         if not old:
