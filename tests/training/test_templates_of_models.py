@@ -71,7 +71,7 @@ def test_ids_types_labels_and_turns(conversation):
     replies = 0
     for number, message in enumerate(messages):
         is_reply = message["role"] == "assistant"
-        places = [place for place in _places(row["input_ids"], tokenizer, word(number))]
+        places = list(_places(row["input_ids"], tokenizer, word(number)))
         if not (is_reply and "mused" in message["content"]):
             assert places, (name, number)
         for place in places:

@@ -186,7 +186,10 @@ def _placeholders(template: ChatTemplate) -> list[list[str]]:
     opening, closing = (getattr(template.handler, f"vision_{side}_token", None) for side in ("start", "end"))
     if not opening or not closing:
         return [tokens]
-    return [tokens, [*(f"{opening}{token}{closing}" for token in tokens), *tokens]]
+    videos = [
+        f"{opening}{token}{closing}" for token in tokens if token == getattr(template.handler, "video_token", None)
+    ]
+    return [tokens, [*videos, *tokens], [*(f"{opening}{token}{closing}" for token in tokens), *tokens]]
 
 
 def _match_any(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..labeling.trainable import is_parts
 from ..labeling.trajectories.blocks import read_arguments
 from ..labeling.trajectories.composed import DEFAULT_WORDS, REASONING_KEYS
 from ..typed.carry import align
@@ -36,7 +37,7 @@ class WrittenParts:
         self.text, self.kinds = str(typed), typed.types()
         self._sources = Sources()
         (traced,) = trace_messages([message], self._sources)
-        seen = concat(_seen(traced, self.text))
+        seen = concat(_seen(traced))
         if plain(seen) != self.text:
             raise ValueError("the types of its parts cannot be followed through its thought, content and calls.")
         self._places: dict[tuple[int, int], int] = {}  # (leaf, offset) → place in the text
@@ -132,12 +133,12 @@ class WrittenParts:
         return self._places.get((self._paths.get(path, -1), offset))
 
 
-def _seen(message: TracedDict, text: str) -> list[str]:
+def _seen(message: TracedDict) -> list[str]:
     """Return what rules see of a message, in pieces that know where they come from."""
     content = message.get("content")
     calls = [call["function"] for call in message.get("tool_calls") or []]
     calls += [message["function_call"]] if message.get("function_call") else []
-    if isinstance(content, TracedList) and not _is_json(content, text):
+    if isinstance(content, TracedList) and is_parts(content):
         pieces = [_part(part) for part in content]
     elif isinstance(content, str):
         pieces = [content]
@@ -168,10 +169,6 @@ def _reasoning(message: Mapping[str, Any]) -> str | None:
         if isinstance(value, str) and value.strip():
             return None if isinstance(content, str) and "<think" in content else value
     return None
-
-
-def _is_json(content: TracedList, text: str) -> bool:
-    return plain(dump_json(content)) == text
 
 
 def _part(part: Any) -> str:
