@@ -26,28 +26,35 @@ def type_characters(
     bases = np.array([facts.semantic_type for facts in conversation.facts], np.uint8)
     types = bases[opened_by(layout, conversation, reply_starts)]
     types[:prompt_end] = int(SemanticType.GLOBAL)
-    rendering = layout.rendering
     _type_parts_of_media(types, layout, conversation)
-    for leaf in np.unique(rendering.leaves).tolist():
-        if leaf == NOWHERE:
-            continue
-        message, path = rendering.sources.leaves[leaf]
-        places = np.flatnonzero(rendering.leaves == leaf)
-        if message == TOOLS:
-            types[places] = conversation.tools_type
-            continue
-        facts = conversation.facts[message]
-        if not layout.speakers[places[0]] == message:
-            continue  # a role name and the like is a part of the header
-        if facts.parts is None:
-            types[places] = facts.semantic_type
-        else:
-            types[places] = facts.parts.types_at(path, rendering.offsets[places])
+    _type_contents(types, layout, conversation)
     _type_between_tools(types, layout, conversation)
     for message, facts in enumerate(conversation.facts):
         if facts.parts is not None:
             _type_gaps(types, layout, message, conversation, reply_starts)
     return types
+
+
+def _type_contents(types: np.ndarray, layout: Layout, conversation: Conversation) -> None:
+    """Type what was taken from messages and from descriptions of tools. Role names and the like are parts of headers."""
+    rendering = layout.rendering
+    bases = np.array([*(facts.semantic_type for facts in conversation.facts), 0], np.uint8)
+    is_own = layout.speakers != NOWHERE
+    types[is_own] = bases[layout.speakers[is_own]]
+    types[_is_of_tools(layout)] = conversation.tools_type
+    for message, facts in enumerate(conversation.facts):
+        if facts.parts is None:
+            continue
+        places = np.flatnonzero(layout.speakers == message)
+        leaves = rendering.leaves[places]
+        for leaf in np.unique(leaves).tolist():
+            own = places[leaves == leaf]
+            types[own] = facts.parts.types_at(rendering.sources.leaves[leaf][1], rendering.offsets[own])
+
+
+def _is_of_tools(layout: Layout) -> np.ndarray:
+    sources = layout.rendering.sources.leaves
+    return np.array([*(message == TOOLS for message, _ in sources), False])[layout.rendering.leaves]
 
 
 def opened_by(layout: Layout, conversation: Conversation, reply_starts: dict[int, int]) -> np.ndarray:
@@ -72,8 +79,7 @@ def _type_parts_of_media(types: np.ndarray, layout: Layout, conversation: Conver
 
 def _type_between_tools(types: np.ndarray, layout: Layout, conversation: Conversation) -> None:
     """Type what the template writes between names and texts of tools as these."""
-    leaves = layout.rendering.leaves
-    is_tool = np.array([*(message == TOOLS for message, _ in layout.rendering.sources.leaves), False])[leaves]
+    leaves, is_tool = layout.rendering.leaves, _is_of_tools(layout)
     places = np.flatnonzero(is_tool)
     foreign = np.concatenate([[0], np.cumsum((leaves != NOWHERE) & ~is_tool)])
     for before, after in zip(places[:-1].tolist(), places[1:].tolist()):
@@ -86,10 +92,10 @@ def _type_gaps(
 ) -> None:
     """Type what the template writes between the texts of a message, where the message itself has it there."""
     parts = conversation.facts[message].parts
-    places = np.flatnonzero(layout.writers == message)
-    if parts is None or not len(places):
+    first = layout.first(message)
+    if parts is None or first is None:
         return
-    start, end = max(int(places[0]), reply_starts.get(message, 0)), int(places[-1]) + 1
+    start, end = max(first, reply_starts.get(message, 0)), layout.end(message)
     blocks, sources = layout.rendering.blocks, layout.rendering.sources.blocks
     own = start + np.flatnonzero(layout.speakers[start:end] == message)
     bounds = [start - 1, *own.tolist(), end]

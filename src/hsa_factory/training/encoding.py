@@ -126,22 +126,16 @@ def _encode_typed(
     template: ChatTemplate, conversation: Conversation, processor_kwargs: Mapping[str, Any]
 ) -> tuple[Encoded, _Tokens]:
     layout = Layout(template.trace_whole(conversation.messages))
-    starts = ReplyStarts(template, conversation, layout)
-    begins = {
-        number: begin
-        for number, facts in enumerate(conversation.facts)
-        if facts.is_reply and (begin := starts.find(number)) is not None
-    }
+    begins = ReplyStarts(template, conversation, layout).find_all()
     prompt_end = default_prompt_end(layout, conversation, template)
     types = type_characters(layout, conversation, prompt_end, begins)
     owners = opened_by(layout, conversation, begins)
-    is_reply = np.zeros(len(layout.text), bool)
-    replies = np.array(
-        [*(facts.is_reply for facts in conversation.facts), True]
+    starts = np.full(len(conversation.facts), len(layout.text))
+    starts[list(begins)] = list(begins.values())
+    read = np.array(
+        [*(not facts.is_reply for facts in conversation.facts), False]
     )  # the last one: the template's own text
-    for number, begin in begins.items():
-        is_reply[begin:] |= layout.writers[begin:] == number
-    is_reply &= replies[layout.speakers]
+    is_reply = (np.arange(len(layout.text)) >= starts[layout.writers]) & ~read[layout.speakers]
 
     bounds = _boundaries(owners, types, is_reply)
     try:
@@ -169,12 +163,10 @@ def _read_off(
     length = len(encoded.characters)
     places = np.array(encoded.places, np.int64).reshape(-1, 2)
     firsts = np.minimum(places[:, 0], max(length - 1, 0))
-    characters = encoded.characters[firsts]
-    own = types[encoded.characters]
     lasts = np.maximum(np.minimum(places[:, 1], length), firsts + 1)
-    semantic_ids = own[firsts].copy()
-    for number in np.flatnonzero(lasts - firsts > 1).tolist():
-        semantic_ids[number] = own[firsts[number] : lasts[number]].min()
+    characters = encoded.characters[firsts]
+    own = np.append(types[encoded.characters], 0)
+    semantic_ids = np.minimum.reduceat(own, np.stack([firsts, lasts], 1).ravel())[::2] if len(firsts) else own[:0]
     return _Tokens(owners[characters], speakers[characters], semantic_ids, is_reply[characters], encoded.media[firsts])
 
 

@@ -34,6 +34,12 @@ class Layout:
         self.speakers = _speakers(rendering)
         self.writers, self.added = _writers(rendering, self.speakers)
 
+        self._own = np.flatnonzero(self.speakers != NOWHERE)
+        at_home = np.flatnonzero((self.speakers == self.writers) & (self.speakers != NOWHERE))
+        self._firsts = _first_places(self.writers, np.arange(len(self.writers)))
+        self._firsts_own = _first_places(self.writers[at_home], at_home)
+        self._ends = {writer: place + 1 for writer, place in _last_places(self.writers).items()}
+
     @property
     def text(self) -> str:
         """All of it."""
@@ -41,19 +47,31 @@ class Layout:
 
     def first(self, writer: int) -> int | None:
         """Return where a message begins; None: the template has left it out."""
-        places = np.flatnonzero(self.writers == writer)
-        return int(places[0]) if len(places) else None
+        return self._firsts.get(writer)
+
+    def end(self, writer: int) -> int:
+        """Return where a message ends that the template has not left out."""
+        return self._ends[writer]
 
     def first_own(self, message: int) -> int:
         """Return where the content of a message begins within it, or else where the message ends."""
-        places = np.flatnonzero(self.writers == message)
-        own = places[self.speakers[places] == message]
-        return int(own[0]) if len(own) else int(places[-1]) + 1
+        return self._firsts_own.get(message, self._ends[message])
 
     def last_own(self, end: int | None = None) -> int:
-        """Return where the last content before a place ends; 0: there is none."""
-        own = np.flatnonzero(self.speakers[:end] != NOWHERE)
-        return int(own[-1]) + 1 if len(own) else 0
+        """Return where the last content before a place ends; 0: there is none. None: before the end of all."""
+        number = len(self._own) if end is None else int(np.searchsorted(self._own, end))
+        return int(self._own[number - 1]) + 1 if number else 0
+
+
+def _first_places(writers: np.ndarray, places: np.ndarray) -> dict[int, int]:
+    """Return the first of some places that belongs to each writer."""
+    found, first = np.unique(writers, return_index=True)
+    return dict(zip(found.tolist(), places[first].tolist()))
+
+
+def _last_places(writers: np.ndarray) -> dict[int, int]:
+    found, last = np.unique(writers[::-1], return_index=True)
+    return dict(zip(found.tolist(), (len(writers) - 1 - last).tolist()))
 
 
 def _speakers(rendering: Rendering) -> np.ndarray:

@@ -26,6 +26,16 @@ class ReplyStarts:
         self._tokens = added_tokens(template.tokenizer)
         self._settled: set[str] = set()  # roles for which it was found to be the same again
 
+    def find_all(self) -> dict[int, int]:
+        """Return where each reply begins that the template has not left out.
+
+        Raises:
+            ValueError: As `find`.
+        """
+        replies = [number for number, facts in enumerate(self.conversation.facts) if facts.is_reply]
+        begins = {reply: self.find(reply) for reply in replies}
+        return {reply: begin for reply, begin in begins.items() if begin is not None}
+
     def find(self, reply: int) -> int | None:
         """Return the place of a reply's first trained character; None: the template has left the reply out.
 

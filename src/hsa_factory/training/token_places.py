@@ -53,32 +53,44 @@ def encode(
     """
     if template.is_processor:
         return _encode_media(template, messages, text, boundaries, processor_kwargs)
-    ids = _official_ids(template, messages, text)
-    places = _find_places(template.tokenizer, text, ids, {"add_special_tokens": False}, boundaries)
+    ids, tokenizer = None, template.tokenizer
+    if not _is_stock(template) or not getattr(tokenizer, "is_fast", False):
+        output = template.official(messages, tokenize=True, return_dict=True, add_generation_prompt=False)
+        ids = [int(token) for token in output["input_ids"]]
+    ids, places = _find_places(tokenizer, text, ids, {"add_special_tokens": False}, boundaries)
     return Encoded(ids, places, np.arange(len(text)), np.zeros(len(text), bool), {})
 
 
-def _official_ids(template: ChatTemplate, messages: Sequence[Mapping[str, Any]], text: str) -> list[int]:
+def _is_stock(template: ChatTemplate) -> bool:
+    """Whether `apply_chat_template` tokenizes the text by a plain call of the tokenizer."""
     from transformers import PreTrainedTokenizerBase
 
-    is_stock = type(template.tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
-    if is_stock and "tokenizer_kwargs" not in template.options:
-        return list(template.tokenizer(text, add_special_tokens=False)["input_ids"])
-    encoded = template.official(messages, tokenize=True, return_dict=True, add_generation_prompt=False)
-    return [int(token) for token in encoded["input_ids"]]
+    is_own = type(template.tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
+    return not is_own and "tokenizer_kwargs" not in template.options
 
 
 def _find_places(
-    tokenizer: Any, text: str, ids: list[int], kwargs: Mapping[str, Any], boundaries: np.ndarray
-) -> list[tuple[int, int]]:
-    if getattr(tokenizer, "is_fast", False):
-        encoded = tokenizer(text, return_offsets_mapping=True, **kwargs)
-        if list(encoded["input_ids"]) == ids:
-            return [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
+    tokenizer: Any, text: str, ids: list[int] | None, kwargs: Mapping[str, Any], boundaries: np.ndarray
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return the ids of a text, and where each stands in it.
+
+    Args:
+        tokenizer: The tokenizer.
+        text: The text.
+        ids: What they must be; None: what the tokenizer says.
+        kwargs: Arguments of its call.
+        boundaries: As of `encode`.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        ids = list(tokenizer(text, **kwargs)["input_ids"]) if ids is None else ids
+        return ids, _find_by_pieces(tokenizer, text, ids, boundaries)
+    encoded = tokenizer(text, return_offsets_mapping=True, **kwargs)
+    found = list(encoded["input_ids"])
+    if ids is not None and found != ids:
         raise ValueError(
-            "the tokenizer gives other ids with offsets than without, so that nobody can tell their characters."
+            "the tokenizer makes other ids of the template's text, so that nobody can tell their characters."
         )
-    return _find_by_pieces(tokenizer, text, ids, boundaries)
+    return found, [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
 
 
 def _find_by_pieces(tokenizer: Any, text: str, ids: list[int], boundaries: np.ndarray) -> list[tuple[int, int]]:
@@ -141,7 +153,7 @@ def _encode_media(
     ids = [int(token) for token in _row(columns.pop("input_ids"))]
     columns.pop("attention_mask", None)
     expanded, kwargs = _tokenized(recorder, ids)
-    places = _find_places(template.tokenizer, expanded, ids, kwargs, np.array([0, len(expanded)]))
+    _, places = _find_places(template.tokenizer, expanded, ids, kwargs, np.array([0, len(expanded)]))
     characters, media = _match_any(text, expanded, _placeholders(template), boundaries)
     for name, value in columns.items():
         row = _row(value)

@@ -17,7 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers.utils import chat_template_utils
 
 from .traced_text import NOWHERE, TracedText, concat, current_block, join, plain, refuse, stamp
-from .traced_values import Sources, TracedDict, TracedList, dump_json, trace_messages, trace_tools, write
+from .traced_values import Sources, TracedDict, TracedList, dump_json, fetched, trace_messages, trace_tools, write
 
 
 class Rendering:
@@ -59,7 +59,7 @@ def render(template: str, messages: list[Any], tools: Any, variables: Mapping[st
     sources = Sources()
     traced, traced_tools = trace_messages(messages, sources), trace_tools(tools, sources)
     compiled = _compile(template)
-    here, frames = current_block.set(NOWHERE), _frames.set([])
+    here, frames, asked = current_block.set(NOWHERE), _frames.set([]), fetched.set(_fetch)
     try:
         context = compiled.new_context({**variables, "messages": traced, "tools": traced_tools})
         pieces = [stamp(piece) for piece in compiled.root_render_func(context)]
@@ -67,6 +67,7 @@ def render(template: str, messages: list[Any], tools: Any, variables: Mapping[st
     finally:
         current_block.reset(here)
         _frames.reset(frames)
+        fetched.reset(asked)
 
 
 # -- what is being written -------------------------------------------------------------------------------------
@@ -88,11 +89,11 @@ def _enter(item: Any) -> None:
         current_block.set(block)
 
 
-def _assign(value: Any) -> None:
-    """Say what a loop over numbers has fetched."""
+def _fetch(place: Any, message: Any) -> None:
+    """Say that a loop over numbers has asked for the message of its number."""
     frames = _frames.get()
-    if frames and isinstance(frames[-1][1], int) and isinstance(value, TracedDict) and value.hsa_block != NOWHERE:
-        current_block.set(value.hsa_block)
+    if frames and isinstance(frames[-1][1], int) and frames[-1][1] == place and isinstance(message, TracedDict):
+        current_block.set(message.hsa_block)
 
 
 def _end_loop() -> None:
@@ -132,7 +133,6 @@ class _Environment(ImmutableSandboxedEnvironment):
     hsa_concat = staticmethod(lambda values: concat(map(write, values)))
     hsa_begin_loop = staticmethod(_begin_loop)
     hsa_enter = staticmethod(_enter)
-    hsa_assign = staticmethod(_assign)
     hsa_end_loop = staticmethod(_end_loop)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -229,8 +229,6 @@ def _mark_loops(tree: nodes.Template) -> None:
 def _marked(statement: nodes.Node) -> list[nodes.Node]:
     if isinstance(statement, nodes.For):
         return [_statement("hsa_begin_loop"), statement, _statement("hsa_end_loop")]
-    if isinstance(statement, nodes.Assign) and isinstance(statement.target, nodes.Name):
-        return [statement, _statement("hsa_assign", nodes.Name(statement.target.name, "load"))]
     return [statement]
 
 

@@ -1,7 +1,8 @@
 """A conversation whose texts know where they stand in it, and JSON that keeps that knowledge."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from .traced_text import NOWHERE, Run, TracedText, concat, plain
@@ -55,9 +56,26 @@ class TracedList(list[Any]):
     hsa_leaf: int
 
 
+fetched: ContextVar[Callable[[Any, Any], None] | None] = ContextVar("fetched", default=None)
+"""Called with the place and the message whenever a message is asked for by its place."""
+
+
+class TracedMessages(list[Any]):
+    """The messages of a conversation, or some of them."""
+
+    def __getitem__(self, place: Any) -> Any:
+        item = super().__getitem__(place)
+        if isinstance(place, slice):
+            return TracedMessages(item)
+        tell = fetched.get()
+        if tell is not None:
+            tell(place, item)
+        return item
+
+
 def trace_messages(messages: list[Any], sources: Sources) -> list[Any]:
     """Return messages that equal the given ones, all their texts traced."""
-    return [_trace(message, number, (), sources) for number, message in enumerate(messages)]
+    return TracedMessages(_trace(message, number, (), sources) for number, message in enumerate(messages))
 
 
 def trace_tools(tools: Any, sources: Sources) -> Any:
