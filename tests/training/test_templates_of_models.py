@@ -56,7 +56,7 @@ def conversations(draw):
 
 
 @given(conversations())
-@settings(max_examples=60)
+@settings(max_examples=50)
 def test_ids_types_labels_and_turns(conversation):
     name, messages, kinds, tools = conversation
     tokenizer = TOKENIZERS[name]

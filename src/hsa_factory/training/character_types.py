@@ -59,12 +59,12 @@ def _is_of_tools(layout: Layout) -> np.ndarray:
 
 def opened_by(layout: Layout, conversation: Conversation, reply_starts: dict[int, int]) -> np.ndarray:
     """Return the message that each character belongs to, (characters,) int32: the opening of a reply to the one before."""
-    writers = layout.writers.copy()
+    owners = layout.writers.copy()
     for reply, begin in reply_starts.items():
         start = layout.first(reply)
-        if reply and start is not None and not conversation.facts[reply - 1].is_reply:
-            writers[start:begin] = reply - 1
-    return writers
+        if start and not conversation.facts[layout.writers[start - 1]].is_reply:
+            owners[start:begin] = layout.writers[start - 1]
+    return owners
 
 
 def _type_parts_of_media(types: np.ndarray, layout: Layout, conversation: Conversation) -> None:

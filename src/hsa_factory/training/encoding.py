@@ -1,7 +1,9 @@
 """From a list of chat messages to what a trainer needs: ids, types, labels, turn numbers, weights."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,9 @@ from .loss import LossDecision, decide_loss
 from .messages import Conversation, read_conversation
 from .replies import ReplyStarts
 from .token_places import Encoded, encode
+
+
+logger = logging.getLogger(__name__)
 
 
 class ConversationLeftOut(ValueError):
@@ -126,6 +131,7 @@ def _encode_typed(
     template: ChatTemplate, conversation: Conversation, processor_kwargs: Mapping[str, Any]
 ) -> tuple[Encoded, _Tokens]:
     layout = Layout(template.trace_whole(conversation.messages))
+    _tell_of_losses(layout, conversation, template)
     begins = ReplyStarts(template, conversation, layout).find_all()
     prompt_end = default_prompt_end(layout, conversation, template)
     types = type_characters(layout, conversation, prompt_end, begins)
@@ -143,6 +149,30 @@ def _encode_typed(
     except ValueError as error:
         raise ValueError(f"{template.name}: {error}") from error
     return encoded, _read_off(encoded, owners, layout.speakers, types, is_reply)
+
+
+def _tell_of_losses(layout: Layout, conversation: Conversation, template: ChatTemplate) -> None:
+    """Warn of texts and calls that the template leaves out."""
+    leaves = layout.rendering.sources.leaves
+    written = {
+        (message, path[:1])
+        for message, path in (leaves[leaf] for leaf in np.unique(layout.rendering.leaves) if leaf >= 0)
+    }
+    whole = {message for message, path in written if not path}
+    for number, message in enumerate(conversation.messages):
+        for key in ("content", "tool_calls"):
+            value = message.get(key)
+            if (
+                (value.strip() if isinstance(value, str) else value)
+                and (number, (key,)) not in written
+                and number not in whole
+            ):
+                _warn_once(f"{template.name} leaves out the {key} of messages with the role {message['role']!r}.")
+
+
+@cache
+def _warn_once(text: str) -> None:
+    logger.warning(text)
 
 
 def _boundaries(*characters: np.ndarray) -> np.ndarray:

@@ -65,8 +65,8 @@ def _is_stock(template: ChatTemplate) -> bool:
     """Whether `apply_chat_template` tokenizes the text by a plain call of the tokenizer."""
     from transformers import PreTrainedTokenizerBase
 
-    is_own = type(template.tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
-    return not is_own and "tokenizer_kwargs" not in template.options
+    own = getattr(type(template.tokenizer), "apply_chat_template", None)
+    return own is PreTrainedTokenizerBase.apply_chat_template and "tokenizer_kwargs" not in template.options
 
 
 def _find_places(
