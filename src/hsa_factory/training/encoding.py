@@ -110,7 +110,7 @@ def encode_conversation(
         conversation,
         marker_id,
         feedback,
-        _special_ids(template.tokenizer),
+        _stop_ids(template.tokenizer),
     )
     if feedback is not None and not decision.has_marker and feedback.missing != "train":
         where = f" in a message of role {feedback.scope!r}" if feedback.scope else ""
@@ -266,6 +266,11 @@ def find_marker(tokenizer: Any, feedback: FeedbackConfig) -> int:
     return int(marker_id)
 
 
-def _special_ids(tokenizer: Any) -> frozenset[int]:
+def _stop_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that may end a reply: special ones, but for what closes an element, such as ``</tool_call>``."""
     added = getattr(tokenizer, "added_tokens_decoder", None) or {}
-    return frozenset([*tokenizer.all_special_ids, *(token_id for token_id, token in added.items() if token.special)])
+    names = {token_id: str(token) for token_id, token in added.items() if token.special}
+    names |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens))
+    return frozenset(
+        token_id for token_id, name in names.items() if not name.startswith("</") or token_id == tokenizer.eos_token_id
+    )

@@ -35,7 +35,7 @@ def decide_loss(
     conversation: Conversation,
     marker_id: int | None,
     feedback: FeedbackConfig | None,
-    special_ids: frozenset[int],
+    stop_ids: frozenset[int],
 ) -> LossDecision:
     """Decide what of a whole conversation is trained.
 
@@ -48,7 +48,7 @@ def decide_loss(
         conversation: What is known of its messages.
         marker_id: Id of the feedback marker; None without feedback.
         feedback: None: only weights decide.
-        special_ids: Special tokens: one of these ends a reply.
+        stop_ids: Tokens that may end a reply.
     """
     given = [facts.weight for facts in conversation.facts]
     is_trained = is_reply.copy()
@@ -63,7 +63,7 @@ def decide_loss(
     weights = None
     if any(weight is not None and weight not in (0, 1) for weight in given):
         weights = np.array([1.0 if not weight else weight for weight in given])[owners]
-    _train_stops(input_ids, owners, conversation, special_ids, is_trained, weights)
+    _train_stops(input_ids, owners, speakers, conversation, stop_ids, is_trained, weights)
     if len(is_trained):
         is_trained[0] = False  # nothing stands before it from which it could be learned
     return LossDecision(is_trained, weights, markers)
@@ -102,8 +102,9 @@ def _by_feedback(
 def _train_stops(
     input_ids: list[int],
     owners: np.ndarray,
+    speakers: np.ndarray,
     conversation: Conversation,
-    special_ids: frozenset[int],
+    stop_ids: frozenset[int],
     is_trained: np.ndarray,
     weights: np.ndarray | None,
 ) -> None:
@@ -112,9 +113,11 @@ def _train_stops(
         reply = conversation.facts[owners[start]]
         if not reply.is_reply or stop == len(owners) or not is_trained[stop - 1]:
             continue
-        if conversation.facts[owners[stop]].is_reply or special_ids.intersection(input_ids[start:stop]):
+        said = np.flatnonzero(speakers[start:stop] != NOWHERE)
+        ending = input_ids[start + int(said[-1]) + 1 : stop] if len(said) else input_ids[start:stop]
+        if conversation.facts[owners[stop]].is_reply or stop_ids.intersection(ending):
             continue
-        if input_ids[stop] in special_ids:
+        if input_ids[stop] in stop_ids:
             is_trained[stop] = True
             if weights is not None:
                 weights[stop] = weights[stop - 1]

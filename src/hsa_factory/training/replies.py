@@ -24,6 +24,7 @@ class ReplyStarts:
         self.template, self.conversation, self.layout = template, conversation, layout
         self._tails: dict[str, str] = {}  # role of the message before → what stands before a reply
         self._tokens = added_tokens(template.tokenizer)
+        self._prompts: set[str] = set()  # generation prompts by themselves
         self._settled: set[str] = set()  # roles for which it was found to be the same again
 
     def find_all(self) -> dict[int, int]:
@@ -52,12 +53,13 @@ class ReplyStarts:
         written = layout.text[anchor : layout.first_own(reply)]
         kind = self.conversation.facts[reply - 1].role
         tail = self._tails.get(kind)
-        if tail is None or (not written.startswith(tail) and kind not in self._settled):
+        fits = tail is not None and written.startswith(tail) and anchor + len(tail) >= start
+        if tail is None or not (fits or (kind in self._settled and anchor + self._common(written, tail) >= start)):
             exact = self._tail(reply)
             if exact == tail:
                 self._settled.add(kind)
             tail = self._tails[kind] = exact
-        begin = anchor + self._common(written, tail)
+        begin = anchor + max([self._common(written, tail), *(_end_of(prompt, written) for prompt in self._prompts)])
         if begin < start:
             raise ValueError(
                 f"{self.template.name} writes another text before turn {reply} where it is the next to be generated, so that "
@@ -78,9 +80,12 @@ class ReplyStarts:
         before = self.conversation.messages[:reply]
         prompt = Layout(self.template.trace(before, add_generation_prompt=True))
         tail = prompt.text[prompt.last_own() :]
-        if self.template.trace(before).text != prompt.text:
-            return tail
-        return tail + self._plain_header(reply, tail)
+        bare = self.template.trace(before).text
+        if bare == prompt.text:
+            return tail + self._plain_header(reply, tail)
+        own = prompt.text[len(bare) :] if prompt.text.startswith(bare) else ""
+        self._prompts.update([own] if own.strip() else [])
+        return tail
 
     def _plain_header(self, reply: int, tail: str) -> str:
         """Return what a template without a generation prompt writes before the text of any reply."""
@@ -104,3 +109,9 @@ class ReplyStarts:
         front = whole[start : self.layout.first_own(0)]
         place = front.find(prompt) if prompt else -1
         return start + place + len(prompt) if place >= 0 else start + len(front)
+
+
+def _end_of(prompt: str, written: str) -> int:
+    """Return where a generation prompt ends in what a template writes before a reply; 0: it is not in it."""
+    place = written.rfind(prompt)
+    return place + len(prompt) if place >= 0 else 0
