@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -54,6 +54,7 @@ class _Tokens:
     semantic_ids: np.ndarray
     is_reply: np.ndarray  # whether it is a part of a reply that the model learns to write
     is_media: np.ndarray
+    open_replies: frozenset[int]  # replies that the template ends with no token of their own
 
 
 def encode_conversation(
@@ -110,7 +111,8 @@ def encode_conversation(
         conversation,
         marker_id,
         feedback,
-        _stop_ids(template.tokenizer),
+        tokens.open_replies,
+        _special_tokens(template.tokenizer),
     )
     if feedback is not None and not decision.has_marker and feedback.missing != "train":
         where = f" in a message of role {feedback.scope!r}" if feedback.scope else ""
@@ -148,7 +150,15 @@ def _encode_typed(
         encoded = encode(template, conversation.messages, layout.text, bounds, processor_kwargs)
     except ValueError as error:
         raise ValueError(f"{template.name}: {error}") from error
-    return encoded, _read_off(encoded, owners, layout.speakers, types, is_reply)
+    tokens = _read_off(encoded, owners, layout.speakers, types, is_reply)
+    return encoded, replace(tokens, open_replies=_open_replies(layout, begins, template.tokenizer))
+
+
+def _open_replies(layout: Layout, begins: Mapping[int, int], tokenizer: Any) -> frozenset[int]:
+    """Return the replies that the template ends with no special token, but for what closes an element (``</tool_call>``)."""
+    names = _special_tokens(tokenizer).values()
+    stops = [name for name in names if not name.startswith("</") or name == tokenizer.eos_token]
+    return frozenset(reply for reply in begins if not any(stop in layout.closing(reply) for stop in stops))
 
 
 def _tell_of_losses(layout: Layout, conversation: Conversation, template: ChatTemplate) -> None:
@@ -197,7 +207,14 @@ def _read_off(
     characters = encoded.characters[firsts]
     own = np.append(types[encoded.characters], 0)
     semantic_ids = np.minimum.reduceat(own, np.stack([firsts, lasts], 1).ravel())[::2] if len(firsts) else own[:0]
-    return _Tokens(owners[characters], speakers[characters], semantic_ids, is_reply[characters], encoded.media[firsts])
+    return _Tokens(
+        owners[characters],
+        speakers[characters],
+        semantic_ids,
+        is_reply[characters],
+        encoded.media[firsts],
+        frozenset(),
+    )
 
 
 def _row(
@@ -266,11 +283,8 @@ def find_marker(tokenizer: Any, feedback: FeedbackConfig) -> int:
     return int(marker_id)
 
 
-def _stop_ids(tokenizer: Any) -> frozenset[int]:
-    """Return the tokens that may end a reply: special ones, but for what closes an element, such as ``</tool_call>``."""
+def _special_tokens(tokenizer: Any) -> dict[int, str]:
+    """Return the special tokens by their ids."""
     added = getattr(tokenizer, "added_tokens_decoder", None) or {}
     names = {token_id: str(token) for token_id, token in added.items() if token.special}
-    names |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens))
-    return frozenset(
-        token_id for token_id, name in names.items() if not name.startswith("</") or token_id == tokenizer.eos_token_id
-    )
+    return names | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens))

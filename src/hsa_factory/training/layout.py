@@ -38,7 +38,8 @@ class Layout:
         at_home = np.flatnonzero((self.speakers == self.writers) & (self.speakers != NOWHERE))
         self._firsts = _first_places(self.writers, np.arange(len(self.writers)))
         self._firsts_own = _first_places(self.writers[at_home], at_home)
-        self._ends = {writer: place + 1 for writer, place in _last_places(self.writers).items()}
+        self._ends = _ends(self.writers, np.arange(len(self.writers)))
+        self._ends_own = _ends(self.writers[at_home], at_home)
 
     @property
     def text(self) -> str:
@@ -57,6 +58,11 @@ class Layout:
         """Return where the content of a message begins within it, or else where the message ends."""
         return self._firsts_own.get(message, self._ends[message])
 
+    def closing(self, message: int) -> str:
+        """Return what the template writes behind the content of a message that it has not left out."""
+        start = self._ends_own.get(message, self._firsts[message])
+        return self.text[start : self._ends[message]]
+
     def last_own(self, end: int | None = None) -> int:
         """Return where the last content before a place ends; 0: there is none. None: before the end of all."""
         number = len(self._own) if end is None else int(np.searchsorted(self._own, end))
@@ -69,9 +75,9 @@ def _first_places(writers: np.ndarray, places: np.ndarray) -> dict[int, int]:
     return dict(zip(found.tolist(), places[first].tolist()))
 
 
-def _last_places(writers: np.ndarray) -> dict[int, int]:
-    found, last = np.unique(writers[::-1], return_index=True)
-    return dict(zip(found.tolist(), (len(writers) - 1 - last).tolist()))
+def _ends(writers: np.ndarray, places: np.ndarray) -> dict[int, int]:
+    """Return the place after the last of some places that belongs to each writer."""
+    return {writer: -place + 1 for writer, place in _first_places(writers[::-1], -places[::-1]).items()}
 
 
 def _speakers(rendering: Rendering) -> np.ndarray:

@@ -1,6 +1,6 @@
 """What of a conversation is trained, and how much: by role, weights and feedback, on the whole conversation."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +35,8 @@ def decide_loss(
     conversation: Conversation,
     marker_id: int | None,
     feedback: FeedbackConfig | None,
-    stop_ids: frozenset[int],
+    open_replies: Collection[int],
+    special_ids: Collection[int],
 ) -> LossDecision:
     """Decide what of a whole conversation is trained.
 
@@ -48,7 +49,8 @@ def decide_loss(
         conversation: What is known of its messages.
         marker_id: Id of the feedback marker; None without feedback.
         feedback: None: only weights decide.
-        stop_ids: Tokens that may end a reply.
+        open_replies: Replies that the template ends with no token of their own.
+        special_ids: Special tokens.
     """
     given = [facts.weight for facts in conversation.facts]
     is_trained = is_reply.copy()
@@ -63,7 +65,7 @@ def decide_loss(
     weights = None
     if any(weight is not None and weight not in (0, 1) for weight in given):
         weights = np.array([1.0 if not weight else weight for weight in given])[owners]
-    _train_stops(input_ids, owners, speakers, conversation, stop_ids, is_trained, weights)
+    _train_stops(input_ids, owners, conversation, open_replies, special_ids, is_trained, weights)
     if len(is_trained):
         is_trained[0] = False  # nothing stands before it from which it could be learned
     return LossDecision(is_trained, weights, markers)
@@ -102,22 +104,17 @@ def _by_feedback(
 def _train_stops(
     input_ids: list[int],
     owners: np.ndarray,
-    speakers: np.ndarray,
     conversation: Conversation,
-    stop_ids: frozenset[int],
+    open_replies: Collection[int],
+    special_ids: Collection[int],
     is_trained: np.ndarray,
     weights: np.ndarray | None,
 ) -> None:
-    """Train the first token after a reply that the template ends with nothing else (GLM): it is what the model stops at."""
+    """Train the special token after a reply that the template ends with nothing else (GLM): it is what the model stops at."""
     for start, stop in _runs(owners):
-        reply = conversation.facts[owners[start]]
-        if not reply.is_reply or stop == len(owners) or not is_trained[stop - 1]:
+        if owners[start] not in open_replies or stop == len(owners) or not is_trained[stop - 1]:
             continue
-        said = np.flatnonzero(speakers[start:stop] != NOWHERE)
-        ending = input_ids[start + int(said[-1]) + 1 : stop] if len(said) else input_ids[start:stop]
-        if conversation.facts[owners[stop]].is_reply or stop_ids.intersection(ending):
-            continue
-        if input_ids[stop] in stop_ids:
+        if input_ids[stop] in special_ids and not conversation.facts[owners[stop]].is_reply:
             is_trained[stop] = True
             if weights is not None:
                 weights[stop] = weights[stop - 1]
