@@ -59,6 +59,7 @@ def render(template: str, messages: list[Any], tools: Any, variables: Mapping[st
     sources = Sources()
     traced, traced_tools = trace_messages(messages, sources), trace_tools(tools, sources)
     compiled = _compile(template)
+    known = _sources.set(sources)
     here, frames, asked = current_block.set(NOWHERE), _frames.set([]), fetched.set(_fetch)
     try:
         context = compiled.new_context({**variables, "messages": traced, "tools": traced_tools})
@@ -68,11 +69,13 @@ def render(template: str, messages: list[Any], tools: Any, variables: Mapping[st
         current_block.reset(here)
         _frames.reset(frames)
         fetched.reset(asked)
+        _sources.reset(known)
 
 
 # -- what is being written -------------------------------------------------------------------------------------
 
 
+_sources: ContextVar[Sources] = ContextVar("sources")
 _frames: ContextVar[list[tuple[int, Any]]] = ContextVar("frames")  # of loops: the block before, the item at work
 
 
@@ -87,12 +90,15 @@ def _enter(item: Any) -> None:
     block = getattr(item, "hsa_block", NOWHERE) if isinstance(item, TracedDict) else NOWHERE
     if block != NOWHERE:
         current_block.set(block)
+    elif isinstance(item, int) and frames[-1][0] == NOWHERE:
+        current_block.set(_sources.get().pending())
 
 
 def _fetch(place: Any, message: Any) -> None:
     """Say that a loop over numbers has asked for the message of its number."""
     frames = _frames.get()
     if frames and isinstance(frames[-1][1], int) and frames[-1][1] == place and isinstance(message, TracedDict):
+        _sources.get().settle(current_block.get(), message.hsa_block)
         current_block.set(message.hsa_block)
 
 

@@ -35,6 +35,16 @@ class Sources:
         """Return the number of a message or a part of one."""
         return self._block_numbers.setdefault((message, part), self._new_block(message, part))
 
+    def pending(self) -> int:
+        """Return the number of what a loop over numbers has begun to write, before it has asked for a message."""
+        self.blocks.append((NOWHERE, None))
+        return len(self.blocks) - 1
+
+    def settle(self, pending: int, block: int) -> None:
+        """Say what was begun: a message; nothing happens if it is known already."""
+        if pending != NOWHERE and self.blocks[pending][0] == NOWHERE:
+            self.blocks[pending] = self.blocks[block]
+
     def _new_block(self, message: int, part: int | None) -> int:
         if (message, part) not in self._block_numbers:
             self.blocks.append((message, part))
@@ -138,12 +148,8 @@ def dump_json(
                 for char in text
                 for run in char.runs  # type: ignore[attr-defined]
             ]
-        runs = [
-            runs[0]._replace(length=1, step=0),
-            *runs,
-            runs[-1]._replace(length=1, step=0, offset=_last_offset(text)),
-        ]
-        return TracedText(whole, runs)
+        quotes = Run(1)  # they are none of the text's characters
+        return TracedText(whole, [quotes, *runs, quotes])
 
     def pieces(value: Any, level: int) -> Iterator[str]:
         if isinstance(value, str):
@@ -176,8 +182,3 @@ def dump_json(
         return text if leaf is None else TracedText(text, [Run(len(text), leaf)])
 
     return concat(pieces(value, 0))
-
-
-def _last_offset(text: TracedText) -> int:
-    run = text.runs[-1]
-    return run.offset + run.step * (run.length - 1)
