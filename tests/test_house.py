@@ -169,6 +169,28 @@ def test_lower_rooms_know_no_trainer(imports):
     assert {module: names for module, names in wrong.items() if names} == {}
 
 
+def test_training_knows_no_host(imports):
+    """TRL is imported only where a function is given one of its classes."""
+    hosts = ("llamafactory", "vllm", "hsa_factory.llamafactory", "hsa_factory.commands", "hsa_factory.inspection")
+    wrong = {
+        module: sorted(name for name in names if is_in(name, *hosts))
+        for module, names in imports.items()
+        if room_of(module) == "training"
+    }
+    assert wrong and {module: names for module, names in wrong.items() if names} == {}
+
+
+def test_encoding_conversations_imports_no_trl(imports):
+    """Nor anything that imports it, wherever in a file."""
+    reached, waiting = set(), ["hsa_factory.training.batched"]
+    while waiting:
+        for module in imports.get(waiting.pop(), ()):
+            if module not in reached:
+                reached.add(module)
+                waiting.append(module)
+    assert not any(is_in(module, "trl", "llamafactory", "datasets") for module in reached)
+
+
 def test_backends_do_not_know_each_other(imports):
     wrong = {
         module: sorted(name for name in names if backend_of(name) not in (None, backend_of(module)))

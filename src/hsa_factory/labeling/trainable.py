@@ -158,12 +158,12 @@ def _message_as_text(message: Any, keys: set[Any], dataset_format: DatasetFormat
 
     role = message.get(role_tag)
     role = dataset_format.roles.get(role, role) if isinstance(role, str) else None
-    if role not in _TOOL_ROLES or (role == "observation" and _is_parts(content)):
+    if role not in _TOOL_ROLES or (role == "observation" and is_parts(content)):
         return {**message, **missing} if missing else message
     return {**message, content_tag: _as_json(content), **missing}
 
 
-def _is_parts(content: Any) -> bool:
+def is_parts(content: Any) -> bool:
     """Whether content is a list of parts, not a list that a tool returned."""
     return (
         isinstance(content, list)
