@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .config import ROLES, _Config
-from .labeling.weights import STEP_KEY, STEP_LABELS, StepLabels, check_amount
+from .labeling.formats import SampleMessage
+from .labeling.weights import STEP_KEY, STEP_LABELS, StepLabels, check_amount, read_weight
 from .suggestions import did_you_mean
 
 
@@ -58,3 +59,22 @@ class LossWeightsConfig(_Config):
     def labels(self) -> StepLabels:
         """What the labels of steps mean."""
         return StepLabels(self.step_labels, self.step_key)
+
+
+def weigh_turn(turn: SampleMessage, config: LossWeightsConfig) -> float | None:
+    """Return how much a message is trained: by its own weight or label, or else by its role.
+
+    Args:
+        turn: As `read_sample` returns it.
+        config: What labels mean, and weights by role.
+
+    Returns:
+        The weight; None: it is trained as its role is.
+
+    Raises:
+        ValueError: As `read_weight`.
+    """
+    weight, by_role = read_weight(turn, config.labels), config.roles.get(turn.message.role)
+    if weight == 1 and by_role is None:  # what its role makes of it
+        weight = None
+    return by_role if weight is None else weight

@@ -16,8 +16,7 @@ from ...labeling.matching import MessageTypes
 from ...labeling.rule import MEDIA
 from ...labeling.rule_set import RuleSet
 from ...labeling.trainable import as_texts, check_content
-from ...labeling.weights import read_weight
-from ...loss_weights import LossWeightsConfig
+from ...loss_weights import LossWeightsConfig, weigh_turn
 from ...semantics import SemanticType
 from ...typed.spans import Span, encode_spans, fill_gaps, shift
 from .aligned import (
@@ -172,10 +171,7 @@ class TypedConverterMixin(MixedInto):
         config = self.loss_weights
         weights = []
         for turn in turns:
-            weight, by_role = read_weight(turn, config.labels), config.roles.get(turn.message.role)
-            if weight == 1 and by_role is None:  # what its role makes of it
-                weight = None
-            weights.append(by_role if weight is None else weight)
+            weights.append(weigh_turn(turn, config))
             if config.step_key is not None and turn.source is not None and turn.source.get(config.step_key):
                 notes[f"{config.step_key} {str(turn.source[config.step_key]).strip().lower()!r}"] += 1
         return weights
