@@ -222,7 +222,7 @@ def run_python(code):
 def test_importing_changes_nothing():
     steps = "".join(
         f"import {module}\nassert state() == before, '{module}'\n"
-        for module in ("hsa_factory", "hsa_factory.attention", "hsa_factory.models")
+        for module in ("hsa_factory", "hsa_factory.attention", "hsa_factory.models", "hsa_factory.training")
     )
     done = run_python(f"{REGISTRIES}\n{steps}\nprint('same')")
     assert done.stdout == "same\n", done.stderr

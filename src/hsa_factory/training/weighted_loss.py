@@ -1,7 +1,7 @@
 """The loss of tokens that have weights: the mean of weight · loss over the sum of weights, however a batch is cut up."""
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -10,10 +10,7 @@ from ..feedback import IGNORE_INDEX
 from .columns import LOSS_WEIGHTS_COLUMN
 
 
-if TYPE_CHECKING:
-    from transformers import Trainer as MixedInto
-else:
-    MixedInto = object
+_Trainer: Any = object  # the trainer's own class stands behind the mixin
 
 
 def weighted_loss(
@@ -57,7 +54,7 @@ def weighted_loss(
     return (losses * weight).sum() / total
 
 
-class WeightedLossMixin(MixedInto):
+class WeightedLossMixin(_Trainer):
     """Weighs the loss of batches with `loss_weights`; all else is left to the trainer it is mixed into.
 
     Args:
