@@ -1,5 +1,7 @@
 """Rows made by hand, and short runs of trainers with them."""
 
+import importlib
+
 import datasets
 import pytest
 import torch
@@ -46,14 +48,13 @@ def model(**options):
 
 def trl_class(name):
     """Return a class of TRL's; the test is skipped where there is no TRL."""
-    pytest.importorskip("trl")
-    import trl.import_utils
-
-    for flag, value in vars(trl.import_utils).items():
+    trl = pytest.importorskip("trl")
+    imports = importlib.import_module("trl.import_utils")
+    for flag, value in list(vars(imports).items()):
         if flag.endswith("_available") and isinstance(
             value, tuple
         ):  # TRL 0.24 takes transformers 5's (False, None) for true
-            setattr(trl.import_utils, flag, value[0])
+            setattr(imports, flag, value[0])
     return getattr(trl, name)
 
 
