@@ -1,7 +1,5 @@
 """transformers' Trainer with HSA: columns, checks before the first step, saved rules, weighted losses."""
 
-import json
-
 import datasets
 import pytest
 import torch
@@ -190,18 +188,6 @@ class TestSaving:
         for place in (tmp_path / "checkpoint-1", tmp_path / "checkpoint-2", tmp_path):
             assert HSAConfig.from_pretrained(place) == CONFIG
 
-    def test_prompts_of_peft(self, make, tmp_path):
-        peft = pytest.importorskip("peft")
-        options = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
-        trainer = make(model=model(), options={"save_strategy": "steps", "save_steps": 1, "max_steps": 1})
-        trainer.model.save_pretrained(tmp_path / "whole")
-        wrapped = peft.get_peft_model(model(), options)
-        wrapped.save_pretrained(tmp_path / "checkpoint-1")
-        assert not (tmp_path / "checkpoint-1" / "hsa_config.json").exists()
-        state = transformers.TrainerState(global_step=1)
-        HSATrainerCallback().on_save(trainer.args, state, transformers.TrainerControl(), model=wrapped)
-        assert json.loads((tmp_path / "checkpoint-1" / "hsa_config.json").read_text())["noise_window"] == 3
-
 
 def test_arguments_by_place_and_subclasses(tmp_path, tiny_tokenizer):
     class Mine(transformers.Trainer):
@@ -213,4 +199,5 @@ def test_arguments_by_place_and_subclasses(tmp_path, tiny_tokenizer):
     args = transformers.TrainingArguments(**arguments(tmp_path, max_steps=1))
     trainer = made(model(), args, HSADataCollator(tiny_tokenizer), data(), callbacks=[HSATrainerCallback()])
     assert len(losses(trainer)) == 1
+    assert made(model(), args, processing_class=tiny_tokenizer).data_collator == HSADataCollator(tiny_tokenizer)
     assert sum(isinstance(one, HSATrainerCallback) for one in trainer.callback_handler.callbacks) == 1

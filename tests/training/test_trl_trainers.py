@@ -74,6 +74,9 @@ class TestSFT:
             ValueError, match="Row 1 of the train data has 31 tokens, but the trainer's max_length is 30"
         ):
             make(options={"max_length": 30})
+        weighted = data().add_column("loss_weights", [[2.0] * length for length in LENGTHS])
+        with pytest.raises(ValueError, match="weights other than 0 and 1, but `loss_type: dft` computes another loss"):
+            make(options={"loss_type": "dft"}, train_dataset=weighted).train()
         with pytest.raises(ValueError, match="The train data have no column `semantic_ids`"):
             make(train_dataset=data().remove_columns("semantic_ids"))
 

@@ -114,7 +114,7 @@ def _read(row: Mapping[str, Any], number: int, tokenizer: Any, prefix: str) -> R
                 )
     unknown = {kind for kind in tokens[SEMANTIC_COLUMN] if kind not in set(SemanticType)}
     if unknown:
-        raise ValueError(f"{name}: `{prefix}{SEMANTIC_COLUMN}` holds {sorted(unknown)}; a type is 0, 1 or 2.")
+        raise ValueError(f"{name}: `{prefix}{SEMANTIC_COLUMN}` holds {sorted(unknown, key=str)}; a type is 0, 1 or 2.")
     tokens.setdefault("attention_mask", [1] * len(tokens["input_ids"]))
     media = {column: _tensor(get(column)) for column in MEDIA_COLUMNS if get(column) is not None}
     found = next((column for column in DOCUMENT_COLUMNS if get(column) is not None), None)

@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any
 
 from .callback import HSATrainerCallback
+from .collator import HSADataCollator
 from .trl_dpo import DPOMixin
 from .trl_names import refuse_trl_trainer
 from .trl_reward import RewardMixin
@@ -12,6 +13,7 @@ from .trl_sft import SFTMixin
 from .weighted_loss import WeightedLossMixin
 
 
+_Trainer: Any = object  # the trainer's own class stands behind the mixin
 _MIXINS: dict[str, type] = {"SFTTrainer": SFTMixin, "DPOTrainer": DPOMixin, "RewardTrainer": RewardMixin}
 
 
@@ -33,6 +35,15 @@ class HSATrainerMixin(WeightedLossMixin):
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, HSATrainerCallback):
                 callback.trainer = self
+
+
+class PlainMixin(_Trainer):
+    """Gives transformers' Trainer the collator that knows types, where it gets none."""
+
+    def __init__(self, *, data_collator: Any = None, **given: Any) -> None:
+        if data_collator is None and given.get("processing_class") is not None:
+            data_collator = HSADataCollator(given["processing_class"])
+        super().__init__(data_collator=data_collator, **given)
 
 
 def _by_name(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +77,7 @@ def hsa_trainer(trainer_class: type) -> type:
     - TRL's `SFTTrainer` packs and flattens encoded rows (`packing`, `padding_free`), each document for itself.
     - TRL's `DPOTrainer` and `RewardTrainer` take rows of `pair_rows`. Without a `ref_model` the reference is a copy of the
       model, with HSA; one that is given must have HSA, too.
-    - Where none is given, the data collator is `HSADataCollator` or `HSAPreferenceCollator`.
+    - Without a `data_collator` it is `HSADataCollator` or `HSAPreferenceCollator`, with the `processing_class`.
 
     Args:
         trainer_class: transformers' `Trainer`, a class made of it, or TRL's `SFTTrainer`, `DPOTrainer` or `RewardTrainer`.
@@ -74,10 +85,9 @@ def hsa_trainer(trainer_class: type) -> type:
     Raises:
         ValueError: If it is another trainer of TRL: with the reason.
     """
-    mixins: list[type] = [HSATrainerMixin]
     theirs = next((base for base in trainer_class.__mro__ if base.__module__.split(".")[0] == "trl"), None)
     if theirs is not None:
         refuse_trl_trainer(theirs.__name__, is_made_by_us=True)
-        mixins.append(_MIXINS[theirs.__name__])
+    mixin = PlainMixin if theirs is None else _MIXINS[theirs.__name__]
     names = {"__module__": trainer_class.__module__, "hsa_signature": _signature(trainer_class)}
-    return type(trainer_class.__name__, (*mixins, trainer_class), names)
+    return type(trainer_class.__name__, (HSATrainerMixin, mixin, trainer_class), names)

@@ -14,7 +14,7 @@ _Trainer: Any = object  # TRL's own class stands behind the mixin
 class SFTMixin(_Trainer):
     """Trains encoded rows. What TRL would do with ids alone (`packing`, `padding_free`) is done with all their columns."""
 
-    def __init__(self, *, data_collator: Any = None, loss_elsewhere: str = "", **given: Any) -> None:
+    def __init__(self, *, data_collator: Any = None, **given: Any) -> None:
         # given no collator, TRL allows padding_free; its own collator drops types, and is taken away again
         super().__init__(**given)
         if data_collator is None:

@@ -101,6 +101,11 @@ class WeightedLossMixin(_Trainer):
 
 def find_other_loss(training_args: Any) -> str:
     """Return why the loss of a run with these `TrainingArguments` cannot be weighed, naming the option; empty: it can."""
+    loss_type = getattr(training_args, "loss_type", None)  # of TRL
+    if loss_type not in (None, "nll", "chunked_nll"):
+        return f"`loss_type: {loss_type}` computes another loss."
+    if getattr(training_args, "use_liger_kernel", False):
+        return "`use_liger_kernel` computes the loss without the logits of each token."
     parallelism = getattr(training_args, "parallelism_config", None)
     if parallelism is not None and getattr(parallelism, "sp_size", 1) > 1:
         return "`parallelism_config` splits the sequence, and its loss is computed in pieces."
