@@ -1,5 +1,7 @@
 """Rows to batches: padded, packed, without padding, in pairs."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import enabled, run
@@ -74,6 +76,14 @@ class TestPadded:
         assert batch["mm_token_type_ids"].tolist() == [[0, 1, 1], [0, 0, 0]]
         with pytest.raises(ValueError, match="Row 0 .*pixel_values.*padding_free=False"):
             HSADataCollator(collator.tokenizer, padding_free=True)([{**SHORT[0], **media[0]}])
+
+    def test_lost_images_are_an_error(self, tiny_tokenizer):
+        """`Dataset.from_list` drops what the first row does not have; the model would read the places as text."""
+        processor = SimpleNamespace(tokenizer=tiny_tokenizer, image_token_id=9, video_token_id=None)
+        with pytest.raises(ValueError, match="Row 1 .*has places of images, but no `pixel_values`"):
+            HSADataCollator(processor)(SHORT)
+        shown = {"pixel_values": torch.ones(4, 6), "image_grid_thw": [[1, 2, 2]]}
+        assert HSADataCollator(processor)([SHORT[0], SHORT[1] | shown])["pixel_values"].shape == (4, 6)
 
 
 class TestDocuments:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .columns import MEDIA_COLUMNS, TOKEN_COLUMNS
-from .rows import Row, read_rows
+from .rows import Row, read_rows, text_tokenizer
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class HSADataCollator:
         """Make a batch."""
         if not rows:
             raise ValueError("HSADataCollator: there are no rows to make a batch of.")
-        read = read_rows(rows, text_tokenizer(self.tokenizer))
+        read = read_rows(rows, self.tokenizer)
         for row in read:
             row.begin_documents()
         if all("labels" in row.tokens and max(row.tokens["labels"], default=-1) < 0 for row in read):
@@ -107,11 +107,6 @@ def check_options(collator: Any) -> None:
     if side not in (None, "left", "right"):
         raise ValueError(f"{name}.padding_side = {side!r} is not allowed: 'left', 'right' or None.")
     pad_id(collator.tokenizer)
-
-
-def text_tokenizer(tokenizer: Any) -> Any:
-    """Return the tokenizer of a processor, or the tokenizer itself."""
-    return getattr(tokenizer, "tokenizer", tokenizer)
 
 
 def pad_id(tokenizer: Any) -> int:

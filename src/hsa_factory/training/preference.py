@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..feedback import IGNORE_INDEX
-from .collator import check_options, pad_columns, pad_id, pad_rows, text_tokenizer
+from .collator import check_options, pad_columns, pad_id, pad_rows
 from .columns import LOSS_WEIGHTS_COLUMN
 from .rows import as_list, read_rows
 
@@ -91,7 +91,7 @@ class HSAPreferenceCollator:
         """Make a batch."""
         if not rows:
             raise ValueError("HSAPreferenceCollator: there are no rows to make a batch of.")
-        both = [row for side in SIDES for row in read_rows(rows, text_tokenizer(self.tokenizer), f"{side}_")]
+        both = [row for side in SIDES for row in read_rows(rows, self.tokenizer, f"{side}_")]
         batch = pad_rows(both, pad_id(self.tokenizer), "right", self.pad_to_multiple_of)
         batch.pop("labels", None)
         if self.completion_mask:

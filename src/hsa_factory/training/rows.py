@@ -59,12 +59,12 @@ def read_rows(rows: Sequence[Mapping[str, Any]], tokenizer: Any, prefix: str = "
 
     Args:
         rows: As `encode_conversation` makes them. A column that is None counts as missing, as `datasets` fills it in.
-        tokenizer: Shows in errors how a row begins.
+        tokenizer: The tokenizer or processor; it shows in errors how a row begins.
         prefix: Of the columns: ``chosen_`` or ``rejected_`` of a pair.
 
     Raises:
-        ValueError: Naming the row, if it has no ids or no types, lengths differ, a type is unknown, or it lacks a column
-            that others have.
+        ValueError: Naming the row, if it has no ids or no types, lengths differ, a type is unknown, it lacks a column that
+            others have, or it stands for images or videos that are not there.
     """
     read = [_read(row, number, tokenizer, prefix) for number, row in enumerate(rows)]
     for column in (TURN_COLUMN, "labels"):
@@ -74,12 +74,30 @@ def read_rows(rows: Sequence[Mapping[str, Any]], tokenizer: Any, prefix: str = "
             raise ValueError(
                 f"{lacking.name} has no `{prefix}{column}`, but others have. {_ENCODE} of one configuration."
             )
+    _check_media(read, tokenizer)
     fillers = {LOSS_WEIGHTS_COLUMN: 1.0, "token_type_ids": 0, "mm_token_type_ids": 0}
     for column, filler in fillers.items():
         if any(column in row.tokens for row in read):
             for row in read:
                 row.tokens.setdefault(column, [filler] * len(row))
     return read
+
+
+def text_tokenizer(tokenizer: Any) -> Any:
+    """Return the tokenizer of a processor, or the tokenizer itself."""
+    return getattr(tokenizer, "tokenizer", tokenizer)
+
+
+def _check_media(rows: list[Row], processor: Any) -> None:
+    """Refuse rows with places of images or videos whose pixels were lost: a model would read the places as text."""
+    for kind, column in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        place = getattr(processor, f"{kind}_token_id", None)
+        for row in rows:
+            if place is not None and place in row.tokens["input_ids"] and column not in row.media:
+                raise ValueError(
+                    f"{row.name} has places of {kind}s, but no `{column}`. A `datasets` data set has the columns of its first "
+                    f"row: let that be one with {kind}s, or give a list of rows."
+                )
 
 
 def as_list(values: Any) -> list[Any]:
@@ -123,7 +141,7 @@ def _read(row: Mapping[str, Any], number: int, tokenizer: Any, prefix: str) -> R
 
 
 def _name(ids: list[int], number: int, tokenizer: Any) -> str:
-    return f"Row {number} of the batch ({tokenizer.decode(ids[:_SHOWN])!r} …)"
+    return f"Row {number} of the batch ({text_tokenizer(tokenizer).decode(ids[:_SHOWN])!r} …)"
 
 
 def _tensor(values: Any) -> torch.Tensor:

@@ -59,7 +59,12 @@ class WeightedLossMixin(_Trainer):
 
     Args:
         loss_elsewhere: Why the run's loss cannot be weighed; empty: it can. An error, if a batch has weights.
+
+    Attributes:
+        compute_loss_func: The trainer's.
     """
+
+    compute_loss_func: Any
 
     def __init__(self, *args: Any, loss_elsewhere: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
