@@ -191,13 +191,15 @@ class TestSaving:
 
 def test_arguments_by_place_and_subclasses(tmp_path, tiny_tokenizer):
     class Mine(transformers.Trainer):
-        def __init__(self, *args, **kwargs):
+        def __init__(self, *args, mark=0, **kwargs):
             super().__init__(*args, **kwargs)
+            self.mark = mark
 
     made = hsa_trainer(Mine)
     assert hsa_trainer(Mine) is made and issubclass(made, Mine) and made.__name__ == "Mine"
     args = transformers.TrainingArguments(**arguments(tmp_path, max_steps=1))
     trainer = made(model(), args, HSADataCollator(tiny_tokenizer), data(), callbacks=[HSATrainerCallback()])
     assert len(losses(trainer)) == 1
-    assert made(model(), args, processing_class=tiny_tokenizer).data_collator == HSADataCollator(tiny_tokenizer)
+    trainer = made(model=model(), args=args, processing_class=tiny_tokenizer, mark=3)
+    assert trainer.data_collator == HSADataCollator(tiny_tokenizer) and trainer.mark == 3
     assert sum(isinstance(one, HSATrainerCallback) for one in trainer.callback_handler.callbacks) == 1

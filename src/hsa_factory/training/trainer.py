@@ -27,9 +27,9 @@ class HSATrainerMixin(WeightedLossMixin):
     hsa_signature: inspect.Signature
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        given = _by_name(self.hsa_signature, (self, *args), kwargs)
+        given = _by_name(self.hsa_signature, (self, *args), kwargs) if args else dict(kwargs)
         callbacks = list(given.pop("callbacks", None) or ())
-        if not any(isinstance(callback, HSATrainerCallback) for callback in callbacks):
+        if not any(one is HSATrainerCallback or isinstance(one, HSATrainerCallback) for one in callbacks):
             callbacks.append(HSATrainerCallback())
         super().__init__(**given, callbacks=callbacks)
         for callback in self.callback_handler.callbacks:
@@ -43,7 +43,9 @@ class PlainMixin(_Trainer):
     def __init__(self, *, data_collator: Any = None, **given: Any) -> None:
         if data_collator is None and given.get("processing_class") is not None:
             data_collator = HSADataCollator(given["processing_class"])
-        super().__init__(data_collator=data_collator, **given)
+        if data_collator is not None:
+            given["data_collator"] = data_collator
+        super().__init__(**given)
 
 
 def _by_name(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
