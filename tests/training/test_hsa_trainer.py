@@ -111,7 +111,8 @@ class TestColumns:
         orders = []
         for callback in (True, False):
             seen.clear()
-            make(collator=collator, callback=callback, options={"remove_unused_columns": False}).train()
+            options = {"remove_unused_columns": False, "max_steps": 1}
+            make(collator=collator, callback=callback, options=options).train()
             orders.append(seen[1:] if callback else seen[:])  # the first is the callback's look ahead
         assert orders[0] == orders[1]
 
@@ -143,13 +144,10 @@ class TestWeights:
     def test_however_a_step_is_cut_up(self, make):
         collator, expected = make().data_collator, by_hand(model(), weighted_rows(), make().data_collator)
         trainer_class, found = hsa_trainer(transformers.Trainer), []
-        for made in (
-            weighted_rows(),
-            datasets.Dataset.from_list(weighted_rows()[::-1]),
-        ):  # its first row tells the columns
-            for size in (4, 1):
-                options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4 // size}
-                found.append(losses(make(trainer_class, train_dataset=made, options=options)))
+        as_table = datasets.Dataset.from_list(weighted_rows()[::-1])  # its first row tells the columns
+        for made, size in ((as_table, 4), (weighted_rows(), 1)):
+            options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4 // size}
+            found.append(losses(make(trainer_class, train_dataset=made, options=options)))
         flat = HSADataCollator(collator.tokenizer, padding_free=True)
         options = {"per_device_train_batch_size": 4}
         found.append(losses(make(trainer_class, train_dataset=weighted_rows(), collator=flat, options=options)))

@@ -106,16 +106,11 @@ class TestDPO:
         return -torch.nn.functional.logsigmoid(0.1 * (chosen - rejected)).mean().item()
 
     def test_the_first_loss_is_that_of_equal_models(self, make):
-        for options in (
-            {},
-            {"padding_free": True, "max_steps": 1},
-            {"precompute_ref_log_probs": True, "max_steps": 1},
-        ):
-            trainer = make(options)
-            found = losses(trainer)
-            assert found[0] == pytest.approx(0.693147, abs=1e-6)
-        plain = losses(make(train_dataset=pairs(0)))
         moved = losses(make())
+        for options in ({"padding_free": True}, {"precompute_ref_log_probs": True}):
+            close(losses(make(options | {"max_steps": 1})), moved[:1])
+        assert moved[0] == pytest.approx(0.693147, abs=1e-6)
+        plain = losses(make(train_dataset=pairs(0)))
         assert abs(plain[1] - moved[1]) > 1e-4  # types matter in the gradient
 
     def test_the_reference_attends_as_the_model_did(self, make, tiny_tokenizer):
