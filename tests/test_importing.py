@@ -45,7 +45,7 @@ def state():
 INTERFACES = (AttentionInterface(), AttentionMaskInterface())
 before = state()
 hsa_factory.enable_hsa, hsa_factory.disable_hsa, hsa_factory.apply_hsa_patch
-import hsa_factory.models, hsa_factory.tiny
+import hsa_factory.models, hsa_factory.tiny, hsa_factory.training
 report("models", changed(before, state()))
 report("hosts of the core", present("llamafactory", "peft", "trl"))
 report("nothing", ["an attribute"] if hasattr(hsa_factory, "nothing") else [])

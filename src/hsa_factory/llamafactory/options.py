@@ -11,6 +11,7 @@ from llamafactory.extras.misc import is_env_enabled
 from ..config import HSAConfig
 from ..hosts import OTHER_TRAINER_VARIABLES
 from ..models.parallelism import check_parallelism
+from ..training.weighted_loss import find_other_loss as find_other_loss_of_arguments
 from .model.checkpoint import resolve_config
 
 
@@ -132,17 +133,7 @@ def find_other_loss(model_args: Any, training_args: Any, finetuning_args: Any) -
     for option, reason in _OTHER_LOSSES.items():
         if any(getattr(args, option, None) for args in (model_args, finetuning_args)):
             return f"`{option}` cannot be combined with them: {reason}."
-    parallelism = training_args.parallelism_config
-    if parallelism is not None and getattr(parallelism, "sp_size", 1) > 1:
-        return "`parallelism_config` splits the sequence, and its loss is computed in pieces."
-    if training_args.world_size > 1 and not training_args.average_tokens_across_devices:
-        return (
-            "`average_tokens_across_devices: false` lets every process divide by the weights of its own tokens, so that "
-            "the loss would depend on their number."
-        )
-    if training_args.n_gpu > 1:
-        return "several GPUs in one process share a batch without its weights: start one process a GPU (FORCE_TORCHRUN=1)."
-    return ""
+    return find_other_loss_of_arguments(training_args)
 
 
 def check_serving(hsa: HSAConfig | bool | str, model_args: Any, finetuning_args: Any) -> None:

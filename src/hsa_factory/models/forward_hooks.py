@@ -38,13 +38,18 @@ def before_forward(
 
     Raises:
         ValueError: If a training forward has no `semantic_ids`, they do not fit the input, the rules need `turn_ids` and
-            there are none, or sequences are cut up among devices.
+            there are none, the batch has weights, or sequences are cut up among devices.
     """
     note_types(state)
     _leave(state, module)
     earlier = take_waiting(state)  # a model that runs its text model more than once
     if earlier is not None:
         _finish(earlier)
+    if "loss_weights" in kwargs:
+        raise ValueError(
+            f"{state.model_name} was given `loss_weights`, which its loss leaves out: use a trainer class of "
+            "hsa_factory.training.hsa_trainer(Trainer), take them out of the batch, or remove the weights from the data."
+        )
     semantic_ids = kwargs.pop("semantic_ids", None)
     document_ids, turn_ids = kwargs.pop("document_ids", None), kwargs.pop("turn_ids", None)
     cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, HSACache)), None)

@@ -19,15 +19,13 @@ from llamafactory.data.processor.supervised import MAX_SU_SEQ_IDX
 
 from ...feedback import IGNORE_INDEX
 from ...semantics import SemanticType
+from ...training.columns import LOSS_WEIGHTS_COLUMN, SEMANTIC_COLUMN, TURN_COLUMN
 from ...typed.ids import TypedTokenId, read_off, weights_of
 from .aligned import to_arrow
 from .turns import run_on
 
 
-SEMANTIC_COLUMN = "semantic_ids"
-TURN_COLUMN = "turn_ids"  # only where rules have turns
 LOSS_MASK_COLUMN = "loss_mask"
-LOSS_WEIGHTS_COLUMN = "loss_weights"  # only where some weight is neither 0 nor 1
 ROW_SOURCE_COLUMN = "hsa_dataset"
 ROW_SAMPLES_COLUMN = "hsa_samples"  # where each sample of a row starts, and what the cut took from it, as JSON
 ACCOUNT_COLUMN = "hsa_account"  # counts of a batch, as JSON, in the row after its last; None in the others
