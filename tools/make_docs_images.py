@@ -28,8 +28,8 @@ from rich.console import Console
 
 from hsa_factory import HSAConfig, SemanticType
 from hsa_factory.attention import AttentionPlan, LayerRules
+from hsa_factory.commands import inspect
 from hsa_factory.inspection.inspected_sample import InspectedSample
-from hsa_factory.inspection.page import PageWriter
 from hsa_factory.inspection.terminal import print_legend, print_sample
 from hsa_factory.llamafactory.inspect.prepared_data import PreparedData, load_samples
 from hsa_factory.quickstart.recipes import DATA_DIR, RECIPES
@@ -39,22 +39,28 @@ from hsa_factory.training_file import read_training_file
 
 IMAGES_DIR = Path(__file__).resolve().parents[1] / "docs" / "images"
 SAMPLE = 1  # a trajectory with a picture, key events and a feedback turn
+PAGE_SAMPLE = 23  # one with a picture in an observation, too
 TYPE_COLOURS = {SemanticType.GLOBAL: "#1b9aaa", SemanticType.LANDMARK: "#3a9d3a", SemanticType.NOISE: "#e0b400"}
 HIDDEN, FUTURE = "#c9c9c9", "#f3f3f3"
 
 
-def prepare_data(directory: Path) -> PreparedData:
-    """Build the quickstart's tiny Qwen2.5-VL in `directory` and prepare the household data for it."""
+def write_training_file(directory: Path) -> Path:
+    """Build the quickstart's tiny Qwen2.5-VL in `directory`; return a training file for it on the household data."""
     recipe = next(recipe for recipe in RECIPES if recipe.name == "qwen2_5_vl_full")
     texts = (DATA_DIR / "corpus.txt").read_text(encoding="utf-8").splitlines(keepends=True)
     save_tiny(recipe.model_type, directory / recipe.model_type, texts)
-    path = directory / "recipe.yaml"
+    path = directory / "train.yaml"
     path.write_text(
         recipe.render(str(path), models_dir=str(directory), data_dir=str(DATA_DIR), output_dir=str(directory / "out")),
         encoding="utf-8",
     )
+    return path
+
+
+def prepare_data(file: Path) -> PreparedData:
+    """Prepare the data of a training file."""
     with contextlib.redirect_stdout(io.StringIO()):
-        return load_samples(read_training_file(path))
+        return load_samples(read_training_file(file))
 
 
 def draw_bias(sample: InspectedSample, path: Path) -> None:
@@ -135,26 +141,27 @@ def draw_inspect(data: PreparedData, sample: InspectedSample, path: Path) -> Non
     path.write_text("\n".join(line.rstrip() for line in svg.splitlines()) + "\n", encoding="utf-8")
 
 
-def draw_page(data: PreparedData, samples: list[InspectedSample], path: Path) -> None:
-    """Photograph the HTML page at a token of the reply that follows the feedback."""
-    page = PageWriter("train.yaml", data.hsa_config, data.marker_id, data.decode)
-    for one in samples:
-        page.add(one)
-    html = path.with_suffix(".html")
-    with open(html, "w", encoding="utf-8") as file:
-        page.write(file, data.overview(), {name: account.to_dict() for name, account in data.accounts.items()})
+def draw_page(file: Path, path: Path) -> None:
+    """Photograph the page that ``hsa-factory inspect`` writes for a training file: what one reply still saw.
 
-    sample = samples[SAMPLE]
-    marker = sample.input_ids.index(data.marker_id)
-    reply = next(turn for turn in sample.turns if turn.start > marker and turn.role == "assistant")
+    Args:
+        file: The training file.
+        path: Of the picture.
+    """
+    html = file.with_suffix(".html")
+    options = ["--samples", str(PAGE_SAMPLE), "--format", "html", "--output", str(html)]
+    inspect.main([str(file), *options, "hsa.noise_window=none", "hsa.noise_turns=1"])
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        view = browser.new_page(viewport={"width": 1280, "height": 900})
-        view.goto(f"{html.as_uri()}#sample={sample.index}&token={reply.stop - 8}")
+        view = browser.new_page(viewport={"width": 1280, "height": 1000}, color_scheme="light")
+        view.goto(f"{html.as_uri()}#sample={PAGE_SAMPLE}")
+        view.locator(".saw").last.click()
         view.wait_for_selector(".t.query")
+        view.locator("img").last.scroll_into_view_if_needed()
+        view.mouse.move(0, 0)
+        view.wait_for_timeout(500)
         view.screenshot(path=path)
         browser.close()
-    html.unlink()
     Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
@@ -163,12 +170,12 @@ def main() -> int:
     torch.manual_seed(0)
     IMAGES_DIR.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as directory:
-        data = prepare_data(Path(directory))
-        samples = list(data.samples(0, None))
-        sample = samples[SAMPLE]
+        file = write_training_file(Path(directory))
+        data = prepare_data(file)
+        sample = next(iter(data.samples(SAMPLE, SAMPLE + 1)))
         draw_bias(sample, IMAGES_DIR / "bias.png")
         draw_inspect(data, sample, IMAGES_DIR / "inspect.svg")
-        draw_page(data, samples, IMAGES_DIR / "inspect_page.png")
+        draw_page(file, IMAGES_DIR / "inspect_page.png")
     for path in sorted(IMAGES_DIR.iterdir()):
         print(f"{path.name}: {path.stat().st_size / 1024:.0f} KiB")
     return 0
