@@ -170,7 +170,9 @@ def _install_on_base(parts: TextModel, state: HSAState) -> None:
     ]
     if base is not parts.entry:
         handles.append(base.register_forward_pre_hook(partial(before_outer_forward, state), with_kwargs=True))
-        handles.append(base.register_forward_hook(partial(after_outer_forward, state), always_call=True))
+        handles.append(
+            base.register_forward_hook(partial(after_outer_forward, state), with_kwargs=True, always_call=True)
+        )
     install_generate(base, state)
 
 

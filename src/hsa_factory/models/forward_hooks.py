@@ -17,7 +17,6 @@ from .forward_pass import (
     enter_outer,
     leave,
     leave_outer,
-    note_types,
     take_waiting,
     wait_for_outer,
 )
@@ -40,7 +39,7 @@ def before_forward(
         ValueError: If a training forward has no `semantic_ids`, they do not fit the input, the rules need `turn_ids` and
             there are none, the batch has weights, or sequences are cut up among devices.
     """
-    note_types(state)
+    state.is_reached = True
     _leave(state, module)
     earlier = take_waiting(state)  # a model that runs its text model more than once
     if earlier is not None:
@@ -109,18 +108,21 @@ def before_outer_forward(
     state: HSAState, module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     """Note that the model's head follows its text model: what a cache takes in counts once that has ended well, too."""
-    # torch.compile may note what hooks do later than they do it
-    enter_outer(state, has_types=kwargs.get("semantic_ids") is not None and not torch.compiler.is_compiling())
+    enter_outer(state)
 
 
-def after_outer_forward(state: HSAState, module: PreTrainedModel, args: tuple[Any, ...], output: Any) -> None:
+def after_outer_forward(
+    state: HSAState, module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> None:
     """End a pass for good.
 
     Raises:
-        ValueError: If the model has called a part of its base model instead of that, and nobody has read the types.
+        ValueError: If the model was given types and has called a part of its base model instead of that, which reads them.
     """
-    forward, has_unread = leave_outer(state)
-    if has_unread and output is not None:
+    forward = leave_outer(state)
+    has_types = output is not None and kwargs.get("semantic_ids") is not None
+    # a compiled model would be compiled again when the flag changes
+    if has_types and not torch.compiler.is_compiling() and not state.is_reached:
         raise ValueError(
             f"{state.model_name} does not call its base model as a whole, so that semantic_ids were lost: HSA cannot be used "
             "with it."

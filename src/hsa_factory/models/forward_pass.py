@@ -28,6 +28,7 @@ class HSAState:
         layer_rules: What holds in each of these layers.
         is_on: False once `disable_hsa` was called.
         tokenizer: For rules that look at the text of generated tokens, where `generate` is given none; None: unknown.
+        is_reached: Whether a forward has come to where types are read: the model calls its base model as a whole.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class HSAState:
         self.former_implementation, self.model_name = former_implementation, model_name
         self.windows, self.is_hybrid = windows, is_hybrid
         self.is_on = True
+        self.is_reached = False
         self.tokenizer: Any = None
         self.config = config
 
@@ -138,13 +140,11 @@ class _UnderWay(threading.local):
     Attributes:
         passes: From where the text model begins to where it ends.
         outer: Models whose head (or loss) follows, with the pass that waits for its end.
-        unread: Models that were given types which no pass has taken yet.
     """
 
     def __init__(self) -> None:
         self.passes: list[ForwardPass] = []
         self.outer: dict[HSAState, ForwardPass | None] = {}
-        self.unread: set[HSAState] = set()
 
 
 _under_way = _UnderWay()
@@ -174,27 +174,14 @@ def find_pass(state: HSAState) -> ForwardPass | None:
     return next((forward for forward in _under_way.passes if forward.state is state), None)
 
 
-def enter_outer(state: HSAState, has_types: bool) -> None:
-    """Begin the forward of the model around a pass, which was given types or not."""
+def enter_outer(state: HSAState) -> None:
+    """Begin the forward of the model around a pass."""
     _under_way.outer[state] = None
-    if has_types:
-        _under_way.unread.add(state)
 
 
-def note_types(state: HSAState) -> None:
-    """Note that the types, if the model around was given any, have come to where they are read."""
-    _under_way.unread.discard(state)
-
-
-def leave_outer(state: HSAState) -> tuple[ForwardPass | None, bool]:
-    """End the forward of the model around a pass.
-
-    Returns:
-        The pass that waits for that, and whether there are types that nobody has read. None: no pass waits.
-    """
-    has_unread = state in _under_way.unread
-    _under_way.unread.discard(state)
-    return _under_way.outer.pop(state, None), has_unread
+def leave_outer(state: HSAState) -> ForwardPass | None:
+    """End the forward of the model around a pass. Returns the pass that waits for that; None: none does."""
+    return _under_way.outer.pop(state, None)
 
 
 def wait_for_outer(forward: ForwardPass) -> bool:
