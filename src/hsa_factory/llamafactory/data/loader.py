@@ -235,7 +235,7 @@ def _get_dataset(
     tokenized_path = data_args.tokenized_path
     was_tokenized = tokenized_path is not None and has_tokenized_data(tokenized_path)
     check_arrow_files(tokenized_path)
-    options = data_options(model_args, data_args, kwargs["tokenizer"])
+    options = data_options(model_args, data_args, kwargs["tokenizer"]) if tokenized_path is not None else {}
     state.report = DataReport()
     module = original(template, model_args, data_args, training_args, *args, **kwargs)
     settings = run_settings(hsa_config, state.feedback_config, state.loss_weights)
