@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from io import StringIO
 from typing import TYPE_CHECKING, Any
@@ -222,8 +222,7 @@ class TypedProcessorMixin(MixedInto):
         if self.has_turns:
             account.without_reply += not has_reply(sample.messages)
             around = (sample.in_front, added - sample.in_front)
-            turn_ids = number_tokens(sample.messages, 2 * first, sample.lengths, *around)
-            sample.tokens = replace(sample.tokens, turn_ids=turn_ids)
+            sample.tokens.turn_ids = number_tokens(sample.messages, 2 * first, sample.lengths, *around)
         sample.facts = {"dataset": source, "index": index, "cut": cut_away, "marker_cut": marker_is_cut}
         return sample
 

@@ -127,6 +127,7 @@ class TypedTemplateMixin(MixedInto):
     lengths: list[int]
     _types: list[int]  # of the messages of the conversation at work
     _encoded: int  # how many of them are encoded so far
+    _plain: int  # how many ids made so far carry nothing
 
     def encode_oneturn(
         self, tokenizer: Any, messages: list[dict[str, Any]], *args: Any, **kwargs: Any
@@ -143,7 +144,8 @@ class TypedTemplateMixin(MixedInto):
 
     def encode_multiturn(self, tokenizer: Any, messages: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Pairs:
         pairs = super().encode_multiturn(tokenizer, _with_spans(messages), *args, **kwargs)
-        added = count_plain(chain.from_iterable(chain.from_iterable(pairs)))
+        is_as_encoded = not self._plain and sum(map(len, chain.from_iterable(pairs))) == sum(self.lengths)
+        added = 0 if is_as_encoded else count_plain(chain.from_iterable(chain.from_iterable(pairs)))
         self.filled += added
         if added:
             sides = [self._filled(ids, k) for k, ids in enumerate(chain.from_iterable(pairs))]
@@ -175,7 +177,7 @@ class TypedTemplateMixin(MixedInto):
             typed_messages.append(message)
             self._types.append(semantic_type)
 
-        self.system_length = self.guessed = self.lost_parts = self._encoded = 0
+        self.system_length = self.guessed = self.lost_parts = self._encoded = self._plain = 0
         try:
             encoded = super()._encode(TextEncoder(tokenizer), typed_messages, system, tools)  # which only hands it on
         except Exception as error:
@@ -237,6 +239,7 @@ class TypedTemplateMixin(MixedInto):
             )
         if isinstance(element, (_TypedSet, _TypedDict)):
             return type_token_ids(ids, element.semantic_type)
+        self._plain += len(ids)
         return ids
 
 
@@ -254,7 +257,7 @@ def typed_template(template: Template, default_type: SemanticType) -> Template:
 
     typed.default_system = TypedText(template.default_system, SemanticType.GLOBAL)
     typed.default_type = default_type
-    typed.system_length = typed.guessed = typed.lost_parts = typed.filled = typed._encoded = 0
+    typed.system_length = typed.guessed = typed.lost_parts = typed.filled = typed._encoded = typed._plain = 0
     typed._types, typed.lengths = [], []
     typed.on_pairs = typed.on_prompt = None
     return typed

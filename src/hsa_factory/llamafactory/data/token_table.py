@@ -33,7 +33,7 @@ _LISTS = ("attention_mask", "position_ids")  # columns of LLaMA-Factory that hol
 _FIRST = 1 << 40  # the first place: above every id, so that padding is told from it
 
 
-@dataclass(frozen=True)
+@dataclass
 class Tokens:
     """The tokens of one finished sample.
 

@@ -32,7 +32,7 @@ def number_tokens(
         in_front: Tokens that LLaMA-Factory puts before all messages: they are turn 0.
         behind: Tokens that it adds at the end: they belong to the last turn.
     """
-    numbers = number_messages(message["role"] in REPLIES for message in messages)
+    numbers = number_messages([message["role"] in REPLIES for message in messages])
     turn_ids = np.repeat(np.array(numbers[first : first + len(lengths)], np.int32), lengths)
     if in_front or behind:
         turn_ids = np.concatenate([np.zeros(in_front, np.int32), turn_ids, np.repeat(turn_ids[-1:], behind)])
