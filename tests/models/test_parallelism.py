@@ -10,8 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from forked import METHOD
+from forked import finish, start
 from transformers import AutoModelForCausalLM
 
 from hsa_factory import HSAConfig, enable_hsa, tiny
@@ -197,7 +196,8 @@ def test_two_processes_that_share_out_the_heads(tmp_path):
     tiny.save_tiny("gemma3_text", tmp_path, ["The robot opens the fridge."])
     model = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     logits, loss, gradient, answer = results(model)
-    mp.start_processes(run_shared_out, args=(tmp_path, free_port()), nprocs=2, start_method=METHOD)
+    port = free_port()
+    assert finish(*(start(run_shared_out, rank, tmp_path, port) for rank in range(2))) == [0, 0]
     for rank in range(2):
         shared_logits, shared_loss, part, shared_answer = torch.load(tmp_path / f"{rank}.pt")
         torch.testing.assert_close(shared_logits, logits, atol=1e-4, rtol=0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from forked import start
+from forked import finish, start
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -318,9 +318,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(lf, text):
     args = {**text, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     uninterrupted = {**args, "output_dir": str(Path(args["output_dir"]).with_name("whole"))}
     expected = lf.train(uninterrupted, HSA, FEEDBACK)
-    killed = start(train_until_killed, args)
-    killed.join()
-    assert killed.exitcode == -signal.SIGKILL
+    assert finish(start(train_until_killed, args)) == [-signal.SIGKILL]
     out = Path(args["output_dir"])
     assert not (out / "model.safetensors").exists()
     assert HSAConfig.from_pretrained(out / "checkpoint-2") == HSA

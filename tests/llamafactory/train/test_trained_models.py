@@ -6,7 +6,7 @@ import socket
 import pytest
 import torch
 import yaml
-from forked import start
+from forked import finish, start
 from probe import assert_hsa_reaches
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, Trainer
@@ -126,8 +126,6 @@ def write_file(path, args, **blocks):
 
 def probe_and_train(directory, file):
     """What torchrun's worker does, but that each batch is probed first."""
-    from accelerate.state import AcceleratorState
-
     compute_loss = Trainer.compute_loss
 
     def probe_first(trainer, model, inputs, *args, **kwargs):
@@ -137,7 +135,6 @@ def probe_and_train(directory, file):
         return compute_loss(trainer, model, inputs, *args, **kwargs)
 
     Trainer.compute_loss = probe_first
-    AcceleratorState._reset_state(reset_partial_state=True)  # what the parent's runs have left is of one process
     run(read_training_file(file))
 
 
@@ -151,7 +148,5 @@ def test_what_two_processes_train(text, tmp_path):
         start(probe_and_train, tmp_path, file, environment={**group, "RANK": rank, "LOCAL_RANK": rank})
         for rank in "01"
     ]
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
+    assert finish(*processes) == [0, 0]
     assert sorted(path.name for path in tmp_path.glob("probed-*")) == [f"probed-{r}-{s}" for r in "01" for s in "01"]
