@@ -13,7 +13,8 @@ Attention is bf16, batch 1, forward and backward, against causal flash attention
 visible pairs; the block limit what a kernel of blocks of 128 can reach. A plan is made once a forward for all layers:
 `plan_ms` with all checks of its input, `mask_ms` without.
 
-Exit code: 0, 1 if a row failed, a test failed or a target is missed, 2 if there is no CUDA.
+Exit code: 0, 1 if a row failed, a test failed or a target is missed, 2 if there is no CUDA or the directory cannot be written
+to, 130 if it was interrupted.
 """
 
 import argparse
@@ -99,6 +100,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if device.type == "cuda":
         torch._dynamo.config.recompile_limit = KERNELS
     run = Run(options.output or _directory(device), device, options.smoke, options.again)
+    try:
+        run.directory.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=run.directory).close()
+    except OSError as error:
+        print(
+            f"gpu.py: {run.directory} cannot be written to: {error.strerror}. Name another with --output.",
+            file=sys.stderr,
+        )
+        return 2
     print(f"results: {run.directory}", flush=True)
     left, parts, found = 60 * options.minutes, options.only or list(MODULES), {}
     for place, part in enumerate(parts):
@@ -141,4 +151,8 @@ def _target_row(target: Target) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\ngpu.py: interrupted. What was measured is kept: call it again to go on.", file=sys.stderr)
+        sys.exit(130)

@@ -73,6 +73,15 @@ def test_without_a_gpu(capsys, monkeypatch):
     assert gpu.main([]) == 2 and "--smoke runs on the CPU" in capsys.readouterr().err
 
 
+def test_where_nothing_can_be_written(tmp_path, capsys):
+    import gpu
+
+    (tmp_path / "file").write_text("", "utf-8")
+    assert gpu.main(["--smoke", "--only", "decode", "--output", str(tmp_path / "file" / "results")]) == 2
+    said = capsys.readouterr()
+    assert "cannot be written to: Not a directory. Name another with --output." in said.err and not said.out
+
+
 def test_no_matplotlib_no_plots(tmp_path, monkeypatch):
     from gpu_parts.plots import plot_all
 

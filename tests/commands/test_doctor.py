@@ -286,6 +286,19 @@ def test_imports_are_tried_in_a_process_of_its_own(tmp_path, monkeypatch):
     assert try_imports([]) == []
 
 
+def test_a_package_that_ends_the_process_does_not_end_the_doctor(tmp_path, monkeypatch, capsys):
+    """As a torchvision built for another torch may, which transformers imports."""
+    (tmp_path / "crashing.py").write_text("import os\nos.abort()\n", "utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr("hsa_factory.doctor.examine._CORE", "crashing")
+    monkeypatch.setattr("hsa_factory.doctor.examine._modules", lambda packages: ["crashing"])
+    code, found = examined(capsys, Extent(test_length=47, timed_lengths=()))
+    problems = [problem["what"] for problem in found["problems"]]
+    assert code == 1 and found["machine"] is None
+    assert "hsa-factory cannot run here: it ends the process (exit code -6)" in problems
+    assert "crashing cannot be imported: it ends the process (exit code -6)" in problems
+
+
 def test_what_does_not_import_is_wrong(fitting, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "hsa_factory.doctor.machine", None)
     code, found = examined(capsys)

@@ -25,6 +25,7 @@ FORMS = {
     "cumulative lengths and a mask": CUMULATIVE | {"attention_mask": ONES},
     "sequence numbers": SEQUENCES,
     "numbers in the mask": {"attention_mask": MASK},
+    "numbers in a mask of floats": {"attention_mask": MASK.float()},
     "positions": TEXT_POSITIONS,
     "positions and a mask": TEXT_POSITIONS | {"attention_mask": ONES},
     "positions and a bool mask": TEXT_POSITIONS | {"attention_mask": ONES.bool()},
@@ -44,9 +45,9 @@ MROPE_FORMS = {
 }
 
 
-def alone(model, ids, kinds, lengths=PACKED):
+def alone(model, ids, kinds, lengths=PACKED, **told):
     pairs = zip(ids.split(lengths, 1), kinds.split(lengths, 1))
-    return torch.cat([run(model, part, semantic_ids=part_kinds) for part, part_kinds in pairs], dim=1)
+    return torch.cat([run(model, part, semantic_ids=part_kinds, **told) for part, part_kinds in pairs], dim=1)
 
 
 @pytest.fixture(scope="module")
@@ -127,12 +128,16 @@ class TestHonoured:
         mixed, _ = step(model, tokens(1), **batch)
         assert abs(mixed - loss) > 1e-3
 
+    @pytest.mark.parametrize("places", ["that begin anew", "with a leap"])
     @pytest.mark.parametrize("form", ["positions", "text and three axes"])
-    def test_all_global_is_stock_where_stock_reads_the_positions(self, form):
-        model_type = VISION[0] if form == "text and three axes" else "llama"
-        model, ids = enabled(model_type), tokens(1)
-        told = WITH_TEXT_ROW if model_type in VISION else TEXT_POSITIONS
-        close(run(model, ids, semantic_ids=torch.zeros_like(ids), **told), run(model, ids, **told))
+    def test_all_global_is_stock_where_stock_reads_the_positions(self, form, places):
+        model = enabled(VISION[0] if form == "text and three axes" else "llama")
+        ids = tokens(1)
+        told = POSITIONS if places == "that begin anew" else torch.arange(LENGTH)[None] + 10 * (MASK > 1)
+        told = {"position_ids": told.expand(4, 1, -1) if form == "text and three axes" else told}
+        stock = run(model, ids, **told)
+        close(run(model, ids, semantic_ids=torch.zeros_like(ids), **told), stock)
+        differs(stock[:, 30:], run(model, ids)[:, 30:])
 
 
 class TestImages:
@@ -176,6 +181,17 @@ class TestImages:
         mask = {"attention_mask": torch.ones_like(ids)} if has_mask else {}
         whole = run(model, ids, semantic_ids=kinds, position_ids=places, document_ids=torch.ones_like(ids))
         assert torch.equal(run(model, ids, semantic_ids=kinds, position_ids=places, **mask), whole)
+
+    def test_a_copy_of_the_time_axis_is_no_text(self):
+        """LLaMA-Factory puts one before M-RoPE's axes; transformers, the text's positions."""
+        axes = torch.tensor([[0, 1, 1, 1, 1, 3, 4], [0, 1, 1, 2, 2, 3, 4], [0, 1, 2, 1, 2, 3, 4]])[:, None]
+        model, ids, kinds = enabled(VISION[0]), tokens(1, 14), types(1, 14)
+        axes = torch.cat([axes, axes], dim=2)
+        expected = alone(model, ids, kinds, (7, 7), position_ids=axes[..., :7])
+        for first in (axes[:1], torch.arange(7).repeat(2)[None, None]):
+            for mask in ({}, {"attention_mask": torch.ones_like(ids)}):
+                told = {"position_ids": torch.cat([first, axes]), **mask}
+                close(run(model, ids, semantic_ids=kinds, **told), expected)
 
 
 def fallen(*places):

@@ -20,6 +20,7 @@ Display = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
 _IMPORTED = ("torchvision", "torchaudio", "accelerate", "peft", "datasets", "trl")  # besides torch and transformers
 _KERNELS = 64  # that may be compiled: the self-test has more kinds of rows than a training run
 _INTEGRATION = "hsa_factory.llamafactory"
+_CORE = f"{__package__}.machine"  # imports torch and transformers
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ def examine(device_name: str | None, extent: Extent, display: Display) -> Report
         UserError: If there is no such device.
     """
     packages = check_versions()
+    if extent.imports:
+        (core,) = try_imports([_CORE], limit_s=180.0)  # what ends that process would end this one
+        if core.error is not None:
+            return Report(packages, try_imports(_modules(packages)), broken=core.error)
     try:
         from .machine import find_device  # here: it imports torch and transformers, which may be what is broken
     except Exception as error:  # transformers raises several kinds when something that it imports does not fit

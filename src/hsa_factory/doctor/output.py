@@ -89,7 +89,10 @@ def _machine_rows(report: Report) -> Rows:
     memory = "" if machine.memory_gib is None else f", {machine.memory_gib:g} GiB"
     rows: Rows = [
         ("system", machine.system),
-        ("processor", f"{machine.processor}, {machine.cores} cores{memory}; torch uses {machine.threads} threads"),
+        (
+            "processor",
+            f"{machine.processor}, {machine.cores} cores{memory}; torch uses {machine.threads} thread{'s' * (machine.threads != 1)}",
+        ),
         ("device", machine.device),
     ]
     if machine.gpu is not None:

@@ -1,9 +1,9 @@
 """Documents that `position_ids` tell apart: where they begin anew.
 
-Text positions, (B, L) or the first row of (4, B, L) unless it is a copy of the next, go up by one within a document. Of M-RoPE's axes time, height and width,
+Text positions, (B, L) or the first row of (4, B, L), go up by one within a document. Of M-RoPE's axes time, height and width,
 (3, B, L), each repeats and falls in images, and time may fall after a long video; but all three are at the lowest place of the
 row together at the beginning of a document only. A fall to another place proves nothing: it is refused where nothing else says
-where documents begin.
+where documents begin. LLaMA-Factory's first row of (4, B, L) is a copy of time: where the axes differ, it is no text.
 """
 
 from typing import Any
@@ -125,10 +125,8 @@ def _split(position_ids: Any, is_real: torch.Tensor) -> tuple[torch.Tensor | Non
         return position_ids[None].expand(1, rows, length), None
     if position_ids.dim() == 3 and position_ids.shape[0] in (3, 4) and position_ids.shape[1] in (1, rows):
         expanded = position_ids.expand(-1, rows, length)
-        has_text = len(expanded) == 4 and not torch.equal(
-            expanded[0], expanded[1]
-        )  # LLaMA-Factory's is a copy of time
-        return (expanded[:1] if has_text else None), expanded[-3:]
+        is_copy = torch.equal(expanded[0], expanded[1]) and not torch.equal(expanded[-3:-1], expanded[-2:])
+        return (expanded[:1] if len(expanded) == 4 and not is_copy else None), expanded[-3:]
     if bool((position_ids.diff(dim=-1) <= 0).any()):
         raise ValueError(
             f"position_ids of shape {tuple(position_ids.shape)} fall, and in this form HSA cannot tell whether documents begin "

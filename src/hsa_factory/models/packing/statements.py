@@ -42,7 +42,7 @@ def find_documents(
     is_real = _real_tokens(mask, given, (rows, seen + number))
     stated = {} if document_ids is None else {"document_ids": document_ids}
     if mask is not None and bool((mask > 1).any()):
-        stated["the numbers in attention_mask"] = mask
+        stated["the numbers in attention_mask"] = mask.long()  # it may be of floats
     positions = given.get("position_ids") if document_ids is None else None
     if seen:
         refuse_packed({**given, "position_ids": None if stated else positions}, rows, number, seen)
