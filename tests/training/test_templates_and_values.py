@@ -86,3 +86,26 @@ def test_a_label_that_nothing_foretells_is_none(tiny_tokenizer):
     row = {"input_ids": [5, 6], "semantic_ids": [0, 0], "labels": [5, -100]}
     with pytest.raises(ValueError, match="No token of this batch is trained"):
         HSADataCollator(tiny_tokenizer)([row])
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"config": {}}, "config: expected an HSAConfig"),
+        ({"feedback": True}, "feedback: expected a FeedbackConfig or None, got True"),
+        ({"loss_weights": {}}, "loss_weights: expected a LossWeightsConfig or None"),
+        ({"tokenizer_or_processor": "qwen"}, "expected a tokenizer or a processor"),
+        ({"max_lenght": 5}, "max_lenght is no argument .* Did you mean 'max_length'"),
+        ({"messages": [ASK | {"semantic_typ": "NOISE"}, SAY]}, "turn 0: unknown key 'semantic_typ'. Did you mean"),
+        ({"messages": [ASK | {"content": "a\ud800b"}, SAY]}, "the chat template of .*: "),
+    ],
+)
+def test_what_nobody_would_read_is_named(tokenizer, given, problem):
+    usual = {"tokenizer_or_processor": tokenizer, "messages": [ASK, SAY], "config": HSAConfig()}
+    with pytest.raises(ValueError, match=problem):
+        encode_conversation(**usual | given)
+
+
+def test_what_templates_read_is_handed_on(tokenizer):
+    more = {"enable_thinking": False, "documents": [], "title": "t", "date_string": "d", "custom": 1, "max_tokens": 3}
+    encode_conversation(tokenizer, [ASK, SAY | {"semantics": "x"}], HSAConfig(), **more)

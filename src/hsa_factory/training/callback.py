@@ -52,7 +52,7 @@ class HSATrainerCallback(TrainerCallback):
     ) -> None:
         """Look at what the run is about to do."""
         hsa_state = _state_of(model)
-        if state.global_step:
+        if state is not None and state.global_step:
             _check_resumed(_checkpoint(args, state), hsa_state)
         _refuse_trainer(args, self.trainer)
         self._check(train_dataloader, "training", hsa_state)

@@ -14,6 +14,7 @@ from ..labeling.parts import SPANS_KEY
 from ..labeling.weights import STEP_KEY, WEIGHT_KEYS
 from ..loss_weights import LossWeightsConfig
 from ..typed.turns import number_messages
+from .arguments import check_arguments
 from .character_types import opened_by, type_characters
 from .chat_template import ChatTemplate
 from .layout import Layout, default_prompt_end
@@ -103,6 +104,7 @@ def encode_conversation(
     """
     if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1):
         raise ValueError(f"max_length = {max_length!r} is not allowed: a whole number ≥ 1, or None.")
+    check_arguments(tokenizer_or_processor, config, feedback, loss_weights, chat_template_kwargs)
     template = ChatTemplate(tokenizer_or_processor, tools, chat_template_kwargs)
     marker_id = None if feedback is None else find_marker(template.tokenizer, feedback)
     conversation = read_conversation(messages, config, loss_weights or LossWeightsConfig())
@@ -154,7 +156,7 @@ def _encode_typed(
     bounds = _boundaries(owners, types, is_reply)
     try:
         encoded = encode(template, conversation.messages, layout.text, bounds, processor_kwargs)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: of a tokenizer, for a text that is no Unicode
         raise ValueError(f"{template.name}: {error}") from error
     tokens = _read_off(encoded, owners, layout.speakers, types, is_reply)
     return encoded, replace(tokens, open_replies=_open_replies(layout, begins, template.tokenizer))
