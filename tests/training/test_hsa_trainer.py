@@ -201,3 +201,12 @@ def test_arguments_by_place_and_subclasses(tmp_path, tiny_tokenizer):
     trainer = made(model=model(), args=args, processing_class=tiny_tokenizer, mark=3)
     assert trainer.data_collator == HSADataCollator(tiny_tokenizer) and trainer.mark == 3
     assert sum(isinstance(one, HSATrainerCallback) for one in trainer.callback_handler.callbacks) == 1
+
+
+def test_a_run_goes_on_by_the_rules_of_its_checkpoint(make, tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 1}
+    make(options=options | {"max_steps": 1}).train()
+    make(options=options).train(resume_from_checkpoint=True)
+    other = enabled("llama", HSAConfig(noise_window=9))
+    with pytest.raises(ValueError, match="checkpoint-1 was made with other rules of attention"):
+        make(options=options, model=other).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))

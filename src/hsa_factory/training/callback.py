@@ -10,6 +10,7 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..config import CONFIG_NAME, HSAConfig
 from ..models.enable import get_state
 from ..models.forward_pass import HSAState
 from .columns import LOSS_WEIGHTS_COLUMN, SEMANTIC_COLUMN, TURN_COLUMN
@@ -32,7 +33,7 @@ class HSATrainerCallback(TrainerCallback):
         trainer: The trainer, where the callback is added to one that was made already; None: not known.
 
     Raises:
-        ValueError: When training begins, if the model has no HSA, a batch has no types (or no turns that the rules need, or
+        ValueError: When training begins, if the model has no HSA, or other rules than the checkpoint it goes on from, a batch has no types (or no turns that the rules need, or
             weights that the trainer's loss leaves out), or the trainer does not hand types to its model.
     """
 
@@ -51,6 +52,8 @@ class HSATrainerCallback(TrainerCallback):
     ) -> None:
         """Look at what the run is about to do."""
         hsa_state = _state_of(model)
+        if state is not None and state.global_step:
+            _check_resumed(_checkpoint(args, state), hsa_state)
         _refuse_trainer(args, self.trainer)
         self._check(train_dataloader, "training", hsa_state)
         if self.trainer is not None and self.trainer.eval_dataset is not None:
@@ -68,7 +71,7 @@ class HSATrainerCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Put the rules beside a checkpoint."""
-        self._save(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", args, model)
+        self._save(_checkpoint(args, state), args, model)
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Put the rules where the trained model is saved."""
@@ -105,6 +108,22 @@ def check_batch(batch: Any, collate: Any, use: str, hsa_state: HSAState) -> None
                 f"A batch of the {use} data has no `{column}`: {name} leaves it out, or it was dropped before. Encode the "
                 "rows with encode_conversation and the model's HSAConfig, give the trainer data_collator=HSADataCollator("
                 "tokenizer) and, when it is made, callbacks=[HSATrainerCallback()] (or set remove_unused_columns=False)."
+            )
+
+
+def _checkpoint(args: Any, state: Any) -> Path:
+    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
+def _check_resumed(checkpoint: Path, hsa_state: HSAState) -> None:
+    """Refuse to go on by other rules than a checkpoint was made with, if they lie there."""
+    if (checkpoint / CONFIG_NAME).is_file():
+        saved = HSAConfig.from_pretrained(checkpoint)
+        if saved.attention_rules() != hsa_state.config.attention_rules():
+            raise ValueError(
+                f"{checkpoint} was made with other rules of attention than the model has now. Go on with its own, "
+                f"enable_hsa(model, HSAConfig.from_pretrained({str(checkpoint)!r})), or begin a new run from its weights, "
+                "without resume_from_checkpoint."
             )
 
 

@@ -22,6 +22,8 @@ _OURS = (
     "padding",
     "truncation",
 )
+# A template's own, and Python's where it meets a value that it has not foreseen
+_REFUSALS = (jinja2.TemplateError, TypeError, AttributeError, LookupError, ValueError)
 
 
 class ChatTemplate:
@@ -87,8 +89,8 @@ class ChatTemplate:
             )
         except UntraceableTemplate as error:
             raise ValueError(f"{self.name} cannot be followed: {error}. Write it without that.") from error
-        except jinja2.TemplateError as error:
-            raise ValueError(f"{self.name} refuses the conversation: {error}") from error
+        except _REFUSALS as error:
+            raise self._refusal(error) from error
 
     def trace_whole(self, messages: Sequence[Mapping[str, Any]]) -> Rendering:
         """Render a whole conversation, traced, and make sure that it is what transformers renders.
@@ -96,11 +98,11 @@ class ChatTemplate:
         Raises:
             ValueError: As `trace`, and if the two differ.
         """
-        rendering = self.trace(messages)
         try:
             official = self.official(messages, tokenize=False, add_generation_prompt=False)
-        except jinja2.TemplateError as error:
-            raise ValueError(f"{self.name} refuses the conversation: {error}") from error
+        except _REFUSALS as error:
+            raise self._refusal(error) from error
+        rendering = self.trace(messages)
         if rendering.text != official:
             place = next(
                 (i for i, pair in enumerate(zip(rendering.text, official)) if pair[0] != pair[1]), len(official)
@@ -110,6 +112,14 @@ class ChatTemplate:
                 f"({rendering.text[place : place + 30]!r}, not {official[place : place + 30]!r})."
             )
         return rendering
+
+    def _refusal(self, error: Exception) -> ValueError:
+        if isinstance(error, jinja2.TemplateError):
+            return ValueError(f"{self.name} refuses the conversation: {error}")
+        return ValueError(
+            f"{self.name} does not take the conversation: {type(error).__name__}: {error}. Give each message the keys, and "
+            "contents and arguments of the kind (texts, lists of parts, mappings), that the template reads."
+        )
 
     def _as_rendered(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """Return a message as it reaches the template: a processor writes OpenAI's pictures in its own way."""

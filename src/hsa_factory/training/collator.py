@@ -51,7 +51,7 @@ class HSADataCollator:
         read = read_rows(rows, self.tokenizer)
         for row in read:
             row.begin_documents()
-        if all("labels" in row.tokens and max(row.tokens["labels"], default=-1) < 0 for row in read):
+        if all("labels" in row.tokens and max(row.tokens["labels"][1:], default=-1) < 0 for row in read):
             raise ValueError(
                 f"No token of this batch is trained ({read[0].name}, …): its loss would be NaN. Leave out rows whose labels "
                 "are all -100."

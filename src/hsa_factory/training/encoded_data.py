@@ -62,6 +62,5 @@ def _refuse_long(length: int, number: int, name: str, max_length: int) -> None:
     if length > max_length:
         raise ValueError(
             f"Row {number} of the {name} data has {length} tokens, but the trainer's max_length is {max_length}. Set "
-            f"max_length=None in its arguments, or encode with encode_conversation(..., max_length={max_length}), which cuts "
-            "whole turns."
+            f"max_length=None in its arguments, or encode with encode_conversation(..., max_length={max_length})."
         )

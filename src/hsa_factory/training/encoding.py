@@ -10,18 +10,24 @@ import numpy as np
 
 from ..config import FeedbackConfig, HSAConfig
 from ..feedback import IGNORE_INDEX
+from ..labeling.parts import SPANS_KEY
+from ..labeling.weights import STEP_KEY, WEIGHT_KEYS
 from ..loss_weights import LossWeightsConfig
 from ..typed.turns import number_messages
+from .arguments import check_arguments
 from .character_types import opened_by, type_characters
 from .chat_template import ChatTemplate
 from .layout import Layout, default_prompt_end
 from .loss import LossDecision, decide_loss
-from .messages import Conversation, read_conversation
+from .messages import FORMAT, Conversation, read_conversation
 from .replies import ReplyStarts
 from .token_places import Encoded, encode
+from .traced_values import KEY
 
 
 logger = logging.getLogger(__name__)
+ANNOTATIONS = (FORMAT.semantic_tag, SPANS_KEY, *WEIGHT_KEYS, STEP_KEY)
+"""Keys of a message that say what is trained and remembered."""
 
 
 class ConversationLeftOut(ValueError):
@@ -98,6 +104,7 @@ def encode_conversation(
     """
     if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1):
         raise ValueError(f"max_length = {max_length!r} is not allowed: a whole number ≥ 1, or None.")
+    check_arguments(tokenizer_or_processor, config, feedback, loss_weights, chat_template_kwargs)
     template = ChatTemplate(tokenizer_or_processor, tools, chat_template_kwargs)
     marker_id = None if feedback is None else find_marker(template.tokenizer, feedback)
     conversation = read_conversation(messages, config, loss_weights or LossWeightsConfig())
@@ -134,6 +141,7 @@ def _encode_typed(
 ) -> tuple[Encoded, _Tokens]:
     layout = Layout(template.trace_whole(conversation.messages))
     _tell_of_losses(layout, conversation, template)
+    _refuse_annotations(layout, conversation, template)
     begins = ReplyStarts(template, conversation, layout).find_all()
     prompt_end = default_prompt_end(layout, conversation, template)
     types = type_characters(layout, conversation, prompt_end, begins)
@@ -148,7 +156,7 @@ def _encode_typed(
     bounds = _boundaries(owners, types, is_reply)
     try:
         encoded = encode(template, conversation.messages, layout.text, bounds, processor_kwargs)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: of a tokenizer, for a text that is no Unicode
         raise ValueError(f"{template.name}: {error}") from error
     tokens = _read_off(encoded, owners, layout.speakers, types, is_reply)
     return encoded, replace(tokens, open_replies=_open_replies(layout, begins, template.tokenizer))
@@ -178,6 +186,21 @@ def _tell_of_losses(layout: Layout, conversation: Conversation, template: ChatTe
                 and number not in whole
             ):
                 _warn_once(f"{template.name} leaves out the {key} of messages with the role {message['role']!r}.")
+
+
+def _refuse_annotations(layout: Layout, conversation: Conversation, template: ChatTemplate) -> None:
+    """Refuse a template that writes whole messages or parts, with their types and weights, for the model to read."""
+    leaves = layout.rendering.sources.leaves
+    for message, path in (leaves[leaf] for leaf in np.unique(layout.rendering.leaves) if leaf >= 0):
+        names = [] if path or message < 0 else [name for name in ANNOTATIONS if name in conversation.messages[message]]
+        if path[:1] == ("content",) and path[-2:] == (KEY, FORMAT.semantic_tag):
+            names = [path[-1]]
+        if names:
+            raise ValueError(
+                f"{template.name} writes {names[0]!r} of turn {message} into the text, for the model to read: it writes "
+                f"{'lists of parts' if path else 'messages'} as they are. Give the message one text and type it by rules or "
+                f"{SPANS_KEY!r}, or use a template that writes contents only."
+            )
 
 
 @cache

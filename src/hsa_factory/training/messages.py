@@ -11,6 +11,7 @@ from ..config import HSAConfig
 from ..feedback import REPLIES
 from ..labeling.formats import DatasetFormat, SampleMessage, read_sample, type_sample
 from ..labeling.matching import MessageTypes
+from ..labeling.parts import SPANS_KEY
 from ..labeling.rule import ROLES
 from ..labeling.rule_set import RuleSet
 from ..labeling.trainable import as_texts, check_content
@@ -19,6 +20,7 @@ from ..loss_weights import LossWeightsConfig, weigh_turn
 from ..semantics import SemanticType
 from ..suggestions import did_you_mean
 from ..typed.text import TypedText
+from .arguments import misspelt
 from .written_parts import WrittenParts
 
 
@@ -35,6 +37,7 @@ FORMAT = DatasetFormat(
     semantic_tag="semantic_type",
 )
 _NAMES = {role: name for name, role in FORMAT.roles.items()}
+_TYPE_KEYS = (str(FORMAT.semantic_tag), SPANS_KEY)
 _OTHER_NAMES = {**ROLES, "model": "assistant", "ipython": "observation"}
 
 
@@ -97,6 +100,8 @@ def read_conversation(
     if not messages:
         raise ValueError("messages: the conversation is empty.")
     given = [dict(message) if isinstance(message, Mapping) else message for message in messages]
+    for number, message in enumerate(given):
+        _refuse_misspelt(message, number)
     fitted = [_fit(message, number) for number, message in enumerate(given)]
     sample = as_texts({FORMAT.messages: fitted}, FORMAT, None)
     turns = read_sample(sample, FORMAT)
@@ -111,6 +116,14 @@ def read_conversation(
         conversation.facts.append(_facts(message, turn, typing, config, loss_weights))
     conversation.tools_type = _tools_type(turns, typings)
     return conversation
+
+
+def _refuse_misspelt(message: Any, number: int) -> None:
+    """Refuse keys that look like those of types: nobody would read them, and the message would have another type."""
+    for key in message if isinstance(message, dict) else ():
+        meant = misspelt(key, _TYPE_KEYS)
+        if meant:
+            raise ValueError(f"turn {number}: unknown key {key!r}. Did you mean {meant!r}?")
 
 
 def _fit(message: Any, number: int) -> Any:

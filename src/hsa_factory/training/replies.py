@@ -34,6 +34,7 @@ class ReplyStarts:
             ValueError: As `find`.
         """
         replies = [number for number, facts in enumerate(self.conversation.facts) if facts.is_reply]
+        replies.sort(key=lambda reply: reply == 0)  # the first one has nothing before it: the others tell more
         begins = {reply: self.find(reply) for reply in replies}
         return {reply: begin for reply, begin in begins.items() if begin is not None}
 
@@ -55,7 +56,13 @@ class ReplyStarts:
         tail = self._tails.get(kind)
         fits = tail is not None and written.startswith(tail) and anchor + len(tail) >= start
         if tail is None or not (fits or (kind in self._settled and anchor + self._common(written, tail) >= start)):
-            exact = self._tail(reply)
+            try:
+                exact = self._tail(reply)
+            except ValueError:  # the template refuses a conversation that ends here (Qwen3.5 without a user's turn)
+                begin = self._behind_prompt(layout.text[start : layout.first_own(reply)])
+                if begin is None:
+                    raise
+                return start + begin
             if exact == tail:
                 self._settled.add(kind)
             tail = self._tails[kind] = exact
@@ -103,12 +110,32 @@ class ReplyStarts:
 
     def _find_first(self, start: int) -> int:
         """Find where a conversation that begins with a reply begins to be trained."""
+        front = self.layout.text[start : self.layout.first_own(0)]
+        begin = self._behind_prompt(front)
+        return start + (len(front) if begin is None else begin)
+
+    def _behind_prompt(self, front: str) -> int | None:
+        """Return where the generation prompt of the whole conversation ends in what is written before a reply's content.
+
+        A reply may part from the prompt within it: of a thought that the template leaves out, the prompt has the beginning.
+
+        Args:
+            front: What is written.
+
+        Returns:
+            The place; None: the prompt is not in it.
+        """
         whole = self.layout.text
         prompted = self.template.trace(self.conversation.messages, add_generation_prompt=True).text
         prompt = prompted[len(whole) :] if prompted.startswith(whole) else ""
-        front = whole[start : self.layout.first_own(0)]
-        place = front.find(prompt) if prompt else -1
-        return start + place + len(prompt) if place >= 0 else start + len(front)
+        for prompt in [prompt] if prompt.strip() else self._prompts:
+            common, place = max(
+                ((self._common(front[place:], prompt), place) for place in range(len(front))), default=(0, 0)
+            )
+            opening = self._tokens.search(prompt)
+            if common >= (opening.end() if opening else len(prompt) // 2 + 1):
+                return place + common
+        return None
 
 
 def _end_of(prompt: str, written: str) -> int:

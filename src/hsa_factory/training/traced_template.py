@@ -198,6 +198,7 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "join": _join_filter,
     "indent": _indent_filter,
     "string": write,
+    "trim": lambda value, chars=None: write(value).strip(chars),
     "safe": lambda value: value if isinstance(value, str) else write(value),
 }
 

@@ -119,11 +119,49 @@ def _trace(value: Any, message: int, path: Path, sources: Sources) -> Any:
 
 
 def write(value: Any) -> str:
-    """Return what `str` makes of a value, traced."""
-    if isinstance(value, (TracedDict, TracedList)):
-        text = plain(str(value))
+    """Return what `str` makes of a value, traced: texts in lists and mappings stay texts of the conversation."""
+    return concat(_literals(value)) if isinstance(value, (TracedDict, TracedList)) else str(value)
+
+
+def _literals(value: Any) -> Iterator[str]:
+    """Yield what `repr` writes of a value, in pieces."""
+    if isinstance(value, TracedText):
+        yield _quoted(value)
+        return
+    if not isinstance(value, (TracedDict, TracedList)):
+        yield repr(value)
+        return
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+
+    def own(text: str) -> TracedText:
         return TracedText(text, [Run(len(text), value.hsa_leaf)])
-    return str(value)
+
+    yield own(opening)
+    for number, item in enumerate(value.items() if isinstance(value, dict) else value):
+        if number:
+            yield own(", ")
+        if isinstance(value, dict):
+            name, item = item
+            yield _quoted(name) if isinstance(name, TracedText) else own(repr(name))
+            yield own(": ")
+        yield from _literals(item) if isinstance(item, (TracedText, TracedDict, TracedList)) else [own(repr(item))]
+    yield own(closing)
+
+
+def _quoted(text: TracedText) -> TracedText:
+    """Return what `repr` makes of a text; the quotes are none of its characters."""
+    whole = repr(plain(text))
+    runs = list(text.runs)
+    if len(whole) != len(text) + 2:
+        quote = whole[0]
+        runs = [
+            run._replace(
+                length=2 if plain(char) == quote else 1 if plain(char) in "'\"" else len(repr(plain(char))) - 2
+            )
+            for char in text
+            for run in char.runs  # type: ignore[attr-defined]
+        ]
+    return TracedText(whole, [Run(1), *runs, Run(1)])
 
 
 def dump_json(
