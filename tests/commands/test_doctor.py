@@ -308,7 +308,7 @@ def test_what_does_not_import_is_wrong(fitting, capsys, monkeypatch):
 
 @pytest.mark.parametrize("name", ["tpu", "cuda:x", "cuda:-1", "cpu:0", "", "CUDA", "cuda:"])
 def test_no_such_device(name, capsys):
-    assert cli.main(["doctor", "--device", name]) == 2
+    assert cli.main(["doctor", "--quick", "--device", name]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"hsa-factory doctor: --device {name!r}: there is no such device. Known: cpu, cuda")
 
