@@ -1,11 +1,11 @@
 """Arguments of `encode_conversation` that would fail late, or be read by nobody."""
 
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Mapping
 from typing import Any
 
 from ..config import FeedbackConfig, HSAConfig
 from ..loss_weights import LossWeightsConfig
+from ..suggestions import misspelt
 
 
 _NAMES = ("messages", "config", "feedback", "tools", "max_length", "loss_weights", "processor_kwargs")
@@ -35,9 +35,3 @@ def check_arguments(
         meant = misspelt(name, _NAMES)
         if meant:
             raise ValueError(f"{name} is no argument of encode_conversation. Did you mean {meant!r}?")
-
-
-def misspelt(word: Any, names: Sequence[str]) -> str | None:
-    """Return the name that a word all but is; None: it is one, or another word altogether."""
-    close = get_close_matches(word, names, 1, cutoff=0.85) if isinstance(word, str) and word not in names else []
-    return close[0] if close else None

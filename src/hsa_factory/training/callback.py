@@ -33,8 +33,9 @@ class HSATrainerCallback(TrainerCallback):
         trainer: The trainer, where the callback is added to one that was made already; None: not known.
 
     Raises:
-        ValueError: When training begins, if the model has no HSA, or other rules than the checkpoint it goes on from, a batch has no types (or no turns that the rules need, or
-            weights that the trainer's loss leaves out), or the trainer does not hand types to its model.
+        ValueError: When training begins, if the model has no HSA, or other rules than the checkpoint it goes on from, a batch
+            has no types (or no turns that the rules need, or weights that the trainer's loss leaves out), or the trainer
+            does not hand types to its model.
     """
 
     def __init__(self, trainer: Any = None) -> None:

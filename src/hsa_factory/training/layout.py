@@ -10,13 +10,8 @@ from .traced_template import Rendering
 from .traced_text import NOWHERE
 
 
-_HEADER_KEYS = (
-    "role",
-    "name",
-    "type",
-    "recipient",
-    "channel",
-)  # of a message, or a part: written in headers, no content
+# Of a message, or a part: written in headers, no content.
+_HEADER_KEYS = ("role", "name", "type", "recipient", "channel")
 
 
 class Layout:

@@ -84,7 +84,7 @@ def _by_feedback(
         return False, []
     facts = conversation.facts
     spoken = np.where(speakers == NOWHERE, owners, speakers)
-    pieces = [(start, stop) for start, stop in _runs(spoken)]
+    pieces = list(_runs(spoken))
     said = [EncodedMessage(input_ids[start:stop], facts[spoken[start]].role) for start, stop in pieces]
     found = [
         start + place

@@ -18,9 +18,8 @@ from ..labeling.trainable import as_texts, check_content
 from ..labeling.trajectories.composed import DEFAULT_WORDS, fit_message, must_compose, other_role
 from ..loss_weights import LossWeightsConfig, weigh_turn
 from ..semantics import SemanticType
-from ..suggestions import did_you_mean
+from ..suggestions import did_you_mean, misspelt
 from ..typed.text import TypedText
-from .arguments import misspelt
 from .written_parts import WrittenParts
 
 

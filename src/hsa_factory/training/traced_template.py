@@ -170,9 +170,8 @@ def _checked(function: Callable[..., Any], name: str) -> Callable[..., Any]:
                 refuse(f"the filter {name}")
         return result
 
-    for attribute in ("jinja_pass_arg",):
-        if hasattr(function, attribute):
-            setattr(checked, attribute, getattr(function, attribute))
+    if hasattr(function, "jinja_pass_arg"):
+        vars(checked)["jinja_pass_arg"] = function.jinja_pass_arg
     return checked
 
 
