@@ -1,6 +1,6 @@
 """What can be measured without play: how much a system sees, and which actions it predicts, verb by verb."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,9 @@ def visible_keys(tokenizer_folder: Path, samples: Sequence[Sequence[Message]], c
     kinds = [0, 0, 0]
     for messages in samples:
         row = encode(tokenizer, messages, config)
-        seen += layer_cost(Tokens(np.array(row.types), np.array(row.turns)), LayerRules.of(config)).pairs
+        seen += layer_cost(
+            Tokens(np.array(row.types), np.array(row.turns), np.zeros(len(row.ids), bool)), LayerRules.of(config)
+        ).pairs
         tokens += len(row.ids)
         for kind in row.types:
             kinds[kind] += 1
@@ -39,7 +41,9 @@ def visible_keys(tokenizer_folder: Path, samples: Sequence[Sequence[Message]], c
     return {"mean": seen / tokens, "shares": {name: count / tokens for name, count in zip(names, kinds, strict=True)}}
 
 
-def accuracy_by_verb(model_folder: Path, samples: Sequence[Sequence[Message]], config: HSAConfig) -> dict[str, list[int]]:
+def accuracy_by_verb(
+    model_folder: Path, samples: Sequence[Sequence[Message]], config: HSAConfig
+) -> dict[str, list[int]]:
     """Let a model predict each action of conversations that others have played.
 
     Returns:

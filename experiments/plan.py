@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from .conversations import Message, to_messages, write_dataset
 from .environments import Game, games_of, open_environments
 from .episodes import gold_episodes
 from .imitation import MODEL, Run
-from .model import save_model
-from .settings import Settings, Training
+from .model import SHAPE, save_model
+from .settings import Settings
 from .stages import Result, Stage
 from .systems import System, cut_samples, system_named, with_random_types
 from .vocabulary import save_tokenizer, tokenizer_of
@@ -41,9 +41,13 @@ class Plan:
         self.settings = settings
         self.environment = settings.environment
         self.vocabulary = self._stage("vocabulary", self._make_vocabulary, games=settings.survey_games)
-        self.gold = self._stage("gold", self._make_gold, self.vocabulary, games=settings.gold_games, limit=settings.step_limit)
-        self.dev_gold = self._stage("gold_dev", self._make_dev_gold, self.vocabulary, games=VERB_EPISODES, limit=settings.step_limit)
-        self.shown = self._stage("shown", self._make_shown, self.gold)
+        self.gold = self._stage(
+            "gold", self._make_gold, self.vocabulary, games=settings.gold_games, limit=settings.step_limit
+        )
+        self.dev_gold = self._stage(
+            "gold_dev", self._make_dev_gold, self.vocabulary, games=VERB_EPISODES, limit=settings.step_limit
+        )
+        self.shown = self._stage("shown", self._make_shown, self.vocabulary, self.gold)
         self.stages: list[Stage] = [self.vocabulary, self.gold, self.dev_gold, self.shown]
         self._trained: dict[tuple[str, int], Stage] = {}
         for seed in settings.seeds:
@@ -58,12 +62,13 @@ class Plan:
         return self._trained[system.weights_of or system.name, seed]
 
     def _stage(self, name: str, work: Any, *needs: Stage, **settings: Any) -> Stage:
-        return Stage(name, work, {"environment": self.environment, **settings}, needs)
+        games = {"environment": self.environment, "options": dict(self.settings.options)}
+        return Stage(name, work, {**games, **settings}, needs)
 
     # -- what all seeds share --------------------------------------------------------------------------------------
 
     def _games(self, fold: str, count: int, first: int = 0) -> list[Game]:
-        return games_of(self.environment, fold, count, first)
+        return games_of(self.environment, fold, count, first, **self.settings.options)
 
     def _make_vocabulary(self, folder: Path, needs: Mapping[str, Path]) -> Result:
         (environment,) = open_environments(self.environment)
@@ -94,26 +99,24 @@ class Plan:
         for name in self.settings.systems:
             system = system_named(name)
             if system.window_of is None and system.typing != "random" and system.keep_last is None:
-                found[name] = measures.visible_keys(self._tokenizer_folder(needs["gold"]), samples, self.config(system))
+                found[name] = measures.visible_keys(needs["vocabulary"] / "tokenizer", samples, self.config(system))
         return found
-
-    def _tokenizer_folder(self, near: Path) -> Path:
-        return self.vocabulary.folder(near.parent.parent) / "tokenizer"
 
     # -- one seed --------------------------------------------------------------------------------------------------
 
     def _add_seed(self, seed: int) -> None:
-        init = self._stage(f"init/{seed}", self._make_model, self.vocabulary, seed=seed, shape="qwen3")
+
+        def make_model(folder: Path, needs: Mapping[str, Path]) -> Result:
+            tokenizer = AutoTokenizer.from_pretrained(str(needs["vocabulary"] / "tokenizer"))
+            return {"parameters": save_model(folder / MODEL, tokenizer, seed)}
+
+        init = self._stage(f"init/{seed}", make_model, self.vocabulary, seed=seed, shape=SHAPE)
         self.stages.append(init)
         for name in self.settings.systems:
             self._add_system(system_named(name), seed, init)
 
-    def _make_model(self, folder: Path, needs: Mapping[str, Path]) -> Result:
-        tokenizer = AutoTokenizer.from_pretrained(str(needs["vocabulary"] / "tokenizer"))
-        return {"parameters": save_model(folder / MODEL, tokenizer, int(folder.name.split(".")[1].split("-")[0]))}
-
     def _add_system(self, system: System, seed: int, init: Stage) -> None:
-        settings, described = self.settings, describe(system)
+        settings, described = self.settings, self._described(system)
         if system.weights_of is None:
             train = self._stage(
                 f"train/{system.name}/{seed}",
@@ -128,18 +131,18 @@ class Plan:
             self._trained[system.name, seed] = train
             self.stages.append(train)
         train = self.trained(system, seed)
-        for fold, games in (("test", settings.test_games), ("dev", settings.dev_games)):
-            if games:
-                self.stages.append(self._play_stage(system, seed, train, fold, games))
-        if settings.dev_games and system.weights_of is None:
-            self.stages.append(self._curve_stage(system, seed, train))
+        if settings.dev_games:
+            self.stages.append(self._play_stage(system, seed, train, "dev", settings.dev_games))
         self.stages.append(self._verb_stage(system, seed, train))
+        if settings.curve_games and system.weights_of is None:
+            self.stages.append(self._curve_stage(system, seed, train))
+        self.stages.append(self._play_stage(system, seed, train, "test", settings.test_games))
 
     def _play_stage(self, system: System, seed: int, train: Stage, fold: str, games: int) -> Stage:
         def work(folder: Path, needs: Mapping[str, Path]) -> Result:
             return self._play(system, folder, needs[train.name] / MODEL, self._games(fold, games), needs["shown"])
 
-        settings = {"system": describe(system), "fold": fold, "games": games, "limit": self.settings.step_limit}
+        settings = {"system": self._described(system), "fold": fold, "games": games, "limit": self.settings.step_limit}
         return self._stage(f"play/{fold}/{system.name}/{seed}", work, train, self.shown, **settings)
 
     def _curve_stage(self, system: System, seed: int, train: Stage) -> Stage:
@@ -147,14 +150,18 @@ class Plan:
 
         def work(folder: Path, needs: Mapping[str, Path]) -> Result:
             made = json.loads((needs[train.name] / "stage.json").read_text("utf-8"))["result"]["checkpoints"]
-            games, points = self._games("dev", self.settings.dev_games), []
+            games, points = self._games("dev", self.settings.curve_games), []
             for point in made:
                 place = folder / point["folder"].replace("/", ".")
                 result = self._play(system, place, needs[train.name] / point["folder"], games, needs["shown"])
                 points.append({**point, **result})
             return {"points": points}
 
-        settings = {"system": describe(system), "games": self.settings.dev_games, "limit": self.settings.step_limit}
+        settings = {
+            "system": self._described(system),
+            "games": self.settings.curve_games,
+            "limit": self.settings.step_limit,
+        }
         return self._stage(f"curve/{system.name}/{seed}", work, train, self.shown, **settings)
 
     def _verb_stage(self, system: System, seed: int, train: Stage) -> Stage:
@@ -164,7 +171,7 @@ class Plan:
             return {"verbs": measures.accuracy_by_verb(needs[train.name] / MODEL, samples, config)}
 
         return self._stage(
-            f"verbs/{system.name}/{seed}", work, train, self.dev_gold, self.shown, system=describe(system)
+            f"verbs/{system.name}/{seed}", work, train, self.dev_gold, self.shown, system=self._described(system)
         )
 
     def _train(self, system: System, seed: int, folder: Path, needs: Mapping[str, Path]) -> Result:
@@ -208,24 +215,25 @@ class Plan:
         window = None
         if system.window_of is not None and shown is not None:
             window = round(_result(shown)[system.window_of]["mean"])
-        block = system.options(window)
-        (environment,) = open_environments(self.environment)
-        rules = system.rules(environment)
+        block, rules = system.options(window), self._rules(system)
         return block if rules is None else {**block, "rules": rules}
 
     def config(self, system: System, shown: Path | None = None) -> HSAConfig:
         """Return a system's HSA."""
         return HSAConfig(**self.hsa_block(system, shown))
 
+    def _described(self, system: System) -> dict[str, Any]:
+        """Return what of a system decides results, its rules included: not what it is called."""
+        values = {name: value for name, value in asdict(system).items() if name not in ("title", "note")}
+        return {**values, "rules": self._rules(system)}
+
+    def _rules(self, system: System) -> list[dict[str, Any]] | None:
+        (environment,) = open_environments(self.environment)
+        return system.rules(environment)
+
     def shares(self, system: System, shown: Path) -> dict[str, float] | None:
         """Return how often each type is drawn for a system of random types; None: it is none."""
         return _result(shown)["hsa_002_64"]["shares"] if system.typing == "random" else None
-
-
-def describe(system: System) -> dict[str, Any]:
-    """Return what of a system decides results: not what it is called."""
-    values = asdict(system)
-    return {name: value for name, value in values.items() if name not in ("title", "note")}
 
 
 def read_rows(folder: Path, name: str = GOLD) -> list[dict[str, Any]]:

@@ -127,10 +127,18 @@ class Seat:
 class Table:
     """All seats, on one batch of agents."""
 
-    def __init__(self, model: Any, tokenizer: Any, system: System, play: Play, shares: Mapping[str, float] | None) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, system: System, play: Play, shares: Mapping[str, float] | None
+    ) -> None:
         self.system, self.play, self.shares = system, play, shares
         self.agents = AgentBatch(
-            model, tokenizer, rows=ROWS, max_new_tokens=LONGEST_ACTION, stop=END, temperature=play.temperature, seed=play.seed
+            model,
+            tokenizer,
+            rows=ROWS,
+            max_new_tokens=LONGEST_ACTION,
+            stop=END,
+            temperature=play.temperature,
+            seed=play.seed,
         )
         self.seats = [Seat(row, env) for row, env in enumerate(open_environments(play.environment, ROWS))]
 

@@ -1,5 +1,6 @@
 """How large the experiment is: the full tables, the quick form, the long form."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -45,11 +46,13 @@ class Settings:
     Attributes:
         name: Of the form.
         environment: A name of ``experiments.environments.ENVIRONMENTS``.
+        options: Of the games, besides what the environment's own say.
         seeds: Of training: weights, order of the data, play that is sampled.
         systems: Names, in the order in which they run.
         gold_games: Of the train fold, played well.
         survey_games: Of the train fold, for the vocabulary.
-        dev_games: To choose by, and for the curve.
+        dev_games: To choose by.
+        curve_games: Of the dev fold, that each checkpoint plays; 0: there is no curve.
         test_games: To report, once.
         step_limit: Actions a game.
         training: Of stage 1.
@@ -61,11 +64,13 @@ class Settings:
 
     name: str = "full"
     environment: str = "cooking"
+    options: Mapping[str, Any] = field(default_factory=lambda: {"rooms": 5, "doors": False, "distractors": 10})
     seeds: tuple[int, ...] = (0, 1, 2)
     systems: tuple[str, ...] = tuple(system.name for system in SYSTEMS)
     gold_games: int = 9000
     survey_games: int = 300
     dev_games: int = 200
+    curve_games: int = 100
     test_games: int = 400
     step_limit: int = 50
     training: Training = field(default_factory=Training)
@@ -79,6 +84,16 @@ class Settings:
         return asdict(self)
 
 
+def settings_from(values: Mapping[str, Any]) -> Settings:
+    """Return what `Settings.to_dict` has made plain."""
+
+    def training(given: Mapping[str, Any]) -> Training:
+        return Training(**{**given, "phases": tuple(Phase(**phase) for phase in given["phases"])})
+
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return Settings(**{**plain, "training": training(values["training"]), "further": training(values["further"])})
+
+
 FORMS = {
     "full": Settings(),
     "quick": Settings(
@@ -87,6 +102,7 @@ FORMS = {
         systems=("dense", "hsa_002_64", "dense_hsa_late"),
         gold_games=6000,
         dev_games=0,
+        curve_games=0,
         test_games=200,
         training=Training(saves=1),
         own_games=0,

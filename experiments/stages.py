@@ -135,7 +135,12 @@ def provenance() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return {"git": git_revision(), "python": platform.python_version(), "versions": versions, "machine": platform.machine()}
+    return {
+        "git": git_revision(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "machine": platform.machine(),
+    }
 
 
 def git_revision() -> str:

@@ -70,13 +70,29 @@ SYSTEMS = (
     System("hsa_002_64", "HSA 0.02/64", _AGENT),
     System("hsa_original", "HSA 0.5/50 (original)", {"noise_decay": 0.5, "noise_window": 50}),
     System("hsa_turns_1", "HSA noise_turns 1", {"noise_turns": 1}),
-    System("sliding", "sliding window", window_of="hsa_002_64", typing="none", note="window: HSA 0.02/64's mean visible keys"),
+    System(
+        "sliding",
+        "sliding window",
+        window_of="hsa_002_64",
+        typing="none",
+        note="window: HSA 0.02/64's mean visible keys",
+    ),
     System("hsa_turns_0", "HSA noise_turns 0", {"noise_turns": 0}),
     System("hsa_turns_4", "HSA noise_turns 4", {"noise_turns": 4}),
-    System("random_types", "random types", _AGENT, typing="random", note="HSA 0.02/64 on types drawn by message, same shares"),
-    System("keep_last", "last 4 observations", DENSE, typing="none", keep_last=4, note="older ones cut, text encoded anew"),
+    System(
+        "random_types",
+        "random types",
+        _AGENT,
+        typing="random",
+        note="HSA 0.02/64 on types drawn by message, same shares",
+    ),
+    System(
+        "keep_last", "last 4 observations", DENSE, typing="none", keep_last=4, note="older ones cut, text encoded anew"
+    ),
     System("recipe_noise", "HSA 0.02/64, recipe NOISE", _AGENT, typing="lasting_noise", note="a case made to lose"),
-    System("dense_hsa_late", "dense, HSA 0.02/64 when playing", _AGENT, weights_of="dense", note="never trained with HSA"),
+    System(
+        "dense_hsa_late", "dense, HSA 0.02/64 when playing", _AGENT, weights_of="dense", note="never trained with HSA"
+    ),
 )
 """In the order in which they run: what is most asked first."""
 
