@@ -1,7 +1,7 @@
 """An agent loop in five lines: observations in, actions out, on one cache that lives as long as the episodes."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedModel
