@@ -1,7 +1,7 @@
 """An agent loop in five lines: observations in, actions out, on one cache that lives as long as the episodes."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -13,7 +13,7 @@ from ..enable import get_state
 from ..generation.generate import generation_lock
 from ..generation.rule_tagger import RuleTagger, make_tagger
 from ..rope_positions import own_rope_deltas
-from .observations import ObservationReader, Types, spread, spread_types
+from .observations import ObservationReader, Types, parse, spread, spread_types
 from .reply import Reply
 from .reply_writer import ReplyWriter, encode, find_stops
 from .report import AgentReport, Usage, mean
@@ -153,11 +153,12 @@ class AgentBatch:
         for row, (ids, semantic_ids) in read.items():
             self._rows[row].observe(ids, semantic_ids, role)
 
-    def act(self, choices: Any = None) -> list[Reply | None]:
+    def act(self, choices: Any = None, types: Types = None) -> list[Reply | None]:
         """Let each row that was given something since its last reply write one.
 
         Args:
             choices: For each row (as `observations`) the texts of which its reply must be one; None: anything.
+            types: Type of the replies, for all rows or for each; None: by the configuration's rules, else `generated_type`.
 
         Returns:
             A `Reply` for each row: a text with `ids`, `semantic_ids` and `is_complete`. None: the row had nothing to answer.
@@ -175,10 +176,15 @@ class AgentBatch:
         self._check_lengths(acting)
         wanted = spread("choices", choices, self.live, len(self._rows)) if choices is not None else {}
         options = {row: [encode(self.tokenizer, "choices", text) for text in texts] for row, texts in wanted.items()}
+        kinds = {
+            row: parse(row, kind)
+            for row, kind in spread_types(types, self.live, len(self._rows)).items()
+            if kind is not None
+        }
         self._shared.arrange([row for row in self._rows if row.is_live and row.ids])
         with generation_lock(self._state), own_rope_deltas(self.model.base_model):
             self._is_broken = True
-            replies = self._writer.write(self._shared, self._taggers(self._shared.rows), options)
+            replies = self._writer.write(self._shared, self._taggers(self._shared.rows, kinds), options)
             self._is_broken = False
         self._generated += sum(len(reply.ids) + reply.is_complete for reply in replies.values())
         return [replies.get(row.number) for row in self._rows]
@@ -240,11 +246,16 @@ class AgentBatch:
             rows=[row.report() for row in self._rows],
         )
 
-    def _taggers(self, rows: Sequence[Row]) -> list[ConstantTagger | RuleTagger]:
-        """Return what types the replies of some rows: one for all, unless rules count turns, in which they may differ."""
-        if self._counts_turns:
-            return [make_tagger(self.config, self.tokenizer, row.roles) for row in rows]
-        return [make_tagger(self.config, self.tokenizer)]
+    def _taggers(self, rows: Sequence[Row], kinds: Mapping[int, int]) -> list[ConstantTagger | RuleTagger]:
+        """Return what types the replies of some rows: one for all, unless they differ. `kinds`: types that are given."""
+        if not kinds and not self._counts_turns:
+            return [make_tagger(self.config, self.tokenizer)]
+        return [
+            ConstantTagger(kinds[row.number])
+            if row.number in kinds
+            else make_tagger(self.config, self.tokenizer, row.roles)
+            for row in rows
+        ]
 
     def _new_row(self, number: int, seed: Any = None) -> Row:
         self._begun += 1

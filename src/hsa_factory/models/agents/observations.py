@@ -61,7 +61,7 @@ class ObservationReader:
         if types is not None and not _is_one(types):
             return text, types
         if types is not None or self._rules is None:
-            return TypedText(text, self._default if types is None else _parse(row, types)), None
+            return TypedText(text, self._default if types is None else parse(row, types)), None
         messages = [*(Message(earlier, "") for earlier in roles), Message(role, text)]
         typing = label_messages(messages, self._rules)[-1]
         base = self._default if typing.semantic_type is None else typing.semantic_type
@@ -102,7 +102,7 @@ class ObservationReader:
                 f"row {row}: rules type texts, but the observation is given as ids: give its text, or its types."
             )
         kinds = self._default if types is None else types
-        return list(ids), [_parse(row, kinds)] * len(ids) if _is_one(kinds) else _per_token(row, kinds, len(ids))
+        return list(ids), [parse(row, kinds)] * len(ids) if _is_one(kinds) else _per_token(row, kinds, len(ids))
 
 
 def spread(name: str, values: Any, rows: Sequence[int], number: int) -> dict[int, Any]:
@@ -163,7 +163,8 @@ def _is_one(types: Types) -> bool:
     return isinstance(types, (str, int)) and not isinstance(types, bool)
 
 
-def _parse(row: int, value: Any) -> int:
+def parse(row: int, value: Any) -> int:
+    """Read a type that a row is given."""
     try:
         return int(SemanticType.parse(value))
     except ValueError as error:
@@ -175,4 +176,4 @@ def _per_token(row: int, types: Types, number: int) -> list[int]:
     if not isinstance(values, (list, tuple)) or len(values) != number:
         found = f"{len(values)} types" if isinstance(values, (list, tuple)) else f"{types!r:.60}"
         raise ValueError(f"row {row}: the observation has {number} tokens, but got {found}.")
-    return [_parse(row, value) for value in values]
+    return [parse(row, value) for value in values]

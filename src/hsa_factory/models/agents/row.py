@@ -40,8 +40,8 @@ class Row:
     usage: Usage = field(default_factory=Usage)
 
     def observe(self, ids: Sequence[int], types: Sequence[int], role: str) -> None:
-        """Add what the model is to read; after a reply it is of the next turn."""
-        if self.roles and self.roles[-1] == "assistant":
+        """Add what the model is to read; after a reply, unless that goes on, it is of the next turn."""
+        if self.roles and self.roles[-1] == "assistant" != role:
             self.turn += 1
         if self.stop_id is not None and ids[0] == self.stop_id:  # some templates end a reply by the next one's header
             self._take_back()

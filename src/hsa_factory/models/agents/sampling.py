@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 
@@ -45,7 +44,7 @@ class Sampler:
             warpers += [TemperatureLogitsWarper(float(temperature))] if temperature != 1 else []
             warpers += [TopKLogitsWarper(top_k)] if top_k is not None else []
             warpers += [TopPLogitsWarper(float(top_p))] if top_p is not None else []
-        self._warpers = LogitsProcessorList(warpers)
+        self._warpers = warpers
 
     def limited_to(self, choices: "Choices") -> "Sampler":
         """Return one that chooses only what fits some choices."""
@@ -72,7 +71,9 @@ class Sampler:
         best = scores.argmax(dim=-1)
         if self.is_greedy:
             return [token if source else 0 for token, source in zip(best.tolist(), sources)]
-        weights = self._warpers(written, scores).double().softmax(dim=-1).cumsum(dim=-1)
+        for warper in self._warpers:
+            scores = warper(written, scores)
+        weights = scores.double().softmax(dim=-1).cumsum(dim=-1)
         drawn = [source.random() if source else 0.0 for source in sources]
         targets = torch.tensor(drawn, dtype=torch.double, device=scores.device)[:, None] * weights[:, -1:]
         tokens = torch.searchsorted(weights, targets, right=True).clamp(max=scores.shape[-1] - 1)
