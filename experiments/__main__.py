@@ -1,6 +1,7 @@
 """``python -m experiments``: the whole experiment by one command, as far as it is not done yet."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for stage in plan.stages:
             print(f"{'done   ' if stage.is_done(given.out) else '       '} {stage.name}")
         return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the processes of stages end, too
+    from .report import write_report
+
+    if given.report:
+        print(*write_report(plan, given.out), sep="\n")
+        return 0
     try:
         with progress_of(plan) as watch:
             outcome = Runner(plan, given.out, given.jobs, watch).run()
@@ -47,10 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("experiments: stopped; the same command goes on.", file=sys.stderr)
         return 130
-    from .report import write_report
-
-    for path in write_report(plan, given.out):
-        print(path)
+    print(*write_report(plan, given.out), sep="\n")
     for name in outcome.failed:
         log = plan.named(name).folder(given.out) / "log.txt"
         print(f"experiments: {name} has failed, see {log}", file=sys.stderr)
@@ -69,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--jobs", type=_positive, default=2, help="parts at once, a core each (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="show the parts and which are done, and do nothing")
+    parser.add_argument("--report", action="store_true", help="write the tables of what is finished, and run nothing")
     return parser
 
 

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from hsa_factory.whole_files import write_whole
 
@@ -72,23 +72,18 @@ class Stage:
 def run_stage(stage: Stage, out: Path) -> Result:
     """Do a stage's work in this process, unless it is finished, and return its result.
 
-    What a killed run has left in the folder is removed first. The file that says that it is finished is written last, and
+    What a killed run has left in the folder is removed first; a process that is at work on it is waited for. The file that says that it is finished is written last, and
     as a whole.
 
     Raises:
-        ValueError: If something that it needs is not finished, or another process is at work on it.
+        ValueError: If something that it needs is not finished.
     """
     missing = [need.name for need in stage.needs if not need.is_done(out)]
     if missing:
         raise ValueError(f"{stage.name} needs {', '.join(missing)}, not finished in {out}.")
     folder = stage.folder(out)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f"another process is at work on {stage.name} in {out}.") from None
-    with lock:
+    with FileLock(folder.with_name(f".{folder.name}.lock")):  # a killed run may have left a process at work on it
         done = stage.result(out)
         if done is not None:
             return done
