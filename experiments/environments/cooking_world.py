@@ -76,7 +76,7 @@ class CookingWorld:
     ends at once. Everything else can be made good.
     """
 
-    key_verbs = KEY_VERBS
+    key_verbs: tuple[str, ...] = KEY_VERBS
     key_answers = KEY_ANSWERS
     lasting_answers = LASTING_ANSWERS
 
