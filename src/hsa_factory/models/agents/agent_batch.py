@@ -16,7 +16,7 @@ from ..rope_positions import own_rope_deltas
 from .observations import ObservationReader, Types, parse, spread, spread_types
 from .reply import Reply
 from .reply_writer import ReplyWriter, encode, find_stops
-from .report import AgentReport, Usage, mean
+from .report import AgentReport, RowReport, Usage, mean
 from .row import Row
 from .sampling import Processor, Sampler
 from .shared_cache import SharedCache
@@ -245,6 +245,11 @@ class AgentBatch:
             forwards=self._shared.forwards,
             rows=[row.report() for row in self._rows],
         )
+
+    def report_row(self, row: int) -> RowReport:
+        """Return what one row holds, and has held since it began."""
+        self._check_row(row)
+        return self._rows[row].report()
 
     def _taggers(self, rows: Sequence[Row], kinds: Mapping[int, int]) -> list[ConstantTagger | RuleTagger]:
         """Return what types the replies of some rows: one for all, unless they differ. `kinds`: types that are given."""
