@@ -1,9 +1,10 @@
-# make setup | quickstart | test | test-newest | lint: each installs what it needs first, into .venv or .venv-newest.
+# make setup | quickstart | experiment | test | test-newest | test-experiment | lint: each installs what it needs first, into .venv or .venv-newest.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make setup PYTHON=/path/to/python3.11")'
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+WITH_EXPERIMENT := .venv/.with-experiment
 NEWEST_BIN := .venv-newest/bin
 NEWEST_INSTALLED := .venv-newest/.installed
 WORKERS ?= 2
@@ -12,13 +13,15 @@ WORKERS ?= 2
 NEWEST_TESTS := $(wildcard $(addprefix tests/,attention models training typed labeling inspection \
 	test_config.py test_feedback.py test_semantics.py test_tiny.py test_whole_files.py))
 
-.PHONY: help setup quickstart test test-newest lint format clean
+.PHONY: help setup quickstart test test-newest test-experiment experiment lint format clean
 
 help:
 	@echo "make setup       virtual environment .venv with the pinned versions"
 	@echo "make quickstart  train tiny models offline with HSA and Feedback, from nothing to a loss curve"
 	@echo "make test        the tests"
 	@echo "make test-newest the tests that need no LLaMA-Factory, with the newest transformers, trl and peft, in .venv-newest"
+	@echo "make experiment  does HSA pay? the quick form of the experiment, on two cores; python -m experiments --help for the full one"
+	@echo "make test-experiment  the tests of the experiment"
 	@echo "make lint        ruff and mypy"
 
 setup: $(INSTALLED)
@@ -39,10 +42,20 @@ quickstart: $(INSTALLED)
 	$(BIN)/hsa-factory quickstart --overwrite
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore=tests/experiments tests
 
 test-newest: $(NEWEST_INSTALLED)
 	$(NEWEST_BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(NEWEST_TESTS)
+
+$(WITH_EXPERIMENT): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiment,dev]'
+	@touch $@
+
+experiment: $(WITH_EXPERIMENT)
+	$(BIN)/python -m experiments --quick --jobs $(WORKERS)
+
+test-experiment: $(WITH_EXPERIMENT)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/experiments
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -54,4 +67,4 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-newest build dist hsa_quickstart
+	rm -rf .venv .venv-newest build dist hsa_quickstart evidence

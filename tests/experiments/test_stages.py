@@ -33,7 +33,12 @@ def test_a_stage_is_done_once(tmp_path):
     stage, calls = counting(steps=3)
     assert run_stage(stage, tmp_path) == run_stage(stage, tmp_path) == {"calls": 1} and len(calls) == 1
     record = stage.record(tmp_path)
-    assert record["settings"] == {"steps": 3} and record["git"] and record["versions"]["torch"] and record["failures"] == 0
+    assert (
+        record["settings"] == {"steps": 3}
+        and record["git"]
+        and record["versions"]["torch"]
+        and record["failures"] == 0
+    )
 
 
 def test_other_settings_lie_elsewhere_also_of_what_is_needed(tmp_path):

@@ -35,7 +35,7 @@ def config_of(name, window=None):
 
 
 def types_by_message(name):
-    config = config_of(name)
+    config = config_of(name, window=50)
     if config.rules is None:
         return [int(config.default)] * len(MESSAGES)
     plain = [RoleText(message["role"], message["content"]) for message in MESSAGES]
@@ -67,7 +67,13 @@ def test_dense_sees_everything_and_a_sliding_window_its_width():
 
 def test_noise_is_seen_as_far_as_the_name_says():
     types, turns = [2] * 120, [place // 10 for place in range(120)]
-    for name, number in (("hsa_002_64", 65), ("hsa_original", 51), ("hsa_turns_0", 10), ("hsa_turns_1", 20), ("hsa_turns_4", 50)):
+    for name, number in (
+        ("hsa_002_64", 65),
+        ("hsa_original", 51),
+        ("hsa_turns_0", 10),
+        ("hsa_turns_1", 20),
+        ("hsa_turns_4", 50),
+    ):
         assert sum(seen_by_last(config_of(name), types, turns)) == number, name
     assert config_of("hsa_002_64").noise_decay == 0.02 and config_of("hsa_turns_1").noise_decay == 0
 
@@ -89,7 +95,11 @@ def test_old_observations_are_cut_and_each_action_is_trained_once():
         trained = [m["content"] for part in samples for m in part if m["role"] == "assistant" and m.get("weight") != 0]
         assert trained == [m["content"] for m in MESSAGES if m["role"] == "assistant"]
         for part in samples:
-            answered = [m["content"] for m, reply in zip(part, part[1:]) if reply["role"] == "assistant" and "weight" not in reply]
+            answered = [
+                m["content"]
+                for m, reply in zip(part, part[1:])
+                if reply["role"] == "assistant" and "weight" not in reply
+            ]
             assert CUT not in answered, "an action is trained whose observation was cut"
 
 
