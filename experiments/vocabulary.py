@@ -22,7 +22,7 @@ FEEDBACK = FeedbackConfig().token
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- if message.role == 'assistant' -%}{{ '" + ACT + "' + message.content + '" + END + "' }}"
-    "{%- else -%}{{ message.content }}{%- endif -%}"
+    "{%- else -%}{{ message.content }}{{ '\\n' if message.role == 'system' }}{%- endif -%}"
     "{%- endfor -%}"
     "{{- '" + ACT + "' if add_generation_prompt -}}"
 )
