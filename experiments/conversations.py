@@ -110,9 +110,10 @@ def typing_rules(environment: Environment, lasting: str = "GLOBAL") -> list[dict
             are lost.
     """
     verbs = "|".join(environment.key_verbs)
+    lasting_rule = {"name": "lasting answer", "role": "user", "pattern": environment.lasting_answers, "type": lasting}
     return [
         {"name": "task", "role": "system", "type": "GLOBAL"},
-        {"name": "lasting answer", "role": "user", "pattern": environment.lasting_answers, "type": lasting},
+        *([lasting_rule] if environment.lasting_answers else []),
         {"name": "key action", "role": "assistant", "pattern": rf"(?s)\A(?:{verbs})\b.*", "type": "LANDMARK"},
         {"name": "answer to a key action", "role": "user", "pattern": environment.key_answers, "type": "LANDMARK"},
         {"name": "other action", "role": "assistant", "type": "NOISE"},

@@ -22,7 +22,7 @@ FEEDBACK = FeedbackConfig().token
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- if message.role == 'assistant' -%}{{ '" + ACT + "' + message.content + '" + END + "' }}"
-    "{%- else -%}{{ message.content }}{%- endif -%}"
+    "{%- else -%}{{ message.content }}{{ '\\n' if message.role == 'system' }}{%- endif -%}"
     "{%- endfor -%}"
     "{{- '" + ACT + "' if add_generation_prompt -}}"
 )
@@ -61,9 +61,9 @@ def build_tokenizer(
     texts, things = [" ".join(text.split()) for text in texts], sorted(set(things))
     phrases = learn_phrases(texts, things, often)
     whole = _any_of([*things, *phrases])
-    words = {word for text in {*texts, *extra_texts} for word in re.findall(f"{whole}|{_WORD}", text)}
+    words = {word for text in set(texts) for word in re.findall(f"{whole}|{_WORD}", text)}
     words |= set(PROBES)
-    words |= {word for phrase in phrases for word in re.findall(f"{_any_of(things)}|{_WORD}", phrase)}
+    words |= {word for phrase in [*phrases, *extra_texts] for word in re.findall(f"{_any_of(things)}|{_WORD}", phrase)}
     special = [PAD, ACT, END, FEEDBACK]
     vocabulary = {token: number for number, token in enumerate([*special, *sorted(words | {*things, *phrases})])}
 

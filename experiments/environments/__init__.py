@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+from .baby_ai import BabyAI, baby_ai_games
 from .cooking_world import CookingWorld, cooking_games
 from .interface import FOLDS, Environment, Game, Step
 
 
 ENVIRONMENTS: dict[str, tuple[Callable[[], Environment], Callable[..., list[Game]]]] = {
+    "babyai": (BabyAI, baby_ai_games),
     "cooking": (CookingWorld, cooking_games),
 }
 """What opens an environment, and what names its games."""

@@ -61,13 +61,13 @@ class Environment(Protocol):
     """One game at a time; open several to play several at once (`experiments.environments.open_environments`)."""
 
     key_verbs: tuple[str, ...]
-    """First words of actions that change something or must be remembered: LANDMARK. All others are NOISE."""
+    """What actions begin with that change something or must be remembered: LANDMARK. All others are NOISE."""
 
     key_answers: str
     """Pattern of the observations that answer such actions: LANDMARK as well."""
 
     lasting_answers: str
-    """Pattern of observations that hold for the whole game, such as a recipe: GLOBAL."""
+    """Pattern of observations that hold for the whole game, such as a recipe: GLOBAL; empty if there are none."""
 
     task: str
     """What is to be done, of the present game."""
@@ -88,7 +88,7 @@ class Environment(Protocol):
         """Return what was wrong with the last action, in words to learn from; None if nothing was."""
 
     def possible_mistakes(self) -> list[str]:
-        """Return all words of `last_mistake`, in texts, for a vocabulary."""
+        """Return texts with all words of `last_mistake`, and others that a survey for a vocabulary may miss."""
 
     def things(self) -> set[str]:
         """Return the names that stand for one thing, of one word or several, as far as they occur now."""
