@@ -21,7 +21,7 @@ CONFIGS = {
     "dense": HSAConfig(),
     "sliding": HSAConfig(global_window=7),
 }
-LIMIT = 5
+LIMIT = 4
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def alone(agents, tokenizer, history, config):
     return output[0, ids.shape[1] :].tolist()
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     family=st.sampled_from(["qwen3", "llama", "qwen2"]),
@@ -65,8 +65,8 @@ def test_each_row_writes_what_it_would_alone(models, tokenizer, seed, family, na
     chance, config, rows = random.Random(seed), CONFIGS[name], 3
     tokenizer.padding_side = side
     agents, checked = make(models[family], tokenizer, config, rows=rows), 0
-    for turn in range(6):
-        if turn in (2, 4):
+    for turn in range(5):
+        if turn == 2:
             agents.finish(chance.choice(agents.live))
         if turn == 3:
             for row in set(range(rows)) - set(agents.live):
@@ -81,7 +81,7 @@ def test_each_row_writes_what_it_would_alone(models, tokenizer, seed, family, na
             expected = alone(agents, tokenizer, history, config)
             assert list(replies[row].ids) == (expected[:-1] if replies[row].is_complete else expected)
             checked += 1
-    assert checked >= 6
+    assert checked >= 5
 
 
 def test_the_history_is_that_of_the_template(models, tokenizer):
@@ -93,8 +93,9 @@ def test_the_history_is_that_of_the_template(models, tokenizer):
     agents.append([texts[1], None], "NOISE")
     for row, text in enumerate(texts):
         history = agents.history(row)
-        whole = f"{text}{HEADER}{replies[row]}{FOOTER}" + (texts[1] if row == 0 else "")
-        assert tokenizer.decode(history["input_ids"]) == whole
+        before, after = f"{text}{HEADER}", FOOTER + (texts[1] if row == 0 else "")
+        ids = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after)]
+        assert history["input_ids"] == [*ids[0], *replies[row].ids, *ids[1]]
         assert history["turn_ids"][-1] == (1 if row == 0 else 0)
         assert set(history["semantic_ids"]) == ({0, 1, 2} if row == 0 else {0, 1})
 
