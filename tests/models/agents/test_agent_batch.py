@@ -86,7 +86,9 @@ def test_each_row_writes_what_it_would_alone(models, tokenizer, seed, family, na
 
 def test_the_history_is_that_of_the_template(models, tokenizer):
     """Header, reply and footer stand as a template writes them, in the reply's turn; a cut-off reply is closed, too."""
-    agents = make(models["qwen3"], tokenizer, CONFIGS["turns"], rows=2)
+    agents = make(
+        models["qwen3"], tokenizer, CONFIGS["turns"], rows=2, stop=tokenizer.convert_tokens_to_ids("<|im_end|>")
+    )
     texts = ["<|im_start|>user\ngo<|im_end|>\n", "<|im_start|>user\nlook around<|im_end|>\n"]
     agents.append(texts, "GLOBAL")
     replies = agents.act()
