@@ -49,6 +49,7 @@ def alone(agents, tokenizer, history, config):
     more = {"turn_ids": torch.tensor([turns])} if config.has_turns else {}
     stops = [tokenizer.eos_token_id, *range(100, 170)]
     options = {"do_sample": False, "eos_token_id": stops, "pad_token_id": 0, "max_new_tokens": LIMIT}
+    more["attention_mask"] = torch.ones_like(ids)  # 0 is a token like others, not padding
     output = agents.model.generate(ids, semantic_ids=torch.tensor([types]), **options, **more)
     return output[0, ids.shape[1] :].tolist()
 
