@@ -62,7 +62,8 @@ class ObservationReader:
             return text, types
         if types is not None or self._rules is None:
             return TypedText(text, self._default if types is None else parse(row, types)), None
-        messages = [*(Message(earlier, "") for earlier in roles), Message(role, text)]
+        before = roles if any(rule.turn or rule.tool for rule in self._rules) else ()
+        messages = [*(Message(earlier, "") for earlier in before), Message(role, text)]
         typing = label_messages(messages, self._rules)[-1]
         base = self._default if typing.semantic_type is None else typing.semantic_type
         return TypedText(text, base, typing.spans), None
