@@ -46,21 +46,30 @@ class Integration:
         feedback: FeedbackConfig | None,
         loss_weights: LossWeightsConfig | None = None,
     ) -> None:
-        self.hsa = hsa
-        self.hsa_config = hsa if isinstance(hsa, HSAConfig) else (HSAConfig() if hsa is True else None)
-        if self.hsa_config is not None:
-            check_backend(self.hsa_config.backend)
-        self.feedback_config = feedback
+        self.ask_for(hsa, feedback)
         self.loss_weights = LossWeightsConfig() if loss_weights is None else loss_weights
         self.loss_elsewhere = ""
         self.has_weights: bool | None = None
-        self.feedback_token: FeedbackToken | None = None
         self.loading: Any = None
         self.cache_dir: str | None = None
         self.media: dict[str, Any] = {}
         self.report = DataReport()
         self.aligned: dict[str, Any] = {}
         self.shows_example = True
+
+    def ask_for(self, hsa: HSAConfig | bool | str | None, feedback: FeedbackConfig | None) -> None:
+        """Go by these from now on: LLaMA Board loads one model after another, each with rules of its own.
+
+        Args:
+            hsa: As the attribute.
+            feedback: None: labels stay as they are.
+        """
+        self.hsa = hsa
+        self.hsa_config = hsa if isinstance(hsa, HSAConfig) else (HSAConfig() if hsa is True else None)
+        if self.hsa_config is not None:
+            check_backend(self.hsa_config.backend)
+        self.feedback_config = feedback
+        self.feedback_token: FeedbackToken | None = None
         self._resolved_for: Any = None  # the model arguments that `hsa_config` holds for
 
     @property
