@@ -33,7 +33,8 @@ def preview_box_with_types(original: Callable[..., dict[str, Any]], *args: Any) 
     elements = original(*args)
     with elements["preview_samples"].parent.parent:
         button = gr.Button()
-        view = gr.HTML()
+        with gr.Row():  # in the column itself the page would be squeezed to nothing
+            view = gr.HTML()
     elements["page_index"].change(lambda: "", outputs=[view], queue=False)
     elements["close_btn"].click(lambda: "", outputs=[view], queue=False)
     return {**elements, "samples_btn": button, "samples_view": view}

@@ -147,7 +147,6 @@ _MESSAGES = {
     "refused": ("HSA & Feedback: {reason}", "HSA 与 Feedback：{reason}"),
     "arguments": ("A value cannot be read: {reason}", "有的值无法读取：{reason}"),
     "failed": ("It failed: {reason}", "失败：{reason}"),
-    "run_below": ("Save this as `train.yaml` and run:", "将以下内容保存为 `train.yaml`，然后运行："),
     "no_hsa": (
         "The model has no HSA: the type {value} is not used.",
         "该模型没有 HSA：类型 {value} 不起作用。",
