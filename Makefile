@@ -1,4 +1,4 @@
-# make setup | quickstart | test | test-newest | lint: each installs what it needs first, into .venv or .venv-newest.
+# make setup | quickstart | test | test-board | test-newest | lint: each installs what it needs first, into .venv or .venv-newest.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make setup PYTHON=/path/to/python3.11")'
@@ -12,12 +12,13 @@ WORKERS ?= 2
 NEWEST_TESTS := $(wildcard $(addprefix tests/,attention models training typed labeling inspection \
 	test_config.py test_feedback.py test_semantics.py test_tiny.py test_whole_files.py))
 
-.PHONY: help setup quickstart test test-newest lint format clean
+.PHONY: help setup quickstart test test-board test-newest lint format clean
 
 help:
 	@echo "make setup       virtual environment .venv with the pinned versions"
 	@echo "make quickstart  train tiny models offline with HSA and Feedback, from nothing to a loss curve"
 	@echo "make test        the tests"
+	@echo "make test-board  LLaMA Board in a browser, with real runs: skipped where no Chromium is installed"
 	@echo "make test-newest the tests that need no LLaMA-Factory, with the newest transformers, trl and peft, in .venv-newest"
 	@echo "make lint        ruff and mypy"
 
@@ -39,7 +40,10 @@ quickstart: $(INSTALLED)
 	$(BIN)/hsa-factory quickstart --overwrite
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore=tests/board tests
+
+test-board: $(INSTALLED)
+	$(BIN)/python -m pytest tests/board
 
 test-newest: $(NEWEST_INSTALLED)
 	$(NEWEST_BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(NEWEST_TESTS)

@@ -1,5 +1,6 @@
 """Models that the Board loads and exports itself: with what the fields ask for, and with messages that have types."""
 
+import inspect
 import json
 import shutil
 
@@ -33,12 +34,12 @@ def load(page, model, **changes):
     return list(page.chatter.load_model(page.data(**changes)))
 
 
-def say(chatter, text, kind, chatbot=(), messages=(), *seed, system=""):
+def say(chatter, text, kind, chatbot=(), messages=(), system=""):
     chatbot, messages, query = chatter.append(list(chatbot), list(messages), "user", text, True, kind)
     assert query == ""
-    answer = chatter.stream(
-        chatbot, messages, "en", system, "", None, None, None, 4, 0.7, 0.9, True, True, True, *seed
-    )
+    seed = [-1] if "seed" in inspect.signature(chatter.stream).parameters else []  # since LLaMA-Factory 0.9.6
+    media, numbers, ticks = [None] * 3, [4, 0.7, 0.9, *seed], [True] * 3
+    answer = chatter.stream(chatbot, messages, "en", system, "", *media, *numbers, *ticks)
     *_, last = answer
     return last
 
