@@ -43,7 +43,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore=tests/board tests
 
 test-board: $(INSTALLED)
-	$(BIN)/python -m pytest tests/board
+	$(BIN)/python -m pytest -o faulthandler_timeout=600 tests/board
 
 test-newest: $(NEWEST_INSTALLED)
 	$(NEWEST_BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(NEWEST_TESTS)

@@ -81,18 +81,25 @@ def integrate(
             _active = None
 
 
+class _AsTheirs(logging.Handler):
+    """Hands records to the handlers of LLaMA-Factory, those too that a run adds later, as for the log of its Board."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass a record on."""
+        for handler in logging.getLogger("llamafactory").handlers:
+            if record.levelno >= handler.level:
+                handler.handle(record)
+
+
 @contextmanager
 def _shown_log() -> Iterator[None]:
     """Show this package's log the way LLaMA-Factory shows its own, which covers its own modules only."""
     package = logging.getLogger("hsa_factory")
-    theirs = logging.getLogger("llamafactory")
-    former_level, added = package.level, [handler for handler in theirs.handlers if handler not in package.handlers]
-    for handler in added:
-        package.addHandler(handler)
-    package.setLevel(theirs.level)
+    former_level, added = package.level, _AsTheirs()
+    package.addHandler(added)
+    package.setLevel(logging.getLogger("llamafactory").level)
     try:
         yield
     finally:
         package.setLevel(former_level)
-        for handler in added:
-            package.removeHandler(handler)
+        package.removeHandler(added)

@@ -1,5 +1,6 @@
 """The table of seams, the texts, and that all is as it was afterwards."""
 
+import logging
 from functools import partial
 
 import gradio as gr
@@ -26,6 +27,22 @@ def test_everything_is_taken_back():
             assert set(LOCALES) > known
         assert [vars(seam.owner)[seam.name] for seam in seams] == originals
     assert set(LOCALES) == known
+
+
+def test_what_we_log_is_in_the_log_that_a_run_makes_for_the_board(tmp_path):
+    from llamafactory.extras import logging as theirs
+
+    with integrate("saved"):
+        handler = theirs.LoggerHandler(str(tmp_path))
+        theirs.add_handler(handler)
+        try:
+            logging.getLogger("hsa_factory.models.enable").info("HSA is on.")
+        finally:
+            theirs._get_library_root_logger().removeHandler(handler)
+            handler.close()
+        logging.getLogger("hsa_factory.models.enable").info("Unheard.")
+    log = (tmp_path / "running_log.txt").read_text()
+    assert log.count("HSA is on.") == 1 and "Unheard" not in log
 
 
 @pytest.mark.parametrize("name", ["hsa_mode", "samples_btn"])

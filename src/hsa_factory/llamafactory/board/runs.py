@@ -25,7 +25,7 @@ from .texts import message
 
 logger = logging.get_logger(__name__)
 
-_TABLE_WIDTH = 104  # characters
+_TABLE_WIDTH = 116  # characters
 
 
 def check_first(
