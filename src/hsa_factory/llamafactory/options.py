@@ -72,11 +72,11 @@ def check_trainer(args: Any) -> None:
     Raises:
         ValueError: Naming the option or the variable, and what to do.
     """
-    for variable in OTHER_TRAINER_VARIABLES:
+    for variable, reason in OTHER_TRAINER_VARIABLES.items():
         if is_env_enabled(variable):
             raise ValueError(
-                f"{variable} is set: HSA and Feedback work with LLaMA-Factory's standard trainer only. Unset it, or remove "
-                "the hsa and feedback blocks; on a model that was trained with HSA also write `hsa: false`."
+                f"{variable} is set: HSA and Feedback work with LLaMA-Factory's standard trainer only. {reason}. Unset it, or "
+                "remove the hsa and feedback blocks; on a model that was trained with HSA also write `hsa: false`."
             )
     if isinstance(args, Mapping):
         _refuse(_OTHER_TRAINERS, SimpleNamespace(**args))
