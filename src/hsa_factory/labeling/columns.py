@@ -77,8 +77,17 @@ def _holds(kind: Any, values: Sequence[Any], content_tag: str | None) -> bool:
 
 def _infer_messages(values: Sequence[Any], column: str | None) -> pa.DataType:
     bare = [[{key: value for key, value in message.items() if key != SPANS_KEY} for message in row] for row in values]
+    return infer_column(bare, column)
+
+
+def infer_column(values: Sequence[Any], column: str | None) -> pa.DataType:
+    """Return the type of a column's values.
+
+    Raises:
+        ValueError: If they have none in common; names the column.
+    """
     try:
-        return pa.infer_type(bare)
+        return pa.infer_type(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise _unfit(f"{column}: {error}") from None
 
