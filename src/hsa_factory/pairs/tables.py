@@ -5,8 +5,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..labeling.columns import infer_column
+from ..labeling.columns import holds_messages, infer_column
 from ..labeling.formats import SAMPLE_TYPES_KEY
+from ..labeling.parts import SPANS_KEY
 from .sample_pairs import CHOSEN, REJECTED, PairFormat
 
 
@@ -26,21 +27,38 @@ def pairs_table(
     """
     table = pa.Table.from_batches([batch]).take(pa.array(kept, pa.int64()))
     messages = str(pair_format.written.messages)
+    of_messages = table.schema.field(messages).type if messages in table.column_names else None
+    names = {name for sample in samples for name in sample}
     made = (messages, CHOSEN, REJECTED, SAMPLE_TYPES_KEY)
-    table = table.select([name for name in table.column_names if name in _names(samples) and name not in made])
+    table = table.select([name for name in table.column_names if name in names and name not in made])
     for column in pair_format.media.values():
         if column in table.column_names:
             index = table.schema.get_field_index(column)
             kind = table.schema.field(index).type
-            table = table.set_column(
-                index, pa.field(column, kind), pa.array([sample[column] for sample in samples], kind)
-            )
+            files = pa.array([sample[column] for sample in samples], kind)
+            table = table.set_column(index, pa.field(column, kind), files)
     for column in made:
-        if column in (messages, CHOSEN, REJECTED) or column in _names(samples):
+        if column in names:
             values = [sample.get(column) for sample in samples]
-            table = table.append_column(column, pa.array(values, infer_column(values, column)))
+            table = table.append_column(column, pa.array(values, _type_of(values, column, of_messages, pair_format)))
     return table.replace_schema_metadata(None)
 
 
-def _names(samples: Sequence[dict[Any, Any]]) -> set[Any]:
-    return {name for sample in samples for name in sample}
+def _type_of(values: Sequence[Any], column: str, of_messages: Any, pair_format: PairFormat) -> pa.DataType:
+    """Return the type of a column that is made: that of the messages read, where it has a place for all that is in them."""
+    tag = pair_format.written.content_tag
+    fits = (
+        column != SAMPLE_TYPES_KEY
+        and holds_messages(of_messages, values, tag)
+        and not _adds_spans(of_messages, values)
+    )
+    if not fits:
+        return infer_column(values, column)
+    return of_messages.value_type if column in (CHOSEN, REJECTED) else of_messages
+
+
+def _adds_spans(of_messages: Any, values: Sequence[Any]) -> bool:
+    """Whether messages have spans, for which those read have no place."""
+    if of_messages.value_type.get_field_index(SPANS_KEY) >= 0:
+        return False
+    return any(SPANS_KEY in message for value in values for message in (value if isinstance(value, list) else [value]))
