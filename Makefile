@@ -12,13 +12,18 @@ WORKERS ?= 2
 NEWEST_TESTS := $(wildcard $(addprefix tests/,attention models training typed labeling inspection \
 	test_config.py test_feedback.py test_semantics.py test_tiny.py test_whole_files.py))
 
-.PHONY: help setup quickstart test test-newest lint format clean
+# A checkout of LLaMA-Factory's main, which is on no package index: its package goes before the one installed.
+LLAMAFACTORY ?=
+MAIN_TESTS ?= tests/llamafactory
+
+.PHONY: help setup quickstart test test-newest test-llamafactory-main lint format clean
 
 help:
 	@echo "make setup       virtual environment .venv with the pinned versions"
 	@echo "make quickstart  train tiny models offline with HSA and Feedback, from nothing to a loss curve"
 	@echo "make test        the tests"
 	@echo "make test-newest the tests that need no LLaMA-Factory, with the newest transformers, trl and peft, in .venv-newest"
+	@echo "make test-llamafactory-main LLAMAFACTORY=/path/to/checkout   the tests of LLaMA-Factory's stages with that checkout"
 	@echo "make lint        ruff and mypy"
 
 setup: $(INSTALLED)
@@ -43,6 +48,14 @@ test: $(INSTALLED)
 
 test-newest: $(NEWEST_INSTALLED)
 	$(NEWEST_BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(NEWEST_TESTS)
+
+test-llamafactory-main: $(INSTALLED)
+	@test -d "$(LLAMAFACTORY)/src/llamafactory" || \
+		{ echo "give a checkout of LLaMA-Factory: make $@ LLAMAFACTORY=/path/to/checkout"; exit 2; }
+	PYTHONPATH="$(abspath $(LLAMAFACTORY))/src:$(CURDIR)/src" DISABLE_VERSION_CHECK=1 \
+		$(BIN)/python -m hsa_factory.llamafactory.compatibility
+	PYTHONPATH="$(abspath $(LLAMAFACTORY))/src:$(CURDIR)/src" DISABLE_VERSION_CHECK=1 \
+		$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(MAIN_TESTS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from ..config import HSAConfig
 from ..hosts import OTHER_TRAINER_VARIABLES
 from ..models.parallelism import check_parallelism
 from ..training.weighted_loss import find_other_loss as find_other_loss_of_arguments
+from .flash_attention import check_flash_attention
 from .model.checkpoint import resolve_config
 
 
@@ -109,6 +110,7 @@ def check_options(
         logger.warning_rank0("`streaming` needs a data loading worker; `dataloader_num_workers` is set to 1.")
         training_args.dataloader_num_workers = 1
     if hsa_config is None:
+        check_flash_attention(model_args)
         return
 
     check_parallelism(
