@@ -30,7 +30,7 @@ _OTHER_TRAINERS = {
 
 _REPLACED = {
     "use_unsloth": "it replaces the attention and the training loop",
-    "use_kt": "its kernels replace the attention",
+    "use_kt": "it trains with KTransformers' own kernels, in builds of transformers and accelerate of its own",
 }
 
 _REPLACED_ATTENTION = {
