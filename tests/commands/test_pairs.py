@@ -152,7 +152,7 @@ def test_what_is_left_out_is_said(tmp_path, capsys):
     [
         (["in.json", "--out", "o.json", "--token", "[F]"], "no feedback in 1 samples"),
         (["in.json", "--out", "o.json", "--scope", "assistant"], "another --scope"),
-        (["in.json", "--out", "o.json", "--token", "a b"], "FeedbackConfig.token = 'a b'"),
+        (["in.json", "--out", "o.json", "--token", "a b"], "PairOptions.token = 'a b'"),
         (["in.json", "--out", "o.txt"], "must end with .json, .jsonl, .parquet"),
         (["in.json", "--out", "in.json"], "exists. Use --overwrite"),
         (["none.json", "--out", "o.json"], "there is no such file"),

@@ -81,5 +81,5 @@ class TestSeveral:
 )
 def test_options(options):
     (name,) = options
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=f"PairOptions.{name} = "):
         PairOptions(**options)

@@ -31,6 +31,9 @@ class PairOptions:
     failed: str = "follow"
 
     def __post_init__(self) -> None:
-        FeedbackConfig(token=self.token, occurrence=self.occurrence, scope=self.scope)  # the same values are allowed
+        try:
+            FeedbackConfig(token=self.token, occurrence=self.occurrence, scope=self.scope)  # the same values are allowed
+        except ValueError as error:
+            raise ValueError(str(error).replace("FeedbackConfig", "PairOptions")) from None
         if self.failed not in FAILED:
             raise ValueError(f"PairOptions.failed = {self.failed!r} is not allowed: one of {', '.join(FAILED)}.")
