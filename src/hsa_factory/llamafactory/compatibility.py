@@ -59,6 +59,7 @@ train.rm.workflow.PairwiseTrainer
 train.rm.workflow.create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
 train.trainer_utils.load_model(tokenizer, model_args, finetuning_args, is_trainable, add_valuehead)
 chat.chat_model.get_infer_args(args)
+chat.chat_model.run_chat()
 chat.chat_model.ChatModel.stream_chat(self, messages, system, tools, images, videos, audios, input_kwargs)
 chat.hf_engine.load_model(tokenizer, model_args, finetuning_args, is_trainable, add_valuehead)
 chat.hf_engine.HuggingfaceEngine._process_args(model, tokenizer, processor, template, generating_args, messages, system, tools, \

@@ -32,7 +32,7 @@ class PairOptions:
 
     def __post_init__(self) -> None:
         try:
-            FeedbackConfig(token=self.token, occurrence=self.occurrence, scope=self.scope)  # the same values are allowed
+            FeedbackConfig(token=self.token, occurrence=self.occurrence, scope=self.scope)
         except ValueError as error:
             raise ValueError(str(error).replace("FeedbackConfig", "PairOptions")) from None
         if self.failed not in FAILED:
