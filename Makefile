@@ -12,7 +12,11 @@ WORKERS ?= 2
 NEWEST_TESTS := $(wildcard $(addprefix tests/,attention models training typed labeling inspection \
 	test_config.py test_feedback.py test_semantics.py test_tiny.py test_whole_files.py))
 
-.PHONY: help setup quickstart test test-board test-newest lint format clean
+# A checkout of LLaMA-Factory's main, which is on no package index: its package goes before the one installed.
+LLAMAFACTORY ?=
+MAIN_TESTS ?= tests/llamafactory
+
+.PHONY: help setup quickstart test test-board test-newest test-llamafactory-main lint format clean
 
 help:
 	@echo "make setup       virtual environment .venv with the pinned versions"
@@ -20,6 +24,7 @@ help:
 	@echo "make test        the tests"
 	@echo "make test-board  LLaMA Board in a browser, with real runs: skipped where no Chromium is installed"
 	@echo "make test-newest the tests that need no LLaMA-Factory, with the newest transformers, trl and peft, in .venv-newest"
+	@echo "make test-llamafactory-main LLAMAFACTORY=/path/to/checkout   the tests of LLaMA-Factory's stages with that checkout"
 	@echo "make lint        ruff and mypy"
 
 setup: $(INSTALLED)
@@ -47,6 +52,14 @@ test-board: $(INSTALLED)
 
 test-newest: $(NEWEST_INSTALLED)
 	$(NEWEST_BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(NEWEST_TESTS)
+
+test-llamafactory-main: $(INSTALLED)
+	@test -d "$(LLAMAFACTORY)/src/llamafactory" || \
+		{ echo "give a checkout of LLaMA-Factory: make $@ LLAMAFACTORY=/path/to/checkout"; exit 2; }
+	PYTHONPATH="$(abspath $(LLAMAFACTORY))/src:$(CURDIR)/src" DISABLE_VERSION_CHECK=1 \
+		$(BIN)/python -m hsa_factory.llamafactory.compatibility
+	PYTHONPATH="$(abspath $(LLAMAFACTORY))/src:$(CURDIR)/src" DISABLE_VERSION_CHECK=1 \
+		$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(MAIN_TESTS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

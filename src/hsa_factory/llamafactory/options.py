@@ -12,6 +12,7 @@ from ..config import HSAConfig
 from ..hosts import OTHER_TRAINER_VARIABLES
 from ..models.parallelism import check_parallelism
 from ..training.weighted_loss import find_other_loss as find_other_loss_of_arguments
+from .flash_attention import check_flash_attention
 from .model.checkpoint import resolve_config
 
 
@@ -29,7 +30,7 @@ _OTHER_TRAINERS = {
 
 _REPLACED = {
     "use_unsloth": "it replaces the attention and the training loop",
-    "use_kt": "its kernels replace the attention",
+    "use_kt": "it trains with KTransformers' own kernels, in builds of transformers and accelerate of its own",
 }
 
 _REPLACED_ATTENTION = {
@@ -72,11 +73,11 @@ def check_trainer(args: Any) -> None:
     Raises:
         ValueError: Naming the option or the variable, and what to do.
     """
-    for variable in OTHER_TRAINER_VARIABLES:
+    for variable, reason in OTHER_TRAINER_VARIABLES.items():
         if is_env_enabled(variable):
             raise ValueError(
-                f"{variable} is set: HSA and Feedback work with LLaMA-Factory's standard trainer only. Unset it, or remove "
-                "the hsa and feedback blocks; on a model that was trained with HSA also write `hsa: false`."
+                f"{variable} is set: HSA and Feedback work with LLaMA-Factory's standard trainer only. {reason}. Unset it, or "
+                "remove the hsa and feedback blocks; on a model that was trained with HSA also write `hsa: false`."
             )
     if isinstance(args, Mapping):
         _refuse(_OTHER_TRAINERS, SimpleNamespace(**args))
@@ -109,6 +110,7 @@ def check_options(
         logger.warning_rank0("`streaming` needs a data loading worker; `dataloader_num_workers` is set to 1.")
         training_args.dataloader_num_workers = 1
     if hsa_config is None:
+        check_flash_attention(model_args)
         return
 
     check_parallelism(
