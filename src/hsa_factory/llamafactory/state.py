@@ -37,6 +37,7 @@ class Integration:
         media: Types of the media columns of the data set being tokenized, by name.
         report: Counts per data set.
         aligned: The converted samples of each data set, by name.
+        staying: Data sets whose samples stay though nothing of them is trained; see `data.untrained`.
         shows_example: Whether LLaMA-Factory prints an example of the prepared data, as it does in training.
     """
 
@@ -60,6 +61,7 @@ class Integration:
         self.media: dict[str, Any] = {}
         self.report = DataReport()
         self.aligned: dict[str, Any] = {}
+        self.staying: frozenset[str] = frozenset()
         self.shows_example = True
         self._resolved_for: Any = None  # the model arguments that `hsa_config` holds for
 

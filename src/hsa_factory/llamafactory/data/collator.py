@@ -139,13 +139,14 @@ class HSADataCollator(SFTDataCollatorWith4DAttentionMask, PaddedPositionsMixin):
         features["attention_mask"] = mask  # with a dummy image LLaMA-Factory makes it longer than the ids, and a float
 
     def _mask_labels(self, features: list[dict[str, Any]]) -> None:
-        is_masked = False
+        is_masked = False  # by feedback or a weight: what LLaMA-Factory itself masks is its own affair
         for feature in features:
             is_recorded = LOSS_MASK_COLUMN in feature
             # labels of another length are references of predict_with_generate
             if "labels" in feature and (is_recorded or len(feature["labels"]) == len(feature["input_ids"])):
-                is_masked |= is_recorded or self.feedback_config is not None
-                feature["labels"] = trained_labels(feature, self.feedback_config, self.marker_id)
+                labels = trained_labels(feature, self.feedback_config, self.marker_id)
+                is_masked |= self.feedback_config is not None or labels != _as_list(feature["labels"])
+                feature["labels"] = labels
             feature.pop(LOSS_MASK_COLUMN, None)
 
         labels = [label for feature in features for label in feature.get("labels", [])]

@@ -44,6 +44,7 @@ from .report import REPORT_NAME, DataReport
 from .token_table import ACCOUNT_COLUMN, LOSS_WEIGHTS_COLUMN
 from .tokenized_path import check_arrow_files, check_tokenized, data_options, run_settings
 from .turns import check_replies
+from .untrained import check_trained, staying
 
 
 STREAM_PREVIEW = 1000  # rows of a stream that are looked at before training
@@ -186,38 +187,48 @@ def _get_dataset_processor(state: Integration, original: Any, *args: Any, **kwar
         as_table=not stock.data_args.streaming,  # streams want lists
         media=state.media,
         has_weights=state.has_weights,
+        staying=state.staying,
     )
 
 
 def _get_preprocessed_dataset(
     state: Integration, original: Any, dataset: Any, *args: Any, is_eval: bool = False
 ) -> Any:
-    """Take the accounts out of the processed data; print the example of them only where it is not in the way."""
+    """Count what became of the data; where nothing is left of them and nobody asked for that, keep them as they are."""
     state.media, state.has_weights = row_media(dataset), has_weights(dataset)
+    state.staying = frozenset()
+    rows, accounts = _preprocess(state, original, dataset, *args, is_eval=is_eval)
+    state.staying = staying(accounts, state.typing_config, state.feedback_config)
+    if state.staying:
+        rows, accounts = _preprocess(state, original, dataset, *args, is_eval=is_eval)
+    for serialized in accounts:
+        state.report.add(serialized, is_eval)
+    return rows
+
+
+def _preprocess(state: Integration, original: Any, *args: Any, is_eval: bool) -> tuple[Any, list[str]]:
+    """Take the accounts out of the processed data; print the example of them only where it is not in the way."""
     with nullcontext() if state.shows_example else redirect_stdout(StringIO()):
-        processed = original(dataset, *args, is_eval=is_eval)
+        processed = original(*args, is_eval=is_eval)
     if processed is None:
-        return None
+        return None, []
     if not isinstance(processed, Dataset):
-        return _preview_stream(state.report, processed, is_eval)
+        return _preview_stream(state.report, processed)
     if ACCOUNT_COLUMN not in processed.column_names:
-        return processed
+        return processed, []
 
     accounts = processed.with_format("arrow")[:][ACCOUNT_COLUMN].to_pylist()
-    for serialized in accounts:
-        if serialized is not None:
-            state.report.add(serialized, is_eval)
     rows = [i for i, serialized in enumerate(accounts) if serialized is None]
-    return processed.select(rows).remove_columns(ACCOUNT_COLUMN)
+    counted = [serialized for serialized in accounts if serialized is not None]
+    return processed.select(rows).remove_columns(ACCOUNT_COLUMN), counted
 
 
-def _preview_stream(report: DataReport, stream: Any, is_eval: bool) -> Any:
+def _preview_stream(report: DataReport, stream: Any) -> tuple[Any, list[str]]:
     """Count the start of a stream; its rows pass on without the accounts."""
     report.note = f"Streaming: these counts cover at most the first {STREAM_PREVIEW:,} rows of each stream."
-    for row in stream.take(STREAM_PREVIEW):
-        if row.get(ACCOUNT_COLUMN) is not None:
-            report.add(row[ACCOUNT_COLUMN], is_eval)
-    return stream.filter(_is_sample).map(_without_account, remove_columns=[ACCOUNT_COLUMN])
+    previewed = (row.get(ACCOUNT_COLUMN) for row in stream.take(STREAM_PREVIEW))
+    counted = [serialized for serialized in previewed if serialized is not None]
+    return stream.filter(_is_sample).map(_without_account, remove_columns=[ACCOUNT_COLUMN]), counted
 
 
 def _get_dataset(
@@ -249,7 +260,7 @@ def _get_dataset(
         state.report.save(training_args.output_dir, settings)
     if training_args.should_log:
         state.report.print()
-    untrainable = state.report.untrainable()
+    untrainable = check_trained(state.report, state.typing_config, state.feedback_config)
     if untrainable:
         raise NothingToTrain(
             f"Nothing is left to train in {', '.join(map(repr, untrainable))}: see the table above (also in "

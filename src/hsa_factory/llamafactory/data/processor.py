@@ -107,6 +107,7 @@ class TypedProcessorMixin(MixedInto):
     as_table: bool = False  # an Arrow table, which `datasets` writes as it is
     media: dict[str, Any] = field(default_factory=dict)  # types of its media columns, by name
     has_weights: bool | None = None  # whether rows have weights; None: where some need them
+    staying: frozenset[str] = frozenset()  # data sets whose samples stay though nothing of them is trained
 
     def __post_init__(self) -> None:
         self.template: Any = typed_template(self.template, self.hsa_config.default)
@@ -189,16 +190,19 @@ class TypedProcessorMixin(MixedInto):
         account.with_marker += sample.masked.has_marker
         if marker_is_cut:
             account.cut_marker(index)
-        if added == len(input_ids):
+        stays = source in self.staying and not sample.masked.is_masked
+        if added == len(input_ids) and not (stays and added):
             raise SampleDropped(NOTHING_TO_TRAIN)
 
-        sample.input_ids = fill_types(input_ids) if added else input_ids
+        sample.input_ids = fill_types(input_ids, int(self.hsa_config.default)) if added else input_ids
         sample.tokens = Tokens.read(sample.input_ids, labels, sample.masked.is_weighed)
         trained = sample.tokens.trained
         if trained == 0:
             if self.feedback_config is not None and self.feedback_config.empty == "error":
                 raise ValueError(f"{where}: nothing is left to train (feedback.empty is 'error').")
-            raise SampleDropped(NOTHING_TO_TRAIN)
+            if not stays:
+                raise SampleDropped(NOTHING_TO_TRAIN)
+            account.untrained += 1
         if isinstance(self, PackedSupervisedDatasetProcessor) and len(input_ids) > self.data_args.cutoff_len:
             raise SampleDropped(TOO_LONG)
 
@@ -217,7 +221,7 @@ class TypedProcessorMixin(MixedInto):
         if cut_away:
             kept = sorted(kept_lengths(sample.pairs, added, self.data_args.cutoff_len, self.data_args.mask_history))
             sample.lengths = [length for _, *lengths in kept for length in lengths]
-            first += kept[0][0]
+            first += kept[0][0] if kept else 0
         sample.in_front = added - self.template.efficient_eos
         if self.has_turns:
             account.without_reply += not has_reply(sample.messages)

@@ -48,6 +48,7 @@ class DatasetAccount:
             block, an EOS, pictures in front): each has the type of the token before it in its message, or else the next.
         without_reply: Kept samples without a reply that says anything, counted where the rules have turns: these hide nothing
             in them.
+        untrained: Kept samples of which nothing is trained: the data set stays as it is in plain LLaMA-Factory.
         untrained_stops: Replies of kept samples whose stop token is not trained: it is the label of the next turn's first
             token, and that turn has none.
         rules: How often each rule decided, by name: messages and parts of messages.
@@ -81,6 +82,7 @@ class DatasetAccount:
     lost_call_parts: int = 0
     filled_tokens: int = 0
     without_reply: int = 0
+    untrained: int = 0
     untrained_stops: int = 0
     rules: Counter = field(default_factory=Counter)
     notes: Counter = field(default_factory=Counter)
@@ -195,10 +197,6 @@ class DataReport:
             account.sight.clear()
             account.windows_needed.clear()
 
-    def untrainable(self) -> list[str]:
-        """Return the names of the data sets in which nothing is left."""
-        return [name for name, account in {**self.eval, **self.train}.items() if account.kept == 0]
-
     def without_replies(self) -> list[str]:
         """Return the names of the data sets in which no sample has a reply, where that was counted."""
         accounts = {**self.eval, **self.train}
@@ -274,6 +272,11 @@ class DataReport:
                 say(
                     f"  {name}: {account['without_reply']} have no reply, so that all their tokens are turn 0 and turns hide "
                     "nothing in them"
+                )
+            if account.get("untrained"):
+                say(
+                    f"  {name}: nothing is trained of {account['untrained']} that stay all the same, as in plain LLaMA-Factory: "
+                    "neither feedback nor types are asked for"
                 )
             if account["untrained_stops"]:
                 say(
