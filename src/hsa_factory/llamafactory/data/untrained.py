@@ -45,7 +45,7 @@ def staying(accounts: Iterable[str], config: HSAConfig, feedback: FeedbackConfig
         name
         for name, account in report.train.items()
         if not account.kept
-        and account.dropped[NOTHING_TO_TRAIN]
+        and any(reason.startswith(NOTHING_TO_TRAIN) for reason in account.dropped)  # of pairs, with the side
         and is_left_alone(account.to_dict(), config, feedback)
     )
 
