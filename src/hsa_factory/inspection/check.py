@@ -31,7 +31,9 @@ def check_accounts(
             findings.append(f"{name}: nothing is trained in {_samples(dropped)} ({listed})")
         untrained = account.get("untrained", 0)
         if untrained:
-            findings.append(f"{name}: nothing is trained in {_samples(untrained)}, which stay as in plain LLaMA-Factory")
+            findings.append(
+                f"{name}: nothing is trained in {_samples(untrained)}, which stay as in plain LLaMA-Factory"
+            )
         cut = account["marker_cut"]
         if cut:
             listed = _listed(account["marker_cut_samples"], cut)

@@ -39,7 +39,13 @@ def rows_of(prepared):
         {"packing": True, "neat_packing": True, "cutoff_len": 7},
         {"streaming": True, "dataloader_num_workers": 1},
         {"val_size": 0.5},
-        {"do_predict": True, "predict_with_generate": True, "do_train": False, "dataset": None, "eval_dataset": "data"},
+        {
+            "do_predict": True,
+            "predict_with_generate": True,
+            "do_train": False,
+            "dataset": None,
+            "eval_dataset": "data",
+        },
     ],
 )
 def test_untyped_data_stay_as_in_plain_llamafactory(lf, model_dir, tmp_path, options):

@@ -43,6 +43,7 @@ from .pairwise import TypedPairwiseProcessor
 from .prediction import TypedPredictionProcessor
 from .processor import TypedPackedProcessor, TypedSupervisedProcessor
 from .report import REPORT_NAME, DataReport
+from .reward import TypedRewardProcessor
 from .token_table import ACCOUNT_COLUMN, LOSS_WEIGHTS_COLUMN
 from .tokenized_path import check_arrow_files, check_tokenized, data_options, run_settings
 from .turns import check_replies
@@ -57,6 +58,8 @@ _TYPED_PROCESSORS = {
     UnsupervisedDatasetProcessor: TypedPredictionProcessor,
     PairwiseDatasetProcessor: TypedPairwiseProcessor,
 }
+_OF_STAGES = {"rm": {PairwiseDatasetProcessor: TypedRewardProcessor}}
+"""Those of stages whose data LLaMA-Factory makes as it makes another's."""
 
 
 class NothingToTrain(ValueError):
@@ -182,7 +185,7 @@ def _name_of(attributes: Any) -> str:
 def _get_dataset_processor(state: Integration, original: Any, *args: Any, **kwargs: Any) -> Any:
     """Put the typed processor in the place of the one for training or prediction; others stay."""
     stock = original(*args, **kwargs)
-    typed = _TYPED_PROCESSORS.get(type(stock))
+    typed = {**_TYPED_PROCESSORS, **_OF_STAGES.get(state.stage, {})}.get(type(stock))
     if typed is None:
         return stock
     return typed(

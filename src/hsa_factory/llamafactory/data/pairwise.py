@@ -152,8 +152,12 @@ class TypedPairwiseProcessor(TypedProcessorMixin, PairwiseDatasetProcessor):
                 raise SampleDropped(f"{NOTHING_TO_TRAIN} in {side}")
         account.untrained += not any(sample.tokens.trained for sample in sides)
 
+    def _count_trained(self, sides: Sequence[Sample]) -> int:
+        """Return how many tokens of a pair the loss counts."""
+        return sum(sample.tokens.trained for sample in sides)
+
     def _count(self, sides: Sequence[Sample], account: DatasetAccount) -> None:
-        account.keep(b"".join(sample.tokens.semantic_ids for sample in sides), sum(s.tokens.trained for s in sides))
+        account.keep(b"".join(sample.tokens.semantic_ids for sample in sides), self._count_trained(sides))
         for sample in sides:
             guessed, lost_parts, filled = sample.counts
             account.guessed_messages += guessed

@@ -3,18 +3,26 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .aligned import SOURCE_COLUMN
 from .pairwise import TypedPairwiseProcessor
 from .report import DatasetAccount
 from .typed_processor import Sample
 
 
+_NOT_MASKED = (
+    "replies that feedback or a weight keeps out of the loss elsewhere; a reward model scores whole replies, and takes them as "
+    "they are"
+)
+
+
 @dataclass
 class TypedRewardProcessor(TypedPairwiseProcessor):
-    """Pairs of which neither feedback nor weights take anything; `feedback.missing` says as elsewhere which are left out."""
+    """Pairs of which feedback and weights take nothing; which are left out for lack of a marker, `feedback.missing` says."""
 
     def _check_trained(self, sides: Sequence[Sample], source: str, account: DatasetAccount) -> None:
-        """Leave the labels as LLaMA-Factory makes them: nothing is trained by them, so that nothing can be left of them."""
+        """Leave the labels as LLaMA-Factory makes them: nothing is trained by them, so that none need be left."""
         for sample in sides:
-            account.notes[_UNUSED] += sample.masked.is_masked
+            account.notes[_NOT_MASKED] += sample.masked.is_masked
             sample.tokens.loss_mask = bytes([1]) * len(sample.tokens.labels)
+
+    def _count_trained(self, sides: Sequence[Sample]) -> int:
+        return len(sides)  # the last token of each

@@ -6,14 +6,17 @@ from types import ModuleType
 from typing import Any
 
 import llamafactory.train.dpo.workflow
+import llamafactory.train.rm.workflow
 import llamafactory.train.sft.workflow
 
 from ..data.pairwise import TypedPairwiseProcessor
 from ..data.processor import TypedSupervisedProcessor
+from ..data.reward import TypedRewardProcessor
 from ..data.typed_processor import TypedProcessorMixin
 from ..seams import Seam
 from ..state import Integration
 from .dpo import check_dpo, dpo_seams
+from .rm import rm_seams
 from .sft import sft_seams
 
 
@@ -40,5 +43,6 @@ class Stage:
 STAGES = {
     "sft": Stage(llamafactory.train.sft.workflow, "sft", TypedSupervisedProcessor, sft_seams),
     "dpo": Stage(llamafactory.train.dpo.workflow, "rm", TypedPairwiseProcessor, dpo_seams, check_dpo),
+    "rm": Stage(llamafactory.train.rm.workflow, "rm", TypedRewardProcessor, rm_seams),
 }
 """By the name that a training file gives them (`stage`)."""
