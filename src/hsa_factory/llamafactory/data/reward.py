@@ -9,7 +9,7 @@ from .typed_processor import Sample
 
 
 _NOT_MASKED = (
-    "replies that feedback or a weight keeps out of the loss elsewhere; a reward model scores whole replies, and takes them as "
+    "replies that feedback or a weight keeps out of the loss in other stages, wholly or in part; a reward model scores them as "
     "they are"
 )
 
@@ -20,9 +20,9 @@ class TypedRewardProcessor(TypedPairwiseProcessor):
 
     def _check_trained(self, sides: Sequence[Sample], source: str, account: DatasetAccount) -> None:
         """Leave the labels as LLaMA-Factory makes them: nothing is trained by them, so that none need be left."""
-        for sample in sides:
-            account.notes[_NOT_MASKED] += sample.masked.is_masked
-            sample.tokens.loss_mask = bytes([1]) * len(sample.tokens.labels)
+        for tokens in (sample.tokens for sample in sides):
+            trained, tokens.loss_mask = tokens.trained, bytes([1]) * len(tokens.labels)
+            account.notes[_NOT_MASKED] += trained < tokens.trained
 
     def _count_trained(self, sides: Sequence[Sample]) -> int:
         return len(sides)  # the last token of each
