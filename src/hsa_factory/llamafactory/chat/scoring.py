@@ -7,12 +7,13 @@ import torch
 from llamafactory.chat.hf_engine import HuggingfaceEngine
 
 from ...config import HSAConfig
-from ...labeling.matching import Message, label_messages
+from ...labeling.conversation import type_conversation
+from ...labeling.matching import Message
 from ...labeling.rule import Rule
 from ...labeling.rule_set import RuleSet
 from ...models.enable import get_state
 from ...semantics import SemanticType
-from ...typed.text import TypedText, token_types
+from ...typed.text import token_types
 from ..seams import Seam
 
 
@@ -60,8 +61,7 @@ class TypingTokenizer:
         offsets, masks = inputs.pop("offset_mapping").tolist(), inputs["attention_mask"].bool()
         semantic_ids = torch.full_like(inputs["input_ids"], int(SemanticType.NOISE))
         for row, text in enumerate(texts):
-            (typing,) = label_messages([Message("", text)], self.rules)
-            typed = TypedText(text, int(self.default), typing.spans)
+            (typed,) = type_conversation([Message("", text)], self.rules, self.default)
             places = [tuple(place) for place, is_real in zip(offsets[row], masks[row].tolist()) if is_real]
             kinds = np.frombuffer(token_types(typed, places, len(places)), np.uint8).astype(np.int64)
             semantic_ids[row, masks[row]] = torch.from_numpy(kinds)
