@@ -13,11 +13,13 @@ from ..hosts import OTHER_TRAINER_VARIABLES
 from ..models.parallelism import check_parallelism
 from ..training.weighted_loss import find_other_loss as find_other_loss_of_arguments
 from .model.checkpoint import resolve_config
+from .train.stages import STAGES
 
 
 logger = logging.get_logger(__name__)
 
-SUPPORTED_STAGES = ("sft",)
+SUPPORTED_STAGES = tuple(STAGES)
+_PACKED_STAGES = ("sft", "pt")
 NO_RAY = "Ray is not supported with HSA and Feedback: its workers know neither. Use torchrun (FORCE_TORCHRUN=1)."
 
 _OTHER_TRAINERS = {
@@ -57,8 +59,9 @@ def check_stage(stage: str) -> None:
     """
     if stage not in SUPPORTED_STAGES:
         raise ValueError(
-            f"HSA and Feedback support `stage: sft`, not `stage: {stage}` yet. Remove the hsa and feedback blocks to run "
-            "it with plain LLaMA-Factory; on a model that was trained with HSA also write `hsa: false`."
+            f"HSA and Feedback support {' and '.join(f'`stage: {name}`' for name in SUPPORTED_STAGES)}, not `stage: {stage}` yet. "
+            "Remove the hsa and feedback blocks to run it with plain LLaMA-Factory; on a model that was trained with HSA also "
+            "write `hsa: false`."
         )
 
 
@@ -121,7 +124,12 @@ def check_options(
             f"`flash_attn: {flash_attn}` is overridden: HSA brings its own attention to the text model."
         )
         model_args.flash_attn = "sdpa"
-    if data_args.packing and not data_args.neat_packing:
+    if finetuning_args.stage not in _PACKED_STAGES:
+        if data_args.packing:
+            logger.warning_rank0(
+                f"`packing` means nothing in `stage: {finetuning_args.stage}`: its rows are not packed."
+            )
+    elif data_args.packing and not data_args.neat_packing:
         logger.warning_rank0(
             "`packing` without `neat_packing`: as in plain LLaMA-Factory, samples packed into one row see each other. "
             "Set `neat_packing: true` to keep them apart."

@@ -14,6 +14,7 @@ import llamafactory.data.parser
 from datasets import Dataset
 from llamafactory.data.processor import (
     PackedSupervisedDatasetProcessor,
+    PairwiseDatasetProcessor,
     SupervisedDatasetProcessor,
     UnsupervisedDatasetProcessor,
 )
@@ -38,6 +39,7 @@ from .aligned import (
 from .converter import named_columns, typed_converter
 from .data_files import explain_failure, read_dataset_info
 from .json_files import JSON_COLUMN, find_missing, is_json, load_json, read_samples
+from .pairwise import TypedPairwiseProcessor
 from .prediction import TypedPredictionProcessor
 from .processor import TypedPackedProcessor, TypedSupervisedProcessor
 from .report import REPORT_NAME, DataReport
@@ -52,6 +54,7 @@ _TYPED_PROCESSORS = {
     SupervisedDatasetProcessor: TypedSupervisedProcessor,
     PackedSupervisedDatasetProcessor: TypedPackedProcessor,
     UnsupervisedDatasetProcessor: TypedPredictionProcessor,
+    PairwiseDatasetProcessor: TypedPairwiseProcessor,
 }
 
 
@@ -235,7 +238,9 @@ def _get_dataset(
     tokenized_path = data_args.tokenized_path
     was_tokenized = tokenized_path is not None and has_tokenized_data(tokenized_path)
     check_arrow_files(tokenized_path)
-    options = data_options(model_args, data_args, kwargs["tokenizer"]) if tokenized_path is not None else {}
+    options = {}
+    if tokenized_path is not None:
+        options = data_options(model_args, data_args, kwargs["tokenizer"], state.stage)
     state.report = DataReport()
     module = original(template, model_args, data_args, training_args, *args, **kwargs)
     settings = run_settings(hsa_config, state.feedback_config, state.loss_weights)

@@ -35,6 +35,7 @@ class DatasetAccount:
         dropped_samples: Numbers of the first of them, by reason.
         text_truncated: Kept samples whose end LLaMA-Factory cut at `cutoff_len`.
         turns_removed: Kept samples that lost whole turns because the cut would have fallen inside media.
+        prompts_cut: Kept pairs of which `cutoff_len` took the end of the prompt: what the two replies answer.
         marker_cut: Samples, dropped ones included, of which truncation took a feedback marker that decides what is trained.
         marker_cut_samples: Numbers of the first of them.
         messages: Messages of the samples read.
@@ -72,6 +73,7 @@ class DatasetAccount:
     dropped_samples: dict[str, list[int]] = field(default_factory=dict)
     text_truncated: int = 0
     turns_removed: int = 0
+    prompts_cut: int = 0
     marker_cut: int = 0
     marker_cut_samples: list[int] = field(default_factory=list)
     messages: int = 0

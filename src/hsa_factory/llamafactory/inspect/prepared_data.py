@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-import llamafactory.train.sft.workflow as workflow
 import numpy as np
 from datasets import Dataset
 from llamafactory.data import get_template_and_fix_tokenizer
 from llamafactory.extras.misc import has_tokenized_data
 from llamafactory.hparams import get_train_args
+from llamafactory.model import load_tokenizer
 from llamafactory.model.loader import load_config
 
 from ...config import FeedbackConfig, HSAConfig
@@ -22,7 +22,6 @@ from ...training_file import TrainingFile
 from ..data.aligned import INDEX_COLUMN
 from ..data.collator import trained_labels
 from ..data.loader import STREAM_PREVIEW, NothingToTrain
-from ..data.processor import TypedProcessorMixin, TypedSupervisedProcessor
 from ..data.report import DatasetAccount
 from ..data.token_table import (
     LOSS_MASK_COLUMN,
@@ -32,8 +31,9 @@ from ..data.token_table import (
     SEMANTIC_COLUMN,
     TURN_COLUMN,
 )
+from ..data.typed_processor import TypedProcessorMixin
 from ..integration import integrate
-from ..options import check_stage
+from ..train.stages import STAGES
 from .trace import record_sample
 
 
@@ -217,24 +217,24 @@ def load_samples(training_file: TrainingFile, split: str = "train", allow_empty:
         with integrate(hsa, training_file.feedback, training_file.loss_weights) as integration:
             integration.shows_example = False
             model_args, data_args, training_args, finetuning_args, _ = get_train_args(args)
-            check_stage(finetuning_args.stage)
+            stage = STAGES[finetuning_args.stage]
             if data_args.streaming:
                 training_args.dataloader_num_workers = max(1, training_args.dataloader_num_workers)
             hsa_config = integration.resolve(model_args)
-            tokenizer_module = workflow.load_tokenizer(model_args)
+            tokenizer_module = load_tokenizer(model_args)
             tokenizer = tokenizer_module["tokenizer"]
             template = get_template_and_fix_tokenizer(tokenizer, data_args)
             is_empty = False
             try:
-                module = workflow.get_dataset(
-                    template, model_args, data_args, training_args, stage="sft", **tokenizer_module
+                module = stage.workflow.get_dataset(
+                    template, model_args, data_args, training_args, stage=stage.data, **tokenizer_module
                 )
             except NothingToTrain as error:
                 if not allow_empty:
                     what = str(error).partition(":")[0]
                     raise ValueError(f"{what}: see the table above; --check lists the samples.") from None
                 module, is_empty = {f"{split}_dataset": []}, True
-            processor = TypedSupervisedProcessor(
+            processor = stage.processor(
                 template,
                 tokenizer,
                 tokenizer_module["processor"],

@@ -11,10 +11,10 @@ from ...inspection.inspected_sample import Media, Turn
 from ...typed.ids import tag_id
 from ...typed.turns import number_messages
 from ..data.aligned import MEDIA_COLUMNS
-from ..data.processor import TypedProcessorMixin
 from ..data.report import DatasetAccount
 from ..data.template import TURN_KEY, Pairs
 from ..data.truncation import PLACEHOLDERS
+from ..data.typed_processor import TypedProcessorMixin
 
 
 KINDS = ("image", "video", "audio")

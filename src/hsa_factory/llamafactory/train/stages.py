@@ -1,0 +1,44 @@
+"""The stages of LLaMA-Factory that HSA and Feedback know. A new one is a file beside this one and an entry in `STAGES`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import llamafactory.train.dpo.workflow
+import llamafactory.train.sft.workflow
+
+from ..data.pairwise import TypedPairwiseProcessor
+from ..data.processor import TypedSupervisedProcessor
+from ..data.typed_processor import TypedProcessorMixin
+from ..seams import Seam
+from ..state import Integration
+from .dpo import check_dpo, dpo_seams
+from .sft import sft_seams
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is asked of a stage.
+
+    Attributes:
+        workflow: LLaMA-Factory's module that runs it.
+        data: What it calls the stage where it asks for its data.
+        processor: Encodes one of its samples, packed or not, so that `inspect` can trace the tokens of a row.
+        seams: What is replaced in it.
+        check: Called with LLaMA-Factory's `finetuning_args` before anything is loaded; refuses or warns of options of the
+            stage.
+    """
+
+    workflow: ModuleType
+    data: str
+    processor: type[TypedProcessorMixin]
+    seams: Callable[[Integration], list[Seam]]
+    check: Callable[[Any], None] = lambda finetuning_args: None
+
+
+STAGES = {
+    "sft": Stage(llamafactory.train.sft.workflow, "sft", TypedSupervisedProcessor, sft_seams),
+    "dpo": Stage(llamafactory.train.dpo.workflow, "rm", TypedPairwiseProcessor, dpo_seams, check_dpo),
+}
+"""By the name that a training file gives them (`stage`)."""
