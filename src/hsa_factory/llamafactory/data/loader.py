@@ -15,6 +15,7 @@ from datasets import Dataset
 from llamafactory.data.processor import (
     PackedSupervisedDatasetProcessor,
     PairwiseDatasetProcessor,
+    PretrainDatasetProcessor,
     SupervisedDatasetProcessor,
     UnsupervisedDatasetProcessor,
 )
@@ -41,6 +42,7 @@ from .data_files import explain_failure, read_dataset_info
 from .json_files import JSON_COLUMN, find_missing, is_json, load_json, read_samples
 from .pairwise import TypedPairwiseProcessor
 from .prediction import TypedPredictionProcessor
+from .pretraining import TypedPretrainProcessor
 from .processor import TypedPackedProcessor, TypedSupervisedProcessor
 from .report import REPORT_NAME, DataReport
 from .token_table import ACCOUNT_COLUMN, LOSS_WEIGHTS_COLUMN
@@ -55,6 +57,7 @@ _TYPED_PROCESSORS = {
     PackedSupervisedDatasetProcessor: TypedPackedProcessor,
     UnsupervisedDatasetProcessor: TypedPredictionProcessor,
     PairwiseDatasetProcessor: TypedPairwiseProcessor,
+    PretrainDatasetProcessor: TypedPretrainProcessor,
 }
 
 

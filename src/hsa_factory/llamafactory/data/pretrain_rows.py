@@ -19,7 +19,9 @@ from .token_table import LOSS_MASK_COLUMN, ROW_SAMPLES_COLUMN, ROW_SOURCE_COLUMN
 
 NO_BLOCK = "in no block: the texts left at the end of a batch do not fill one of cutoff_len tokens"
 EMPTY_BLOCK = "blocks left out in which nothing is trained"
-SEEN_ACROSS = "blocks whose texts see those before them, as in LLaMA-Factory (`packing: false` makes a row of each text)"
+SEEN_ACROSS = (
+    "blocks whose texts see those before them, as in LLaMA-Factory (`packing: false` makes a row of each text)"
+)
 
 
 @dataclass
@@ -64,7 +66,9 @@ class TextPart:
     first: int
 
 
-def locate(texts: Sequence[RawText], rows: Sequence[Sequence[int]], is_packed: bool, from_end: bool) -> list[list[TextPart]]:
+def locate(
+    texts: Sequence[RawText], rows: Sequence[Sequence[int]], is_packed: bool, from_end: bool
+) -> list[list[TextPart]]:
     """Return what each row holds of which texts.
 
     Args:
@@ -151,7 +155,9 @@ def make_columns(
     if has_mask:
         columns[LOSS_MASK_COLUMN] = _of_bytes([*masks, b"\0"], ids)
     described = [[_describe(texts[part.text], part) for part in parts] for parts in located]
-    columns[ROW_SOURCE_COLUMN] = [", ".join(dict.fromkeys(part["dataset"] for part in row)) for row in described] + [""]
+    columns[ROW_SOURCE_COLUMN] = [", ".join(dict.fromkeys(part["dataset"] for part in row)) for row in described] + [
+        ""
+    ]
     columns[ROW_SAMPLES_COLUMN] = [*map(json.dumps, described), "[]"]
     return columns
 

@@ -72,7 +72,9 @@ class TypedPretrainProcessor(TypedProcessorMixin, PretrainDatasetProcessor):
             if not prompt:
                 account.drop(INVALID, index)
                 continue
-            account.notes[UNREAD] += len(prompt[1:]) + len(columns["_response"][i]) + bool(columns["_system"][i])
+            unread = len(prompt[1:]) + len(columns["_response"][i]) + bool(columns["_system"][i])
+            if unread:
+                account.notes[UNREAD] += unread
             message = prompt[0]
             with errors_name(f"dataset {source!r}, sample {index}"):
                 check_contents(prompt[:1])
@@ -136,8 +138,10 @@ class TypedPretrainProcessor(TypedProcessorMixin, PretrainDatasetProcessor):
         for ids, parts, stays in zip(plain_rows, located, is_kept):
             account = accounts[texts[parts[0].text].source]
             account.filled_tokens += count_plain(ids)
-            account.notes[EMPTY_BLOCK] += not stays
-            account.notes[SEEN_ACROSS] += stays and self.attention_config is not None and len(parts) > 1
+            if not stays:
+                account.notes[EMPTY_BLOCK] += 1
+            elif self.attention_config is not None and len(parts) > 1:
+                account.notes[SEEN_ACROSS] += 1
 
         kept = [r for r, stays in enumerate(is_kept) if stays]
         rows, located = [rows[r] for r in kept], [located[r] for r in kept]

@@ -5,7 +5,6 @@ from typing import Any
 
 import llamafactory.train.pt.workflow
 
-from ...config import FeedbackConfig, HSAConfig
 from ..data.loader import get_dataset_seam
 from ..data.pretrain_collator import HSAPretrainCollator
 from ..model.loader import load_model_seam
@@ -25,12 +24,13 @@ def pt_seams(state: Integration) -> list[Seam]:
     ]
 
 
-def check_raw_text(hsa_config: HSAConfig | None, feedback_config: FeedbackConfig | None) -> None:
+def check_pt(state: Integration, finetuning_args: Any) -> None:
     """Refuse what needs messages: a text has neither roles nor turns.
 
     Raises:
         ValueError: Naming the options, and what to write in their stead.
     """
+    hsa_config, feedback_config = state.hsa_config, state.feedback_config
     if hsa_config is not None and hsa_config.has_turns:
         names = [
             f"hsa.{name}_turns"
