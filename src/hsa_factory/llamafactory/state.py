@@ -26,7 +26,7 @@ class Integration:
     Attributes:
         hsa: The rules asked for; True: those of the checkpoint, or the defaults; `SAVED`: those of the checkpoint, or
             no HSA. False: no HSA; None: no HSA, and a checkpoint that has it is warned of.
-        stage: Of the run.
+        stage: Of the data that are being prepared.
         hsa_config: The rules of the run; before `resolve` what can be said without a checkpoint. None: no HSA.
         feedback_config: None: labels stay as they are.
         loss_weights: What labels of steps mean, and weights by role.

@@ -80,9 +80,15 @@ def data_seams(state: Integration) -> list[Seam]:
     ]
 
 
-def get_dataset_seam(module: ModuleType, state: Integration) -> Seam:
-    """Return the replacement of `get_dataset` in the module of a stage."""
-    return Seam(module, "get_dataset", partial(_get_dataset, state))
+def get_dataset_seam(module: ModuleType, state: Integration, stage: str) -> Seam:
+    """Return the replacement of `get_dataset` in the module of a stage.
+
+    Args:
+        module: LLaMA-Factory's.
+        state: The integration's.
+        stage: As a training file names it; LLaMA-Factory calls the data of several stages the same.
+    """
+    return Seam(module, "get_dataset", partial(_get_dataset, state, stage))
 
 
 def _join(original: Any, attributes: Any, values: dict[str, Any]) -> None:
@@ -228,6 +234,7 @@ def _preview_stream(report: DataReport, stream: Any, is_eval: bool) -> Any:
 
 def _get_dataset(
     state: Integration,
+    stage: str,
     original: Any,
     template: Any,
     model_args: Any,
@@ -237,6 +244,7 @@ def _get_dataset(
     **kwargs: Any,
 ) -> Any:
     """Show the table before the first step, and stop where a data set has nothing left."""
+    state.stage = stage
     hsa_config = state.resolve(model_args, training_args)
     tokenized_path = data_args.tokenized_path
     was_tokenized = tokenized_path is not None and has_tokenized_data(tokenized_path)

@@ -49,8 +49,8 @@ class TypedPretrainProcessor(TypedProcessorMixin, PretrainDatasetProcessor):
             chosen.extend(texts[place] for place in places)
             return [left for left in marked if left is not None], places
 
-        stock, reader = self.tokenizer, TypedTextTokenizer(self.tokenizer, choose)
-        self.tokenizer = reader
+        stock: Any = self.tokenizer
+        self.tokenizer: Any = TypedTextTokenizer(stock, choose)
         try:
             prompts = [[{"content": text.text}] for text in texts]
             rows = PretrainDatasetProcessor.preprocess_dataset(self, {"_prompt": prompts})

@@ -33,6 +33,7 @@ from ..data.token_table import (
 )
 from ..data.typed_processor import TypedProcessorMixin
 from ..integration import integrate
+from ..options import check_stage
 from ..train.stages import STAGES
 from .trace import record_sample
 
@@ -217,6 +218,7 @@ def load_samples(training_file: TrainingFile, split: str = "train", allow_empty:
         with integrate(hsa, training_file.feedback, training_file.loss_weights) as integration:
             integration.shows_example = False
             model_args, data_args, training_args, finetuning_args, _ = get_train_args(args)
+            check_stage(finetuning_args.stage)
             stage = STAGES[finetuning_args.stage]
             if data_args.streaming:
                 training_args.dataloader_num_workers = max(1, training_args.dataloader_num_workers)

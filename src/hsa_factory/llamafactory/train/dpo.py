@@ -32,7 +32,7 @@ def dpo_seams(state: Integration) -> list[Seam]:
     """Return what is replaced in LLaMA-Factory's training by preference."""
     workflow = llamafactory.train.dpo.workflow
     return [
-        get_dataset_seam(workflow, state),
+        get_dataset_seam(workflow, state, "dpo"),
         load_model_seam(workflow, state),
         pairwise_collator_seam(workflow, state),
         write_card_seam(workflow, state),

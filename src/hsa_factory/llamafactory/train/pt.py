@@ -17,7 +17,7 @@ def pt_seams(state: Integration) -> list[Seam]:
     """Return what is replaced in LLaMA-Factory's training on raw text."""
     workflow = llamafactory.train.pt.workflow
     return [
-        get_dataset_seam(workflow, state),
+        get_dataset_seam(workflow, state, "pt"),
         load_model_seam(workflow, state),
         Seam(workflow, "DataCollatorForLanguageModeling", partial(_make_collator, state)),
         write_card_seam(workflow, state),
@@ -51,6 +51,6 @@ def check_pt(state: Integration, finetuning_args: Any) -> None:
             )
 
 
-def _make_collator(state: Integration, original: Any, *args: Any, **kwargs: Any) -> HSAPretrainCollator:
+def _make_collator(state: Integration, original: Any, **kwargs: Any) -> HSAPretrainCollator:
     """Make the collator that also masks labels and pads types."""
-    return HSAPretrainCollator(*args, hsa_config=state.hsa_config, feedback_config=state.feedback_config, **kwargs)
+    return HSAPretrainCollator(hsa_config=state.hsa_config, feedback_config=state.feedback_config, **kwargs)

@@ -19,7 +19,7 @@ def sft_seams(state: Integration) -> list[Seam]:
     """Return what is replaced in LLaMA-Factory's supervised fine-tuning."""
     workflow = llamafactory.train.sft.workflow
     return [
-        get_dataset_seam(workflow, state),
+        get_dataset_seam(workflow, state, "sft"),
         load_model_seam(workflow, state),
         Seam(workflow, "SFTDataCollatorWith4DAttentionMask", partial(_make_collator, state)),
         Seam(CustomSeq2SeqTrainer, "prediction_step", partial(_prediction_step, state)),
