@@ -13,6 +13,7 @@ import llamafactory.data.loader
 import llamafactory.data.parser
 from datasets import Dataset
 from llamafactory.data.processor import (
+    FeedbackDatasetProcessor,
     PackedSupervisedDatasetProcessor,
     PairwiseDatasetProcessor,
     PretrainDatasetProcessor,
@@ -40,6 +41,7 @@ from .aligned import (
 from .converter import named_columns, typed_converter
 from .data_files import explain_failure, read_dataset_info
 from .json_files import JSON_COLUMN, find_missing, is_json, load_json, read_samples
+from .labelled import TypedLabelledProcessor
 from .pairwise import TypedPairwiseProcessor
 from .prediction import TypedPredictionProcessor
 from .pretraining import TypedPretrainProcessor
@@ -58,6 +60,7 @@ _TYPED_PROCESSORS = {
     UnsupervisedDatasetProcessor: TypedPredictionProcessor,
     PairwiseDatasetProcessor: TypedPairwiseProcessor,
     PretrainDatasetProcessor: TypedPretrainProcessor,
+    FeedbackDatasetProcessor: TypedLabelledProcessor,
 }
 
 

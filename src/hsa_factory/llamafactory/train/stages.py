@@ -6,9 +6,11 @@ from types import ModuleType
 from typing import Any
 
 import llamafactory.train.dpo.workflow
+import llamafactory.train.kto.workflow
 import llamafactory.train.pt.workflow
 import llamafactory.train.sft.workflow
 
+from ..data.labelled import TypedLabelledProcessor
 from ..data.pairwise import TypedPairwiseProcessor
 from ..data.pretraining import TypedPretrainProcessor
 from ..data.processor import TypedSupervisedProcessor
@@ -16,6 +18,7 @@ from ..data.typed_processor import TypedProcessorMixin
 from ..seams import Seam
 from ..state import Integration
 from .dpo import check_dpo, dpo_seams
+from .kto import kto_seams
 from .pt import check_pt, pt_seams
 from .sft import sft_seams
 
@@ -43,6 +46,7 @@ class Stage:
 STAGES = {
     "sft": Stage(llamafactory.train.sft.workflow, "sft", TypedSupervisedProcessor, sft_seams),
     "dpo": Stage(llamafactory.train.dpo.workflow, "rm", TypedPairwiseProcessor, dpo_seams, check_dpo),
+    "kto": Stage(llamafactory.train.kto.workflow, "kto", TypedLabelledProcessor, kto_seams),
     "pt": Stage(llamafactory.train.pt.workflow, "pt", TypedPretrainProcessor, pt_seams, check_pt),
 }
 """By the name that a training file gives them (`stage`)."""
