@@ -237,7 +237,7 @@ def _preview_stream(report: DataReport, stream: Any, is_eval: bool) -> Any:
 
 def _get_dataset(
     state: Integration,
-    stage: str,
+    stage_name: str,
     original: Any,
     template: Any,
     model_args: Any,
@@ -247,7 +247,7 @@ def _get_dataset(
     **kwargs: Any,
 ) -> Any:
     """Show the table before the first step, and stop where a data set has nothing left."""
-    state.stage = stage
+    state.stage = stage_name
     hsa_config = state.resolve(model_args, training_args)
     tokenized_path = data_args.tokenized_path
     was_tokenized = tokenized_path is not None and has_tokenized_data(tokenized_path)
