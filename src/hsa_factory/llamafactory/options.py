@@ -1,6 +1,7 @@
 """LLaMA-Factory's options against HSA and Feedback: what is overridden, what is refused, before anything is loaded."""
 
 from collections.abc import Mapping
+from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,6 +58,12 @@ def check_stage(stage: str) -> None:
     Raises:
         ValueError: Naming the stage and what to do.
     """
+    if stage == "ppo":
+        raise ValueError(
+            "`stage: ppo` does not start in this LLaMA-Factory, with HSA and Feedback or without: its trainer stops at "
+            f"`trl>=0.8.6,<=0.9.6 is required`, and LLaMA-Factory itself needs a later trl (installed: {version('trl')}). Learn "
+            "from preferences with `stage: dpo` or `stage: kto`."
+        )
     if stage not in SUPPORTED_STAGES:
         raise ValueError(
             f"HSA and Feedback support {' and '.join(f'`stage: {name}`' for name in SUPPORTED_STAGES)}, not `stage: {stage}` yet. "
@@ -130,9 +137,10 @@ def check_options(
                 f"`packing` means nothing in `stage: {finetuning_args.stage}`: its rows are not packed."
             )
     elif data_args.packing and not data_args.neat_packing:
+        instead = "packing: false" if finetuning_args.stage == "pt" else "neat_packing: true"
         logger.warning_rank0(
             "`packing` without `neat_packing`: as in plain LLaMA-Factory, samples packed into one row see each other. "
-            "Set `neat_packing: true` to keep them apart."
+            f"Set `{instead}` to keep them apart."
         )
 
 

@@ -154,8 +154,11 @@ class TypedCollatorMixin(MultiModalDataCollatorForSeq2Seq, PaddedPositionsMixin)
                 feature["labels"] = labels
             feature.pop(LOSS_MASK_COLUMN, None)
 
-        labels = [label for feature in features for label in feature.get("labels", [])]
-        if is_masked and labels and all(label == IGNORE_INDEX for label in labels):
+        if is_masked:
+            self._check_trained([label for feature in features for label in feature.get("labels", [])])
+
+    def _check_trained(self, labels: list[int]) -> None:
+        if labels and all(label == IGNORE_INDEX for label in labels):
             raise ValueError(
                 "No token of this batch is left to train: feedback or the messages' weights mask all of it. Its loss "
                 "would be NaN. Prepare the data through the integration, which drops such samples."

@@ -13,8 +13,10 @@ import llamafactory.data.loader
 import llamafactory.data.parser
 from datasets import Dataset
 from llamafactory.data.processor import (
+    FeedbackDatasetProcessor,
     PackedSupervisedDatasetProcessor,
     PairwiseDatasetProcessor,
+    PretrainDatasetProcessor,
     SupervisedDatasetProcessor,
     UnsupervisedDatasetProcessor,
 )
@@ -39,8 +41,10 @@ from .aligned import (
 from .converter import named_columns, typed_converter
 from .data_files import explain_failure, read_dataset_info
 from .json_files import JSON_COLUMN, find_missing, is_json, load_json, read_samples
+from .labelled import TypedLabelledProcessor
 from .pairwise import TypedPairwiseProcessor
 from .prediction import TypedPredictionProcessor
+from .pretraining import TypedPretrainProcessor
 from .processor import TypedPackedProcessor, TypedSupervisedProcessor
 from .report import REPORT_NAME, DataReport
 from .reward import TypedRewardProcessor
@@ -57,6 +61,8 @@ _TYPED_PROCESSORS = {
     PackedSupervisedDatasetProcessor: TypedPackedProcessor,
     UnsupervisedDatasetProcessor: TypedPredictionProcessor,
     PairwiseDatasetProcessor: TypedPairwiseProcessor,
+    PretrainDatasetProcessor: TypedPretrainProcessor,
+    FeedbackDatasetProcessor: TypedLabelledProcessor,
 }
 _OF_STAGES = {"rm": {PairwiseDatasetProcessor: TypedRewardProcessor}}
 """Those of stages whose data LLaMA-Factory makes as it makes another's."""

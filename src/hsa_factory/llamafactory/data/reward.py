@@ -18,11 +18,15 @@ _NOT_MASKED = (
 class TypedRewardProcessor(TypedPairwiseProcessor):
     """Pairs of which feedback and weights take nothing; which are left out for lack of a marker, `feedback.missing` says."""
 
-    def _check_trained(self, sides: Sequence[Sample], source: str, account: DatasetAccount) -> None:
-        """Leave the labels as LLaMA-Factory makes them: nothing is trained by them, so that none need be left."""
-        for tokens in (sample.tokens for sample in sides):
-            trained, tokens.loss_mask = tokens.trained, bytes([1]) * len(tokens.labels)
-            account.notes[_NOT_MASKED] += trained < tokens.trained
+    def _check_trained(self, sample: Sample, side: str = "") -> None:
+        """Accept all: nothing is trained by labels, so that none need be left."""
 
     def _count_trained(self, sides: Sequence[Sample]) -> int:
         return len(sides)  # the last token of each
+
+    def _count(self, sides: Sequence[Sample], account: DatasetAccount) -> None:
+        """Leave the labels as LLaMA-Factory makes them, and count those that are masked in other stages."""
+        for tokens in (sample.tokens for sample in sides):
+            trained, tokens.loss_mask = tokens.trained, bytes([1]) * len(tokens.labels)
+            account.notes[_NOT_MASKED] += trained < tokens.trained
+        super()._count(sides, account)

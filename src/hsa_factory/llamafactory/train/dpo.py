@@ -19,7 +19,7 @@ logger = logging.get_logger(__name__)
 _NAMED_ONLY = ("hinge", "ipo", "kto_pair")
 
 
-def check_dpo(finetuning_args: Any) -> None:
+def check_dpo(state: Integration, finetuning_args: Any) -> None:
     """Warn of losses that LLaMA-Factory takes the name of and does not compute."""
     if finetuning_args.pref_loss in _NAMED_ONLY:
         logger.warning_rank0(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import llamafactory.train.rm.workflow
+from llamafactory.extras import logging
 from llamafactory.extras.constants import V_HEAD_SAFE_WEIGHTS_NAME
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file
@@ -16,6 +17,8 @@ from ..seams import Seam
 from ..state import Integration
 from .card import write_card_seam
 
+
+logger = logging.get_logger(__name__)
 
 _Trainer: Any = object  # LLaMA-Factory's own class stands behind the mixin
 
@@ -30,6 +33,15 @@ def rm_seams(state: Integration) -> list[Seam]:
         Seam(workflow, "PairwiseTrainer", _make_trainer),
         write_card_seam(workflow, state),
     ]
+
+
+def check_rm(state: Integration, finetuning_args: Any) -> None:
+    """Say what feedback does not do here."""
+    if state.feedback_config is not None:
+        logger.warning_rank0(
+            "`stage: rm` has no loss of tokens: each reply is scored as a whole, and `feedback` masks nothing. What it says of "
+            f"samples without {state.feedback_config.token} (`missing`) holds."
+        )
 
 
 class ResumingMixin(_Trainer):

@@ -75,7 +75,7 @@ def _get_train_args(state: Integration, original: Any, args: Any = None) -> Any:
     check_stage(finetuning_args.stage)
     hsa_config = state.resolve(model_args, training_args)
     check_options(model_args, data_args, training_args, finetuning_args, hsa_config)
-    STAGES[finetuning_args.stage].check(finetuning_args)
+    STAGES[finetuning_args.stage].check(state, finetuning_args)
     state.loss_elsewhere = find_other_loss(model_args, training_args, finetuning_args)
     if hsa_config is not None:
         check_packing(model_args, data_args)
