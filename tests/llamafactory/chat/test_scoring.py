@@ -3,6 +3,7 @@
 import shutil
 
 import llamafactory.api.app
+import llamafactory.chat.chat_model
 import pytest
 import torch
 from chatting import chat_model
@@ -10,7 +11,7 @@ from fastapi.testclient import TestClient
 from llamafactory.train.tuner import export_model
 from safetensors.torch import load_file, save_file
 
-from hsa_factory import HSAConfig
+from hsa_factory import HSAConfig, cli
 from hsa_factory.llamafactory import integrate
 
 
@@ -95,6 +96,13 @@ def test_the_server_scores_and_says_what_it_refuses(reward_dir, tmp_path):
         with TestClient(llamafactory.api.app.create_app(model)) as client:
             refused = client.post("/v1/score/evaluation", json=asked)
             assert refused.status_code == 400 and "a raw text has none" in refused.json()["detail"]
+
+
+def test_chat_is_refused_before_the_model_is_loaded(reward_dir, monkeypatch, capsys):
+    monkeypatch.setattr(llamafactory.chat.chat_model.ChatModel, "__init__", lambda self: pytest.fail("it was loaded"))
+    asked = ["chat", "--model_name_or_path", str(reward_dir), "--template", "qwen3_nothink", "--stage", "rm"]
+    assert cli.main(asked) == 2
+    assert "does not chat. Serve it with `hsa-factory api`" in capsys.readouterr().err
 
 
 def test_without_hsa_scores_are_those_of_llamafactory(reward_dir):

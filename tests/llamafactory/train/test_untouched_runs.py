@@ -20,7 +20,10 @@ DATA = {
     "pt": ({"columns": {"prompt": "text"}}, [{"text": f"The robot opens fridge {k}. "} for k in range(20)]),
     "sft": (ALPACA, [{"instruction": f"Open fridge {k}", "output": "It is open"} for k in range(3)]),
     "dpo": (PAIRS, [{"conversations": [SHAREGPT], "chosen": CHOSEN, "rejected": REJECTED}] * 3),
-    "kto": (LABELLED, [{"conversations": [SHAREGPT, reply], "label": reply is CHOSEN} for reply in (CHOSEN, REJECTED)]),
+    "kto": (
+        LABELLED,
+        [{"conversations": [SHAREGPT, reply], "label": reply is CHOSEN} for reply in (CHOSEN, REJECTED)],
+    ),
 }
 DATA["rm"] = DATA["dpo"]
 

@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import llamafactory.chat.chat_model
 import numpy as np
 import torch
 from llamafactory.chat.hf_engine import HuggingfaceEngine
+from llamafactory.hparams import read_args
+from llamafactory.hparams.parser import _parse_infer_args
 
 from ...config import HSAConfig
 from ...labeling.conversation import type_conversation
@@ -14,12 +17,31 @@ from ...labeling.rule_set import RuleSet
 from ...models.enable import get_state
 from ...semantics import SemanticType
 from ...typed.text import token_types
+from ...user_errors import UserError
 from ..seams import Seam
 
 
 def scoring_seams() -> list[Seam]:
-    """Return what is replaced where LLaMA-Factory's engine scores texts."""
-    return [Seam(HuggingfaceEngine, "_get_scores", _get_scores)]
+    """Return what is replaced where LLaMA-Factory scores texts, or would chat with a model that can only score them."""
+    return [
+        Seam(HuggingfaceEngine, "_get_scores", _get_scores),
+        Seam(llamafactory.chat.chat_model, "run_chat", _run_chat),
+    ]
+
+
+def _run_chat(original: Any) -> None:
+    """Refuse to chat with a model that does not answer, before it is loaded.
+
+    Raises:
+        UserError: Saying what to do.
+    """
+    _, _, finetuning_args, _ = _parse_infer_args(read_args())
+    if finetuning_args.stage != "sft":
+        raise UserError(
+            f"A model of `stage: {finetuning_args.stage}` scores texts and does not chat. Serve it with `hsa-factory api` and ask "
+            "/v1/score/evaluation, or leave `stage` out to chat with the language model below its value head."
+        )
+    original()
 
 
 def _get_scores(
