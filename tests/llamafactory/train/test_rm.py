@@ -8,7 +8,7 @@ import torch
 from probe import assert_hsa_reaches, probe_batch
 from safetensors.torch import load_file
 
-from hsa_factory import FeedbackConfig, HSAConfig, disable_hsa
+from hsa_factory import FeedbackConfig, HSAConfig, cli, disable_hsa
 from hsa_factory.llamafactory import integrate
 from hsa_factory.models.enable import get_state
 
@@ -183,3 +183,13 @@ def test_a_cut_leaves_pairs_that_have_no_label(lf, text):
         lf.train({**args, "dataset": "all_global"}), abs=1e-6
     )
     lf.train(args, HSA)
+
+
+def test_the_example_runs_as_it_stands(lf, tmp_path, monkeypatch):
+    example = Path(__file__).parents[3] / "examples" / "reward_model" / "train.yaml"
+    monkeypatch.chdir(example.parents[2])
+    given = {"model_name_or_path": lf.model_dir(), "output_dir": tmp_path, "cache_dir": tmp_path, "use_cpu": "true"}
+    assert cli.main(["train", str(example), "max_steps=1", *(f"{key}={value}" for key, value in given.items())]) == 0
+    assert (tmp_path / VALUE_HEAD).is_file() and (tmp_path / "hsa_config.json").is_file()
+    report = json.loads((tmp_path / "hsa_report.json").read_text("utf-8"))
+    assert report["datasets"]["household_pairs"]["sight"]["blind"] == 0
