@@ -22,6 +22,7 @@ from ...training_file import TrainingFile
 from ..data.aligned import INDEX_COLUMN
 from ..data.collator import trained_labels
 from ..data.loader import STREAM_PREVIEW, NothingToTrain
+from ..data.pretraining import TypedPretrainProcessor
 from ..data.report import DatasetAccount
 from ..data.token_table import (
     LOSS_MASK_COLUMN,
@@ -35,6 +36,7 @@ from ..data.typed_processor import TypedProcessorMixin
 from ..integration import integrate
 from ..options import check_stage
 from ..train.stages import STAGES
+from .raw_text import read_texts, reasons_of, with_labels
 from .trace import record_sample
 
 
@@ -104,6 +106,7 @@ class PreparedData:
         elif not isinstance(rows, list):
             rows = islice(rows, STREAM_PREVIEW)
         for index, row in enumerate(rows):
+            row = with_labels(row, self.tokenizer.pad_token_id)
             labels = np.asarray(row["labels"])
             if LOSS_MASK_COLUMN in row:
                 labels = np.where(np.asarray(row[LOSS_MASK_COLUMN]) == 0, IGNORE_INDEX, labels)
@@ -150,11 +153,16 @@ class PreparedData:
         return found
 
     def _inspect(self, index: int, row: dict[str, Any]) -> InspectedSample:
+        row = with_labels(row, self.tokenizer.pad_token_id)
         ids, labels = row["input_ids"], trained_labels(row, self.feedback_config, self.marker_id)
         mask = row["attention_mask"]
-        parts, turns = [], []
-        if self._aligned and (described := _parts(row)):
-            reasons: list[str | None] = [None if label != IGNORE_INDEX else Reason.PADDING for label in labels]
+        parts: list[Part] = []
+        turns: list[Turn] = []
+        reasons: list[str | None]
+        if isinstance(self._processor, TypedPretrainProcessor):
+            (parts, turns), reasons = read_texts(row, _parts(row)), reasons_of(row, labels)
+        elif self._aligned and (described := _parts(row)):
+            reasons = [None if label != IGNORE_INDEX else Reason.PADDING for label in labels]
             for number, values in enumerate(described):
                 example = self._find(values["dataset"], values["index"])
                 record = record_sample(self._processor, example, number, values["start"])

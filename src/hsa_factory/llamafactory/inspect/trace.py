@@ -55,9 +55,9 @@ def record_sample(processor: TypedProcessorMixin, example: dict[str, Any], part:
 
     columns = {name: [value] for name, value in example.items()}
     media = [list(columns[name][0] or []) for name in MEDIA_COLUMNS]
-    messages = columns["_prompt"][0] + columns["_response"][0]
     processor.on_whole = tag_messages
     sample = processor._encode_sample(columns, 0, DatasetAccount())
+    messages = sample.messages
     input_ids, labels = sample.input_ids, sample.tokens.labels
 
     tagged = [getattr(token, "tag", None) for token in input_ids]
