@@ -184,9 +184,7 @@ class Pipeline:
             loaded = workflow.load_tokenizer(model_args)
             template = get_template_and_fix_tokenizer(loaded["tokenizer"], data_args)
             data_stage = "rm" if stage == "dpo" else stage
-            module = workflow.get_dataset(
-                template, model_args, data_args, training_args, stage=data_stage, **loaded
-            )
+            module = workflow.get_dataset(template, model_args, data_args, training_args, stage=data_stage, **loaded)
         report = integration.report.to_dict() if integration is not None else None
         return Prepared(module, template, loaded["tokenizer"], loaded["processor"], data_args, report)
 

@@ -302,6 +302,11 @@ class DataReport:
                 say(
                     f"  {name}: {account['marker_cut']} lost the feedback marker to cutoff_len (samples {listed}{more})"
                 )
+            if account.get("prompts_cut"):
+                say(
+                    f"  {name}: {account['prompts_cut']} lost the end of their prompt to cutoff_len: what the two replies answer is "
+                    "not all there. Raise cutoff_len, or leave them out"
+                )
             if account["turns_removed"]:
                 say(
                     f"  {name}: {account['turns_removed']} lost whole turns, because cutoff_len fell inside an image "
