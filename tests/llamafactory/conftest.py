@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import importlib
 import json
 import os
 from dataclasses import dataclass
@@ -175,16 +174,16 @@ class Pipeline:
         from llamafactory.hparams import get_train_args
 
         from hsa_factory.llamafactory import integrate
+        from hsa_factory.llamafactory.train.stages import STAGES
 
         is_on = hsa or feedback or weights
         with integrate(hsa, feedback, weights) if is_on else contextlib.nullcontext() as integration:
             model_args, data_args, training_args, finetuning_args, _ = get_train_args(dict(args))
-            stage = finetuning_args.stage
-            workflow = importlib.import_module(f"llamafactory.train.{stage}.workflow")
+            stage = STAGES[finetuning_args.stage]
+            workflow = stage.workflow
             loaded = workflow.load_tokenizer(model_args)
             template = get_template_and_fix_tokenizer(loaded["tokenizer"], data_args)
-            data_stage = "rm" if stage == "dpo" else stage
-            module = workflow.get_dataset(template, model_args, data_args, training_args, stage=data_stage, **loaded)
+            module = workflow.get_dataset(template, model_args, data_args, training_args, stage=stage.data, **loaded)
         report = integration.report.to_dict() if integration is not None else None
         return Prepared(module, template, loaded["tokenizer"], loaded["processor"], data_args, report)
 
