@@ -106,15 +106,15 @@ def test_a_mask_in_the_prompt_means_nothing(prepare, pair):
         row["chosen_labels"] for row in prepare([pair()]).rows()
     ]
     masked["messages"][1] |= {"loss": None, "weight": 0.5}
-    assert prepare([masked]).counts["notes"]["weights of messages of prompts, which pairs do not train"] == 1
+    assert prepare([masked]).counts["notes"]["weights of messages of prompts, which this stage does not train"] == 1
 
 
 def test_a_weight_that_the_loss_cannot_honour_is_refused(prepare, pair):
     weighed = pair()
     weighed["rejected"]["weight"] = 0.5
-    with pytest.raises(ValueError, match=r"dataset 'pairs', sample 1: rejected, .* weight 0.5: the loss of pairs"):
+    with pytest.raises(ValueError, match=r"dataset 'pairs', sample 1: rejected, .* weight 0.5: the loss of this stage"):
         prepare([pair(), weighed])
-    with pytest.raises(ValueError, match=r"sample 0: chosen, .* weight 2: the loss of pairs"):
+    with pytest.raises(ValueError, match=r"sample 0: chosen, .* weight 2: the loss of this stage"):
         prepare([pair()], weights=LossWeightsConfig(roles={"assistant": 2}))
 
 

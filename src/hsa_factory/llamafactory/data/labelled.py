@@ -21,6 +21,7 @@ from .typed_processor import Sample
 KL_PREFIX = "kl_"
 LABEL_COLUMN = "kto_tags"
 KL_UNTRAINED = "replies of the KL half of which cutoff_len leaves nothing to compare"
+_REPLIES = 2  # that of the data and the empty one
 _Outcome = tuple[DatasetAccount, list[Sample] | SampleDropped]
 
 
@@ -52,7 +53,14 @@ class TypedLabelledProcessor(OneTurnMixin, _LabelledRows):
 
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]] | pa.Table:
         self._outcomes = self._encode_all({name: list(examples[name]) for name in examples.keys()})
-        return super().preprocess_dataset(examples)
+        try:
+            return super().preprocess_dataset(examples)
+        finally:
+            self._outcomes = []
+
+    @property
+    def inspected(self) -> tuple[str, ...]:
+        return ("",)  # the KL half is made of two samples
 
     def _encode_all(self, columns: dict[str, list[Any]]) -> list[_Outcome]:
         """Encode each sample with the reply of the last one before it that is kept."""
@@ -75,14 +83,13 @@ class TypedLabelledProcessor(OneTurnMixin, _LabelledRows):
             return account, dropped
 
     def _encode_samples(self, columns: dict[str, list[Any]], i: int, account: DatasetAccount) -> list[Sample]:
+        if not self._outcomes:  # a sample by itself
+            return self._encode_both(columns, i, i, account)
         own, outcome = self._outcomes[i]
         account.add(own.to_dict())
         if isinstance(outcome, SampleDropped):
             raise outcome
         return outcome
-
-    def _encode_sample(self, columns: dict[str, list[Any]], i: int, account: DatasetAccount) -> Sample:
-        return self._encode_both(columns, i, i, account)[0]
 
     def _encode_both(self, columns: dict[str, list[Any]], i: int, other: int, account: DatasetAccount) -> list[Sample]:
         """Encode a sample and its KL half as LLaMA-Factory does, cut to `cutoff_len`, their ids typed.
@@ -97,19 +104,19 @@ class TypedLabelledProcessor(OneTurnMixin, _LabelledRows):
             SampleDropped: With the reason.
             ValueError: If it cannot be encoded, or a policy says ``error``; names the data set and the sample.
         """
+        account.messages -= _has_label(columns["_response"][i])  # the empty one that LLaMA-Factory has added
+        if len(columns["_prompt"][i]) % 2 != 1 or not _has_label(columns["_response"][i]):
+            raise SampleDropped(NO_LABEL)
+        kl_replies = self._replies_of(columns, other)
         source, index = columns[SOURCE_COLUMN][i], columns[INDEX_COLUMN][i]
         with errors_name(f"dataset {source!r}, sample {index}"):
             prompt, replies, *others = self._typed_columns(columns, i)
-            account.messages -= len(replies) - 1  # the empty one that LLaMA-Factory has added
-            if len(prompt) % 2 != 1 or not _has_label(replies):
-                raise SampleDropped(NO_LABEL)
-            kl_replies = self._typed_columns(columns, other)[1]
-            facts = {"dataset": source, "index": index}
             whole = [
-                Sample(conversation_of(prompt, _reply(given), "reply"), facts=dict(facts))
+                Sample(conversation_of(prompt, _reply(given), "reply"), facts={"dataset": source, "index": index})
                 for given in (replies, kl_replies)
             ]
-            sample, kl_half = self._waiting = list(whole)
+            sample, kl_half = whole
+            self._waiting = list(whole)
             encoded = self._encode_labelled(prompt, replies, kl_replies, *others)
             account.with_marker += sample.masked.has_marker
             self._check_marker([sample])
@@ -132,6 +139,13 @@ class TypedLabelledProcessor(OneTurnMixin, _LabelledRows):
         self._count([sample], account)
         return whole
 
+    def _replies_of(self, columns: dict[str, list[Any]], i: int) -> list[dict[str, Any]]:
+        """Return a sample's replies, typed; what is wrong with them is said of it, not of the sample whose KL half has them."""
+        with errors_name(f"dataset {columns[SOURCE_COLUMN][i]!r}, sample {columns[INDEX_COLUMN][i]}"):
+            prompt, replies, *_ = self._typed_columns(columns, i)
+            conversation_of(prompt, _reply(replies), "reply")
+            return replies
+
     def _encode_labelled(self, prompt: Any, replies: Any, kl_replies: Any, *others: Any) -> Any:
         try:
             return FeedbackDatasetProcessor._encode_data_example(self, prompt, replies, kl_replies, *others)
@@ -147,7 +161,7 @@ class TypedLabelledProcessor(OneTurnMixin, _LabelledRows):
 
 def _has_label(replies: Sequence[dict[str, Any]]) -> bool:
     """Whether LLaMA-Factory has told a reply desired from undesired, by an empty one behind it or before it."""
-    return len(replies) == 2
+    return len(replies) == _REPLIES
 
 
 def _reply(replies: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -69,6 +69,8 @@ class TypedPretrainProcessor(TypedProcessorMixin, PretrainDatasetProcessor):
             account.messages += 1
             account.typed_messages += bool(columns[TYPED_COLUMN][i])
             account.add_rules(columns[RULES_COLUMN][i])
+            if self.attention_config is not None:
+                account.sight.update(replies=0, blind=0)  # known to be none
             if not prompt:
                 account.drop(INVALID, index)
                 continue

@@ -157,6 +157,11 @@ class TypedProcessorMixin(MixedInto):
             self._places = None
         return self._finish_rows(rows, table, accounts)
 
+    @property
+    def inspected(self) -> tuple[str, ...]:
+        """Those of `prefixes` whose sequences are the sample's own, which is what `inspect` shows."""
+        return self.prefixes
+
     def _encode_data_example(self, *args: Any, **kwargs: Any) -> Any:
         if self._places is not None:  # LLaMA-Factory's loop over the samples that are kept, in the same order
             return next(self._places)

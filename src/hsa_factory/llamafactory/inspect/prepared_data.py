@@ -22,6 +22,7 @@ from ...training_file import TrainingFile
 from ..data.aligned import INDEX_COLUMN
 from ..data.collator import trained_labels
 from ..data.loader import STREAM_PREVIEW, NothingToTrain
+from ..data.pretraining import TypedPretrainProcessor
 from ..data.report import DatasetAccount
 from ..data.token_table import (
     LOSS_MASK_COLUMN,
@@ -35,6 +36,7 @@ from ..data.typed_processor import TypedProcessorMixin
 from ..integration import integrate
 from ..options import check_stage
 from ..train.stages import STAGES
+from .raw_text import read_texts, reasons_of, with_labels
 from .trace import Record, record_sample
 
 
@@ -100,7 +102,7 @@ class PreparedData:
         """Yield a summary of every row; of a stream, of the first rows only."""
         rows = self.rows
         if isinstance(rows, Dataset):
-            rows = _array_rows(rows, self._processor.prefixes)
+            rows = _array_rows(rows, self._processor.inspected)
         elif not isinstance(rows, list):
             rows = islice(rows, STREAM_PREVIEW)
         for index, row in enumerate(rows):
@@ -108,6 +110,7 @@ class PreparedData:
                 yield self._summary(index, side, sequence)
 
     def _summary(self, index: int, side: str, row: dict[str, Any]) -> RowSummary:
+        row = with_labels(row, self.tokenizer.pad_token_id)
         labels = np.asarray(row["labels"])
         if LOSS_MASK_COLUMN in row:
             labels = np.where(np.asarray(row[LOSS_MASK_COLUMN]) == 0, IGNORE_INDEX, labels)
@@ -127,7 +130,7 @@ class PreparedData:
 
     def _sequences(self, row: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """Return the sequences of a row, by side, each with the names of columns that a row of one has."""
-        prefixes = self._processor.prefixes
+        prefixes = self._processor.inspected
         shared = {name: value for name, value in row.items() if not name.startswith(tuple(filter(None, prefixes)))}
         return {
             prefix.rstrip("_"): {
@@ -160,7 +163,7 @@ class PreparedData:
 
     def find_rows(self) -> dict[tuple[str, int], int]:
         """Return in which row each sample stands: by its data set and number, or by ("", row) where they are not known."""
-        rows, column = self.rows, self._processor.prefixes[0] + ROW_SAMPLES_COLUMN
+        rows, column = self.rows, self._processor.inspected[0] + ROW_SAMPLES_COLUMN
         if isinstance(rows, Dataset) and column in rows.column_names:
             rows = ({column: described} for described in rows[column])
         elif not isinstance(rows, (Dataset, list)):
@@ -182,17 +185,24 @@ class PreparedData:
 
     def _records(self, row: dict[str, Any]) -> list[list[Record]]:
         """Trace the samples of a row; each has a record for each sequence of the row. Empty: they are not known."""
+        if isinstance(self._processor, TypedPretrainProcessor):
+            return []
         return [
             record_sample(self._processor, self._find(part["dataset"], part["index"]), number, part["start"])
             for number, part in enumerate(_parts(row) if self._aligned else [])
         ]
 
     def _inspect_one(self, index: int, side: str, row: dict[str, Any], records: list[Record]) -> InspectedSample:
+        row = with_labels(row, self.tokenizer.pad_token_id)
         ids, labels = row["input_ids"], trained_labels(row, self.feedback_config, self.marker_id)
         mask = row["attention_mask"]
-        parts, turns = [], []
-        if records:
-            reasons: list[str | None] = [None if label != IGNORE_INDEX else Reason.PADDING for label in labels]
+        parts: list[Part] = []
+        turns: list[Turn] = []
+        reasons: list[str | None]
+        if isinstance(self._processor, TypedPretrainProcessor):
+            (parts, turns), reasons = read_texts(row, _parts(row)), reasons_of(row, labels)
+        elif records:
+            reasons = [None if label != IGNORE_INDEX else Reason.PADDING for label in labels]
             for values, record in zip(_parts(row), records):
                 stop = values["start"] + len(record.input_ids)
                 if ids[values["start"] : stop] != record.input_ids:
