@@ -365,5 +365,14 @@ class HSACache(CacheOfRows):
             raise ValueError("This HSACache has seen no token whose type could change.")
         self._retype([Settled(row, start, stop, int(SemanticType.parse(semantic_type)))])
 
+    def retype_all(self, semantic_ids: torch.Tensor) -> None:
+        """Let all tokens seen have these types, (B, seen) int64; what stands at padding is not read.
+
+        Raises:
+            ValueError: As `retype`.
+        """
+        self.abort()
+        self._retype(self._seen.changes_to(semantic_ids))
+
     def _retype(self, changes: Sequence[Settled]) -> None:
         retype(changes, self._seen, tuple(self.tables.values()))

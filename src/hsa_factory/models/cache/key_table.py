@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from ...attention import AttentionPlan, LayerRules
+from .turns import UNKNOWN
 
 
 class Keys(NamedTuple):
@@ -63,6 +64,12 @@ def find_visible(
         visible |= ages <= torch.tensor(turns, device=ages.device)[keys.semantic_ids]
         visible &= distances <= rules.sliding_reach
     return visible & keys.is_real
+
+
+def clear(keys: Keys, is_empty: torch.Tensor) -> Keys:
+    """Return keys of which some, (B, K) or (B, 1) bool, have become padding before a row's first token."""
+    turns = None if keys.turns is None else keys.turns.masked_fill(is_empty, UNKNOWN)
+    return Keys(keys.positions.masked_fill(is_empty, -1), keys.semantic_ids, keys.is_real & ~is_empty, turns)
 
 
 class KeyTable:
@@ -179,6 +186,40 @@ class KeyTable:
         self.keep = keep
         self._next = keys._replace(is_real=visible).map(lambda tensor: tensor.gather(1, keep))
         self._has_padding, self._waiting = len(keep) > 1, 0
+
+    def visible(self, next_positions: torch.Tensor, next_turns: torch.Tensor | None) -> torch.Tensor:
+        """Return which of the keys held, one column at least, a next token may see: as `find_visible`."""
+        assert self.keys is not None, "no key is held"
+        return find_visible(self.keys, next_positions, self.rules, next_turns)
+
+    def drop_padding(
+        self, next_positions: torch.Tensor, next_turns: torch.Tensor | None, least: int
+    ) -> torch.Tensor | None:
+        """Let go of what no row needs, between two forwards: padding between tokens, and keys that nobody can see.
+
+        Args:
+            next_positions: (B,), as `find_visible`.
+            next_turns: (B,), likewise.
+            least: For how many columns fewer it is done.
+
+        Returns:
+            (B, K′) places of what stays, ascending along a row's keys; None: all does.
+        """
+        if self.keys is None:
+            return None
+        keeps = self.keys.is_real if self.max_waiting is None else self.visible(next_positions, next_turns)
+        width = max(int(keeps.sum(dim=1).max()), 1)
+        if keeps.shape[1] - width < least:
+            return None
+        places = keeps.byte().sort(dim=1, stable=True).indices[:, keeps.shape[1] - width :]
+        self.keys = self.keys._replace(is_real=keeps).map(lambda known: known.gather(1, places))
+        self._has_padding, self._waiting = True, 0
+        return places
+
+    def clear_rows(self, is_empty: torch.Tensor) -> None:
+        """Let rows, (B,) bool, hold no key."""
+        if self.keys is not None:
+            self.keys, self._has_padding = clear(self.keys, is_empty[:, None]), True
 
     def commit(self) -> None:
         """End the forward: what was decided holds."""

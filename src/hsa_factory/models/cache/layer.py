@@ -152,6 +152,11 @@ class HSACacheLayer(CacheLayerMixin):
         """Drop the last `number` keys."""
         self.hold(self._buffers, self._length - number)
 
+    def keep(self, places: torch.Tensor) -> None:
+        """Keep the keys at some places, (B, K′); the others go."""
+        if self._buffers:
+            self.hold(self._select(_views(self._buffers, self._length), places), places.shape[1])
+
     def change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Reorder, repeat or select rows."""
         self.hold(tuple(map(change, self._buffers)), self._length)

@@ -1,7 +1,7 @@
 """The rows of a cache: reordered, repeated, selected, shortened, forgotten."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -58,6 +58,74 @@ class CacheOfRows(Cache):
         self._change(repeating(repeats))
         if rows:
             self._reorder_others(repeating(repeats)(torch.arange(rows)))
+
+    def select_rows(self, rows: Sequence[int | None]) -> None:
+        """Keep some rows, in this order, and let others begin anew.
+
+        Args:
+            rows: For each row afterwards, which one it goes on from; None: an empty one, which has seen nothing.
+
+        Raises:
+            ValueError: If the model has layers of linear attention, whose state cannot be emptied in one row.
+        """
+        self.abort()
+        if not self._seen.rows:
+            return
+        is_empty = torch.tensor([row is None for row in rows])
+        if is_empty.all():
+            self.reset()
+            return
+        if self._other_layers() and is_empty.any():
+            raise ValueError("A cache of linear attention cannot begin anew in one row: make another cache.")
+        indices = [place if row is None and place < self._seen.rows else (row or 0) for place, row in enumerate(rows)]
+        if indices != list(range(self._seen.rows)):
+            self.reorder_cache(torch.tensor(indices))
+        if is_empty.any():
+            is_empty = is_empty.to(self._seen.last_positions.device)
+            self._seen.clear_rows(is_empty)
+            for table in self.tables.values():
+                table.clear_rows(is_empty)
+
+    def drop_padding(self, least: int = 1) -> None:
+        """Forget padding between tokens, and keys that nobody can see, in all rows together.
+
+        The places of tokens change (`get_seq_length` is then the number of tokens that the longest row has seen), so that it is
+        for those who count by rows, between two forwards, and not for `model.generate`.
+
+        Args:
+            least: For how many columns fewer the keys are moved.
+        """
+        self.abort()
+        if self._other_layers():
+            return
+        if not len(self._seen):
+            return
+        for table in self.tables.values():
+            places = table.drop_padding(*self._next(), least)
+            for layer in self._own_layers():
+                if places is not None and layer.table is table:
+                    layer.keep(places)
+        if any(len(table) for table in self.tables.values()):
+            self._seen.drop_padding()
+
+    def count_keys(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return how many keys each row holds, and how many of them its next token may see, (B,) int64 each.
+
+        They are those of the layers that hold most.
+        """
+        self.abort()
+        tables = [table for table in self.tables.values() if table.keys is not None]
+        if not tables:
+            nothing = torch.zeros(self._seen.rows, dtype=torch.long)
+            return nothing, nothing
+        held = torch.stack([table.keys.is_real.sum(1) for table in tables if table.keys is not None])
+        visible = torch.stack([table.visible(*self._next()).sum(1) for table in tables])
+        return held.amax(0), visible.amax(0)
+
+    def _next(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the position of each row's next token and the least turn that it may have, (B,) each."""
+        turns = self._seen.last_turns
+        return self._seen.last_positions[:, 0] + 1, None if turns is None else turns[:, 0]
 
     def _reorder_others(self, rows: torch.Tensor) -> None:
         for layer in self._other_layers():

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ...semantics import SemanticType
-from .key_table import Keys, KeyTable
+from .key_table import Keys, KeyTable, clear
 from .tagger import Settled
 from .turns import settle_turns
 
@@ -121,6 +121,24 @@ class SeenTokens:
             self._length = self._pieces[0].positions.shape[1]
         if self.ids is not None:
             self.ids = change(self.ids)
+
+    def clear_rows(self, is_empty: torch.Tensor) -> None:
+        """Let rows, (B,) bool, have seen nothing."""
+        if len(self):
+            self._pieces = (clear(self.keys, is_empty[:, None]),)
+            self._rope_ends = (self._rope_ends[0].masked_fill(is_empty[:, None], 0),)
+
+    def drop_padding(self) -> None:
+        """Forget the padding: rows end together, and what a shorter one lacks stands at its beginning."""
+        if not len(self):
+            return
+        keys = self.keys
+        width = max(int(keys.is_real.sum(dim=1).max()), 1)
+        places = keys.is_real.byte().sort(dim=1, stable=True).indices[:, len(self) - width :]
+        self.change(lambda known: known.gather(1, places))
+        is_padding = ~self.keys.is_real
+        self._pieces = (clear(self.keys, is_padding),)
+        self._rope_ends = (self._rope_ends[0].masked_fill(is_padding, 0),)
 
     def retype(self, changes: Sequence[Settled]) -> None:
         """Change the types of tokens."""

@@ -67,6 +67,10 @@ class ConstantTagger:
         """Return the type for each of (B, Q) tokens, on the CPU, where it is looked at."""
         return torch.full(token_ids.shape, self.semantic_type)
 
+    def message_types(self, rows: int) -> list[int]:
+        """Return, for each of so many rows, the type of what a chat template writes around the message."""
+        return [self.semantic_type] * rows
+
     def settled(self) -> list[Settled]:
         """Return nothing."""
         return []

@@ -13,7 +13,7 @@ from ...labeling.matching import Message, label_messages
 from ...labeling.rule_set import Rule, RuleSet
 from ...labeling.tags import find_elements
 from ...typed.text import TypedText, token_types
-from ..cache.tagger import ConstantTagger, Settled, Tagger
+from ..cache.tagger import ConstantTagger, Settled
 
 
 ROLE = "assistant"
@@ -21,7 +21,9 @@ _COUNTED_ROLES = ("user", "assistant", "function", "observation")
 _UNFINISHED = "\ufffd"  # what half a character decodes to
 
 
-def make_tagger(config: HSAConfig, tokenizer: Any = None, roles: Sequence[str] | None = None) -> Tagger:
+def make_tagger(
+    config: HSAConfig, tokenizer: Any = None, roles: Sequence[str] | None = None
+) -> "ConstantTagger | RuleTagger":
     """Return what types the tokens of a message that the model is about to write.
 
     Args:
@@ -81,6 +83,7 @@ class _Text:
     decoded: int = 0  # tokens whose text is known
     context: int = 0  # the token from which on they are decoded together
     next_type: int = 0
+    message_type: int = 0  # of what the template writes around it
     ended: bool = False
 
     def copy(self) -> "_Text":
@@ -116,9 +119,7 @@ class RuleTagger:
     def tag(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Take in the next tokens, (B, Q), and return their types for now, (B, Q)."""
         if not self.rows:
-            self.rows = [_Text(next_type=self.base) for _ in range(token_ids.shape[0])]
-            for row in self.rows:
-                self._type(row)
+            self.rows = [self._begin() for _ in range(token_ids.shape[0])]
         for row, ids in zip(self.rows, token_ids.tolist(), strict=True):
             for token_id in ids:
                 self._add(row, token_id)
@@ -146,6 +147,10 @@ class RuleTagger:
         """Return, for each row, the first token whose type may change yet, or the number of tokens if there is none."""
         return [self._first_unsettled(row) for row in self.rows] or None
 
+    def message_types(self, rows: int) -> list[int]:
+        """Return, for each of so many rows, the type for now of what a chat template writes around the message."""
+        return [row.message_type for row in self.rows or [self._begin()] * rows]
+
     def change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Reorder, repeat or select rows, by a function on a tensor (B, …)."""
         self.rows = [self.rows[index].copy() for index in change(torch.arange(len(self.rows))).tolist()]
@@ -161,6 +166,11 @@ class RuleTagger:
             for name, length in lengths.items():
                 del getattr(row, name)[length:]
         self.rows = [row for row, _, _ in snapshot]
+
+    def _begin(self) -> _Text:
+        row = _Text(next_type=self.base)
+        self._type(row)
+        return row
 
     def _add(self, row: _Text, token_id: int) -> None:
         row.ids.append(token_id)
@@ -197,7 +207,7 @@ class RuleTagger:
         types = bytearray([base]) * len(text)
         for start, end, semantic_type in typing.spans:
             types[start:end] = bytes([semantic_type]) * (end - start)
-        row.next_type = types[-1] if types else base
+        row.next_type, row.message_type = types[-1] if types else base, int(base)
         row.types = (
             list(token_types(TypedText(text, base, typing.spans), row.offsets, len(row.ids))) if row.ids else []
         )
