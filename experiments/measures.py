@@ -1,0 +1,75 @@
+"""What can be measured without play: how much a system sees, and which actions it predicts, verb by verb."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from hsa_factory import HSAConfig
+from hsa_factory.attention.layer_rules import LayerRules
+from hsa_factory.inspection.sample_cost import Tokens, layer_cost
+
+from .conversations import Message
+from .encoding import Encoded, batch_of, encode
+from .playing import load_player
+
+
+BATCH = 16
+
+
+def visible_keys(tokenizer_folder: Path, samples: Sequence[Sequence[Message]], config: HSAConfig) -> dict[str, Any]:
+    """Count the keys that a token sees, itself included.
+
+    Returns:
+        The ``mean`` over all tokens, and the ``share`` of each type.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_folder))
+    seen = tokens = 0
+    kinds = [0, 0, 0]
+    for messages in samples:
+        row = encode(tokenizer, messages, config)
+        seen += layer_cost(
+            Tokens(np.array(row.types), np.array(row.turns), np.zeros(len(row.ids), bool)), LayerRules.of(config)
+        ).pairs
+        tokens += len(row.ids)
+        for kind in row.types:
+            kinds[kind] += 1
+    names = ("GLOBAL", "LANDMARK", "NOISE")
+    return {"mean": seen / tokens, "shares": {name: count / tokens for name, count in zip(names, kinds, strict=True)}}
+
+
+def accuracy_by_verb(
+    model_folder: Path, samples: Sequence[Sequence[Message]], config: HSAConfig
+) -> dict[str, list[int]]:
+    """Let a model predict each action of conversations that others have played.
+
+    Returns:
+        By the action's first word: how many actions were predicted as a whole, and how many there are.
+    """
+    model, tokenizer = load_player(model_folder, config)
+    counts: dict[str, list[int]] = {}
+    rows = [(messages, encode(tokenizer, messages, config)) for messages in samples]
+    rows.sort(key=lambda row: len(row[1].ids))
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        batch = batch_of([row for _, row in part], tokenizer.pad_token_id)
+        if not config.has_turns:
+            del batch["turn_ids"]
+        with torch.no_grad():
+            best = model(**batch).logits.argmax(dim=-1)
+        for number, (messages, row) in enumerate(part):
+            _count(counts, messages, row, best[number].tolist())
+    return dict(sorted(counts.items(), key=lambda item: -item[1][1]))
+
+
+def _count(counts: dict[str, list[int]], messages: Sequence[Message], row: Encoded, best: list[int]) -> None:
+    actions = [message for message in messages if message["role"] == "assistant"]
+    for message, (start, stop) in zip(actions, row.actions, strict=True):
+        if message.get("weight") == 0:
+            continue
+        count = counts.setdefault(message["content"].split()[0], [0, 0])
+        count[0] += best[start - 1 : stop - 1] == row.ids[start:stop]
+        count[1] += 1

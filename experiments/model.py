@@ -1,0 +1,49 @@
+"""A tiny Qwen3 with random weights, saved as a checkpoint that LLaMA-Factory loads by its path."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+
+
+SHAPE: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 8192,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+}
+QK_NORM = 1.6
+"""Where the weights of q_norm and k_norm begin. At 1, heads of 16 can hardly single out one token at first."""
+
+
+def build_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen3ForCausalLM:
+    """Return a model with random weights that the seed decides."""
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **SHAPE,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("q_norm.weight", "k_norm.weight")):
+                parameter.fill_(QK_NORM)
+    return model
+
+
+def save_model(directory: str | Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> int:
+    """Write a new model and its tokenizer, and return its number of parameters."""
+    model = build_model(tokenizer, seed)
+    model.save_pretrained(str(directory))
+    tokenizer.save_pretrained(str(directory))
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,90 @@
+"""Pictures of the tables, drawn from the CSV files alone."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def write_plots(directory: Path) -> list[Path]:
+    """Draw what CSV files in a directory hold, and return the pictures."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    made = [
+        _draw(directory, "success", _bars),
+        _draw(directory, "curve", _curves),
+        _draw(directory, "cost", _against_cost),
+    ]
+    return [path for path in made if path is not None]
+
+
+def _draw(directory: Path, name: str, draw: Any) -> Path | None:
+    from matplotlib import pyplot
+
+    file = directory / f"{name}.csv"
+    if not file.is_file():
+        return None
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    draw(axes, _read(file), directory)
+    axes.spines[["top", "right"]].set_visible(False)
+    path = directory / f"{name}.png"
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+    return path
+
+
+def _read(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _numbers(rows: Sequence[dict[str, str]], column: str) -> list[float]:
+    return [float(row[column]) for row in rows]
+
+
+def _errors(rows: Sequence[dict[str, str]]) -> list[list[float]]:
+    values, lows, highs = (_numbers(rows, name) for name in ("%", "low", "high"))
+    return [[v - low for v, low in zip(values, lows)], [high - v for v, high in zip(values, highs)]]
+
+
+def _bars(axes: Any, rows: list[dict[str, str]], directory: Path) -> None:
+    rows = rows[::-1]
+    names = [row["system"] for row in rows]
+    axes.barh(names, _numbers(rows, "%"), xerr=_errors(rows), color="#7a9cc6", ecolor="#333333", capsize=3)
+    games = {row["games"] for row in rows}
+    axes.set_xlabel(f"games won, % (Wilson 95 % interval; {' or '.join(sorted(games))} games each)")
+    axes.set_xlim(0, 100)
+
+
+def _curves(axes: Any, rows: list[dict[str, str]], directory: Path) -> None:
+    for name in dict.fromkeys(row["system"] for row in rows):
+        points: dict[int, list[float]] = {}
+        for row in rows:
+            if row["system"] == name:
+                points.setdefault(int(row["tokens"]), []).append(float(row["%"]))
+        places = sorted(points)
+        axes.plot(
+            [p / 1e6 for p in places], [sum(points[p]) / len(points[p]) for p in places], marker="o", ms=3, label=name
+        )
+    axes.set_xlabel("tokens trained, millions")
+    axes.set_ylabel("games of the dev fold won, %")
+    axes.legend(fontsize=7, frameon=False)
+
+
+def _against_cost(axes: Any, rows: list[dict[str, str]], directory: Path) -> None:
+    success = {row["system"]: row for row in _read(directory / "success.csv")}
+    for row in rows:
+        won = success[row["system"]]
+        (low,), (high,) = _errors([won])
+        axes.errorbar(float(row["keys held"]), float(won["%"]), yerr=[[low], [high]], fmt="o", capsize=3)
+        axes.annotate(
+            row["system"],
+            (float(row["keys held"]), float(won["%"])),
+            xytext=(5, 4),
+            textcoords="offset points",
+            fontsize=7,
+        )
+    axes.set_xlabel("keys held in the cache, mean")
+    axes.set_ylabel("games won, %")
+    axes.set_xlim(left=0)

@@ -1,0 +1,195 @@
+"""Results as tables: CSV files, and the same as Markdown."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from statistics import fmean
+
+from hsa_factory.whole_files import write_whole
+
+from .outcomes import Played, failures, played, results
+from .plan import Plan
+from .statistics import compare, share, spread
+
+
+REFERENCE = "dense"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        name: Of its file.
+        title: What stands above it.
+        columns: Headings.
+        rows: As many cells as columns each.
+    """
+
+    name: str
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+    def csv(self) -> str:
+        """Return it as CSV."""
+        text = StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([self.columns, *self.rows])
+        return text.getvalue()
+
+    def markdown(self) -> str:
+        """Return it as Markdown."""
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def tables(plan: Plan, out: Path) -> list[Table]:
+    """Return all tables of what is finished; empty ones are left out."""
+    of_test, of_dev = played(plan, out, "test"), played(plan, out, "dev")
+    made = [
+        success_table(of_test, "success", "Games of the test fold that each system wins"),
+        success_table(of_dev, "success_dev", "Games of the dev fold, by which choices were made"),
+        cost_table(of_test),
+        pair_table(of_test),
+        verb_table(plan, out),
+        curve_table(plan, out),
+        Table("failed", "Parts that failed", ("part", "error"), failures(plan, out)),
+    ]
+    return [table for table in made if table.rows]
+
+
+def write_tables(directory: Path, made: Sequence[Table]) -> list[Path]:
+    """Write each table as a CSV file, and return the files."""
+    paths = [directory / f"{table.name}.csv" for table in made]
+    for path, table in zip(paths, made, strict=True):
+        write_whole(path, table.csv())
+    return paths
+
+
+def by_system(of_play: Sequence[Played]) -> dict[str, list[Played]]:
+    """Return plays by the system's name, in their order."""
+    found: dict[str, list[Played]] = {}
+    for one in of_play:
+        found.setdefault(one.system.name, []).append(one)
+    return found
+
+
+def success_table(of_play: Sequence[Played], name: str, title: str) -> Table:
+    """Return wins with their interval over games, and the spread over seeds."""
+    rows = []
+    for seeds in by_system(of_play).values():
+        won, games = sum(one.result["won"] for one in seeds), sum(one.result["games"] for one in seeds)
+        lost, total = sum(one.result["lost"] for one in seeds), share(won, games)
+        mean, deviation = spread([one.result["won"] / one.result["games"] for one in seeds])
+        each = " ".join(f"{100 * one.result['won'] / one.result['games']:.1f}" for one in seeds)
+        system = seeds[0].system
+        numbers = [f"{100 * value:.1f}" for value in (total.value, total.low, total.high, mean)]
+        deviations = "" if deviation != deviation else f"{100 * deviation:.1f}"
+        rows.append(
+            [
+                system.title,
+                len(seeds),
+                games,
+                won,
+                *numbers,
+                deviations,
+                each,
+                f"{100 * lost / games:.1f}",
+                system.note,
+            ]
+        )
+    columns = (
+        "system",
+        "seeds",
+        "games",
+        "won",
+        "%",
+        "low",
+        "high",
+        "mean of seeds",
+        "sd",
+        "each seed",
+        "lost %",
+        "note",
+    )
+    return Table(name, title, columns, rows)
+
+
+def cost_table(of_play: Sequence[Played]) -> Table:
+    """Return what each system's memory costs in play, and what its training took."""
+    rows = []
+    for seeds in by_system(of_play).values():
+        read = sum(one.result["read"] for one in seeds)
+        cpu = sum(one.result["cpu_seconds"] for one in seeds)
+        rows.append(
+            [
+                seeds[0].system.title,
+                f"{fmean(one.result['mean_held'] for one in seeds):.0f}",
+                max(one.result["peak_held"] for one in seeds),
+                f"{fmean(one.result['mean_visible'] for one in seeds):.0f}",
+                f"{read / cpu:.0f}",
+                f"{fmean(one.training['tokens'] for one in seeds) / 1e6:.2f}",
+                f"{fmean(one.training['cpu_seconds'] for one in seeds):.0f}",
+            ]
+        )
+    columns = (
+        "system",
+        "keys held",
+        "peak",
+        "keys seen",
+        "tokens/CPU s in play",
+        "M tokens trained",
+        "CPU s of training",
+    )
+    return Table("cost", "Keys in the cache, and processor time (machines are shared: not wall time)", columns, rows)
+
+
+def pair_table(of_play: Sequence[Played]) -> Table:
+    """Return each system against `REFERENCE`, game by game."""
+    found = by_system(of_play)
+    wins = {name: {key: won for one in seeds for key, won in one.wins.items()} for name, seeds in found.items()}
+    rows = []
+    for name, seeds in found.items():
+        if name != REFERENCE and REFERENCE in wins:
+            pair = compare(wins[name], wins[REFERENCE])
+            rows.append([seeds[0].system.title, pair.pairs, pair.better, pair.worse, f"{pair.p:.2g}"])
+    columns = ("system", "pairs", "only it wins", "only dense wins", "p (sign test)")
+    return Table("pairs", "Against dense, on the same games", columns, rows)
+
+
+def verb_table(plan: Plan, out: Path) -> Table:
+    """Return how often the next action of a good player is predicted, by its first word."""
+    counts: dict[str, dict[str, list[int]]] = {}
+    for system, _, result in results(plan, out, "verbs"):
+        verbs = counts.setdefault(system.title, {})
+        for verb, (hits, cases) in result["verbs"].items():
+            known = verbs.setdefault(verb, [0, 0])
+            known[0], known[1] = known[0] + hits, known[1] + cases
+    names = list(dict.fromkeys(verb for verbs in counts.values() for verb in verbs))
+    rows = [[title, *(_percent(verbs.get(verb)) for verb in names)] for title, verbs in counts.items()]
+    sizes = next(iter(counts.values()), {})
+    return Table(
+        "verbs",
+        "Actions of good players that are predicted, %",
+        ("system", *(f"{v} ({sizes.get(v, [0, 0])[1]})" for v in names)),
+        rows,
+    )
+
+
+def _percent(count: list[int] | None) -> str:
+    return f"{100 * count[0] / count[1]:.1f}" if count else ""
+
+
+def curve_table(plan: Plan, out: Path) -> Table:
+    """Return success on the dev fold by tokens trained."""
+    rows = []
+    for system, seed, result in results(plan, out, "curve"):
+        for point in result["points"]:
+            total = share(point["won"], point["games"])
+            numbers = [f"{100 * value:.1f}" for value in (total.value, total.low, total.high)]
+            rows.append([system.title, seed, point["tokens"], point["games"], point["won"], *numbers])
+    columns = ("system", "seed", "tokens", "games", "won", "%", "low", "high")
+    return Table("curve", "Success on the dev fold against tokens trained", columns, rows)

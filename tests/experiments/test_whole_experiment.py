@@ -1,0 +1,120 @@
+"""The experiment from vocabulary to tables, with a model that learns for three steps."""
+
+import csv
+import json
+
+import pytest
+from experiments.encoding import encode
+from experiments.plan import Plan, read_rows
+from experiments.playing import read_games
+from experiments.report import write_report
+from experiments.settings import FORMS, Phase, Settings, Training, settings_from
+from experiments.stages import run_stage
+from experiments.systems import SYSTEMS, system_named
+
+
+TINY = Settings(
+    name="tiny",
+    seeds=(0,),
+    systems=("dense", "hsa_002_64", "sliding", "random_types", "keep_last", "dense_hsa_late"),
+    gold_games=40,
+    survey_games=150,
+    dev_games=0,
+    curve_games=4,
+    test_games=6,
+    step_limit=30,
+    training=Training(phases=(Phase(2, 5e-3), Phase(1, 3e-3)), saves=1),
+)
+TRIED = ("hsa_002_64", "random_types", "keep_last")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_settings_survive_json(form):
+    assert settings_from(json.loads(json.dumps(FORMS[form].to_dict()))) == FORMS[form]
+
+
+def test_plans_begin_with_what_is_needed_and_name_no_stage_twice():
+    for settings in FORMS.values():
+        known = set()
+        for stage in Plan(settings).stages:
+            assert {need.name for need in stage.needs} <= known and stage.name not in known
+            known.add(stage.name)
+    names = [stage.name for stage in Plan(FORMS["full"]).stages]
+    assert names.index("play/test/recipe_noise/0") < names.index("init/1"), "a seed is done before the next begins"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cooking):
+    pytest.importorskip("llamafactory")
+    out, plan = tmp_path_factory.mktemp("evidence"), Plan(TINY)
+    for stage in plan.stages:
+        if stage.name.split("/")[0] in ("vocabulary", "gold", "gold_dev", "shown", "init") or any(
+            f"/{name}/" in stage.name for name in TRIED
+        ):
+            run_stage(stage, out)
+    return plan, out
+
+
+def test_all_that_is_read_is_trained_and_played(finished):
+    plan, out = finished
+    for name in TRIED:
+        made = plan.named(f"train/{name}/0").result(out)
+        assert made["tokens"] > 1000 and made["cpu_seconds"] > 0 and len(made["checkpoints"]) == 2
+        games = read_games(plan.named(f"play/test/{name}/0").folder(out))
+        assert len(games) == 6 and all(1 <= len(game.actions) <= 30 for game in games)
+        assert len(plan.named(f"curve/{name}/0").result(out)["points"]) == 2
+        assert sum(cases for _, cases in plan.named(f"verbs/{name}/0").result(out)["verbs"].values()) > 500
+
+
+def test_random_types_have_the_shares_of_rules(finished):
+    plan, out = finished
+    drawn = plan.named("train/random_types/0").result(out)["shares"]
+    ruled = plan.named("train/hsa_002_64/0").result(out)["shares"]
+    for kind, share in ruled.items():
+        assert abs(drawn[kind] - share) < 0.15, kind
+
+
+def test_training_files_say_what_the_system_is(finished):
+    plan, out = finished
+    text = (plan.named("train/hsa_002_64/0").folder(out) / "train_1.yaml").read_text()
+    for line in (
+        "noise_decay: 0.02",
+        "noise_window: 64",
+        "neat_packing: true",
+        "max_steps: 1",
+        "user: 0.1",
+        "seed: 0",
+    ):
+        assert line in text
+
+
+def test_tokens_and_types_of_play_are_those_of_training(finished):
+    """A gold game that is forced upon a player: ids, types and turns as `encode` gives them, which training's are."""
+    from experiments.playing import load_player
+    from experiments.vocabulary import ACT, END
+
+    from hsa_factory.models import AgentBatch
+
+    plan, out = finished
+    system = system_named("hsa_002_64")
+    config = plan.config(system)
+    model, tokenizer = load_player(plan.named("train/hsa_002_64/0").folder(out) / "model", config)
+    for row in read_rows(plan.gold.folder(out))[:3]:
+        messages = row["messages"]
+        agents = AgentBatch(model, tokenizer, rows=1, max_new_tokens=12, stop=END)
+        agents.append({0: messages[0]["content"]}, role="system")
+        for observation, action in zip(messages[1::2], messages[2::2]):
+            agents.append({0: observation["content"] + ACT})
+            agents.act({0: [action["content"]]})
+        history, encoded = agents.history(0), encode(tokenizer, messages, config)
+        assert history == {"input_ids": encoded.ids, "semantic_ids": encoded.types, "turn_ids": encoded.turns}
+
+
+def test_tables_are_written_of_what_is_finished(finished):
+    plan, out = finished
+    names = {path.name for path in write_report(plan, out)}
+    assert {"success.csv", "cost.csv", "curve.csv", "verbs.csv", "success.png", "curve.png", "about.json"} <= names
+    with (out / "results" / "success.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    titles = {system.title for system in SYSTEMS if system.name in TRIED}
+    assert {row["system"] for row in rows} == titles and all(row["games"] == "6" for row in rows)
