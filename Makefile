@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-# make setup | quickstart | test | test-board | test-newest | lint: each installs what it needs first, into .venv or .venv-newest.
-=======
 # make setup | quickstart | experiment | test | test-board | test-experiment | test-newest | lint: each installs what it needs first, into .venv or .venv-newest.
->>>>>>> room-X3
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make setup PYTHON=/path/to/python3.11")'
@@ -17,15 +13,11 @@ WORKERS ?= 2
 NEWEST_TESTS := $(wildcard $(addprefix tests/,attention models training typed labeling inspection \
 	test_config.py test_feedback.py test_semantics.py test_tiny.py test_whole_files.py))
 
-<<<<<<< HEAD
 # A checkout of LLaMA-Factory's main, which is on no package index: its package goes before the one installed.
 LLAMAFACTORY ?=
 MAIN_TESTS ?= tests/llamafactory
 
 .PHONY: help setup quickstart experiment test test-board test-experiment test-newest test-llamafactory-main lint format clean
-=======
-.PHONY: help setup quickstart test test-newest test-experiment experiment lint format clean
->>>>>>> room-X3
 
 help:
 	@echo "make setup       virtual environment .venv with the pinned versions"
@@ -33,12 +25,9 @@ help:
 	@echo "make test        the tests"
 	@echo "make test-board  LLaMA Board in a browser, with real runs: skipped where no Chromium is installed"
 	@echo "make test-newest the tests that need no LLaMA-Factory, with the newest transformers, trl and peft, in .venv-newest"
-<<<<<<< HEAD
 	@echo "make test-llamafactory-main LLAMAFACTORY=/path/to/checkout   the tests of LLaMA-Factory's stages with that checkout"
-=======
 	@echo "make experiment  does HSA pay? the quick form of the experiment, on two cores; python -m experiments --help for the full one"
 	@echo "make test-experiment  the tests of the experiment"
->>>>>>> room-X3
 	@echo "make lint        ruff and mypy"
 
 setup: $(INSTALLED)
@@ -59,19 +48,15 @@ quickstart: $(INSTALLED)
 	$(BIN)/hsa-factory quickstart --overwrite
 
 test: $(INSTALLED)
-<<<<<<< HEAD
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore=tests/board tests
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+		--ignore=tests/board --ignore=tests/experiments tests
 
 test-board: $(INSTALLED)
 	$(BIN)/python -m pytest -o faulthandler_timeout=600 tests/board
-=======
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore=tests/experiments tests
->>>>>>> room-X3
 
 test-newest: $(NEWEST_INSTALLED)
 	$(NEWEST_BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(NEWEST_TESTS)
 
-<<<<<<< HEAD
 test-llamafactory-main: $(INSTALLED)
 	@test -d "$(LLAMAFACTORY)/src/llamafactory" || \
 		{ echo "give a checkout of LLaMA-Factory: make $@ LLAMAFACTORY=/path/to/checkout"; exit 2; }
@@ -79,7 +64,6 @@ test-llamafactory-main: $(INSTALLED)
 		$(BIN)/python -m hsa_factory.llamafactory.compatibility
 	PYTHONPATH="$(abspath $(LLAMAFACTORY))/src:$(CURDIR)/src" DISABLE_VERSION_CHECK=1 \
 		$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(MAIN_TESTS)
-=======
 $(WITH_EXPERIMENT): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiment,dev]'
 	@touch $@
@@ -89,7 +73,6 @@ experiment: $(WITH_EXPERIMENT)
 
 test-experiment: $(WITH_EXPERIMENT)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/experiments
->>>>>>> room-X3
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -112,7 +112,9 @@ def test_a_mask_in_the_prompt_means_nothing(prepare, pair):
 def test_a_weight_that_the_loss_cannot_honour_is_refused(prepare, pair):
     weighed = pair()
     weighed["rejected"]["weight"] = 0.5
-    with pytest.raises(ValueError, match=r"dataset 'pairs', sample 1: rejected, .* weight 0.5: the loss of this stage"):
+    with pytest.raises(
+        ValueError, match=r"dataset 'pairs', sample 1: rejected, .* weight 0.5: the loss of this stage"
+    ):
         prepare([pair(), weighed])
     with pytest.raises(ValueError, match=r"sample 0: chosen, .* weight 2: the loss of this stage"):
         prepare([pair()], weights=LossWeightsConfig(roles={"assistant": 2}))
