@@ -147,5 +147,5 @@ def test_media_are_never_cut_in_half(lf, prepare, pair, tmp_path):
     length, number = len(row["chosen_input_ids"]), row["chosen_input_ids"].count(pads)
     assert number > 2 and row["rejected_input_ids"].count(pads) == number
     short = pair(images=None)
-    cut = prepare([shown, short], cutoff_len=length - 8 - number // 2, **more)
+    cut = prepare([shown, short], cutoff_len=length - 13 - number // 2, **more)
     assert cut.counts["dropped"] == {"media do not fit into cutoff_len": 1} and len(cut.rows()) == 1
