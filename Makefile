@@ -1,4 +1,4 @@
-# make setup | quickstart | experiment | test | test-newest | test-experiment | lint: each installs what it needs first, into .venv or .venv-newest.
+# make setup | quickstart | experiment | test | test-board | test-experiment | test-newest | lint: each installs what it needs first, into .venv or .venv-newest.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make setup PYTHON=/path/to/python3.11")'
@@ -13,13 +13,19 @@ WORKERS ?= 2
 NEWEST_TESTS := $(wildcard $(addprefix tests/,attention models training typed labeling inspection \
 	test_config.py test_feedback.py test_semantics.py test_tiny.py test_whole_files.py))
 
-.PHONY: help setup quickstart test test-newest test-experiment experiment lint format clean
+# A checkout of LLaMA-Factory's main, which is on no package index: its package goes before the one installed.
+LLAMAFACTORY ?=
+MAIN_TESTS ?= tests/llamafactory
+
+.PHONY: help setup quickstart experiment test test-board test-experiment test-newest test-llamafactory-main lint format clean
 
 help:
 	@echo "make setup       virtual environment .venv with the pinned versions"
 	@echo "make quickstart  train tiny models offline with HSA and Feedback, from nothing to a loss curve"
 	@echo "make test        the tests"
+	@echo "make test-board  LLaMA Board in a browser, with real runs: skipped where no Chromium is installed"
 	@echo "make test-newest the tests that need no LLaMA-Factory, with the newest transformers, trl and peft, in .venv-newest"
+	@echo "make test-llamafactory-main LLAMAFACTORY=/path/to/checkout   the tests of LLaMA-Factory's stages with that checkout"
 	@echo "make experiment  does HSA pay? the quick form of the experiment, on two cores; python -m experiments --help for the full one"
 	@echo "make test-experiment  the tests of the experiment"
 	@echo "make lint        ruff and mypy"
@@ -42,11 +48,22 @@ quickstart: $(INSTALLED)
 	$(BIN)/hsa-factory quickstart --overwrite
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore=tests/experiments tests
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+		--ignore=tests/board --ignore=tests/experiments tests
+
+test-board: $(INSTALLED)
+	$(BIN)/python -m pytest -o faulthandler_timeout=600 tests/board
 
 test-newest: $(NEWEST_INSTALLED)
 	$(NEWEST_BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(NEWEST_TESTS)
 
+test-llamafactory-main: $(INSTALLED)
+	@test -d "$(LLAMAFACTORY)/src/llamafactory" || \
+		{ echo "give a checkout of LLaMA-Factory: make $@ LLAMAFACTORY=/path/to/checkout"; exit 2; }
+	PYTHONPATH="$(abspath $(LLAMAFACTORY))/src:$(CURDIR)/src" DISABLE_VERSION_CHECK=1 \
+		$(BIN)/python -m hsa_factory.llamafactory.compatibility
+	PYTHONPATH="$(abspath $(LLAMAFACTORY))/src:$(CURDIR)/src" DISABLE_VERSION_CHECK=1 \
+		$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(MAIN_TESTS)
 $(WITH_EXPERIMENT): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiment,dev]'
 	@touch $@

@@ -18,6 +18,7 @@ Hierarchical Semantic Attention and feedback training for LLaMA-Factory.
 commands of its own:
   train FILE.yaml [key=value …]   train; the file may have the blocks `hsa` and `feedback`
   label IN --rules R --out OUT    give the messages of a data set types by rules
+  pairs IN --out OUT              make preference pairs of the feedback in trajectories, for `stage: dpo`
   inspect FILE.yaml …             show what a model gets to see and is trained on: terminal, JSON, HTML; --check
   quickstart                      train tiny models offline, from nothing to a loss curve
   doctor [--device cuda]          whether this machine can run HSA: versions, backends, a self-test, a small timing
@@ -30,7 +31,12 @@ passed on as they are:
 `hsa-factory COMMAND --help` says more about a command.
 """
 
-_WITH_A_PARSER = ("inspect", "label", "doctor")  # argparse begins their messages with the command's name, and so do we
+_WITH_A_PARSER = (
+    "inspect",
+    "label",
+    "pairs",
+    "doctor",
+)  # argparse begins their messages with the command's name, and so do we
 _PASSED_ON = ("api", "chat", "eval", "export", "webchat", "webui", "env", "version")
 
 
@@ -82,6 +88,10 @@ def _find(command: str) -> Callable[[Sequence[str]], int]:
         from .commands import label
 
         return label.main
+    if command == "pairs":
+        from .commands import pairs
+
+        return pairs.main
     if command == "doctor":
         from .commands import doctor
 

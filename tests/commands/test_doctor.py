@@ -220,7 +220,7 @@ def installed(monkeypatch):
     return pretend
 
 
-OWN = ("0.1.0", "torch>=2.6", "transformers>=5.6,<5.18", "llamafactory==0.9.5; extra == 'llamafactory'")
+OWN = ("0.1.0", "torch>=2.6", "transformers>=5.6,<5.18", "llamafactory>=0.9.5,<0.9.7; extra == 'llamafactory'")
 SOUND = {"hsa_factory": OWN, "torch": ("2.11.0+cu130",), "transformers": ("5.6.0",)}
 
 
@@ -233,7 +233,7 @@ def test_versions_that_fit(installed):
     everything = SOUND | {"llamafactory": ("0.9.5", "transformers<=5.6.0", "trl<=0.24.0"), "trl": ("0.24.0",)}
     everything["torchaudio"] = ("2.11.0+cu130",)
     packages = installed(**everything)
-    assert problems(packages) == {} and packages["llamafactory"].wanted == "==0.9.5"
+    assert problems(packages) == {} and packages["llamafactory"].wanted == "<0.9.7,>=0.9.5"
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_versions_that_fit(installed):
     [
         ({"transformers": ("5.24.0",)}, "transformers", "hsa-factory 0.1.0 needs transformers<5.18,>=5.6, not 5.24.0", "pip"),
         ({"torch": ("2.5.1",)}, "torch", "hsa-factory 0.1.0 needs torch>=2.6, not 2.5.1", "pip install 'torch>=2.6'"),
-        ({"llamafactory": ("0.9.6",)}, "llamafactory", "0.9.6 is not known to hsa-factory (known: 0.9.5)", "==0.9.5"),
+        ({"llamafactory": ("0.9.7",)}, "llamafactory", "0.9.7 is not known to hsa-factory (known: >=0.9.5,<0.9.7)", "==0.9.5"),
         ({"torchaudio": ("2.10.0",)}, "torchaudio", "is built for another torch than 2.11.0+cu130", "torchaudio==2.11.*"),
         ({"torchvision": ("0.25.0", "torch==2.10.0")}, "torch", "torchvision 0.25.0 needs torch==2.10.0", "2.10.0"),
         ({"llamafactory": ("0.9.5", "trl<=0.24.0")}, "trl", "needs trl<=0.24.0, which is not installed", "'trl<=0.24.0'"),

@@ -217,7 +217,7 @@ class TestLayouts:
         for name, message in (
             ("none", "has no such data set; it has 'raw', 'other', 'hub', 'typed'"),
             ("other", "none.json: there is no such file"),
-            ("hub", "only files can be labelled"),
+            ("hub", "only files can be read"),
         ):
             assert run(info, "--dataset", name, "--rules", rules, "--out", tmp_path / "o.json") == 2
             assert message in capsys.readouterr().err
@@ -384,7 +384,7 @@ class TestStopping:
     @pytest.mark.usefixtures("small_chunks")
     def test_what_was_done_is_not_done_again(self, tmp_path, rules, monkeypatch, capsys):
         source, out = self.data(tmp_path, 10), tmp_path / "out.jsonl"
-        stock, done = job._label_chunk, []
+        stock, done = job._process_chunk, []
 
         def stop_at_3(chunk):
             if chunk.index == 3 and len(done) == 3:
@@ -392,7 +392,7 @@ class TestStopping:
             done.append(chunk.index)
             stock(chunk)
 
-        monkeypatch.setattr(job, "_label_chunk", stop_at_3)
+        monkeypatch.setattr(job, "_process_chunk", stop_at_3)
         arguments = (source, "--rules", rules, "--out", out, "--workers", 1)
         assert run(*arguments) == 130
         assert "the same command again" in capsys.readouterr().err and not out.exists()

@@ -170,18 +170,20 @@ class Pipeline:
         weights: LossWeightsConfig | None = None,
     ) -> Prepared:
         """Run LLaMA-Factory's data preparation; without `hsa`, `feedback` and `weights` the plain one."""
-        import llamafactory.train.sft.workflow as workflow
         from llamafactory.data import get_template_and_fix_tokenizer
         from llamafactory.hparams import get_train_args
 
         from hsa_factory.llamafactory import integrate
+        from hsa_factory.llamafactory.train.stages import STAGES
 
         is_on = hsa or feedback or weights
         with integrate(hsa, feedback, weights) if is_on else contextlib.nullcontext() as integration:
-            model_args, data_args, training_args, _, _ = get_train_args(dict(args))
+            model_args, data_args, training_args, finetuning_args, _ = get_train_args(dict(args))
+            stage = STAGES[finetuning_args.stage]
+            workflow = stage.workflow
             loaded = workflow.load_tokenizer(model_args)
             template = get_template_and_fix_tokenizer(loaded["tokenizer"], data_args)
-            module = workflow.get_dataset(template, model_args, data_args, training_args, stage="sft", **loaded)
+            module = workflow.get_dataset(template, model_args, data_args, training_args, stage=stage.data, **loaded)
         report = integration.report.to_dict() if integration is not None else None
         return Prepared(module, template, loaded["tokenizer"], loaded["processor"], data_args, report)
 

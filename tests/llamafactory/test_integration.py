@@ -97,7 +97,7 @@ def test_nothing_to_install_is_an_error():
         pass
 
 
-@pytest.mark.parametrize("version", ["0.9.4", "0.9.6.dev0", "1.0.0"])
+@pytest.mark.parametrize("version", ["0.9.4", "0.9.7.dev0", "1.0.0"])
 def test_an_unknown_version_is_refused_by_name(monkeypatch, version):
     before = snapshot()
     monkeypatch.setattr(integration, "VERSION", version)

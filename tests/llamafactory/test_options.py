@@ -20,7 +20,7 @@ from hsa_factory.llamafactory.options import check_options
 HSA, FEEDBACK = HSAConfig(), FeedbackConfig()
 
 
-@pytest.mark.parametrize("stage", ["pt", "rm", "ppo", "dpo", "kto"])
+@pytest.mark.parametrize("stage", ["pt", "rm", "ppo", "kto"])
 def test_other_stages_are_refused_before_anything_is_loaded(lf, tmp_path, monkeypatch, stage):
     module = importlib.import_module(f"llamafactory.train.{stage}.workflow")
     for name in ("load_tokenizer", "load_model", "get_dataset"):
@@ -28,7 +28,7 @@ def test_other_stages_are_refused_before_anything_is_loaded(lf, tmp_path, monkey
     reward = {"reward_model": "none", "reward_model_type": "full"} if stage == "ppo" else {}
     args = lf.args(tmp_path, "nothing", stage=stage, **reward)
     for settings in ((HSA, None), (None, FEEDBACK)):
-        with pytest.raises(ValueError, match=f"support `stage: sft`, not `stage: {stage}` yet. Remove the hsa and"):
+        with pytest.raises(ValueError, match=f"support `stage: sft`.*, not `stage: {stage}` yet. Remove the hsa and"):
             with integrate(*settings):
                 tuner.run_exp(args)
 

@@ -165,6 +165,8 @@ class Oracle:
                     prompt_types = [None] * len(prompt)
                 else:
                     tool_text = self.template.format_tools.apply(content=tools)[0] if tools else ""
+                    if type(self.template).__name__ == "MossVLTemplate" and not system:  # LLaMA-Factory 0.9.6
+                        tool_text = tool_text.lstrip("\n")
                     prefix = self.template.format_prefix.apply()
                     head = prefix + self.template.format_system.apply(content=system + tool_text)
                     start, length = (

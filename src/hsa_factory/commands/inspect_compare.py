@@ -91,15 +91,15 @@ def find_changes(
 ) -> Iterator[SampleChange]:
     """Compare the samples of some rows of the first side with those of the second, wherever they stand there."""
     rows = second.find_rows()
-    shown: tuple[int, InspectedSample] | None = None
+    shown: tuple[tuple[int, str], InspectedSample] | None = None
     for sample in first.samples(start, stop):
         for number, part in enumerate(sample.parts or [_whole(sample)]):
             row = rows.get((part.dataset, part.index) if sample.parts else ("", sample.index))
             if row is None:
                 yield _missing(part)
                 continue
-            if shown is None or shown[0] != row:
-                shown = row, second.sample(row)
+            if shown is None or shown[0] != (row, sample.side):
+                shown = (row, sample.side), second.sample(row, sample.side)
             other = shown[1]
             place = next((k for k, one in enumerate(other.parts) if _key(one) == _key(part)), None)
             own = Side.of(sample, number if sample.parts else None, first.hsa_config)
@@ -112,10 +112,16 @@ def _key(part: Part) -> tuple[str, int]:
 
 def _whole(sample: InspectedSample) -> Part:
     """Return a row of tokenized data as if it were one sample."""
-    return Part(sample.dataset, sample.index, 0, len(sample.input_ids), 0, False)
+    return Part(sample.dataset, sample.index, 0, len(sample.input_ids), 0, False, sample.side)
 
 
 def _missing(part: Part) -> SampleChange:
     return SampleChange(
-        part.dataset, part.index, part.stop - part.start, Counter(), [], "it is dropped, or absent, on the other side"
+        part.dataset,
+        part.index,
+        part.stop - part.start,
+        Counter(),
+        [],
+        "it is dropped, or absent, on the other side",
+        part.side,
     )

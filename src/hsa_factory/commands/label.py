@@ -1,39 +1,22 @@
 """`hsa-factory label`: write types into data."""
 
 import argparse
-import json
-import os
-import sys
 from collections.abc import Sequence
-from concurrent.futures.process import BrokenProcessPool
-from itertools import chain, islice
-from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from .. import strict_json
-from ..labeling.detect import detect_entry, tagged_entry
+from ..labeling.detect import tagged_entry
 from ..labeling.formats import DatasetFormat
-from ..labeling.job import BadSample, Job, parse_sample, run_job
-from ..labeling.locking import locked
-from ..labeling.records import SampleChunk
+from ..labeling.label_task import LabelTask
 from ..labeling.rule_set import RuleSet, preset_names
-from ..labeling.summary import print_summary
-from ..labeling.trajectories.files import TRAJECTORY_SUFFIXES, read_samples
-from ..user_errors import UserError
-from ..whole_files import write_whole
+from ..labeling.summary import Summary, print_summary
+from .sample_files import EPILOG, Entry, add_data_options, add_input, add_run_options, run_on_files, said_to_the_user
 
 
-SUFFIXES = (".json", ".jsonl", ".parquet")
-WAIT = 3.0  # seconds: the workers of a run that was killed end within one, and hold its lock until then
 _EPILOG = f"""\
 Presets: {", ".join(preset_names())}. `hsa-factory label --rules PRESET --print-rules` prints one, to be changed.
 
-If it is stopped, what is done stays in OUT.partial; the same command goes on from there. OUT itself is written at the
-end, whole. A second run on the same OUT stops with an error.
-"""
+{EPILOG}"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,24 +27,11 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "input",
-        nargs="?",
-        metavar="IN",
-        help="JSON, JSON lines, Parquet, a trajectory or a directory of them, dataset_info.json, or - for standard input",
-    )
+    add_input(parser)
     parser.add_argument("--rules", required=True, metavar="R", help="a preset's name, or a YAML file of rules")
-    parser.add_argument("--out", metavar="OUT", help=f"the labelled data: {', '.join(SUFFIXES)}")
-    parser.add_argument("--dataset", metavar="NAME", help="which data set, if IN is a dataset_info.json")
+    add_data_options(parser)
     parser.add_argument("--tokenizer", metavar="PATH", help="count tokens with this tokenizer.json, not characters")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (all cores)")
-    parser.add_argument(
-        "--skip-bad", action="store_true", help="leave out what cannot be read, and count it, instead of stopping"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
-    parser.add_argument(
-        "--register", action="store_true", help="add the result to the dataset_info.json beside OUT, ready to train on"
-    )
+    add_run_options(parser)
     parser.add_argument("--print-rules", action="store_true", help="print the rules as YAML, and do nothing else")
     return parser
 
@@ -81,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = build_parser()
     options = parser.parse_args(argv)
-    try:
+    with said_to_the_user():
         rules = RuleSet.parse(options.rules)
         if options.print_rules:
             print(_as_yaml(rules), end="")
@@ -89,175 +59,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.input is None or options.out is None:
             parser.error("IN and --out are needed")
         _run(options, rules)
-    except BrokenPipeError:  # `| head` has seen enough; the result is written
-        sys.stdout = open(os.devnull, "w")
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process was killed (out of memory?). Run the same command again to go on.", 1
-        ) from error
-    except KeyboardInterrupt as error:
-        raise UserError("stopped. Run the same command again to go on.", 130) from error
-    except BadSample as error:
-        message = f"{str(error).rstrip('.')}. Correct it, or leave such samples out with --skip-bad."
-        raise UserError(message, exit_code=1) from error
-    except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
     return 0
 
 
 def _run(options: argparse.Namespace, rules: RuleSet) -> None:
-    out = Path(options.out)
-    if out.suffix not in SUFFIXES:
-        raise UserError(f"--out {options.out!r}: the name must end with {', '.join(SUFFIXES)}.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with locked(out, WAIT):
-        _write(options, rules, out)
-
-
-def _write(options: argparse.Namespace, rules: RuleSet, out: Path) -> None:
-    if out.exists() and not options.overwrite:
-        raise UserError(f"--out {options.out!r} exists. Use --overwrite to replace it.")
-    workers = _cores() if options.workers is None else options.workers
-    if workers < 1:
-        raise UserError(f"--workers {workers}: expected a whole number ≥ 1.")
     if options.tokenizer is not None:
         from ..labeling.token_counter import load_tokenizer
 
         load_tokenizer(options.tokenizer)  # before any work is done
-    info = out.with_name("dataset_info.json")
-    if options.register and not options.overwrite and out.stem in _read_info(info):
-        raise UserError(f"--register: {info} has a data set {out.stem!r}. Use --overwrite to replace it.")
 
-    inputs, entry = _find_data(options.input, options.dataset)
-    chunks = read_samples(inputs)
-    if entry is None:
-        first = next(chunks, None)
-        if first is None:
-            raise UserError(f"{options.input}: there is no sample in it.")
-        entry = detect_entry(_samples(first, options.input))
-        chunks = chain([first], chunks)
-    entry = tagged_entry(entry)
+    def prepare(entry: Entry) -> tuple[LabelTask, Entry]:
+        tagged = tagged_entry(entry)
+        return LabelTask(DatasetFormat.from_entry(tagged), rules, options.tokenizer), tagged
 
-    job = Job(inputs, DatasetFormat.from_entry(entry), rules, out, options.tokenizer, options.skip_bad)
-    console = Console(stderr=True)
-    total = None if "-" in inputs else sum(os.path.getsize(path) for path in inputs)
-    resumed = 0
-    with Progress(
-        TextColumn("labelling"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    ) as progress:
-        task = progress.add_task("", total=total)
+    def report(console: Console, summary: Summary) -> None:
+        print_summary(console, summary, rules, "tokens of text" if options.tokenizer else "characters")
 
-        def on_chunk(bytes_read: int, was_there: bool) -> None:
-            nonlocal resumed
-            resumed += was_there
-            progress.update(task, completed=bytes_read)
-
-        summary = run_job(job, workers, on_chunk, chunks)
-
-    report = Console(width=None if sys.stdout.isatty() else 120)
-    if resumed:
-        report.print(f"{resumed:,} chunks of samples were there from an earlier run", highlight=False)
-    print_summary(report, summary, rules, "tokens of text" if options.tokenizer else "characters")
-    _print_entry(report, info, out, entry, options.register)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _find_data(source: str, name: str | None) -> tuple[tuple[str, ...], dict[str, Any] | None]:
-    """Return the files to read, and their entry of ``dataset_info.json`` if they are given by it."""
-    if source == "-":
-        return (source,), None
-    path = Path(source)
-    if path.is_dir() and (path / "dataset_info.json").is_file():
-        path /= "dataset_info.json"
-    if path.name != "dataset_info.json" and name is None:
-        return _find_files(path), None
-
-    info = _read_info(path)
-    if name not in info:
-        raise UserError(f"--dataset {name!r}: {path} has no such data set; it has {', '.join(map(repr, info))}.")
-    entry = info[name]
-    if "file_name" not in entry:
-        raise UserError(f"--dataset {name!r}: its data are not in a file (file_name); only files can be labelled.")
-    data = path.parent / entry["file_name"]
-    files = sorted(filter(Path.is_file, data.iterdir())) if data.is_dir() else [data]
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"{file}: there is no such file ({path} names it).")
-    return tuple(map(str, files)), {key: value for key, value in entry.items() if key != "file_name"}
-
-
-def _find_files(path: Path) -> tuple[str, ...]:
-    """Return a file, or the files of trajectories in a directory and below it."""
-    if path.is_dir():
-        files = sorted(
-            str(file) for file in path.rglob("*") if file.is_file() and file.name.endswith(TRAJECTORY_SUFFIXES)
-        )
-        if not files:
-            raise FileNotFoundError(
-                f"{path}: neither a dataset_info.json nor files of trajectories ({', '.join(TRAJECTORY_SUFFIXES)}) in it."
-            )
-        return tuple(files)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file.")
-    return (str(path),)
-
-
-def _read_info(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        info = strict_json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(info, dict):
-        raise UserError(f"{path}: expected a mapping of data sets.")
-    return info
-
-
-def _samples(chunk: SampleChunk, source: str) -> list[dict[str, Any]]:
-    """Return the samples of a chunk that can be read, to look at.
-
-    Raises:
-        UserError: If there is none; the message says why the first cannot.
-    """
-    rows = chunk.samples if isinstance(chunk.samples, list) else chunk.samples.to_pylist()
-    samples, problems = [], []
-    for number, row in enumerate(islice(rows, 1000)):
-        try:
-            sample = parse_sample(row)
-        except (ValueError, RecursionError) as error:
-            problems.append(f"{chunk.where(number)}: {error or 'nested too deeply'}")
-            continue
-        if isinstance(sample, dict):
-            samples.append(sample)
-        else:
-            problems.append(f"{chunk.where(number)}: expected an object, got {sample!r:.80}.")
-    if not samples:
-        raise UserError(f"{source}: no sample can be read. {problems[0]}")
-    return samples
-
-
-def _print_entry(console: Console, info: Path, out: Path, entry: dict[str, Any], register: bool) -> None:
-    """Say how the result is trained on, or write it into ``dataset_info.json``."""
-    described = {"file_name": out.name, **entry}
-    if not register:
-        console.print(f"written to {out}; add to {info} (or use --register):", highlight=False, soft_wrap=True)
-        text = json.dumps({out.stem: described}, ensure_ascii=False, indent=2)
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-        return
-
-    with locked(info, 60):
-        everything = {**_read_info(info), out.stem: described}
-        write_whole(info, json.dumps(everything, ensure_ascii=False, indent=2) + "\n")
-    console.print(f"written to {out}, which is data set {out.stem!r} of {info} now", highlight=False, soft_wrap=True)
+    run_on_files(options, "labelling", prepare, report)
 
 
 def _as_yaml(rules: RuleSet) -> str:

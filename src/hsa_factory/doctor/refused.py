@@ -77,8 +77,8 @@ def _backends(device: torch.device, dtype: torch.dtype) -> list[Refusal]:
 
 def _variables() -> list[Refusal]:
     found = [
-        Refusal(f"{name} is set", "training with HSA or Feedback refuses other trainers", "unset it")
-        for name in OTHER_TRAINER_VARIABLES
+        Refusal(f"{name} is set", f"training with HSA or Feedback refuses other trainers: {reason}", "unset it")
+        for name, reason in OTHER_TRAINER_VARIABLES.items()
         if _is_on(name)
     ]
     if _is_on(RAY_VARIABLE):

@@ -13,7 +13,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from ..hosts import LLAMAFACTORY_VERSIONS
+from ..hosts import LLAMAFACTORY_ADVISED, LLAMAFACTORY_RANGE, is_known_llamafactory
 
 
 OWN = "hsa-factory"
@@ -116,10 +116,10 @@ def _checked(name: str, distribution: metadata.Distribution | None, needs: list[
     wanted = SpecifierSet()
     for need in needs:
         wanted &= need.requirement.specifier
-    if name == "llamafactory" and distribution is not None and distribution.version not in LLAMAFACTORY_VERSIONS:
-        known = ", ".join(LLAMAFACTORY_VERSIONS)
-        problem = f"llamafactory {distribution.version} is not known to hsa-factory (known: {known})"
-        return Package(name, distribution.version, known, [problem], _pip(name, f"=={LLAMAFACTORY_VERSIONS[-1]}"))
+    if name == "llamafactory" and distribution is not None and not is_known_llamafactory(distribution.version):
+        problem = f"llamafactory {distribution.version} is not known to hsa-factory (known: {LLAMAFACTORY_RANGE})"
+        advice = _pip(name, f"=={LLAMAFACTORY_ADVISED}")
+        return Package(name, distribution.version, LLAMAFACTORY_RANGE, [problem], advice)
 
     version = None if distribution is None else distribution.version
     package = Package(name, version, str(wanted))

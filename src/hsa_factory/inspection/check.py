@@ -25,10 +25,19 @@ def check_accounts(
     """
     findings = []
     for name, account in accounts.items():
-        dropped = account["dropped"].get(NOTHING_TO_TRAIN, 0)
-        if dropped:
-            listed = _listed(account["dropped_samples"].get(NOTHING_TO_TRAIN, []), dropped)
-            findings.append(f"{name}: nothing is trained in {_samples(dropped)} ({listed})")
+        for reason, dropped in account["dropped"].items():
+            if reason.startswith(NOTHING_TO_TRAIN):  # of pairs the reason names the side
+                listed = _listed(account["dropped_samples"].get(reason, []), dropped)
+                side = reason.removeprefix(NOTHING_TO_TRAIN)
+                where = f"{side} of" if side else " in"
+                findings.append(f"{name}: nothing is trained{where} {_samples(dropped)} ({listed})")
+        untrained = account.get("untrained", 0)
+        if untrained:
+            findings.append(
+                f"{name}: nothing is trained in {_samples(untrained)}, which stay as in plain LLaMA-Factory"
+            )
+        if account.get("prompts_cut"):
+            findings.append(f"{name}: cutoff_len took the end of the prompt from {_samples(account['prompts_cut'])}")
         cut = account["marker_cut"]
         if cut:
             listed = _listed(account["marker_cut_samples"], cut)

@@ -13,7 +13,7 @@ from ..attention.api import FADED
 from ..config import HSAConfig
 from ..feedback import IGNORE_INDEX
 from ..semantics import SemanticType
-from .inspected_sample import InspectedSample, Part, Turn
+from .inspected_sample import InspectedSample, Part, Turn, name_of
 from .sample_cost import Tokens
 
 
@@ -190,6 +190,7 @@ class SampleChange:
         counts: How many tokens change, by aspect, and of all.
         messages: The messages with changes.
         obstacle: Why it was not compared; empty if it was.
+        side: As of `InspectedSample`.
     """
 
     dataset: str
@@ -198,10 +199,18 @@ class SampleChange:
     counts: Counter
     messages: list[MessageChange]
     obstacle: str = ""
+    side: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its number, and its side if it has one."""
+        return name_of(self.index, self.side)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
         values: dict[str, Any] = {"dataset": self.dataset, "index": self.index, "length": self.length}
+        if self.side:
+            values["side"] = self.side
         if self.obstacle:
             return {**values, "not_compared": self.obstacle}
         changed = {name: self.counts[name] for name in ("tokens", *ASPECTS)}
@@ -221,7 +230,7 @@ def compare(part: Part, first: Side, second: Side) -> SampleChange:
         why = (
             "its token ids differ: tokenizer (feedback adds a token), template, cutoff_len and media must be the same"
         )
-        return SampleChange(part.dataset, part.index, length, Counter(), [], why)
+        return SampleChange(part.dataset, part.index, length, Counter(), [], why, part.side)
 
     seen = seen_by(first, second)
     decays = np.stack([np.asarray(side.decays)[side.types] for side in (first, second)])
@@ -244,7 +253,7 @@ def compare(part: Part, first: Side, second: Side) -> SampleChange:
         moved = Turn(turn.part, turn.message, turn.role, turn.start - offset, turn.stop - offset, number=turn.number)
         if runs := list(_runs(first, second, np.concatenate([seen[:2], faded]), is_changed, moved)):
             messages.append(MessageChange(moved, runs))
-    return SampleChange(part.dataset, part.index, length, counts, messages)
+    return SampleChange(part.dataset, part.index, length, counts, messages, side=part.side)
 
 
 def _runs(first: Side, second: Side, counts: np.ndarray, is_changed: np.ndarray, turn: Turn) -> Iterator[Run]:

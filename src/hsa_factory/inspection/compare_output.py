@@ -48,7 +48,7 @@ class ChangeSummary:
     def add(self, change: SampleChange) -> None:
         """Count a sample."""
         if change.obstacle:
-            self.others.append(f"{change.dataset}, sample {change.index}: not compared, {change.obstacle}.")
+            self.others.append(f"{change.dataset}, sample {change.name}: not compared, {change.obstacle}.")
             return
         self.compared += 1
         self.tokens += change.length
@@ -147,7 +147,7 @@ def write_page(out: TextIO, changes: Iterable[SampleChange], names: Sequence[str
 def sample_line(change: SampleChange) -> str:
     """Return the head of a sample."""
     parts = ", ".join(f"{name} {change.counts[name]:,}" for name in ASPECTS)
-    head = f"{change.dataset}, sample {change.index}"
+    head = f"{change.dataset}, sample {change.name}"
     return f"{head}: {change.counts['tokens']:,} of {change.length:,} tokens change ({parts})"
 
 

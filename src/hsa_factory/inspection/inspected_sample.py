@@ -63,6 +63,7 @@ class Part:
         stop: After its last token.
         cut: Tokens that `cutoff_len` took away.
         marker_cut: Whether a feedback marker that decides what is trained is among them.
+        side: As of `InspectedSample`.
     """
 
     dataset: str
@@ -71,6 +72,7 @@ class Part:
     stop: int
     cut: int
     marker_cut: bool
+    side: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class InspectedSample:
         turns: Their messages in order; empty as `parts`.
         loss_weights: What the loss of each trained token is multiplied by, (n); None: by 1.
         turn_ids: The turn's number of each token, 0 at padding, (n); None where it is not known.
+        side: Which of the sequences of its row it is, ``chosen`` or ``rejected``; empty: the row is one sequence.
     """
 
     index: int
@@ -104,6 +107,12 @@ class InspectedSample:
     turns: list[Turn]
     loss_weights: list[float] | None = None
     turn_ids: list[int] | None = None
+    side: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its number, and its side if it has one: no other sample has both."""
+        return name_of(self.index, self.side)
 
     @property
     def trained(self) -> int:
@@ -130,11 +139,13 @@ class InspectedSample:
         return count_types(self.semantic_ids[start:stop])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values: one number or text a token, then the samples and turns; `loss_weights` if there are any."""
+        """Return plain values: one number or text a token, then the samples and turns; `side` and `loss_weights` if there are any."""
+        side = {"side": self.side} if self.side else {}
         weights = {} if self.loss_weights is None else {"loss_weights": self.loss_weights}
         return {
             "index": self.index,
             "dataset": self.dataset,
+            **side,
             "input_ids": self.input_ids,
             "semantic_ids": self.semantic_ids,
             "labels": self.labels,
@@ -183,6 +194,7 @@ class RowSummary:
         trained: Number of tokens that the loss counts.
         cut: Tokens that `cutoff_len` took away.
         marker_cut: Whether a feedback marker that decides what is trained is among them.
+        side: As of `InspectedSample`.
     """
 
     index: int
@@ -192,6 +204,12 @@ class RowSummary:
     trained: int
     cut: int
     marker_cut: bool
+    side: str = ""
+
+
+def name_of(index: int, side: str) -> str:
+    """Return what a sample is called: ``3``, or ``3 chosen``."""
+    return f"{index} {side}".rstrip()
 
 
 def number_tokens(turns: Sequence[Turn], length: int) -> list[int]:

@@ -53,14 +53,14 @@ class PageWriter:
         self.decode = decode
         self.notes = list(notes)
         self.size = 0
-        self._samples: list[tuple[int, str]] = []
+        self._samples: list[tuple[str, str]] = []
         self._images = ImageStore()
 
     def add(self, sample: InspectedSample) -> None:
         """Add a sample."""
         shown = len(self._images.uris)
         data = _as_script(self._sample_data(sample))
-        self._samples.append((sample.index, data))
+        self._samples.append((sample.name, data))
         self.size += len(data) + sum(map(len, self._images.uris[shown:]))
 
     def write(self, file: TextIO, overview: Iterable[RowSummary], accounts: dict[str, dict[str, Any]]) -> None:
@@ -107,6 +107,7 @@ class PageWriter:
         texts = [show_hidden(text) for _, text in cells]
         return {
             "index": sample.index,
+            "name": sample.name,
             "dataset": show_hidden_line(sample.dataset),
             "ids": sample.input_ids,
             "types": "".join(map(str, sample.semantic_ids)),
@@ -166,7 +167,10 @@ def _overview_data(overview: Iterable[RowSummary], accounts: dict[str, dict[str,
         "accounts": {show_hidden_line(name): account for name, account in accounts.items()},
         "datasets": list(map(show_hidden_line, names)),
         "rows": [
-            [row.index, number[row.dataset], row.length, *row.types, row.trained, row.cut, int(row.marker_cut)]
+            [
+                *(row.index, number[row.dataset], row.length, *row.types, row.trained, row.cut, int(row.marker_cut)),
+                row.side,
+            ]
             for row in rows
         ],
     }

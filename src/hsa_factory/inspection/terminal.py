@@ -40,9 +40,7 @@ def print_sample(
         marker_id: Id of the feedback marker; None: nothing is marked.
     """
     total = max(len(sample.input_ids), 1)
-    header = (
-        f"sample {sample.index}, {sample.dataset}: {len(sample.input_ids):,} tokens ({_listed(sample.counts())}), "
-    )
+    header = f"sample {sample.name}, {sample.dataset}: {len(sample.input_ids):,} tokens ({_listed(sample.counts())}), "
     _print_line(console, f"{header}{sample.trained:,} trained ({sample.trained / total:.1%})", "bold")
 
     place = 0

@@ -39,7 +39,7 @@ def labelled_table(
         values = [sample[column] for sample in samples]
         index = table.schema.get_field_index(column)
         kind = table.schema.field(index).type if index >= 0 else None
-        if not _holds(
+        if not holds_messages(
             kind, values, dataset_format.content_tag
         ):  # messages were changed into ones that LLaMA-Factory reads
             kind = _infer_messages(values, column)
@@ -57,7 +57,7 @@ def labelled_table(
     return table.replace_schema_metadata(None)  # it may describe columns that are no more as they were
 
 
-def _holds(kind: Any, values: Sequence[Any], content_tag: str | None) -> bool:
+def holds_messages(kind: Any, values: Sequence[Any], content_tag: str | None) -> bool:
     """Whether a column of messages, or of single ones, has a place for all their keys (but those of types) and contents."""
     while kind is not None and not pa.types.is_struct(kind):
         kind = getattr(kind, "value_type", None)
@@ -77,10 +77,29 @@ def _holds(kind: Any, values: Sequence[Any], content_tag: str | None) -> bool:
 
 def _infer_messages(values: Sequence[Any], column: str | None) -> pa.DataType:
     bare = [[{key: value for key, value in message.items() if key != SPANS_KEY} for message in row] for row in values]
+    return infer_column(bare, column)
+
+
+def infer_column(values: Sequence[Any], column: str | None) -> pa.DataType:
+    """Return the type of a column's values; texts where there is nothing but null.
+
+    Raises:
+        ValueError: If they have none in common; names the column.
+    """
     try:
-        return pa.infer_type(bare)
+        return _without_nulls(pa.infer_type(values))
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise _unfit(f"{column}: {error}") from None
+
+
+def _without_nulls(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_null(kind):
+        return pa.string()
+    if pa.types.is_list(kind):
+        return pa.list_(_without_nulls(kind.value_type))
+    return (
+        pa.struct([(field.name, _without_nulls(field.type)) for field in kind]) if pa.types.is_struct(kind) else kind
+    )
 
 
 def _with_types(kind: pa.DataType, tag: str | None) -> pa.DataType:
@@ -99,11 +118,16 @@ def write_table(table: pa.Table, path: Path) -> None:
 
 
 def join_tables(paths: Sequence[Path], target: Path) -> None:
-    """Join Parquet files of the same columns, one after the other."""
-    schema = pa.unify_schemas([pq.read_schema(path) for path in paths], promote_options="permissive")
+    """Join Parquet files one after the other; a column that one does not have is null there. Those without rows are passed over."""
+    filled = [path for path in paths if pq.read_metadata(path).num_rows]
+    schema = pa.unify_schemas([pq.read_schema(path) for path in filled], promote_options="permissive")
     with pq.ParquetWriter(target, schema) as writer:
-        for path in paths:
-            writer.write_table(pq.read_table(path).cast(schema))
+        for path in filled:
+            table = pq.read_table(path)
+            for field in schema:
+                if field.name not in table.column_names:
+                    table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+            writer.write_table(table.select(schema.names).cast(schema))
 
 
 def write_rows(rows: Callable[[], Iterator[dict[str, Any]]], target: Path) -> None:

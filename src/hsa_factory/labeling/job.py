@@ -1,6 +1,5 @@
-"""Labelling files of any size: many processes, nothing lost when it is stopped, no half-written result."""
+"""Work on samples of files of any size: many processes, nothing lost when it is stopped, no half-written result."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -10,27 +9,65 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import strict_json
 from .._version import __version__
 from ..whole_files import whole_file, write_whole
-from .formats import DatasetFormat
-from .labeller import SampleLabeller, add_anchor
+from .counts import Counts
 from .records import CHUNK_BYTES, CHUNK_SAMPLES, SampleChunk
-from .rule_set import RuleSet
-from .summary import Summary
-from .token_counter import TokenCounter, load_tokenizer
 from .trajectories.files import read_samples
 
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MANIFEST = "manifest.json"
 
 
+class Work(Protocol):
+    """What is done with samples, in one process."""
+
+    def process(self, sample: Any, counts: Any, where: str, is_first: bool) -> Sequence[dict[Any, Any]]:
+        """Return what becomes of a sample; the counts take it in.
+
+        Args:
+            sample: Any sample.
+            counts: Added to.
+            where: What messages call the sample.
+            is_first: Whether nothing has come of the samples before it.
+
+        Raises:
+            ValueError: If the sample cannot be read; the counts are as they were.
+        """
+
+    def table(self, batch: "pa.RecordBatch", kept: Sequence[int], samples: Sequence[dict[Any, Any]]) -> "pa.Table":
+        """Return results as a table whose columns have the types that they have in the input.
+
+        Args:
+            batch: The rows read.
+            kept: For each result the number of the row that it comes from.
+            samples: The results.
+        """
+
+
+class Task(Protocol):
+    """What is to be done with every sample. It is sent to the processes that do it."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return all that the results depend on, besides the input, as plain values."""
+
+    def new_counts(self) -> Counts:
+        """Return counts of nothing yet."""
+
+    def start(self) -> Work:
+        """Return what does it, once in each process."""
+
+
 class BadSample(ValueError):
-    """A sample that cannot be labelled."""
+    """A sample that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +76,14 @@ class Job:
 
     Attributes:
         inputs: Files, or ``-``.
-        dataset_format: Of their samples.
-        rules: The rules.
+        task: What is done with their samples.
         out: The result: ``.json``, ``.jsonl`` or ``.parquet``.
-        tokenizer: Counts tokens; None: characters are counted.
-        skip_bad: Whether samples that cannot be labelled are left out, and counted, or are an error.
+        skip_bad: Whether samples that cannot be read are left out, and counted, or are an error.
     """
 
     inputs: tuple[str, ...]
-    dataset_format: DatasetFormat
-    rules: RuleSet
+    task: Task
     out: Path
-    tokenizer: str | None = None
     skip_bad: bool = False
 
     @property
@@ -66,14 +99,11 @@ class Job:
     def fingerprint(self) -> dict[str, Any]:
         """Return all that the chunks depend on; those of another run are used if theirs is the same."""
         stats = [(os.path.abspath(path), os.stat(path)) for path in self.inputs if path != "-"]
-        rules = json.dumps(self.rules.to_list(), ensure_ascii=False)
         return {
             "version": __version__,
             "inputs": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats],
-            "rules": hashlib.sha256(rules.encode()).hexdigest(),
-            "dataset_format": asdict(self.dataset_format),
+            "task": [type(self.task).__name__, self.task.fingerprint()],
             "tables": self.as_tables,
-            "tokenizer": self.tokenizer,
             "skip_bad": self.skip_bad,
             "chunks": [CHUNK_SAMPLES, CHUNK_BYTES],
         }
@@ -81,11 +111,11 @@ class Job:
 
 def run_job(
     job: Job, workers: int, on_chunk: Callable[[int, bool], None], chunks: Iterator[SampleChunk] | None = None
-) -> Summary:
-    """Label all samples and put the result in its place, whole.
+) -> Counts:
+    """Do the work on all samples and put the result in its place, whole.
 
-    Finished chunks lie in ``OUT.partial`` until then. If that directory is there and was made from the same input with
-    the same rules, its chunks are not labelled again.
+    Finished chunks lie in ``OUT.partial`` until then. If that directory is there and was made by the same task from the
+    same input, its chunks are not made again.
 
     Args:
         job: What is to be done.
@@ -97,11 +127,11 @@ def run_job(
         The counts.
 
     Raises:
-        BadSample: If a sample cannot be labelled, unless they are skipped; what is done is kept.
-        ValueError: If the input is broken or empty.
+        BadSample: If a sample cannot be read, unless they are skipped; what is done is kept.
+        ValueError: If the input is broken, or nothing comes of it.
     """
     _prepare_directory(job)
-    summary = Summary()
+    counts = job.task.new_counts()
     done: list[int] = []
     pool = None
     if workers > 1:
@@ -112,28 +142,29 @@ def run_job(
     try:
         for chunk in chunks if chunks is not None else read_samples(job.inputs):
             future = None
-            was_there = _summary_path(job, chunk.index).is_file()
+            was_there = _counts_path(job, chunk.index).is_file()
             if not was_there:
                 if pool is None:
-                    _label_chunk(chunk)
+                    _process_chunk(chunk)
                 else:
-                    future = pool.submit(_label_chunk, chunk)
+                    future = pool.submit(_process_chunk, chunk)
             waiting.append((chunk.without_samples(), future, was_there))
             if len(waiting) > 2 * workers or pool is None:
-                _collect(job, waiting, summary, done, on_chunk)
+                _collect(job, waiting, counts, done, on_chunk)
         while waiting:
-            _collect(job, waiting, summary, done, on_chunk)
+            _collect(job, waiting, counts, done, on_chunk)
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)
-    if not summary.samples:
-        why = f": all {summary.skipped:,} were left out, first {summary.problems[0]}" if summary.skipped else ""
+    try:
+        counts.check_result(", ".join(job.inputs))
+    except ValueError:
         shutil.rmtree(job.directory)
-        raise ValueError(f"{', '.join(job.inputs)}: there is no sample{why}.")
+        raise
 
     _assemble(job, [_chunk_path(job, index) for index in done])
     shutil.rmtree(job.directory)
-    return summary
+    return counts
 
 
 def _prepare_directory(job: Job) -> None:
@@ -151,15 +182,13 @@ def _prepare_directory(job: Job) -> None:
     write_whole(manifest, json.dumps(fingerprint))
 
 
-def _collect(
-    job: Job, waiting: deque, summary: Summary, done: list[int], on_chunk: Callable[[int, bool], None]
-) -> None:
+def _collect(job: Job, waiting: deque, counts: Counts, done: list[int], on_chunk: Callable[[int, bool], None]) -> None:
     """Take the oldest chunk's counts in."""
     chunk, future, was_there = waiting.popleft()
     if future is not None:
         future.result()
-    values = json.loads(_summary_path(job, chunk.index).read_text("utf-8"))
-    summary.add(Summary.from_dict(values))
+    values = json.loads(_counts_path(job, chunk.index).read_text("utf-8"))
+    counts.add(type(counts).from_dict(values))
     done.append(chunk.index)
     on_chunk(chunk.bytes_read, was_there)
 
@@ -168,20 +197,19 @@ def _chunk_path(job: Job, index: int) -> Path:
     return job.directory / f"{index:07d}.{'parquet' if job.as_tables else 'jsonl'}"
 
 
-def _summary_path(job: Job, index: int) -> Path:
+def _counts_path(job: Job, index: int) -> Path:
     return job.directory / f"{index:07d}.summary.json"
 
 
 # -- in a worker -----------------------------------------------------------------------------------------------
 
 
-_worker: tuple[Job, SampleLabeller]  # set when the process starts
+_worker: tuple[Job, Work]  # set when the process starts
 
 
 def _start_worker(job: Job) -> None:
     global _worker
-    count = TokenCounter(load_tokenizer(job.tokenizer)) if job.tokenizer is not None else None
-    _worker = (job, SampleLabeller(job.dataset_format, job.rules, count))
+    _worker = (job, job.task.start())
 
 
 def _start_process(job: Job, parent: int) -> None:
@@ -197,32 +225,39 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _label_chunk(chunk: SampleChunk) -> None:
-    """Label a chunk and write it, then its counts: a chunk with counts is whole."""
-    job, labeller = _worker
-    summary, kept, samples = Summary(), [], []
+def _process_chunk(chunk: SampleChunk) -> None:
+    """Work on a chunk and write what comes of it, then its counts: a chunk with counts is whole."""
+    job, work = _worker
+    counts = job.task.new_counts()
+    with whole_file(_chunk_path(job, chunk.index)) as partial:
+        results = _results(chunk, job, work, counts)
+        if job.as_tables:
+            from .columns import write_table
+
+            made = list(results)
+            table = work.table(chunk.samples, [number for number, _ in made], [sample for _, sample in made])
+            write_table(table, partial)
+        else:
+            with open(partial, "wb") as file:
+                file.writelines(_dump(sample) for _, sample in results)
+    write_whole(_counts_path(job, chunk.index), json.dumps(counts.to_dict()))
+
+
+def _results(chunk: SampleChunk, job: Job, work: Work, counts: Counts) -> Iterator[tuple[int, dict[Any, Any]]]:
+    """Yield what comes of the samples of a chunk, each with the number of the row that it comes from."""
+    is_first = chunk.index == 0
     rows = chunk.samples if isinstance(chunk.samples, list) else chunk.samples.to_pylist()
     for number, row in enumerate(rows):
         try:
-            samples.append(labeller.label(parse_sample(row), summary, chunk.where(number)))
-            kept.append(number)
+            made = work.process(parse_sample(row), counts, chunk.where(number), is_first)
         except (ValueError, RecursionError) as error:
             problem = f"{chunk.where(number)}: {error or 'nested too deeply'}"
             if not job.skip_bad:
                 raise BadSample(problem) from None
-            summary.skip(problem)
-    if chunk.index == 0 and samples and any(rule.types_parts for rule in job.rules):
-        add_anchor(samples[0], job.dataset_format)
-
-    path = _chunk_path(job, chunk.index)
-    if job.as_tables:
-        from .columns import labelled_table, write_table
-
-        with whole_file(path) as partial:
-            write_table(labelled_table(chunk.samples, kept, samples, job.dataset_format), partial)
-    else:
-        write_whole(path, b"".join(map(_dump, samples)))
-    write_whole(_summary_path(job, chunk.index), json.dumps(summary.to_dict()))
+            counts.skip(problem)
+            continue
+        is_first = is_first and not made
+        yield from ((number, sample) for sample in made)
 
 
 def parse_sample(row: Any) -> Any:

@@ -10,7 +10,7 @@ from .matching import Message, MessageTypes
 from .parts import SPANS_KEY, TYPE_KEY, write_spans
 from .rule_set import RuleSet
 from .summary import Summary
-from .trainable import as_texts, check_trainable
+from .trainable import as_texts, check_roles, check_trainable
 from .trajectories.normalise import normalise
 from .turn_order import broken_order
 
@@ -46,7 +46,7 @@ class SampleLabeller:
         sample = normalise(sample, self.dataset_format, notes=notes)
         sample = as_texts(sample, self.dataset_format)
         turns = check_trainable(sample, self.dataset_format)
-        self._check_roles(turns)
+        check_roles(turns, self.dataset_format)
         matches: Counter = Counter()
         typings = type_sample(turns, self.dataset_format, self.rules, matches)
         labelled = self._write(sample, turns, typings)
@@ -61,15 +61,6 @@ class SampleLabeller:
             summary.add_message(turn.message, typing)
             summary.amounts.update(self.count(turn.message.text, typing))
         return labelled
-
-    def _check_roles(self, turns: list[SampleMessage]) -> None:
-        roles = self.dataset_format.roles
-        for turn in turns:
-            if turn.source is not None and turn.message.role not in roles.values():
-                raise ValueError(
-                    f"{turn.where}: {self.dataset_format.role_tag} = {turn.message.role!r} is not allowed: one of "
-                    f"{', '.join(map(repr, roles))} (the tags of the data set)."
-                )
 
     def _write(
         self, sample: Mapping[Any, Any], turns: list[SampleMessage], typings: list[MessageTypes]

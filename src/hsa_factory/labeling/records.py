@@ -75,13 +75,19 @@ def _read_parquet(path: str) -> Iterator[tuple[Any, list[int], str, int]]:
     try:
         with pq.ParquetFile(path) as file:
             row, total, size = 0, max(file.metadata.num_rows, 1), Path(path).stat().st_size
-            for batch in file.iter_batches(CHUNK_SAMPLES):
+            for batch in file.iter_batches(_rows_of_a_chunk(file.metadata)):
                 first, row = row, row + batch.num_rows
                 yield batch, [first], "row", size * row // total
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a Parquet file: {error}. Was it copied whole?") from None
+
+
+def _rows_of_a_chunk(metadata: Any) -> int:
+    """Return how many rows of a Parquet file are about as large as a chunk may be: pictures may lie in them."""
+    size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    return max(1, min(CHUNK_SAMPLES, CHUNK_BYTES * metadata.num_rows // max(size, 1)))
 
 
 def _read_json(path: str, name: str) -> Iterator[tuple[list[bytes], list[int], str, int]]:

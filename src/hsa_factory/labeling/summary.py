@@ -2,29 +2,26 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ..semantics import SemanticType
-from ..visible_text import show_hidden, show_hidden_line
+from ..visible_text import show_hidden_line
+from .counts import Counts, print_notes, print_skipped
 from .matching import Message, MessageTypes
 from .rule_set import RuleSet
 
 
-_LISTED = 20
-_COUNTERS = ("matches", "amounts", "notes", "untrained")
 KINDS = (*SemanticType.__members__, "default")
 
 
 @dataclass
-class Summary:
-    """Counts of one chunk, or of all.
+class Summary(Counts):
+    """Counts of what labelling did.
 
     Attributes:
-        samples: Samples written.
         given: Messages that came with types of their own.
         ruled: Other messages that rules typed.
         untyped: Messages that nothing types.
@@ -33,11 +30,8 @@ class Summary:
         notes: What was changed or left out to make samples readable, by what it is.
         untrained: Samples written that training is going to leave out, by the reason.
         first_untrained: The first of each.
-        skipped: Samples left out.
-        problems: The first of them: where, and why.
     """
 
-    samples: int = 0
     given: int = 0
     ruled: int = 0
     untyped: int = 0
@@ -46,8 +40,6 @@ class Summary:
     notes: Counter = field(default_factory=Counter)
     untrained: Counter = field(default_factory=Counter)
     first_untrained: dict[str, str] = field(default_factory=dict)
-    skipped: int = 0
-    problems: list[str] = field(default_factory=list)
 
     @property
     def messages(self) -> int:
@@ -67,31 +59,6 @@ class Summary:
         """Count a sample that training is going to leave out."""
         self.untrained[reason] += 1
         self.first_untrained.setdefault(reason, where)
-
-    def skip(self, problem: str) -> None:
-        """Count a sample that is left out."""
-        self.skipped += 1
-        if len(self.problems) < _LISTED:
-            self.problems.append(problem)
-
-    def add(self, other: "Summary") -> None:
-        """Add the counts of a chunk."""
-        for name in ("samples", "given", "ruled", "untyped", "skipped"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in _COUNTERS:
-            getattr(self, name).update(getattr(other, name))
-        self.first_untrained = other.first_untrained | self.first_untrained
-        self.problems += other.problems[: _LISTED - len(self.problems)]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {**vars(self), **{name: dict(getattr(self, name)) for name in _COUNTERS}}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Summary":
-        """Read back what `to_dict` returned."""
-        counters = {name: Counter(values[name]) for name in _COUNTERS}
-        return cls(**{**values, **counters})
 
 
 def print_summary(console: Console, summary: Summary, rules: RuleSet, unit: str) -> None:
@@ -116,10 +83,7 @@ def print_summary(console: Console, summary: Summary, rules: RuleSet, unit: str)
     ]
     console.print(f"{total:,} {unit}: {', '.join(shares) or 'none'}", highlight=False)
 
-    for note, count in summary.notes.items():
-        if count:
-            console.print(f"{note}: {count:,}", highlight=False, markup=False)
-
+    print_notes(console, summary.notes)
     table = Table(title="rules", title_justify="left")
     table.add_column("rule", overflow="fold")
     table.add_column("type")
@@ -140,9 +104,4 @@ def print_summary(console: Console, summary: Summary, rules: RuleSet, unit: str)
         for reason, count in summary.untrained.items():
             first = summary.first_untrained[reason]
             console.print(f"  {count:,}: {reason} (first: {first})", highlight=False, markup=False)
-    if summary.skipped:
-        console.print(f"warning: {summary.skipped:,} samples were left out:", highlight=False)
-        for problem in summary.problems:
-            console.print(f"  {show_hidden(problem)}", highlight=False, markup=False)
-        if summary.skipped > len(summary.problems):
-            console.print("  …", highlight=False)
+    print_skipped(console, summary)

@@ -1,7 +1,7 @@
 """What training needs of a sample: LLaMA-Factory trains texts, so objects become JSON, and what is no text is named."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .formats import DatasetFormat, Sample, SampleMessage, read_sample
@@ -88,6 +88,21 @@ def check_content(turn: SampleMessage, dataset_format: DatasetFormat) -> None:
     if turn.source.get(tag) is not None or turn.message.tools:
         return
     raise ValueError(f"{turn.where}: {tag!r} is null: give the message a text (an empty one is fine), or remove it.")
+
+
+def check_roles(turns: Sequence[SampleMessage], dataset_format: DatasetFormat) -> None:
+    """Refuse a message whose role the tags of the data set do not name.
+
+    Raises:
+        ValueError: Naming the turn and the role.
+    """
+    roles = dataset_format.roles
+    for turn in turns:
+        if turn.source is not None and turn.message.role not in roles.values():
+            raise ValueError(
+                f"{turn.where}: {dataset_format.role_tag} = {turn.message.role!r} is not allowed: one of "
+                f"{', '.join(map(repr, roles))} (the tags of the data set)."
+            )
 
 
 def check_characters(value: Any, where: str = "") -> None:

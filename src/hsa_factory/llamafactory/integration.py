@@ -8,7 +8,7 @@ from llamafactory.extras.env import VERSION
 from llamafactory.extras.packages import is_fastapi_available
 
 from ..config import FeedbackConfig, HSAConfig
-from ..hosts import LLAMAFACTORY_VERSIONS as SUPPORTED_VERSIONS
+from ..hosts import LLAMAFACTORY_ADVISED, LLAMAFACTORY_RANGE, is_known_llamafactory
 from ..loss_weights import LossWeightsConfig
 from .chat.hf_engine import chat_seams
 from .data.loader import data_seams
@@ -60,10 +60,10 @@ def integrate(
         raise ValueError("integrate: give hsa, feedback or loss_weights, or several.")
     if not isinstance(hsa, (HSAConfig, bool, type(None))) and hsa != SAVED:
         raise ValueError(f"integrate: hsa = {hsa!r} is not allowed: an HSAConfig, True, False, {SAVED!r} or None.")
-    if VERSION not in SUPPORTED_VERSIONS:
+    if not is_known_llamafactory(VERSION):
         raise RuntimeError(
-            f"LLaMA-Factory {VERSION} is not known to hsa-factory (known: {', '.join(SUPPORTED_VERSIONS)}). Install a "
-            "known version: pip install llamafactory==" + SUPPORTED_VERSIONS[-1]
+            f"LLaMA-Factory {VERSION} is not known to hsa-factory (known: {LLAMAFACTORY_RANGE}). Install a known "
+            f"version: pip install llamafactory=={LLAMAFACTORY_ADVISED}"
         )
     if _active is not None:
         wanted = (hsa, feedback, loss_weights or LossWeightsConfig())
@@ -81,18 +81,25 @@ def integrate(
             _active = None
 
 
+class _AsTheirs(logging.Handler):
+    """Hands records to the handlers of LLaMA-Factory, those too that a run adds later, as for the log of its Board."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass a record on."""
+        for handler in logging.getLogger("llamafactory").handlers:
+            if record.levelno >= handler.level:
+                handler.handle(record)
+
+
 @contextmanager
 def _shown_log() -> Iterator[None]:
     """Show this package's log the way LLaMA-Factory shows its own, which covers its own modules only."""
     package = logging.getLogger("hsa_factory")
-    theirs = logging.getLogger("llamafactory")
-    former_level, added = package.level, [handler for handler in theirs.handlers if handler not in package.handlers]
-    for handler in added:
-        package.addHandler(handler)
-    package.setLevel(theirs.level)
+    former_level, added = package.level, _AsTheirs()
+    package.addHandler(added)
+    package.setLevel(logging.getLogger("llamafactory").level)
     try:
         yield
     finally:
         package.setLevel(former_level)
-        for handler in added:
-            package.removeHandler(handler)
+        package.removeHandler(added)

@@ -13,12 +13,12 @@ from typing import Any
 import yaml
 from llamafactory import launcher
 from llamafactory.extras.misc import get_device_count, is_env_enabled, use_ray
-from llamafactory.extras.packages import is_fastapi_available
+from llamafactory.extras.packages import is_fastapi_available, is_gradio_available
 
 from ..config import FeedbackConfig, HSAConfig
 from ..loss_weights import LossWeightsConfig
 from ..training_file import SAVED, TrainingFile, is_training_file, read_training_file
-from .board import board_seams
+from ..user_errors import UserError
 from .data.tokenized_path import check_arrow_files
 from .integration import integrate
 from .model.checkpoint import has_saved_rules, starting_points
@@ -35,6 +35,7 @@ if is_fastapi_available():
 
 _MODEL_COMMANDS = ("api", "chat", "export", "webchat", "webui")
 _ADDRESSES = {"api": "API_HOST", "webchat": "GRADIO_SERVER_NAME", "webui": "GRADIO_SERVER_NAME"}
+_BOARDS = ("webchat", "webui")
 _LOCAL = "127.0.0.1"  # LLaMA-Factory's own default lets every machine of the network in
 _WORKER = str(Path(__file__).with_name("worker.py"))
 
@@ -99,11 +100,10 @@ def pass_on(command: str, arguments: Sequence[str]) -> None:
 def _launch(
     command: str, arguments: Sequence[str], hsa: HSAConfig | bool | str | None, feedback: FeedbackConfig | None
 ) -> None:
-    board = installed(board_seams()) if command == "webui" else nullcontext()
     with (
-        _integration(hsa, feedback, command=command),
+        _integration(hsa, feedback, command=command) as state,
         first_answer_begins(),
-        board,
+        _board(command, state),
         _argv(command, *arguments),
         _undisturbed(command),
         _local(command),
@@ -117,11 +117,26 @@ def _integration(
     loss_weights: LossWeightsConfig | None = None,
     command: str = "train",
 ) -> Any:
-    if hsa or feedback is not None or loss_weights is not None:
+    if hsa or feedback is not None or loss_weights is not None or command in _BOARDS:
         return integrate(hsa, feedback, loss_weights)
     if command == "api" and is_fastapi_available():
         return installed(api_seams())  # a server is as careful without HSA
     return nullcontext()
+
+
+def _board(command: str, state: Any) -> Any:
+    """Return the context in which a command shows LLaMA Board, which needs gradio; of others none.
+
+    Raises:
+        UserError: If gradio is not installed.
+    """
+    if command not in _BOARDS:
+        return nullcontext()
+    if not is_gradio_available():
+        raise UserError(f"{command} needs gradio, which is not installed: pip install gradio")
+    from .board.install import board
+
+    return board(state)
 
 
 def _rules_to_train_with(training_file: TrainingFile) -> HSAConfig | bool | str:

@@ -1,6 +1,7 @@
 """LLaMA-Factory's options against HSA and Feedback: what is overridden, what is refused, before anything is loaded."""
 
 from collections.abc import Mapping
+from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,12 +13,15 @@ from ..config import HSAConfig
 from ..hosts import OTHER_TRAINER_VARIABLES
 from ..models.parallelism import check_parallelism
 from ..training.weighted_loss import find_other_loss as find_other_loss_of_arguments
+from .flash_attention import check_flash_attention
 from .model.checkpoint import resolve_config
+from .train.stages import STAGES
 
 
 logger = logging.get_logger(__name__)
 
-SUPPORTED_STAGES = ("sft",)
+SUPPORTED_STAGES = tuple(STAGES)
+_PACKED_STAGES = ("sft", "pt")
 NO_RAY = "Ray is not supported with HSA and Feedback: its workers know neither. Use torchrun (FORCE_TORCHRUN=1)."
 
 _OTHER_TRAINERS = {
@@ -29,7 +33,7 @@ _OTHER_TRAINERS = {
 
 _REPLACED = {
     "use_unsloth": "it replaces the attention and the training loop",
-    "use_kt": "its kernels replace the attention",
+    "use_kt": "it trains with KTransformers' own kernels, in builds of transformers and accelerate of its own",
 }
 
 _REPLACED_ATTENTION = {
@@ -55,10 +59,17 @@ def check_stage(stage: str) -> None:
     Raises:
         ValueError: Naming the stage and what to do.
     """
+    if stage == "ppo":
+        raise ValueError(
+            "`stage: ppo` does not start in this LLaMA-Factory, with HSA and Feedback or without: its trainer stops at "
+            f"`trl>=0.8.6,<=0.9.6 is required`, and LLaMA-Factory itself needs a later trl (installed: {version('trl')}). Learn "
+            "from preferences with `stage: dpo` or `stage: kto`."
+        )
     if stage not in SUPPORTED_STAGES:
         raise ValueError(
-            f"HSA and Feedback support `stage: sft`, not `stage: {stage}` yet. Remove the hsa and feedback blocks to run "
-            "it with plain LLaMA-Factory; on a model that was trained with HSA also write `hsa: false`."
+            f"HSA and Feedback support {' and '.join(f'`stage: {name}`' for name in SUPPORTED_STAGES)}, not `stage: {stage}` yet. "
+            "Remove the hsa and feedback blocks to run it with plain LLaMA-Factory; on a model that was trained with HSA also "
+            "write `hsa: false`."
         )
 
 
@@ -72,11 +83,11 @@ def check_trainer(args: Any) -> None:
     Raises:
         ValueError: Naming the option or the variable, and what to do.
     """
-    for variable in OTHER_TRAINER_VARIABLES:
+    for variable, reason in OTHER_TRAINER_VARIABLES.items():
         if is_env_enabled(variable):
             raise ValueError(
-                f"{variable} is set: HSA and Feedback work with LLaMA-Factory's standard trainer only. Unset it, or remove "
-                "the hsa and feedback blocks; on a model that was trained with HSA also write `hsa: false`."
+                f"{variable} is set: HSA and Feedback work with LLaMA-Factory's standard trainer only. {reason}. Unset it, or "
+                "remove the hsa and feedback blocks; on a model that was trained with HSA also write `hsa: false`."
             )
     if isinstance(args, Mapping):
         _refuse(_OTHER_TRAINERS, SimpleNamespace(**args))
@@ -109,6 +120,7 @@ def check_options(
         logger.warning_rank0("`streaming` needs a data loading worker; `dataloader_num_workers` is set to 1.")
         training_args.dataloader_num_workers = 1
     if hsa_config is None:
+        check_flash_attention(model_args)
         return
 
     check_parallelism(
@@ -121,10 +133,16 @@ def check_options(
             f"`flash_attn: {flash_attn}` is overridden: HSA brings its own attention to the text model."
         )
         model_args.flash_attn = "sdpa"
-    if data_args.packing and not data_args.neat_packing:
+    if finetuning_args.stage not in _PACKED_STAGES:
+        if data_args.packing:
+            logger.warning_rank0(
+                f"`packing` means nothing in `stage: {finetuning_args.stage}`: its rows are not packed."
+            )
+    elif data_args.packing and not data_args.neat_packing:
+        instead = "packing: false" if finetuning_args.stage == "pt" else "neat_packing: true"
         logger.warning_rank0(
             "`packing` without `neat_packing`: as in plain LLaMA-Factory, samples packed into one row see each other. "
-            "Set `neat_packing: true` to keep them apart."
+            f"Set `{instead}` to keep them apart."
         )
 
 

@@ -56,8 +56,17 @@ def _bind(replacement: Callable[..., Any], original: Any) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         return replacement(original, *args, **kwargs)
 
+    if inspect.isgeneratorfunction(replacement):  # gradio looks at the function to know that it yields
+        call = _as_generator(call)
     if not inspect.isclass(original):
         functools.update_wrapper(call, original)
     bound: Any = staticmethod(call) if isinstance(original, staticmethod) else call
     bound.hsa_original = original
     return bound
+
+
+def _as_generator(function: Callable[..., Any]) -> Callable[..., Any]:
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        yield from function(*args, **kwargs)
+
+    return generate

@@ -26,6 +26,7 @@ class Integration:
     Attributes:
         hsa: The rules asked for; True: those of the checkpoint, or the defaults; `SAVED`: those of the checkpoint, or
             no HSA. False: no HSA; None: no HSA, and a checkpoint that has it is warned of.
+        stage: Of the data that are being prepared.
         hsa_config: The rules of the run; before `resolve` what can be said without a checkpoint. None: no HSA.
         feedback_config: None: labels stay as they are.
         loss_weights: What labels of steps mean, and weights by role.
@@ -37,6 +38,7 @@ class Integration:
         media: Types of the media columns of the data set being tokenized, by name.
         report: Counts per data set.
         aligned: The converted samples of each data set, by name.
+        staying: Data sets whose samples stay though nothing of them is trained; see `data.untrained`.
         shows_example: Whether LLaMA-Factory prints an example of the prepared data, as it does in training.
     """
 
@@ -46,21 +48,32 @@ class Integration:
         feedback: FeedbackConfig | None,
         loss_weights: LossWeightsConfig | None = None,
     ) -> None:
-        self.hsa = hsa
-        self.hsa_config = hsa if isinstance(hsa, HSAConfig) else (HSAConfig() if hsa is True else None)
-        if self.hsa_config is not None:
-            check_backend(self.hsa_config.backend)
-        self.feedback_config = feedback
+        self.ask_for(hsa, feedback)
+        self.stage = "sft"
         self.loss_weights = LossWeightsConfig() if loss_weights is None else loss_weights
         self.loss_elsewhere = ""
         self.has_weights: bool | None = None
-        self.feedback_token: FeedbackToken | None = None
         self.loading: Any = None
         self.cache_dir: str | None = None
         self.media: dict[str, Any] = {}
         self.report = DataReport()
         self.aligned: dict[str, Any] = {}
+        self.staying: frozenset[str] = frozenset()
         self.shows_example = True
+
+    def ask_for(self, hsa: HSAConfig | bool | str | None, feedback: FeedbackConfig | None) -> None:
+        """Go by these from now on: LLaMA Board loads one model after another, each with rules of its own.
+
+        Args:
+            hsa: As the attribute.
+            feedback: None: labels stay as they are.
+        """
+        self.hsa = hsa
+        self.hsa_config = hsa if isinstance(hsa, HSAConfig) else (HSAConfig() if hsa is True else None)
+        if self.hsa_config is not None:
+            check_backend(self.hsa_config.backend)
+        self.feedback_config = feedback
+        self.feedback_token: FeedbackToken | None = None
         self._resolved_for: Any = None  # the model arguments that `hsa_config` holds for
 
     @property

@@ -20,7 +20,7 @@ class TextModel:
     """The parts of a model that HSA works on.
 
     Attributes:
-        base: The model below any PEFT or data-parallel wrapper.
+        base: The model below any PEFT, value head or data-parallel wrapper.
         entry: The module that `base` calls with the 2-D mask and the keywords; HSA's hooks sit here.
         text: The module whose configuration chooses the attention implementation of the text layers.
         attention_layers: The softmax attention modules by layer index.
@@ -35,7 +35,7 @@ class TextModel:
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:
-    """Return the transformers model below data-parallel, compiled and PEFT wrappers.
+    """Return the transformers model below data-parallel, compiled, PEFT and value head wrappers.
 
     Raises:
         TypeError: If there is none.
@@ -59,6 +59,8 @@ def wrapping(model: nn.Module) -> Iterator[Any]:
             inner = inner.get_base_model()
         elif isinstance(getattr(inner, "module", None), nn.Module):  # DistributedDataParallel
             inner = inner.module
+        elif isinstance(getattr(inner, "pretrained_model", None), nn.Module):  # TRL's value head
+            inner = inner.pretrained_model
         else:
             raise TypeError(f"enable_hsa needs a transformers model, got {type(model).__name__}.")
         yield inner

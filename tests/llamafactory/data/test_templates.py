@@ -162,7 +162,7 @@ def test_every_template_is_traced_to_its_messages(name, lf):
             rows, _ = lf.typed_rows(template, tokenizer, data_args, [(typed, *rest)], processor=PROCESSOR)
             if not rows:
                 continue
-            record = record_sample(processor, {name: values[0] for name, values in columns.items()}, 2, 100)
+            (record,) = record_sample(processor, {name: values[0] for name, values in columns.items()}, 2, 100)
             assert record.input_ids == rows[0]["input_ids"]
             place = 100
             for turn in record.turns:

@@ -7,7 +7,7 @@ const HSA = (() => {
   const samples = scripts.map(() => null);
   const page = {
     settings: read("settings"),
-    indices: scripts.map((script) => Number(script.dataset.index)),
+    names: scripts.map((script) => script.dataset.name),
     current: null,
     sample(place) {
       samples[place] = samples[place] || new Sample(JSON.parse(scripts[place].textContent), page.settings);
@@ -29,7 +29,7 @@ const HSA = (() => {
     conversation.reveal(cell, "center");
   });
   const conversation = new Conversation(get("conversation"), HSA.images, { onQuery });
-  const overview = new Overview(get("overview-view"), HSA.overview, new Map(HSA.indices.map((index, place) => [index, place])));
+  const overview = new Overview(get("overview-view"), HSA.overview, new Map(HSA.names.map((name, place) => [name, place])));
   HSA.conversation = conversation;
   let sample = null;
 
@@ -37,12 +37,12 @@ const HSA = (() => {
     panel.show(sample, cell, pinned);
     still.show(sample, cell === null ? null : sample.lastToken(cell), conversation.seen);
     heat.mark(cell === null ? null : sample.lastToken(cell));
-    if (pinned) history.replaceState(null, "", `#sample=${sample.index}&token=${sample.lastToken(cell)}`);
+    if (pinned) history.replaceState(null, "", `${linkTo(sample.name)}&token=${sample.lastToken(cell)}`);
   }
 
   function route() {
     const target = new URLSearchParams(location.hash.slice(1));
-    const place = target.has("sample") ? HSA.indices.indexOf(Number(target.get("sample"))) : -1;
+    const place = target.has("sample") ? HSA.names.indexOf(target.get("sample")) : -1;
     const isSample = place >= 0;
     get("overview-view").hidden = isSample;
     get("sample-view").hidden = !isSample;
@@ -50,7 +50,7 @@ const HSA = (() => {
     get("choice").value = isSample ? String(place) : "";
     HSA.current = isSample ? place : null;
     get("previous").disabled = isSample ? place === 0 : true;
-    get("next").disabled = isSample ? place === HSA.indices.length - 1 : !HSA.indices.length;
+    get("next").disabled = isSample ? place === HSA.names.length - 1 : !HSA.names.length;
     if (!isSample) {
       sample = null;
       overview.show();
@@ -81,7 +81,7 @@ const HSA = (() => {
     if (sample.parts.length === 1 && part[1] !== sample.index) words.unshift(`sample ${part[1]} of its data set`);
     if (cut) words.push(`${number(cut)} cut away`);
     if (sample.parts.some((part) => part[5])) words.push("the feedback marker was cut away");
-    get("sample-title").replaceChildren(element("b", "", `${sample.dataset} #${sample.index}`), ` ${words.join(" · ")}`, typeBar(counts.types), cutButton());
+    get("sample-title").replaceChildren(element("b", "", `${sample.dataset} #${sample.name}`), ` ${words.join(" · ")}`, typeBar(counts.types), cutButton());
   }
 
   function cutButton() {
@@ -95,15 +95,15 @@ const HSA = (() => {
 
   function go(step) {
     const place = HSA.current === null ? (step > 0 ? 0 : -1) : HSA.current + step;
-    if (place >= 0 && place < HSA.indices.length) location.hash = `#sample=${HSA.indices[place]}`;
+    if (place >= 0 && place < HSA.names.length) location.hash = linkTo(HSA.names[place]);
   }
 
-  get("choice").append(...HSA.indices.map((index, place) => {
-    const option = element("option", "", `sample ${index}`);
+  get("choice").append(...HSA.names.map((name, place) => {
+    const option = element("option", "", `sample ${name}`);
     option.value = String(place);
     return option;
   }));
-  get("choice").addEventListener("change", (event) => event.target.value && (location.hash = `#sample=${HSA.indices[event.target.value]}`));
+  get("choice").addEventListener("change", (event) => event.target.value && (location.hash = linkTo(HSA.names[event.target.value])));
   get("previous").addEventListener("click", () => go(-1));
   get("next").addEventListener("click", () => go(1));
   document.addEventListener("keydown", (event) => {

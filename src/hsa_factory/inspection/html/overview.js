@@ -1,15 +1,20 @@
 "use strict";
 
+/** The address of a sample on the page. */
+function linkTo(name) {
+  return `#sample=${encodeURIComponent(name)}`;
+}
+
 /* All rows of the prepared data: how long, how much of each type, how much is trained, what was lost, who stands out. */
 class Overview {
-  /** @param {Map<number, number>} shown Place on the page of the samples that are on it, by their number. */
+  /** @param {Map<string, number>} shown Place on the page of the samples that are on it, by their name. */
   constructor(root, data, shown) {
     this.root = root;
     this.shown = shown;
     this.datasets = data.datasets;
     this.accounts = data.accounts;
-    this.rows = data.rows.map(([index, dataset, length, g, l, n, trained, cut, markerCut]) => ({
-      index, dataset: this.datasets[dataset], length, types: [g, l, n], trained, cut, markerCut: Boolean(markerCut),
+    this.rows = data.rows.map(([index, dataset, length, g, l, n, trained, cut, markerCut, side]) => ({
+      index, name: `${index} ${side}`.trim(), dataset: this.datasets[dataset], length, types: [g, l, n], trained, cut, markerCut: Boolean(markerCut),
     }));
   }
 
@@ -92,11 +97,11 @@ class Overview {
   list(rows, label = (row) => `${number(row.length)} tokens, ${percent(row.trained / Math.max(row.length, 1))} trained`) {
     const most = 200;
     const items = rows.slice(0, most).map((row) => {
-      const place = this.shown.get(row.index);
-      const name = `${row.dataset} #${row.index}`;
+      const place = this.shown.get(row.name);
+      const name = `${row.dataset} #${row.name}`;
       const link = place === undefined ? element("span", "absent", name) : element("a", "", name);
       if (place === undefined) link.title = `Not on this page: --samples ${row.index}`;
-      else link.href = `#sample=${row.index}`;
+      else link.href = linkTo(row.name);
       return element("li", "", link, element("small", "", label(row)));
     });
     if (rows.length > most) items.push(element("li", "hint", `and ${number(rows.length - most)} more`));

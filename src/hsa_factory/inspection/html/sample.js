@@ -4,6 +4,7 @@
 class Sample {
   constructor(data, settings) {
     this.index = data.index;
+    this.name = data.name;
     this.dataset = data.dataset;
     this.ids = data.ids;
     this.reasons = data.reasons;

@@ -43,6 +43,7 @@ def api_seams() -> list[Seam]:
         Seam(app, "create_app", lambda original, chat_model: harden(original(chat_model))),
         Seam(app, "create_chat_completion_response", _answer),
         Seam(app, "create_stream_chat_completion_response", _answer_in_pieces),
+        Seam(app, "create_score_evaluation_response", _score),
         Seam(llamafactory.api.chat, "_process_request", _process_request),
     ]
 
@@ -82,6 +83,15 @@ async def _answer(original: Any, request: Any, chat_model: Any) -> Any:
     _check_request(request, chat_model)
     try:
         await _read(request)
+        return await original(request, chat_model)
+    except ValueError as error:
+        logger.warning_rank0(f"Refused a request: {error}")
+        raise HTTPException(400, detail=str(error)) from error
+
+
+async def _score(original: Any, request: Any, chat_model: Any) -> Any:
+    """Score texts; what is wrong with them is said to the client instead of an internal error."""
+    try:
         return await original(request, chat_model)
     except ValueError as error:
         logger.warning_rank0(f"Refused a request: {error}")

@@ -30,6 +30,7 @@ from ..model.loader import load_model_seam
 from ..options import check_serving
 from ..seams import Seam
 from ..state import Integration
+from .scoring import scoring_seams
 from .tool_messages import REPLIES_KEY, join_replies, split_replies, with_readable_arguments
 
 
@@ -74,6 +75,7 @@ def chat_seams(state: Integration) -> list[Seam]:
         Seam(engine.HuggingfaceEngine, "_stream_chat", _encode_in_thread),
         Seam(engine.HuggingfaceEngine, "stream_chat", _stream_chat),
         Seam(engine, "Thread", _make_thread),
+        *scoring_seams(),
     ]
 
 

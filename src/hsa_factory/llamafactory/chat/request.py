@@ -21,7 +21,7 @@ from llamafactory.api.protocol import (
 from PIL import Image
 from pydantic import PrivateAttr, model_validator
 
-from ..data.converter import REPLY_JOINT
+from ..data.alignment import REPLY_JOINT
 from ..data.template import PLACEHOLDERS
 
 

@@ -8,7 +8,7 @@ from ...labeling.formats import DatasetFormat
 from ...labeling.matching import Message, MessageTypes
 from ...labeling.trajectories.composed import Words, fit_message
 from ...typed.text import TypedText
-from ..data.converter import REPLY_JOINT, join_types
+from ..data.alignment import REPLY_JOINT, join_types
 
 
 REPLIES_KEY = "replies"  # of a message: (number of characters, given type) of each reply that was joined to it

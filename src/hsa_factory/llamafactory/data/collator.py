@@ -1,10 +1,11 @@
-"""LLaMA-Factory's SFT collator, plus feedback masking of the labels and padded `semantic_ids`."""
+"""LLaMA-Factory's collators, plus feedback masking of the labels and padded `semantic_ids`."""
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
-from llamafactory.data.collator import SFTDataCollatorWith4DAttentionMask
+from llamafactory.data.collator import MultiModalDataCollatorForSeq2Seq, SFTDataCollatorWith4DAttentionMask
 from transformers import DataCollatorForSeq2Seq
 
 from ...config import FeedbackConfig, HSAConfig
@@ -45,8 +46,10 @@ class PaddedPositionsMixin(DataCollatorForSeq2Seq):
 
 
 @dataclass
-class HSADataCollator(SFTDataCollatorWith4DAttentionMask, PaddedPositionsMixin):
+class TypedCollatorMixin(MultiModalDataCollatorForSeq2Seq, PaddedPositionsMixin):
     """Pads a batch as LLaMA-Factory does and makes `labels` and `semantic_ids` fit it.
+
+    It stands before the collator that LLaMA-Factory pads all rows by, behind those that make rows of something else (pairs).
 
     Features hold `input_ids`, `attention_mask`, `labels`, and, as the processor writes them, `semantic_ids` and
     `loss_mask`. Features without `loss_mask` (hand-made, already tokenized) are masked by finding the marker's id. Where
@@ -78,15 +81,17 @@ class HSADataCollator(SFTDataCollatorWith4DAttentionMask, PaddedPositionsMixin):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.hsa_config is not None:
-            self.block_diag_attn = False  # the plan reads the documents from the 2-D mask; no N×N mask is built
+        # of the rows that LLaMA-Factory is about to make, in their order: columns that it does not know
+        self._carried: list[dict[str, Any]] = []
         self.marker_id: int | None = None
         if self.feedback_config is not None:
             tokenizer: Any = self.tokenizer
             self.marker_id = tokenizer.convert_tokens_to_ids(self.feedback_config.token)
 
     def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> dict[str, torch.Tensor]:
-        features = [dict(feature) for feature in features]
+        carried, self._carried = self._carried[: len(features)], self._carried[len(features) :]
+        nothing: dict[str, Any] = {}
+        features = [{**feature, **more} for feature, more in zip_longest(features, carried, fillvalue=nothing)]
         needs_turns = has_turns(self.hsa_config)
         semantic_rows, turn_rows, mask_rows = [], [], []
         for feature in features:
@@ -139,17 +144,21 @@ class HSADataCollator(SFTDataCollatorWith4DAttentionMask, PaddedPositionsMixin):
         features["attention_mask"] = mask  # with a dummy image LLaMA-Factory makes it longer than the ids, and a float
 
     def _mask_labels(self, features: list[dict[str, Any]]) -> None:
-        is_masked = False
+        is_masked = False  # by feedback or a weight: what LLaMA-Factory itself masks is its own affair
         for feature in features:
             is_recorded = LOSS_MASK_COLUMN in feature
             # labels of another length are references of predict_with_generate
             if "labels" in feature and (is_recorded or len(feature["labels"]) == len(feature["input_ids"])):
-                is_masked |= is_recorded or self.feedback_config is not None
-                feature["labels"] = trained_labels(feature, self.feedback_config, self.marker_id)
+                labels = trained_labels(feature, self.feedback_config, self.marker_id)
+                is_masked |= self.feedback_config is not None or labels != _as_list(feature["labels"])
+                feature["labels"] = labels
             feature.pop(LOSS_MASK_COLUMN, None)
 
-        labels = [label for feature in features for label in feature.get("labels", [])]
-        if is_masked and labels and all(label == IGNORE_INDEX for label in labels):
+        if is_masked:
+            self._check_trained([label for feature in features for label in feature.get("labels", [])])
+
+    def _check_trained(self, labels: list[int]) -> None:
+        if labels and all(label == IGNORE_INDEX for label in labels):
             raise ValueError(
                 "No token of this batch is left to train: feedback or the messages' weights mask all of it. Its loss "
                 "would be NaN. Prepare the data through the integration, which drops such samples."
@@ -167,6 +176,16 @@ class HSADataCollator(SFTDataCollatorWith4DAttentionMask, PaddedPositionsMixin):
             else:
                 padded[i, : len(row)] = values
         return padded
+
+
+@dataclass
+class HSADataCollator(TypedCollatorMixin, SFTDataCollatorWith4DAttentionMask):
+    """The collator of stage `sft`: packed rows too."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hsa_config is not None:
+            self.block_diag_attn = False  # the plan reads the documents from the 2-D mask; no N×N mask is built
 
 
 def _with_padding(params: dict[str, Any] | None, width: int) -> dict[str, Any] | None:

@@ -4,21 +4,20 @@ import json
 import os
 import re
 from collections import Counter, deque
-from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from llamafactory.data.converter import DatasetConverter
 
 from ..._version import __version__
-from ...labeling.formats import DatasetFormat, SampleMessage, read_sample, type_sample
+from ...labeling.formats import FORMATS, DatasetFormat, SampleMessage, read_sample, type_sample
 from ...labeling.matching import MessageTypes
 from ...labeling.rule import MEDIA
 from ...labeling.rule_set import RuleSet
 from ...labeling.trainable import as_texts, check_content
 from ...loss_weights import LossWeightsConfig, weigh_turn
 from ...semantics import SemanticType
-from ...typed.spans import Span, encode_spans, fill_gaps, shift
+from ...typed.spans import encode_spans
 from .aligned import (
     INDEX_COLUMN,
     MEDIA_COLUMNS,
@@ -29,6 +28,7 @@ from .aligned import (
     SYSTEM_TYPE_COLUMN,
     TYPED_COLUMN,
 )
+from .alignment import UNTYPED_MESSAGE, AlignedMessage, align, with_empty_reply
 from .json_files import JSON_COLUMN, PLACE_COLUMN, parse_row
 from .media_files import MediaError, local_file, shorten
 from .template import ALWAYS_KEY, TURN_KEY, TYPE_KEY, WEIGHT_KEY
@@ -41,30 +41,7 @@ else:
     MixedInto = object
 
 
-REPLY_JOINT = "\n</tool_response>\n<tool_response>\n"  # what LLaMA-Factory puts between the replies of parallel calls
 _PLACEHOLDER = re.compile(f"<({'|'.join(MEDIA)})>")
-
-
-class _AlignedMessage(NamedTuple):
-    """Types of a converted message.
-
-    Attributes:
-        semantic_type: The message's; None: it has none.
-        spans: Types of parts of its text; none if there is one type only.
-        is_given: Whether the data gave a type.
-        weight: 0 keeps the message out of the loss; None: it is trained as its role is.
-        number: Its place among the messages of the data; -1: it has none.
-    """
-
-    semantic_type: int | None
-    spans: tuple[Span, ...]
-    is_given: bool = False
-    weight: float | None = None
-    number: int = -1
-
-
-UNTYPED_MESSAGE = _AlignedMessage(None, ())
-_Facts = tuple[SampleMessage, MessageTypes, float | None]  # a message, its types, its weight
 
 
 class TypedConverterMixin(MixedInto):
@@ -106,12 +83,14 @@ class TypedConverterMixin(MixedInto):
         messages = output["_prompt"] + output["_response"]
         if any(message["content"] is None for message in messages):
             self._check_contents(turns, where, place)
-        if len(aligned) != len(messages):  # a sample that LLaMA-Factory found broken
-            aligned = [UNTYPED_MESSAGE] * len(messages)
-        for number, (message, turn) in enumerate(zip(messages, aligned)):
+        try:
+            aligned = self._fit(aligned, output, sample, notes)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}{place}") from None
+        for message, turn in zip(messages, aligned):
             message[WEIGHT_KEY] = 1 if turn.weight is None else turn.weight
             message[ALWAYS_KEY] = turn.weight == 1
-            message[TURN_KEY] = number if self._format.formatting == "alpaca" else turn.number
+            message[TURN_KEY] = turn.number
             message[TYPE_KEY] = self.default_type if turn.semantic_type is None else turn.semantic_type
             message[SPANS_KEY] = encode_spans(turn.spans)
 
@@ -152,19 +131,49 @@ class TypedConverterMixin(MixedInto):
 
     def _align_all(
         self, turns: list[SampleMessage], typings: list[MessageTypes], weights: list[float | None]
-    ) -> tuple[_AlignedMessage, list[_AlignedMessage]]:
+    ) -> tuple[AlignedMessage, list[AlignedMessage]]:
         """Return the types of the system message and of the others."""
         dataset_format = self._format
         first = int(bool(turns) and turns[0].message.role == "system")
         facts = list(zip(turns, typings, weights))
-        (system,) = _align(facts[:first], dataset_format, int(SemanticType.GLOBAL)) or [UNTYPED_MESSAGE]
+        (system,) = align(facts[:first], dataset_format, int(SemanticType.GLOBAL)) or [UNTYPED_MESSAGE]
         if system.weight is not None and (system.weight != 0 or self.data_args.train_on_prompt):
             raise ValueError(
                 f"{turns[0].where}: the system message shares its turn with the first user message, so its weight "
                 f"{system.weight:g} cannot be honoured{' with train_on_prompt' if system.weight == 0 else ''}. Remove "
                 "one of them."
             )
-        return system, _align(facts[first:], dataset_format, self.default_type)
+        aligned = align(facts[first:], dataset_format, self.default_type)
+        if dataset_format.formatting == "alpaca":
+            aligned = [turn._replace(number=number) for number, turn in enumerate(aligned)]
+        return system, aligned
+
+    def _fit(
+        self, aligned: list[AlignedMessage], output: dict[str, Any], sample: dict[Any, Any], notes: Counter[str]
+    ) -> list[AlignedMessage]:
+        """Return one typing for each message that LLaMA-Factory has made of a sample.
+
+        Raises:
+            ValueError: If it has made other messages than the data hold.
+        """
+        number = len(output["_prompt"]) + len(output["_response"])
+        label = sample.get(self.dataset_attr.kto_tag) if self.dataset_attr.kto_tag else None
+        is_labelled = isinstance(label, bool) and bool(output["_response"])
+        if is_labelled:
+            aligned = with_empty_reply(aligned, bool(label))
+        if len(aligned) == number:
+            return aligned
+
+        replies = 2 if is_labelled or self.dataset_attr.ranking else 1
+        is_left_out = len(output["_prompt"]) % 2 != 1 or len(output["_response"]) < replies
+        if self._format.formatting in FORMATS and not is_left_out:
+            raise ValueError(
+                f"LLaMA-Factory makes {number} messages of its {len(aligned)}, so that their types would be lost. An entry of "
+                "dataset_info.json is of one kind: `kto_tag`, or `ranking` with `chosen` and `rejected`."
+            )
+        if not is_left_out:
+            notes[f"types not known, because formatting {self._format.formatting!r} is another's"] += 1
+        return [UNTYPED_MESSAGE] * number
 
     def _weigh_all(self, turns: list[SampleMessage], notes: Counter[str]) -> list[float | None]:
         """Return how much each message is trained; None: as its role is. Labels of steps are counted."""
@@ -306,66 +315,3 @@ def _with_joined_parts(
     if dataset_format.ranking:
         changed |= {column: joined(example[column]) for column in (dataset_format.chosen, dataset_format.rejected)}
     return {**example, **changed}
-
-
-def _align(facts: Sequence[_Facts], dataset_format: DatasetFormat, default: int) -> list[_AlignedMessage]:
-    """Bring types to the messages that LLaMA-Factory makes: it joins the replies of parallel calls in openai's format."""
-    aligned, replies = [], []
-    for fact in facts:
-        if dataset_format.formatting == "openai" and fact[0].message.role == "observation":
-            replies.append(fact)
-            continue
-        if replies:
-            aligned.append(_join(replies, default))
-            replies = []
-        aligned.append(_join([fact], default))
-    return aligned
-
-
-def _join(facts: Sequence[_Facts], default: int) -> _AlignedMessage:
-    """Join the types of turns that become one message; what is between them has the type that remembers most."""
-    if len(facts) == 1 and not facts[0][1].spans:  # by far the most frequent case
-        ((turn, typing, weight),) = facts
-        given = turn.message.semantic_type is not None or bool(turn.message.spans)
-        return _AlignedMessage(typing.semantic_type, (), given, weight, turn.number)
-    is_given = any(turn.message.semantic_type is not None or turn.message.spans for turn, _, _ in facts)
-    types = join_types([len(turn.message.text) for turn, _, _ in facts], [typing for _, typing, _ in facts], default)
-    return _AlignedMessage(*types, is_given, _common_weight(facts), facts[0][0].number)
-
-
-def join_types(lengths: Sequence[int], typings: Sequence[MessageTypes], default: int) -> MessageTypes:
-    """Return the types of replies that become one text, with `REPLY_JOINT` between them.
-
-    The message's type is that of the replies which remembers most; it is the type of all, unless parts have their own.
-
-    Args:
-        lengths: Characters of each reply.
-        typings: What the data and the rules say of each.
-        default: Type of the message if they say nothing.
-    """
-    base = min((typing.semantic_type for typing in typings if typing.semantic_type is not None), default=None)
-    if not any(typing.spans for typing in typings):
-        return MessageTypes(base)
-    rest = default if base is None else base
-    spans: list[Span] = []
-    start = 0
-    for length, typing in zip(lengths, typings):
-        own = rest if typing.semantic_type is None else typing.semantic_type
-        spans += shift(fill_gaps(typing.spans, length, own), start)
-        start += length + len(REPLY_JOINT)
-    return MessageTypes(base, tuple(spans))
-
-
-def _common_weight(facts: Sequence[_Facts]) -> float | None:
-    """Return the weight of replies that become one message: 0 if one has it.
-
-    Raises:
-        ValueError: If they have other weights that differ.
-    """
-    weights = {weight for *_, weight in facts}
-    if len(weights) > 1 and 0 not in weights:
-        named = ", ".join(f"{turn.where}: {'none' if weight is None else weight}" for turn, _, weight in facts)
-        raise ValueError(
-            f"the replies of parallel calls become one message, but have different weights ({named}). Give them one."
-        )
-    return 0 if 0 in weights else weights.pop()

@@ -13,7 +13,10 @@ import llamafactory.data.loader
 import llamafactory.data.parser
 from datasets import Dataset
 from llamafactory.data.processor import (
+    FeedbackDatasetProcessor,
     PackedSupervisedDatasetProcessor,
+    PairwiseDatasetProcessor,
+    PretrainDatasetProcessor,
     SupervisedDatasetProcessor,
     UnsupervisedDatasetProcessor,
 )
@@ -38,12 +41,17 @@ from .aligned import (
 from .converter import named_columns, typed_converter
 from .data_files import explain_failure, read_dataset_info
 from .json_files import JSON_COLUMN, find_missing, is_json, load_json, read_samples
+from .labelled import TypedLabelledProcessor
+from .pairwise import TypedPairwiseProcessor
 from .prediction import TypedPredictionProcessor
+from .pretraining import TypedPretrainProcessor
 from .processor import TypedPackedProcessor, TypedSupervisedProcessor
 from .report import REPORT_NAME, DataReport
+from .reward import TypedRewardProcessor
 from .token_table import ACCOUNT_COLUMN, LOSS_WEIGHTS_COLUMN
 from .tokenized_path import check_arrow_files, check_tokenized, data_options, run_settings
 from .turns import check_replies
+from .untrained import check_trained, staying
 
 
 STREAM_PREVIEW = 1000  # rows of a stream that are looked at before training
@@ -52,7 +60,12 @@ _TYPED_PROCESSORS = {
     SupervisedDatasetProcessor: TypedSupervisedProcessor,
     PackedSupervisedDatasetProcessor: TypedPackedProcessor,
     UnsupervisedDatasetProcessor: TypedPredictionProcessor,
+    PairwiseDatasetProcessor: TypedPairwiseProcessor,
+    PretrainDatasetProcessor: TypedPretrainProcessor,
+    FeedbackDatasetProcessor: TypedLabelledProcessor,
 }
+_OF_STAGES = {"rm": {PairwiseDatasetProcessor: TypedRewardProcessor}}
+"""Those of stages whose data LLaMA-Factory makes as it makes another's."""
 
 
 class NothingToTrain(ValueError):
@@ -74,9 +87,15 @@ def data_seams(state: Integration) -> list[Seam]:
     ]
 
 
-def get_dataset_seam(module: ModuleType, state: Integration) -> Seam:
-    """Return the replacement of `get_dataset` in the module of a stage."""
-    return Seam(module, "get_dataset", partial(_get_dataset, state))
+def get_dataset_seam(module: ModuleType, state: Integration, stage: str) -> Seam:
+    """Return the replacement of `get_dataset` in the module of a stage.
+
+    Args:
+        module: LLaMA-Factory's.
+        state: The integration's.
+        stage: As a training file names it; LLaMA-Factory calls the data of several stages the same.
+    """
+    return Seam(module, "get_dataset", partial(_get_dataset, state, stage))
 
 
 def _join(original: Any, attributes: Any, values: dict[str, Any]) -> None:
@@ -172,7 +191,7 @@ def _name_of(attributes: Any) -> str:
 def _get_dataset_processor(state: Integration, original: Any, *args: Any, **kwargs: Any) -> Any:
     """Put the typed processor in the place of the one for training or prediction; others stay."""
     stock = original(*args, **kwargs)
-    typed = _TYPED_PROCESSORS.get(type(stock))
+    typed = {**_TYPED_PROCESSORS, **_OF_STAGES.get(state.stage, {})}.get(type(stock))
     if typed is None:
         return stock
     return typed(
@@ -186,42 +205,53 @@ def _get_dataset_processor(state: Integration, original: Any, *args: Any, **kwar
         as_table=not stock.data_args.streaming,  # streams want lists
         media=state.media,
         has_weights=state.has_weights,
+        staying=state.staying,
     )
 
 
 def _get_preprocessed_dataset(
     state: Integration, original: Any, dataset: Any, *args: Any, is_eval: bool = False
 ) -> Any:
-    """Take the accounts out of the processed data; print the example of them only where it is not in the way."""
+    """Count what became of the data; where nothing is left of them and nobody asked for that, keep them as they are."""
     state.media, state.has_weights = row_media(dataset), has_weights(dataset)
+    state.staying = frozenset()
+    rows, accounts = _preprocess(state, original, dataset, *args, is_eval=is_eval)
+    state.staying = staying(accounts, state.typing_config, state.feedback_config)
+    if state.staying:
+        rows, accounts = _preprocess(state, original, dataset, *args, is_eval=is_eval)
+    for serialized in accounts:
+        state.report.add(serialized, is_eval)
+    return rows
+
+
+def _preprocess(state: Integration, original: Any, *args: Any, is_eval: bool) -> tuple[Any, list[str]]:
+    """Take the accounts out of the processed data; print the example of them only where it is not in the way."""
     with nullcontext() if state.shows_example else redirect_stdout(StringIO()):
-        processed = original(dataset, *args, is_eval=is_eval)
+        processed = original(*args, is_eval=is_eval)
     if processed is None:
-        return None
+        return None, []
     if not isinstance(processed, Dataset):
-        return _preview_stream(state.report, processed, is_eval)
+        return _preview_stream(state.report, processed)
     if ACCOUNT_COLUMN not in processed.column_names:
-        return processed
+        return processed, []
 
     accounts = processed.with_format("arrow")[:][ACCOUNT_COLUMN].to_pylist()
-    for serialized in accounts:
-        if serialized is not None:
-            state.report.add(serialized, is_eval)
     rows = [i for i, serialized in enumerate(accounts) if serialized is None]
-    return processed.select(rows).remove_columns(ACCOUNT_COLUMN)
+    counted = [serialized for serialized in accounts if serialized is not None]
+    return processed.select(rows).remove_columns(ACCOUNT_COLUMN), counted
 
 
-def _preview_stream(report: DataReport, stream: Any, is_eval: bool) -> Any:
+def _preview_stream(report: DataReport, stream: Any) -> tuple[Any, list[str]]:
     """Count the start of a stream; its rows pass on without the accounts."""
     report.note = f"Streaming: these counts cover at most the first {STREAM_PREVIEW:,} rows of each stream."
-    for row in stream.take(STREAM_PREVIEW):
-        if row.get(ACCOUNT_COLUMN) is not None:
-            report.add(row[ACCOUNT_COLUMN], is_eval)
-    return stream.filter(_is_sample).map(_without_account, remove_columns=[ACCOUNT_COLUMN])
+    previewed = (row.get(ACCOUNT_COLUMN) for row in stream.take(STREAM_PREVIEW))
+    counted = [serialized for serialized in previewed if serialized is not None]
+    return stream.filter(_is_sample).map(_without_account, remove_columns=[ACCOUNT_COLUMN]), counted
 
 
 def _get_dataset(
     state: Integration,
+    stage_name: str,
     original: Any,
     template: Any,
     model_args: Any,
@@ -231,11 +261,14 @@ def _get_dataset(
     **kwargs: Any,
 ) -> Any:
     """Show the table before the first step, and stop where a data set has nothing left."""
+    state.stage = stage_name
     hsa_config = state.resolve(model_args, training_args)
     tokenized_path = data_args.tokenized_path
     was_tokenized = tokenized_path is not None and has_tokenized_data(tokenized_path)
     check_arrow_files(tokenized_path)
-    options = data_options(model_args, data_args, kwargs["tokenizer"]) if tokenized_path is not None else {}
+    options = {}
+    if tokenized_path is not None:
+        options = data_options(model_args, data_args, kwargs["tokenizer"], state.stage)
     state.report = DataReport()
     module = original(template, model_args, data_args, training_args, *args, **kwargs)
     settings = run_settings(hsa_config, state.feedback_config, state.loss_weights)
@@ -249,7 +282,7 @@ def _get_dataset(
         state.report.save(training_args.output_dir, settings)
     if training_args.should_log:
         state.report.print()
-    untrainable = state.report.untrainable()
+    untrainable = check_trained(state.report, state.typing_config, state.feedback_config)
     if untrainable:
         raise NothingToTrain(
             f"Nothing is left to train in {', '.join(map(repr, untrainable))}: see the table above (also in "

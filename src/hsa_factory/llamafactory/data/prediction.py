@@ -1,7 +1,6 @@
 """LLaMA-Factory's processor for `predict_with_generate`, plus `semantic_ids` and `turn_ids` of the prompts."""
 
 from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +8,11 @@ from llamafactory.data.processor import UnsupervisedDatasetProcessor
 
 from ...typed.ids import TypedTokenId, count_plain, fill_types, read_off
 from .aligned import INDEX_COLUMN, SOURCE_COLUMN
-from .processor import Sample, TypedProcessorMixin
 from .report import DatasetAccount
 from .sample_errors import EMPTY_PROMPT, INVALID, MEDIA_TOO_LONG, TOO_LONG, SampleDropped, errors_name
 from .token_table import Tokens
 from .turns import number_prompt
+from .typed_processor import Sample, TypedProcessorMixin
 
 
 @dataclass
@@ -66,6 +65,3 @@ class TypedPredictionProcessor(TypedProcessorMixin, UnsupervisedDatasetProcessor
             turn_ids = number_prompt(arguments[0], self.template.lengths, len(self._prompt), added)[: len(typed)]
         tokens = Tokens(array("i", typed), semantic_ids, reference, bytes([1]) * len(reference), turn_ids)
         return Sample([], input_ids=typed, tokens=tokens, facts=facts)
-
-    def _count_media_tokens(self, token_ids: Sequence[int]) -> int:
-        return sum(token in self.media_ids for token in token_ids)

@@ -35,6 +35,7 @@ class DatasetAccount:
         dropped_samples: Numbers of the first of them, by reason.
         text_truncated: Kept samples whose end LLaMA-Factory cut at `cutoff_len`.
         turns_removed: Kept samples that lost whole turns because the cut would have fallen inside media.
+        prompts_cut: Kept pairs of which `cutoff_len` took the end of the prompt: what the two replies answer.
         marker_cut: Samples, dropped ones included, of which truncation took a feedback marker that decides what is trained.
         marker_cut_samples: Numbers of the first of them.
         messages: Messages of the samples read.
@@ -48,6 +49,7 @@ class DatasetAccount:
             block, an EOS, pictures in front): each has the type of the token before it in its message, or else the next.
         without_reply: Kept samples without a reply that says anything, counted where the rules have turns: these hide nothing
             in them.
+        untrained: Kept samples of which nothing is trained: the data set stays as it is in plain LLaMA-Factory.
         untrained_stops: Replies of kept samples whose stop token is not trained: it is the label of the next turn's first
             token, and that turn has none.
         rules: How often each rule decided, by name: messages and parts of messages.
@@ -72,6 +74,7 @@ class DatasetAccount:
     dropped_samples: dict[str, list[int]] = field(default_factory=dict)
     text_truncated: int = 0
     turns_removed: int = 0
+    prompts_cut: int = 0
     marker_cut: int = 0
     marker_cut_samples: list[int] = field(default_factory=list)
     messages: int = 0
@@ -81,6 +84,7 @@ class DatasetAccount:
     lost_call_parts: int = 0
     filled_tokens: int = 0
     without_reply: int = 0
+    untrained: int = 0
     untrained_stops: int = 0
     rules: Counter = field(default_factory=Counter)
     notes: Counter = field(default_factory=Counter)
@@ -195,10 +199,6 @@ class DataReport:
             account.sight.clear()
             account.windows_needed.clear()
 
-    def untrainable(self) -> list[str]:
-        """Return the names of the data sets in which nothing is left."""
-        return [name for name, account in {**self.eval, **self.train}.items() if account.kept == 0]
-
     def without_replies(self) -> list[str]:
         """Return the names of the data sets in which no sample has a reply, where that was counted."""
         accounts = {**self.eval, **self.train}
@@ -275,6 +275,11 @@ class DataReport:
                     f"  {name}: {account['without_reply']} have no reply, so that all their tokens are turn 0 and turns hide "
                     "nothing in them"
                 )
+            if account.get("untrained"):
+                say(
+                    f"  {name}: nothing is trained of {account['untrained']} that stay all the same, as in plain LLaMA-Factory: "
+                    "neither feedback nor types are asked for"
+                )
             if account["untrained_stops"]:
                 say(
                     f"  {name}: the stop tokens of {account['untrained_stops']} replies are not trained, because the turn "
@@ -299,6 +304,11 @@ class DataReport:
                 more = ", …" if account["marker_cut"] > len(account["marker_cut_samples"]) else ""
                 say(
                     f"  {name}: {account['marker_cut']} lost the feedback marker to cutoff_len (samples {listed}{more})"
+                )
+            if account.get("prompts_cut"):
+                say(
+                    f"  {name}: {account['prompts_cut']} lost the end of their prompt to cutoff_len: what the two replies answer is "
+                    "not all there. Raise cutoff_len, or leave them out"
                 )
             if account["turns_removed"]:
                 say(

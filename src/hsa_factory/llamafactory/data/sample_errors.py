@@ -13,6 +13,8 @@ NOTHING_TO_TRAIN = "nothing left to train"
 MEDIA_TOO_LONG = "media do not fit into cutoff_len"
 TOO_LONG = "longer than cutoff_len"
 EMPTY_PROMPT = "empty prompt"
+NO_LABEL = "no label (`kto_tag`) that is true or false, or roles in a wrong order"
+NOT_TWO_REPLIES = "no two replies to choose between, or roles in a wrong order"
 
 
 class SampleDropped(Exception):

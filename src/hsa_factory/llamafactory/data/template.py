@@ -114,6 +114,8 @@ class TypedTemplateMixin(MixedInto):
         on_pairs: Called with the (prompt ids, response ids) of a whole sample before LLaMA-Factory cuts it; returns
             the pairs to go on with.
         on_prompt: Called with the prompt ids of a conversation that the model is to continue.
+        on_turn: Called with the prompt ids, all before the last message, and the response ids of a conversation that is encoded
+            as one turn, before LLaMA-Factory cuts it; returns those to go on with.
         lengths: How many ids each message of the conversation encoded last has, without what is added to them.
     """
 
@@ -124,6 +126,7 @@ class TypedTemplateMixin(MixedInto):
     filled: int
     on_pairs: Callable[[Pairs], Pairs] | None
     on_prompt: Callable[[list[TypedTokenId]], Any] | None
+    on_turn: Callable[[list[Any], list[Any]], tuple[list[Any], list[Any]]] | None
     lengths: list[int]
     _types: list[int]  # of the messages of the conversation at work
     _encoded: int  # how many of them are encoded so far
@@ -140,7 +143,10 @@ class TypedTemplateMixin(MixedInto):
         prompt_ids[start:] = fill_types(prompt_ids[start:], [self.default_type, *self._types][-2])
         if self.on_prompt is not None:
             self.on_prompt(prompt_ids)
-        return prompt_ids, response_ids
+        if self.on_turn is None:
+            return prompt_ids, response_ids
+        self.filled += count_plain(response_ids)
+        return self.on_turn(prompt_ids, fill_types(response_ids, self._types[-1]))
 
     def encode_multiturn(self, tokenizer: Any, messages: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Pairs:
         pairs = super().encode_multiturn(tokenizer, _with_spans(messages), *args, **kwargs)
@@ -259,7 +265,7 @@ def typed_template(template: Template, default_type: SemanticType) -> Template:
     typed.default_type = default_type
     typed.system_length = typed.guessed = typed.lost_parts = typed.filled = typed._encoded = typed._plain = 0
     typed._types, typed.lengths = [], []
-    typed.on_pairs = typed.on_prompt = None
+    typed.on_pairs = typed.on_prompt = typed.on_turn = None
     return typed
 
 

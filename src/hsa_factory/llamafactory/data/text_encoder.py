@@ -34,7 +34,7 @@ class TextEncoder:
         try:
             return self._encode(text)
         except (TypeError, UnicodeError):
-            _check_characters(text)
+            check_characters(text)
             raise
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
@@ -46,7 +46,7 @@ class TextEncoder:
         try:
             return self._encode_with_offsets(text)
         except (TypeError, UnicodeError):
-            _check_characters(text)
+            check_characters(text)
             raise
 
     def _encode(self, text: str) -> list[int]:
@@ -67,7 +67,7 @@ class TextEncoder:
         return encoded["input_ids"], encoded["offset_mapping"]
 
 
-def _check_characters(text: str) -> None:
+def check_characters(text: str) -> None:
     half = _SURROGATE.search(text)
     if half:
         around = ascii(text[max(half.start() - 20, 0) : half.end() + 20])

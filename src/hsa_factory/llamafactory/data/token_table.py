@@ -176,17 +176,30 @@ class TokenTable:
         """Return the ids, int32, and the types, int8, of all tokens added so far."""
         return np.array(self.token_ids, np.int32), np.frombuffer(bytes(self.semantic_ids), np.int8)
 
-    def look_up(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
+    def look_up(self, rows: dict[str, list[Any]], prefixes: Sequence[str] = ("",)) -> dict[str, Any]:
         """Put what is known of the tokens in the stead of their places.
 
         Args:
             rows: LLaMA-Factory's, made of places and padding; at least one.
+            prefixes: What the columns of each sequence in a row begin with, such as ``chosen_``. The columns of the row
+                itself, which begin with none of them, stay as they are.
 
         Returns:
             Their columns and those of the types, `Ragged` where they hold a number for each token.
         """
+        columns: dict[str, Any] = dict(rows)
+        for prefix in prefixes:
+            own = {name: rows[prefix + name] for name in ("input_ids", "labels", *_LISTS) if prefix + name in rows}
+            found = self._look_up(own)
+            source = found.pop(ROW_SOURCE_COLUMN)
+            columns |= {prefix + name: values for name, values in found.items()}
+            columns.setdefault(ROW_SOURCE_COLUMN, source)
+        return columns
+
+    def _look_up(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
+        """Look up the columns of one sequence a row."""
         ids, labels = _flatten(rows["input_ids"]), _flatten(rows["labels"])
-        columns = {name: _flatten(rows[name], np.int32) if name in _LISTS else rows[name] for name in rows}
+        columns: dict[str, Any] = {name: _flatten(rows[name], np.int32) for name in _LISTS if name in rows}
         columns["input_ids"] = _look_up(ids, np.frombuffer(self.token_ids, np.int32))
         columns["labels"] = _look_up(labels, np.frombuffer(self.labels, np.int32))
         semantic_ids = np.frombuffer(self.semantic_ids, np.int8)
@@ -233,14 +246,17 @@ class TokenTable:
         return samples
 
 
-def padding_row(is_packed: bool, is_neat: bool) -> dict[str, Any]:
+def padding_row(is_packed: bool, is_neat: bool, prefixes: Sequence[str] = ("",)) -> dict[str, Any]:
     """Return a row of LLaMA-Factory's that stands for no sample: one token, so that column types can be inferred from it.
 
     Args:
         is_packed: Whether rows are packed.
         is_neat: Whether packed rows tell their samples apart (`neat_packing`).
+        prefixes: What the columns of each sequence in a row begin with.
     """
-    row: dict[str, Any] = {"input_ids": [0], "attention_mask": [0], "labels": [IGNORE_INDEX]}
+    row: dict[str, Any] = {}
+    for prefix in prefixes:
+        row |= {f"{prefix}input_ids": [0], f"{prefix}attention_mask": [0], f"{prefix}labels": [IGNORE_INDEX]}
     row |= {"images": None, "videos": None, "audios": None}
     if is_packed:
         row["position_ids"] = [0]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,17 @@ def run_settings(
     }
 
 
-def data_options(model_args: Any, data_args: Any, tokenizer: Any) -> dict[str, Any]:
+def data_options(model_args: Any, data_args: Any, tokenizer: Any, stage: str) -> dict[str, Any]:
     """Return all else that decides what the data become, as plain values: options, and the tokenizer's vocabulary.
 
     Args:
         model_args: LLaMA-Factory's.
         data_args: LLaMA-Factory's.
         tokenizer: The run's.
+        stage: The run's.
     """
-    options = {name: getattr(data_args, name) for name in _DATA_OPTIONS}
+    options = {"stage": stage}
+    options |= {name: getattr(data_args, name) for name in _DATA_OPTIONS}
     options |= {name: value for name, value in vars(model_args).items() if name.startswith(_MEDIA_OPTIONS)}
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
     options["tokenizer"] = f"{len(tokenizer)} tokens, {hashlib.sha256(vocabulary).hexdigest()[:12]}"
@@ -107,7 +110,7 @@ def check_tokenized(
                 (TURN_COLUMN, has_turns(hsa_config), "a rule with turns (such as noise_turns)"),
                 (LOSS_MASK_COLUMN, feedback_config is not None, "Feedback"),
             ):
-                if is_needed and part.column_names is not None and column not in part.column_names:
+                if is_needed and part.column_names is not None and not _has_column(part.column_names, column):
                     raise ValueError(
                         f"tokenized_path {tokenized_path!r} has no column {column!r}: it was made without {option}. "
                         "Remove it to tokenize again."
@@ -155,6 +158,11 @@ def check_tokenized(
     if hsa_config is None or typed_with.attention_rules() != hsa_config.attention_rules():
         report.forget_sight()
     return report
+
+
+def _has_column(names: Sequence[str], column: str) -> bool:
+    """Whether a sequence of a row has a column; in pairs each has one of its own (``chosen_semantic_ids``)."""
+    return any(name == column or name.endswith(f"_{column}") for name in names)
 
 
 def _check_options(

@@ -28,14 +28,15 @@ def number_tokens(
     Args:
         messages: Of the whole sample, the system prompt not among them: it stands with the first.
         first: Index of the first message of which `lengths` say something.
-        lengths: Tokens left of each message from there on; at least one token.
+        lengths: Tokens left of each message from there on.
         in_front: Tokens that LLaMA-Factory puts before all messages: they are turn 0.
-        behind: Tokens that it adds at the end: they belong to the last turn.
+        behind: Tokens that it adds at the end: they belong to the last turn, or to turn 0 if they are all that is left.
     """
     numbers = number_messages([message["role"] in REPLIES for message in messages])
     turn_ids = np.repeat(np.array(numbers[first : first + len(lengths)], np.int32), lengths)
     if in_front or behind:
-        turn_ids = np.concatenate([np.zeros(in_front, np.int32), turn_ids, np.repeat(turn_ids[-1:], behind)])
+        last = np.full(behind, turn_ids[-1] if len(turn_ids) else 0, np.int32)
+        turn_ids = np.concatenate([np.zeros(in_front, np.int32), turn_ids, last])
     return turn_ids
 
 

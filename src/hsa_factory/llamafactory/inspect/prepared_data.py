@@ -2,17 +2,17 @@
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-import llamafactory.train.sft.workflow as workflow
 import numpy as np
 from datasets import Dataset
 from llamafactory.data import get_template_and_fix_tokenizer
 from llamafactory.extras.misc import has_tokenized_data
 from llamafactory.hparams import get_train_args
+from llamafactory.model import load_tokenizer
 from llamafactory.model.loader import load_config
 
 from ...config import FeedbackConfig, HSAConfig
@@ -22,7 +22,7 @@ from ...training_file import TrainingFile
 from ..data.aligned import INDEX_COLUMN
 from ..data.collator import trained_labels
 from ..data.loader import STREAM_PREVIEW, NothingToTrain
-from ..data.processor import TypedProcessorMixin, TypedSupervisedProcessor
+from ..data.pretraining import TypedPretrainProcessor
 from ..data.report import DatasetAccount
 from ..data.token_table import (
     LOSS_MASK_COLUMN,
@@ -32,9 +32,12 @@ from ..data.token_table import (
     SEMANTIC_COLUMN,
     TURN_COLUMN,
 )
+from ..data.typed_processor import TypedProcessorMixin
 from ..integration import integrate
 from ..options import check_stage
-from .trace import record_sample
+from ..train.stages import STAGES
+from .raw_text import read_texts, reasons_of, with_labels
+from .trace import Record, record_sample
 
 
 # Options that only matter once a model runs: some machines refuse them, and others lay out rows for generation.
@@ -99,71 +102,115 @@ class PreparedData:
         """Yield a summary of every row; of a stream, of the first rows only."""
         rows = self.rows
         if isinstance(rows, Dataset):
-            rows = _array_rows(rows)
+            rows = _array_rows(rows, self._processor.inspected)
         elif not isinstance(rows, list):
             rows = islice(rows, STREAM_PREVIEW)
         for index, row in enumerate(rows):
-            labels = np.asarray(row["labels"])
-            if LOSS_MASK_COLUMN in row:
-                labels = np.where(np.asarray(row[LOSS_MASK_COLUMN]) == 0, IGNORE_INDEX, labels)
-            elif self.feedback_config is not None:
-                labels = np.asarray(trained_labels(row, self.feedback_config, self.marker_id))
-            parts = _parts(row)
-            yield RowSummary(
-                index=index,
-                dataset=row.get(ROW_SOURCE_COLUMN, ""),
-                length=len(labels),
-                types=tuple(np.bincount(row[SEMANTIC_COLUMN], minlength=3).tolist()),
-                trained=int((labels != IGNORE_INDEX).sum()),
-                cut=sum(part["cut"] for part in parts),
-                marker_cut=any(part["marker_cut"] for part in parts),
-            )
+            for side, sequence in self._sequences(row).items():
+                yield self._summary(index, side, sequence)
+
+    def _summary(self, index: int, side: str, row: dict[str, Any]) -> RowSummary:
+        row = with_labels(row, self.tokenizer.pad_token_id)
+        labels = np.asarray(row["labels"])
+        if LOSS_MASK_COLUMN in row:
+            labels = np.where(np.asarray(row[LOSS_MASK_COLUMN]) == 0, IGNORE_INDEX, labels)
+        elif self.feedback_config is not None:
+            labels = np.asarray(trained_labels(row, self.feedback_config, self.marker_id))
+        parts = _parts(row)
+        return RowSummary(
+            index=index,
+            dataset=row.get(ROW_SOURCE_COLUMN, ""),
+            length=len(labels),
+            types=tuple(np.bincount(row[SEMANTIC_COLUMN], minlength=3).tolist()),
+            trained=int((labels != IGNORE_INDEX).sum()),
+            cut=sum(part["cut"] for part in parts),
+            marker_cut=any(part["marker_cut"] for part in parts),
+            side=side,
+        )
+
+    def _sequences(self, row: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return the sequences of a row, by side, each with the names of columns that a row of one has."""
+        prefixes = self._processor.inspected
+        shared = {name: value for name, value in row.items() if not name.startswith(tuple(filter(None, prefixes)))}
+        return {
+            prefix.rstrip("_"): {
+                **shared,
+                **{
+                    name.removeprefix(prefix): value
+                    for name, value in row.items()
+                    if prefix and name.startswith(prefix)
+                },
+            }
+            for prefix in prefixes
+        }
 
     def samples(self, start: int, stop: int | None) -> Iterator[InspectedSample]:
-        """Yield the samples from `start` up to, not including, `stop` (None: to the end).
+        """Yield the samples of the rows from `start` up to, not including, `stop` (None: to the end), one for each sequence.
 
         Raises:
             ValueError: If a row is not what its sample becomes today.
         """
         for index, row in enumerate(islice(self.rows, start, stop), start=start):
-            yield self._inspect(index, row)
+            yield from self._inspect(index, row)
 
-    def sample(self, index: int) -> InspectedSample:
-        """Return one sample by its row. Raises as `samples`."""
+    def sample(self, index: int, side: str = "") -> InspectedSample:
+        """Return one sample by its row, and by its side in a row of several. Raises as `samples`."""
         if isinstance(self.rows, (Dataset, list)):
-            return self._inspect(index, self.rows[index])
-        return next(self.samples(index, index + 1))
+            samples: Iterable[InspectedSample] = self._inspect(index, self.rows[index])
+        else:
+            samples = self.samples(index, index + 1)
+        return next(sample for sample in samples if sample.side == side)
 
     def find_rows(self) -> dict[tuple[str, int], int]:
         """Return in which row each sample stands: by its data set and number, or by ("", row) where they are not known."""
-        rows = self.rows
-        if isinstance(rows, Dataset) and ROW_SAMPLES_COLUMN in rows.column_names:
-            rows = ({ROW_SAMPLES_COLUMN: described} for described in rows[ROW_SAMPLES_COLUMN])
+        rows, column = self.rows, self._processor.inspected[0] + ROW_SAMPLES_COLUMN
+        if isinstance(rows, Dataset) and column in rows.column_names:
+            rows = ({column: described} for described in rows[column])
         elif not isinstance(rows, (Dataset, list)):
             rows = islice(rows, STREAM_PREVIEW)
         found: dict[tuple[str, int], int] = {}
         for number, row in enumerate(rows):
-            for part in _parts(row) if self._aligned else []:
+            for part in _parts(row, column) if self._aligned else []:
                 found[part["dataset"], part["index"]] = number
             found["", number] = number
         return found
 
-    def _inspect(self, index: int, row: dict[str, Any]) -> InspectedSample:
+    def _inspect(self, index: int, row: dict[str, Any]) -> list[InspectedSample]:
+        sequences = self._sequences(row)
+        records = self._records(next(iter(sequences.values())))
+        return [
+            self._inspect_one(index, side, sequence, [sides[k] for sides in records])
+            for k, (side, sequence) in enumerate(sequences.items())
+        ]
+
+    def _records(self, row: dict[str, Any]) -> list[list[Record]]:
+        """Trace the samples of a row; each has a record for each sequence of the row. Empty: they are not known."""
+        if isinstance(self._processor, TypedPretrainProcessor):
+            return []
+        return [
+            record_sample(self._processor, self._find(part["dataset"], part["index"]), number, part["start"])
+            for number, part in enumerate(_parts(row) if self._aligned else [])
+        ]
+
+    def _inspect_one(self, index: int, side: str, row: dict[str, Any], records: list[Record]) -> InspectedSample:
+        row = with_labels(row, self.tokenizer.pad_token_id)
         ids, labels = row["input_ids"], trained_labels(row, self.feedback_config, self.marker_id)
         mask = row["attention_mask"]
-        parts, turns = [], []
-        if self._aligned and (described := _parts(row)):
-            reasons: list[str | None] = [None if label != IGNORE_INDEX else Reason.PADDING for label in labels]
-            for number, values in enumerate(described):
-                example = self._find(values["dataset"], values["index"])
-                record = record_sample(self._processor, example, number, values["start"])
+        parts: list[Part] = []
+        turns: list[Turn] = []
+        reasons: list[str | None]
+        if isinstance(self._processor, TypedPretrainProcessor):
+            (parts, turns), reasons = read_texts(row, _parts(row)), reasons_of(row, labels)
+        elif records:
+            reasons = [None if label != IGNORE_INDEX else Reason.PADDING for label in labels]
+            for values, record in zip(_parts(row), records):
                 stop = values["start"] + len(record.input_ids)
                 if ids[values["start"] : stop] != record.input_ids:
                     raise ValueError(
                         f"dataset {values['dataset']!r}, sample {values['index']}: the prepared data are not what the "
                         "sample becomes now. Set overwrite_cache=true once."
                     )
-                parts.append(Part(stop=stop, **values))
+                parts.append(Part(stop=stop, side=side, **values))
                 turns += record.turns
                 reasons[values["start"] : stop] = record.reasons
         else:
@@ -181,6 +228,7 @@ class PreparedData:
             parts=parts,
             turns=turns,
             turn_ids=_turn_ids(row, turns),
+            side=side,
         )
 
     def _find(self, dataset: str, index: int) -> dict[str, Any]:
@@ -218,23 +266,24 @@ def load_samples(training_file: TrainingFile, split: str = "train", allow_empty:
             integration.shows_example = False
             model_args, data_args, training_args, finetuning_args, _ = get_train_args(args)
             check_stage(finetuning_args.stage)
+            stage = STAGES[finetuning_args.stage]
             if data_args.streaming:
                 training_args.dataloader_num_workers = max(1, training_args.dataloader_num_workers)
             hsa_config = integration.resolve(model_args)
-            tokenizer_module = workflow.load_tokenizer(model_args)
+            tokenizer_module = load_tokenizer(model_args)
             tokenizer = tokenizer_module["tokenizer"]
             template = get_template_and_fix_tokenizer(tokenizer, data_args)
             is_empty = False
             try:
-                module = workflow.get_dataset(
-                    template, model_args, data_args, training_args, stage="sft", **tokenizer_module
+                module = stage.workflow.get_dataset(
+                    template, model_args, data_args, training_args, stage=stage.data, **tokenizer_module
                 )
             except NothingToTrain as error:
                 if not allow_empty:
                     what = str(error).partition(":")[0]
                     raise ValueError(f"{what}: see the table above; --check lists the samples.") from None
                 module, is_empty = {f"{split}_dataset": []}, True
-            processor = TypedSupervisedProcessor(
+            processor = stage.processor(
                 template,
                 tokenizer,
                 tokenizer_module["processor"],
@@ -267,9 +316,10 @@ def load_samples(training_file: TrainingFile, split: str = "train", allow_empty:
     )
 
 
-def _array_rows(rows: Dataset) -> Iterator[dict[str, Any]]:
+def _array_rows(rows: Dataset, prefixes: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Yield what an overview needs of every row, as arrays: many times faster than lists."""
-    wanted = {"input_ids", "labels", SEMANTIC_COLUMN, LOSS_MASK_COLUMN, ROW_SOURCE_COLUMN, ROW_SAMPLES_COLUMN}
+    of_sequence = ("input_ids", "labels", SEMANTIC_COLUMN, LOSS_MASK_COLUMN, ROW_SAMPLES_COLUMN)
+    wanted = {ROW_SOURCE_COLUMN, *(prefix + name for prefix in prefixes for name in of_sequence)}
     names = [name for name in rows.column_names if name in wanted]
     for table in rows.with_format("arrow", columns=names).iter(batch_size=256):
         for i in range(table.num_rows):
@@ -287,8 +337,8 @@ def _turn_ids(row: dict[str, Any], turns: list[Turn]) -> list[int] | None:
     return number_tokens(turns, len(row["input_ids"])) if turns else None
 
 
-def _parts(row: dict[str, Any]) -> list[dict[str, Any]]:
-    return json.loads(row.get(ROW_SAMPLES_COLUMN) or "[]")
+def _parts(row: dict[str, Any], column: str = ROW_SAMPLES_COLUMN) -> list[dict[str, Any]]:
+    return json.loads(row.get(column) or "[]")
 
 
 def _recorded_reason(label: int, trained_label: int, mask: int) -> str | None:

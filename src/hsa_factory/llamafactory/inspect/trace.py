@@ -11,10 +11,10 @@ from ...inspection.inspected_sample import Media, Turn
 from ...typed.ids import tag_id
 from ...typed.turns import number_messages
 from ..data.aligned import MEDIA_COLUMNS
-from ..data.processor import TypedProcessorMixin
 from ..data.report import DatasetAccount
 from ..data.template import TURN_KEY, Pairs
 from ..data.truncation import PLACEHOLDERS
+from ..data.typed_processor import Sample, TypedProcessorMixin
 
 
 KINDS = ("image", "video", "audio")
@@ -35,7 +35,7 @@ class Record:
     turns: list[Turn]
 
 
-def record_sample(processor: TypedProcessorMixin, example: dict[str, Any], part: int, start: int) -> Record:
+def record_sample(processor: TypedProcessorMixin, example: dict[str, Any], part: int, start: int) -> list[Record]:
     """Encode a sample as it was prepared and note where everything went.
 
     Args:
@@ -43,11 +43,16 @@ def record_sample(processor: TypedProcessorMixin, example: dict[str, Any], part:
         example: A converted sample.
         part: Number of the sample in its row.
         start: Place of its first token in the row.
+
+    Returns:
+        A record for each sequence that the sample becomes (`TypedProcessorMixin.prefixes`).
     """
-    whole: list[list[int]] = []  # ids of each message before the cut
+    wholes: list[list[list[int]]] = []  # of each sequence, ids of each message before the cut
 
     def tag_messages(pairs: Pairs) -> Pairs:
         tagged = []
+        whole: list[list[int]] = []
+        wholes.append(whole)
         for k, ids in enumerate(ids for pair in pairs for ids in pair):
             whole.append([int(token) for token in ids])
             tagged.append([tag_id(token, k) for token in ids])
@@ -55,9 +60,24 @@ def record_sample(processor: TypedProcessorMixin, example: dict[str, Any], part:
 
     columns = {name: [value] for name, value in example.items()}
     media = [list(columns[name][0] or []) for name in MEDIA_COLUMNS]
-    messages = columns["_prompt"][0] + columns["_response"][0]
     processor.on_whole = tag_messages
-    sample = processor._encode_sample(columns, 0, DatasetAccount())
+    samples = processor._encode_samples(columns, 0, DatasetAccount())
+    return [
+        _record(processor, sample, whole, [list(files) for files in media], part, start)
+        for sample, whole in zip(samples, wholes)
+    ]
+
+
+def _record(
+    processor: TypedProcessorMixin,
+    sample: Sample,
+    whole: list[list[int]],
+    media: list[list[Any]],
+    part: int,
+    start: int,
+) -> Record:
+    """Note where everything went of one sequence; media are taken off `media`."""
+    messages = sample.messages
     input_ids, labels = sample.input_ids, sample.tokens.labels
 
     tagged = [getattr(token, "tag", None) for token in input_ids]

@@ -8,11 +8,13 @@ import llamafactory.model.loader
 from llamafactory.data.template import Template
 from llamafactory.extras import logging
 
+from ...config import HSAConfig
 from ...models import enable_hsa
 from ...models.enable import get_state
 from ..saved_files import check_models
 from ..seams import Seam
 from ..state import Integration
+from .checkpoint import resolve_config
 from .feedback_token import fit_embeddings, initialize_rows, table_sizes
 
 
@@ -68,17 +70,47 @@ def _load_model(
     **kwargs: Any,
 ) -> Any:
     """Switch HSA on at the end of LLaMA-Factory's own loading."""
-    check_models([*(model_args.adapter_name_or_path or ()), model_args.model_name_or_path])
+    _check_files(model_args)
     hsa_config = state.resolve(model_args)
     model = original(tokenizer, model_args, finetuning_args, is_trainable, *args, **kwargs)
-    if hsa_config is not None:
-        enable_hsa(model, hsa_config)
-        hsa = get_state(model)
-        if hsa is not None:
-            hsa.tokenizer = tokenizer
+    _switch_on(model, hsa_config, tokenizer)
     if is_trainable:
         _warn_of_frozen_row(state, finetuning_args)
     return model
+
+
+def load_reference(
+    state: Integration, original: Any, tokenizer: Any, model_args: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """Load a model that a run compares its own with; it attends by the rules of the run.
+
+    Raises:
+        ValueError: If the model was made with other rules than those of the run.
+    """
+    _check_files(model_args)
+    config = state.hsa_config
+    own = resolve_config(state.hsa if config is None else config, model_args, None)
+    if config is None and own is not None:
+        raise ValueError(
+            f"The reference model {model_args.model_name_or_path} was made with HSA, and the model that is trained was not, so "
+            "that they cannot be compared. Write `hsa: true` to train with HSA, or `hsa: false` to run both without it."
+        )
+    model = original(tokenizer, model_args, *args, **kwargs)
+    _switch_on(model, config, tokenizer)
+    return model
+
+
+def _check_files(model_args: Any) -> None:
+    check_models([*(model_args.adapter_name_or_path or ()), model_args.model_name_or_path])
+
+
+def _switch_on(model: Any, config: HSAConfig | None, tokenizer: Any) -> None:
+    if config is None:
+        return
+    enable_hsa(model, config)
+    hsa = get_state(model)
+    if hsa is not None:
+        hsa.tokenizer = tokenizer
 
 
 def _warn_of_frozen_row(state: Integration, finetuning_args: Any) -> None:

@@ -1,4 +1,4 @@
-"""Stage `sft`: its data, model and collator, predictions, and the card of the trained model."""
+"""Stage `sft`: its data, model and collator, predictions, and the loss that weights weigh."""
 
 from functools import partial
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import llamafactory.train.sft.workflow
 from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
 
-from ...models.model_card import write_card_section
 from ..data.collator import HSADataCollator
 from ..data.loader import get_dataset_seam
 from ..model.loader import load_model_seam
 from ..seams import Seam
 from ..state import Integration
+from .card import write_card_seam
 from .weighted_loss import weighted_trainer
 
 
@@ -19,12 +19,12 @@ def sft_seams(state: Integration) -> list[Seam]:
     """Return what is replaced in LLaMA-Factory's supervised fine-tuning."""
     workflow = llamafactory.train.sft.workflow
     return [
-        get_dataset_seam(workflow, state),
+        get_dataset_seam(workflow, state, "sft"),
         load_model_seam(workflow, state),
         Seam(workflow, "SFTDataCollatorWith4DAttentionMask", partial(_make_collator, state)),
         Seam(CustomSeq2SeqTrainer, "prediction_step", partial(_prediction_step, state)),
         Seam(workflow, "CustomSeq2SeqTrainer", partial(_make_trainer, state)),
-        Seam(workflow, "create_modelcard_and_push", partial(_write_card, state)),
+        write_card_seam(workflow, state),
     ]
 
 
@@ -45,23 +45,3 @@ def _prediction_step(
     if state.hsa_config is not None and trainer.args.predict_with_generate:
         inputs = {**inputs, "tokenizer": trainer.processing_class}
     return original(trainer, model, inputs, *args, **kwargs)
-
-
-def _write_card(state: Integration, original: Any, trainer: Any, *args: Any) -> None:
-    """Let transformers write the card anew, and put the section on HSA back that it had since the model was saved."""
-    create = trainer.create_model_card
-
-    def create_with_section(*values: Any, **options: Any) -> None:
-        create(*values, **options)
-        write_section()
-
-    def write_section() -> None:
-        if state.hsa_config is not None and trainer.args.do_train and trainer.is_world_process_zero():
-            write_card_section(trainer.args.output_dir, state.hsa_config)
-
-    trainer.create_model_card = create_with_section  # what is pushed to a hub goes through the trainer's own method
-    try:
-        original(trainer, *args)
-        write_section()
-    finally:
-        del trainer.create_model_card

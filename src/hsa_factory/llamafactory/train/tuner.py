@@ -17,7 +17,8 @@ from ..options import NO_RAY, check_options, check_stage, check_trainer, find_ot
 from ..saved_files import with_whole_checkpoint
 from ..seams import Seam
 from ..state import Integration
-from .sft import sft_seams
+from .reference import reference_seams
+from .stages import STAGES
 
 
 def train_seams(state: Integration) -> list[Seam]:
@@ -29,7 +30,8 @@ def train_seams(state: Integration) -> list[Seam]:
         Seam(tuner, "_ray_training_function", _refuse_ray),
         Seam(tuner, "get_train_args", partial(_get_train_args, state)),
         load_model_seam(tuner, state),  # of `export`
-        *sft_seams(state),
+        *reference_seams(state),
+        *(seam for stage in STAGES.values() for seam in stage.seams(state)),
     ]
 
 
@@ -73,6 +75,7 @@ def _get_train_args(state: Integration, original: Any, args: Any = None) -> Any:
     check_stage(finetuning_args.stage)
     hsa_config = state.resolve(model_args, training_args)
     check_options(model_args, data_args, training_args, finetuning_args, hsa_config)
+    STAGES[finetuning_args.stage].check(state, finetuning_args)
     state.loss_elsewhere = find_other_loss(model_args, training_args, finetuning_args)
     if hsa_config is not None:
         check_packing(model_args, data_args)
