@@ -1,4 +1,4 @@
-# make setup | quickstart | experiment | test | test-board | test-experiment | test-newest | lint: each installs what it needs first, into .venv or .venv-newest.
+# make setup | quickstart | experiment | test | test-long | test-board | test-experiment | test-newest | lint: each installs what it needs first, into .venv or .venv-newest.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make setup PYTHON=/path/to/python3.11")'
@@ -17,12 +17,13 @@ NEWEST_TESTS := $(wildcard $(addprefix tests/,attention models training typed la
 LLAMAFACTORY ?=
 MAIN_TESTS ?= tests/llamafactory
 
-.PHONY: help setup quickstart experiment test test-board test-experiment test-newest test-llamafactory-main lint format clean
+.PHONY: help setup quickstart experiment test test-long test-board test-experiment test-newest test-llamafactory-main lint format clean
 
 help:
 	@echo "make setup       virtual environment .venv with the pinned versions"
 	@echo "make quickstart  train tiny models offline with HSA and Feedback, from nothing to a loss curve"
 	@echo "make test        the tests"
+	@echo "make test-long   the tests that make test leaves out: torch.compile, the large vocabulary, the whole quickstart"
 	@echo "make test-board  LLaMA Board in a browser, with real runs: skipped where no Chromium is installed"
 	@echo "make test-newest the tests that need no LLaMA-Factory, with the newest transformers, trl and peft, in .venv-newest"
 	@echo "make test-llamafactory-main LLAMAFACTORY=/path/to/checkout   the tests of LLaMA-Factory's stages with that checkout"
@@ -48,8 +49,11 @@ quickstart: $(INSTALLED)
 	$(BIN)/hsa-factory quickstart --overwrite
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long" \
 		--ignore=tests/board --ignore=tests/experiments tests
+
+test-long: $(INSTALLED)
+	$(BIN)/python -m pytest -n $(WORKERS) -m long --ignore=tests/board --ignore=tests/experiments tests
 
 test-board: $(INSTALLED)
 	$(BIN)/python -m pytest -o faulthandler_timeout=600 tests/board
@@ -64,6 +68,7 @@ test-llamafactory-main: $(INSTALLED)
 		$(BIN)/python -m hsa_factory.llamafactory.compatibility
 	PYTHONPATH="$(abspath $(LLAMAFACTORY))/src:$(CURDIR)/src" DISABLE_VERSION_CHECK=1 \
 		$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(MAIN_TESTS)
+
 $(WITH_EXPERIMENT): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiment,dev]'
 	@touch $@

@@ -370,9 +370,10 @@ def test_rules_that_are_lost_are_warned_of(file, monkeypatch, tmp_path, caplog):
 
 def test_another_stage_of_a_model_with_hsa(file, capsys, checkpoint, monkeypatch):
     monkeypatch.delenv("FORCE_TORCHRUN", raising=False)
-    path = file(model_name_or_path=checkpoint, stage="rm", do_train=True, dataset="x", output_dir=f"{checkpoint}-out")
-    assert cli.main(["train", path]) == 2
-    assert "not `stage: rm` yet" in (said := capsys.readouterr().err) and "write `hsa: false`" in said
+    reward = {"reward_model": "x", "reward_model_type": "full"}
+    options = {"stage": "ppo", "do_train": True, "dataset": "x", "output_dir": f"{checkpoint}-out", **reward}
+    assert cli.main(["train", file(model_name_or_path=checkpoint, **options)]) == 2
+    assert "`stage: ppo` does not start in this LLaMA-Factory" in capsys.readouterr().err
 
 
 def test_ray_is_refused_for_a_checkpoint_with_hsa(file, checkpoint, capsys):

@@ -172,6 +172,7 @@ class Run:
     returncode = property(poll)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_whole_quickstart(tmp_path, monkeypatch, capsys):
     pytest.importorskip("llamafactory.train.tuner")

@@ -744,7 +744,7 @@ def test_long_runs_of_placeholders_are_folded(run, tmp_path, tiny_tokenizer):
         ({"feedback": {"tokn": "x"}}, "feedback: FeedbackConfig: unknown key 'tokn'. Did you mean 'token'?"),
         ({"hsa": {"noise_window": -1}}, "HSAConfig.noise_window = -1 is not allowed"),
         ({"dataset": "nothing"}, "Undefined dataset nothing"),
-        ({"stage": "ppo", "reward_model": "x", "reward_model_type": "full"}, ", not `stage: ppo`"),
+        ({"stage": "ppo", "reward_model": "x", "reward_model_type": "full"}, "`stage: ppo` does not start"),
         ({"feedback": {"missing": "error"}}, "dataset 'tasks', sample 0: it has no <|feedback|>"),
         ({"model_name_or_path": "no/such/model"}, "Failed to load tokenizer"),
         ({"cutoff_length": 5}, "cutoff_length"),

@@ -108,6 +108,7 @@ class TestSwitching:
         disable_hsa(wrapped)
         assert get_state(model) is None
 
+    @pytest.mark.long
     def test_compiled(self, tmp_path):
         """Through the tracer, without a compiler: that is what hooks and plan have to survive."""
         ids, kinds = tokens(), types()

@@ -65,6 +65,7 @@ def test_gradient_checkpointing(use_reentrant):
     assert_hsa_reaches(model, probe_batch())
 
 
+@pytest.mark.long
 def test_compiled():
     model = torch.compile(enabled("qwen3", CONFIG), backend="eager")
     assert_hsa_reaches(model, probe_batch())

@@ -341,6 +341,7 @@ def test_chat_and_export_have_plain_ids(lf, tiny_qwen3, tmp_path):
         assert vocabulary == plain.get_vocab()
 
 
+@pytest.mark.long
 def test_the_rows_that_qwen_has_to_spare(lf, tmp_path, monkeypatch):
     """They keep their values, that of a template's token too; only the feedback token's own is set."""
     # LLaMA-Factory looks for a processor first: here it would find the large tokenizer again, and drop it.

@@ -367,6 +367,7 @@ class TestMemory:
         close(feed(model, cache, ids, kinds, [30]), whole(model, ids, kinds)[:, 60:])
 
 
+@pytest.mark.long
 def test_compiled():
     """Prefill, then token by token: the plan is made outside of what is compiled. Types are given, then expected."""
     model, ids, kinds = build("qwen3"), tokens(1, 40), types(1, 40)
