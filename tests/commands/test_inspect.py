@@ -865,3 +865,107 @@ def test_compare_packed_rows_by_sample(run):
     assert code == 0, said
     rows = [json.loads(line) for line in written.splitlines()]
     assert sorted(row["index"] for row in rows) == [0, 1, 2]
+
+
+# -- other stages ----------------------------------------------------------------------------------------------
+
+
+def write_pairs(run):
+    """Write two pairs; feedback leaves nothing of what the second one rejects."""
+    prompt = [{"role": "user", "content": "Take the apple. " * 4, "semantic_type": "NOISE"}]
+    chosen = {"role": "assistant", "content": "I take it.", "semantic_type": "LANDMARK"}
+    rejected = {"role": "assistant", "content": f"The pear.{M}I leave.", "semantic_type": "GLOBAL"}
+    emptied = {**rejected, "loss": False}
+    rows = [{"messages": prompt, "chosen": chosen, "rejected": one} for one in (rejected, emptied)]
+    (run.directory / "pairs.json").write_text(json.dumps(rows), "utf-8")
+    info = json.loads((run.directory / "dataset_info.json").read_text("utf-8"))
+    columns = {"messages": "messages", "chosen": "chosen", "rejected": "rejected"}
+    info["pairs"] = {
+        "file_name": "pairs.json",
+        "ranking": True,
+        "formatting": "sharegpt",
+        "columns": columns,
+        "tags": TAGS,
+    }
+    (run.directory / "dataset_info.json").write_text(json.dumps(info), "utf-8")
+    return {"stage": "dpo", "dataset": "pairs"}
+
+
+def trained_text(row):
+    return "".join(token for token, label in zip(row["tokens"], row["labels"]) if label != -100)
+
+
+def test_pairs_are_two_samples_of_one_number(run):
+    pairs = write_pairs(run)
+    chosen, rejected = rows(run, **pairs)
+    assert [(row["index"], row["side"]) for row in (chosen, rejected)] == [(0, "chosen"), (0, "rejected")]
+    assert trained_text(chosen) == "I take it.<|im_end|>\n" and trained_text(rejected) == "I leave.<|im_end|>\n"
+    assert set(chosen["semantic_ids"][-5:]) == {1} and set(rejected["semantic_ids"][-5:]) == {0}
+    assert chosen["semantic_ids"][0] == rejected["semantic_ids"][0] == 2
+    assert {reason for reason in rejected["reasons"] if reason} >= {"role", "before marker"}
+
+    code, written, said = run(**pairs)
+    assert (
+        code == 0 and "0 chosen" in written and "0 rejected" in written and "nothing left to train in rejected" in said
+    )
+    page = run.directory / "pairs.html"
+    code, _, said = run("--format", "html", "--output", str(page), **pairs)
+    assert code == 0, said
+    names = [sample["name"] for sample in page_data(page.read_text("utf-8"))["samples"]]
+    assert names == ["0 chosen", "0 rejected"]
+
+
+def test_check_compare_and_cost_of_pairs(run, capsys, tmp_path, monkeypatch):
+    from hsa_factory.inspection import attention_time
+
+    pairs = write_pairs(run)
+    code, captured = check(run, capsys, **pairs)
+    assert (code, captured.out) == (1, "pairs: nothing is trained in rejected of 1 sample (sample 1)\n")
+    code, captured = check(run, capsys, "cutoff_len=24", "feedback=false", **pairs)
+    assert code == 1 and "pairs: cutoff_len took the end of the prompt from 1 sample" in captured.out
+
+    code, written, _ = run("--format", "json", "--compare", "hsa.noise_window=1", **pairs)
+    changed = [json.loads(line) for line in written.splitlines()]
+    assert code == 0 and [(row["index"], row["side"]) for row in changed] == [(0, "chosen"), (0, "rejected")]
+    assert all(row["changed"]["visibility"] > 0 == row["changed"]["type"] for row in changed)
+    code, written, _ = run("--format", "json", "--compare", "feedback.scope=user", **pairs)
+    labels = {
+        row["side"]: row["changed"]["label"] for row in map(json.loads, written.splitlines()) if row["index"] == 0
+    }
+    assert code == 0 and labels["chosen"] == 0 < labels["rejected"]
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(attention_time, "_LENGTHS", dict.fromkeys(attention_time._LENGTHS, (32, 64)))
+    code, written, said = run("--cost", "--format", "json", **pairs)
+    assert code == 0, said
+    assert json.loads(written)["all"]["samples"] == 2  # sequences: the sides of the pair that is kept
+
+
+def test_reward_models_see_whole_replies(run):
+    chosen, rejected = rows(run, **{**write_pairs(run), "stage": "rm"})[:2]
+    assert (chosen["side"], rejected["side"]) == ("chosen", "rejected")
+    assert trained_text(rejected) == f"The pear.{M}I leave.<|im_end|>\n"
+
+
+def test_labelled_replies_are_shown_without_their_kl_half(run):
+    samples = [
+        [("user", "a", None), ("assistant", f"wrong{M}right", None)],
+        [("user", "b", None), ("assistant", "c", None)],
+    ]
+    write_samples(run, [[turn[:2] for turn in sample] for sample in samples], label=[True, False])
+    info = json.loads((run.directory / "dataset_info.json").read_text("utf-8"))
+    info["own"]["columns"] = {"messages": "messages", "kto_tag": "label"}
+    (run.directory / "dataset_info.json").write_text(json.dumps(info), "utf-8")
+    first, second = rows(run, stage="kto", dataset="own")
+    assert trained_text(first) == "right<|im_end|>\n" and trained_text(second) == "c<|im_end|>\n"
+    assert "side" not in first
+
+
+def test_raw_texts(run):
+    (run.directory / "texts.json").write_text(json.dumps([{"text": "see <a>this</a> once"}]), "utf-8")
+    info = {"texts": {"file_name": "texts.json", "columns": {"prompt": "text"}}}
+    (run.directory / "dataset_info.json").write_text(json.dumps(info), "utf-8")
+    rules = [{"tag": "a", "type": "LANDMARK"}]
+    (row,) = rows(run, stage="pt", dataset="texts", feedback=None, packing=False, hsa={"rules": rules})
+    landmarks = "".join(token for token, kind in zip(row["tokens"], row["semantic_ids"]) if kind == 1)
+    assert landmarks == "<a>this</a>" and trained_text(row).startswith("see <a>this</a> once")

@@ -388,7 +388,6 @@ def test_keys(opened, page_file):
         assert query() == 2  # the second message
         page.keyboard.press("ArrowDown")
         assert query() == 20
-        page.keyboard.press("ArrowLeft")
         page.keyboard.press("ArrowUp")
         assert query() == 2
         page.keyboard.press("End")
@@ -509,6 +508,26 @@ def test_what_was_cut_away_is_one_stop_of_the_tab_key(opened, tmp_path):
         assert page.evaluate(opened_cuts) == 0
         page.locator(".cut summary").first.click()  # each can still be opened
         assert page.evaluate(opened_cuts) == 1
+
+
+def test_both_sides_of_a_pair_are_reached(opened, tmp_path):
+    samples = [
+        dataclasses.replace(make_sample(k, [side, "!", "?"]), side=side)
+        for k in (0, 1)
+        for side in ("chosen", "rejected")
+    ]
+    with opened(write(tmp_path / "page.html", samples)) as page:
+        choice = page.locator("select").first
+        assert choice.locator("option").all_inner_texts()[1:] == [
+            *("sample 0 chosen", "sample 0 rejected", "sample 1 chosen", "sample 1 rejected")
+        ]
+        choice.select_option(label="sample 1 rejected")
+        page.wait_for_selector(".turn")
+        assert page.evaluate("decodeURIComponent(location.hash)") == "#sample=1 rejected"
+        assert page.locator(".turn").first.inner_text().endswith("rejected")
+        page.reload()  # a link to one side
+        page.wait_for_selector(".turn")
+        assert page.locator(".turn").first.inner_text().endswith("rejected")
 
 
 def test_the_overview_says_what_its_colours_are(opened, page_file):
