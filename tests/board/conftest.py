@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 
-STARTS_WITHIN = 120  # seconds
+STARTS_WITHIN = 240  # seconds
 
 
 @pytest.fixture(scope="session")

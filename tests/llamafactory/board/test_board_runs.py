@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from llamafactory.extras.constants import TRAINING_STAGES
 
 from hsa_factory import FeedbackConfig, HSAConfig
 from hsa_factory.llamafactory.board import runs, samples
@@ -86,6 +87,18 @@ def test_what_is_previewed_is_what_runs(page, started, tmp_path):
     assert read == read_training_file(previewed)
 
 
+@pytest.mark.parametrize(
+    ("label", "stage"), [(label, stage) for label, stage in TRAINING_STAGES.items() if stage != "ppo"]
+)
+def test_every_stage_is_previewed_and_started(page, started, label, stage):
+    (updates,) = page.runner.preview_train(page.inputs(**ON, train__training_stage=label))
+    text = page.text(updates)
+    assert "hsa-factory train train.yaml" in text and f"\nstage: {stage}\n" in f"\n{text.split('```yaml')[1]}"
+    assert "Finished" in run(page, **ON, train__training_stage=label)
+    read = read_training_file(started[0][0][4])
+    assert (read.hsa, read.feedback, read.args["stage"]) == (*MEANT, stage)
+
+
 def test_deepspeed_goes_through_torchrun(page, started):
     (updates,) = page.runner.preview_train(page.inputs(**ON, train__ds_stage="2"))
     assert "FORCE_TORCHRUN=1 hsa-factory train" in page.text(updates)
@@ -114,6 +127,9 @@ def test_rules_saved_with_a_checkpoint_are_previewed_as_ours(page, tmp_path):
         ({"train__extra_args": '{"hsa": true}'}, "given twice"),
         ({"train__extra_args": '{"stage": "nonsense"}'}, "stage: nonsense"),
         ({"train__learning_rate": "fast"}, "fast"),
+        ({"train__training_stage": "PPO", "train__reward_model": "reward"}, "`stage: ppo` does not start"),
+        ({"train__training_stage": "Pre-Training", "top__hsa_noise_turns": "1"}, "hsa.noise_turns: turns count"),
+        ({"train__training_stage": "Pre-Training", "top__feedback_scope": "user"}, "feedback.scope = 'user'"),
     ],
 )
 def test_what_is_wrong_is_said_before_a_run_starts(page, started, changes, said):

@@ -19,6 +19,14 @@ RULES = [{"pattern": "<m[12]>", "type": "NOISE"}, {"pattern": "<m9>", "type": "L
 SCORING = HSAConfig(noise_window=2, noise_decay=0.3, rules=RULES)
 MARKS = [0, 1, 2, 1, 3, 4, 9, 5, 6, 7, 8]
 HEAD = "value_head.safetensors"
+WRONG = [
+    ({"messages": [""]}, "messages[0]: the text is empty"),
+    ({"messages": ["<m0>", "", "<m1>"]}, "messages[1]: the text is empty"),
+    ({"max_length": -1}, "max_length: -1 is not allowed"),
+    ({"max_length": 0}, "max_length: 0 is not allowed"),
+    ({"max_length": 10**30}, "is not allowed"),
+    ({"semantic_type": "NOISE"}, "typed by its rules"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +93,9 @@ def test_the_server_scores_and_says_what_it_refuses(reward_dir, tmp_path):
         with TestClient(llamafactory.api.app.create_app(model)) as client:
             answer = client.post("/v1/score/evaluation", json=asked)
             assert answer.json()["scores"] == pytest.approx(scores_of(model, *asked["messages"]), abs=1e-5)
+            for wrong, said in WRONG:
+                refused = client.post("/v1/score/evaluation", json={**asked, **wrong})
+                assert refused.status_code == 400 and said in refused.json()["detail"]
             chat = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
             assert client.post("/v1/chat/completions", json=chat).status_code == 405
         with pytest.raises(ValueError, match="does not support `chat`"):

@@ -5,6 +5,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
@@ -14,6 +15,8 @@ from ...config import FeedbackConfig, HSAConfig
 from ...training_file import BLOCKS, SAVED, TrainingFile, read_training_file
 from ...user_errors import UserError
 from ..options import check_stage, check_trainer
+from ..state import Integration
+from ..train.stages import STAGES
 from .fields import FEEDBACK, FIELDS, MODE, OFF_MODE, ON_MODE, OTHER_OPTIONS, SAVED_MODE, Field
 from .texts import label_of, message
 
@@ -93,10 +96,22 @@ def check_args(args: Mapping[str, Any], lang: str) -> TrainingFile:
             training_file = read_training_file(path)
             if training_file.asked_for not in (False, SAVED) or not training_file.is_plain:
                 check_trainer(training_file.args)
-                check_stage(training_file.args.get("stage", "sft"))
+                _check_stage(training_file)
         except ValueError as error:
             raise UserError(message("refused", lang, reason=error)) from None
     return training_file
+
+
+def _check_stage(training_file: TrainingFile) -> None:
+    """Refuse a stage, or options that it does not know, as a run does.
+
+    Raises:
+        ValueError: With the reason.
+    """
+    name = training_file.args.get("stage", "sft")
+    check_stage(name)
+    state = Integration(training_file.hsa, training_file.feedback)
+    STAGES[name].check(state, SimpleNamespace(**{"pref_loss": "sigmoid", **training_file.args}))
 
 
 def _read_options(values: Mapping[str, Any], block: str, lang: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from PIL import Image
 from pydantic import PrivateAttr, model_validator
 
 from ..data.alignment import REPLY_JOINT
-from ..data.template import PLACEHOLDERS
+from ..data.template import PLACEHOLDERS, TYPE_KEY
 
 
 MAX_CHARACTERS = "API_MAX_CHARACTERS"
@@ -91,6 +91,10 @@ class CheckedScoreEvaluationRequest(ScoreEvaluationRequest):
     @classmethod
     def _check_values(cls, data: Any) -> Any:
         check_values(data)
+        if isinstance(data, dict) and TYPE_KEY in data:
+            raise HTTPException(
+                400, detail=f"{TYPE_KEY}: the texts of a reward model are typed by its rules. Leave it out."
+            )
         return data
 
 

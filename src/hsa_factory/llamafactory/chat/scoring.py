@@ -21,6 +21,9 @@ from ...user_errors import UserError
 from ..seams import Seam
 
 
+_MOST_TOKENS = 2**31 - 1
+
+
 def scoring_seams() -> list[Seam]:
     """Return what is replaced where LLaMA-Factory scores texts, or would chat with a model that can only score them."""
     return [
@@ -50,12 +53,28 @@ def _get_scores(
     """Score texts with their types; without HSA as LLaMA-Factory does.
 
     Raises:
-        ValueError: If the rules cannot type raw texts; says why.
+        ValueError: If there is nothing to score in a text, `max_length` is no length, or the rules cannot type raw texts; says why.
     """
+    _check_asked(batch_input, (input_kwargs or {}).get("max_length"))
     hsa = get_state(model)
     if hsa is not None:
         tokenizer = TypingTokenizer(tokenizer, hsa.config)
     return original(model, tokenizer, batch_input, dict(input_kwargs or {}))
+
+
+def _check_asked(texts: list[str], max_length: int | None) -> None:
+    """Refuse what has no last token to read a score at.
+
+    Raises:
+        ValueError: Naming the text or the option.
+    """
+    empty = next((number for number, text in enumerate(texts) if not text), None)
+    if empty is not None:
+        raise ValueError(f"messages[{empty}]: the text is empty, so that there is no token to score. Leave it out.")
+    if max_length is not None and not 1 <= max_length <= _MOST_TOKENS:
+        raise ValueError(
+            f"max_length: {max_length} is not allowed: a number of tokens from 1 to {_MOST_TOKENS}, or none."
+        )
 
 
 class TypingTokenizer:

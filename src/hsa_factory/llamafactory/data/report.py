@@ -35,7 +35,7 @@ class DatasetAccount:
         dropped_samples: Numbers of the first of them, by reason.
         text_truncated: Kept samples whose end LLaMA-Factory cut at `cutoff_len`.
         turns_removed: Kept samples that lost whole turns because the cut would have fallen inside media.
-        prompts_cut: Kept pairs of which `cutoff_len` took the end of the prompt: what the two replies answer.
+        prompts_cut: Kept pairs of which `cutoff_len` took the end of the prompt: what the replies answer.
         marker_cut: Samples, dropped ones included, of which truncation took a feedback marker that decides what is trained.
         marker_cut_samples: Numbers of the first of them.
         messages: Messages of the samples read.
@@ -307,7 +307,7 @@ class DataReport:
                 )
             if account.get("prompts_cut"):
                 say(
-                    f"  {name}: {account['prompts_cut']} lost the end of their prompt to cutoff_len: what the two replies answer is "
+                    f"  {name}: {account['prompts_cut']} lost the end of their prompt to cutoff_len: what the replies answer is "
                     "not all there. Raise cutoff_len, or leave them out"
                 )
             if account["turns_removed"]:

@@ -69,6 +69,7 @@ def _get_train_args(state: Integration, original: Any, args: Any = None) -> Any:
     check_trainer(args)
     args = read_args(args)
     if isinstance(args, Mapping):
+        check_stage(args.get("stage", "sft"))  # before LLaMA-Factory asks for what only a stage that is refused needs
         args = with_whole_checkpoint(args)
     parsed = original(args)
     model_args, data_args, training_args, finetuning_args, _ = parsed
