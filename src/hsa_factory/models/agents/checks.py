@@ -32,7 +32,8 @@ class TokenCheck:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._number = model.get_input_embeddings().weight.shape[0]
+        weight: Any = model.get_input_embeddings().weight
+        self._number = int(weight.shape[0])
         known = ((name, getattr(model.config, name, None)) for name in _MEDIA)
         self._media = {token: name for name, token in known if isinstance(token, int)}
 

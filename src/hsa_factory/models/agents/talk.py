@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import jinja2
+
 from ...config import HSAConfig
 from .reply import Reply
 
@@ -20,17 +22,30 @@ class Talk:
         template: The tokenizer's chat template, with its tools and options.
         messages: All of them, the model's replies included.
         own: Numbers of the replies.
+        lead: White space that the template writes before a reply and the model after its prompt (GLM's line break); None: not
+            known yet.
     """
 
     template: Any
     messages: list[dict[str, Any]] = field(default_factory=list)
     own: set[int] = field(default_factory=set)
+    lead: str | None = None
 
     def reply(self, reply: Reply, semantic_type: int | None) -> None:
         """Add a reply. `semantic_type`: that it was given; None: as rules say."""
         given = {} if semantic_type is None else {"semantic_type": semantic_type}
+        self.lead = self._find_lead() if self.lead is None else self.lead
         self.own.add(len(self.messages))
-        self.messages.append({"role": "assistant", "content": str(reply), **given})
+        self.messages.append({"role": "assistant", "content": reply.removeprefix(self.lead), **given})
+
+    def _find_lead(self) -> str:
+        try:
+            prompt = self.template.official(self.messages, tokenize=False, add_generation_prompt=True)
+            whole = self.template.official([*self.messages, {"role": "assistant", "content": "x"}], tokenize=False)
+        except jinja2.TemplateError:  # it takes no reply here, which the next message's encoding says
+            return ""
+        lead: str = whole.removeprefix(prompt).partition("x")[0]
+        return lead if whole.startswith(prompt) and lead.isspace() else ""
 
 
 def new_talk(tokenizer: Any, tools: Any, options: Mapping[str, Any]) -> Talk:
