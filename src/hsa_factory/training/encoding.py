@@ -52,7 +52,7 @@ MEDIA_TOO_LONG = "media do not fit into max_length"
 
 
 @dataclass(frozen=True)
-class _Tokens:
+class Tokens:
     """What is known of each token: arrays of one length."""
 
     owners: np.ndarray  # message that it belongs to
@@ -108,7 +108,7 @@ def encode_conversation(
     template = ChatTemplate(tokenizer_or_processor, tools, chat_template_kwargs)
     marker_id = None if feedback is None else find_marker(template.tokenizer, feedback)
     conversation = read_conversation(messages, config, loss_weights or LossWeightsConfig())
-    encoded, tokens = _encode_typed(template, conversation, processor_kwargs or {})
+    encoded, tokens = encode_typed(template, conversation, processor_kwargs or {})
     decision = decide_loss(
         encoded.input_ids,
         tokens.owners,
@@ -136,9 +136,14 @@ def encode_conversation(
     return row
 
 
-def _encode_typed(
+def encode_typed(
     template: ChatTemplate, conversation: Conversation, processor_kwargs: Mapping[str, Any]
-) -> tuple[Encoded, _Tokens]:
+) -> tuple[Encoded, Tokens]:
+    """Tokenize a conversation, and say of each token whose it is and which type it has.
+
+    Raises:
+        ValueError: If the template refuses the conversation, or cannot be followed.
+    """
     layout = Layout(template.trace_whole(conversation.messages))
     _tell_of_losses(layout, conversation, template)
     _refuse_annotations(layout, conversation, template)
@@ -218,7 +223,7 @@ def _boundaries(*characters: np.ndarray) -> np.ndarray:
 
 def _read_off(
     encoded: Encoded, owners: np.ndarray, speakers: np.ndarray, types: np.ndarray, is_reply: np.ndarray
-) -> _Tokens:
+) -> Tokens:
     """Bring what is known of characters to the tokens.
 
     A token that reaches over several has the type among theirs that remembers most, and belongs to the message of its first.
@@ -230,7 +235,7 @@ def _read_off(
     characters = encoded.characters[firsts]
     own = np.append(types[encoded.characters], 0)
     semantic_ids = np.minimum.reduceat(own, np.stack([firsts, lasts], 1).ravel())[::2] if len(firsts) else own[:0]
-    return _Tokens(
+    return Tokens(
         owners[characters],
         speakers[characters],
         semantic_ids,
@@ -241,7 +246,7 @@ def _read_off(
 
 
 def _row(
-    encoded: Encoded, tokens: _Tokens, decision: LossDecision, conversation: Conversation, config: HSAConfig
+    encoded: Encoded, tokens: Tokens, decision: LossDecision, conversation: Conversation, config: HSAConfig
 ) -> dict[str, Any]:
     labels = np.where(decision.is_trained, np.array(encoded.input_ids, np.int64), IGNORE_INDEX)
     row: dict[str, Any] = {
@@ -251,15 +256,21 @@ def _row(
         "labels": labels.tolist(),
     }
     if config.has_turns:
-        numbers = np.array(number_messages(facts.is_reply for facts in conversation.facts))[tokens.owners]
-        # A template may put a later message in front: numbers never fall.
-        row["turn_ids"] = np.minimum.accumulate(numbers[::-1])[::-1].tolist()
+        row["turn_ids"] = number_tokens(tokens, conversation)
     if decision.weights is not None:
         row["loss_weights"] = decision.weights.tolist()
     return {**row, **encoded.columns}
 
 
-def _cut(row: dict[str, Any], tokens: _Tokens, max_length: int | None) -> dict[str, Any]:
+def number_tokens(tokens: Tokens, conversation: Conversation) -> list[int]:
+    """Return each token's turn number."""
+    numbers = np.array(number_messages(facts.is_reply for facts in conversation.facts))[tokens.owners]
+    # A template may put a later message in front: numbers never fall.
+    turns: list[int] = np.minimum.accumulate(numbers[::-1])[::-1].tolist()
+    return turns
+
+
+def _cut(row: dict[str, Any], tokens: Tokens, max_length: int | None) -> dict[str, Any]:
     """Keep the beginning of a row.
 
     Raises:

@@ -7,19 +7,20 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ...labeling.rule_set import RuleSet
-from ...semantics import SemanticType
 from ..cache.tagger import ConstantTagger
 from ..enable import get_state
 from ..generation.generate import generation_lock
 from ..generation.rule_tagger import RuleTagger, make_tagger
 from ..rope_positions import own_rope_deltas
-from .observations import ObservationReader, Types, parse, spread, spread_types
+from .checks import TokenCheck, check_generation_config, read_choices
+from .observations import ObservationReader, Types, parse, spread, spread_types, without_ends
 from .reply import Reply
-from .reply_writer import ReplyWriter, encode, find_stops
+from .reply_writer import ReplyWriter, find_stops
 from .report import AgentReport, RowReport, Usage, mean
 from .row import Row
 from .sampling import Processor, Sampler
 from .shared_cache import SharedCache
+from .talk_reader import READ_AGAIN, TalkReader
 
 
 class AgentBatch:
@@ -95,17 +96,19 @@ class AgentBatch:
             )
         self.model, self.tokenizer, self.config, self._state = model, tokenizer, state.config, state
         self.max_new_tokens, self.seed = max_new_tokens, seed
+        check_generation_config(getattr(model, "generation_config", None))
         sampler = Sampler(temperature, top_k, top_p, logits_processor)
         self._writer = ReplyWriter(
             tokenizer, sampler, max_new_tokens, header, footer, find_stops(model, tokenizer, stop)
         )
         self._shared = SharedCache(model, state, max_waiting, self._writer.filler)
-        self._reader = ObservationReader(tokenizer, state.config)
         rules = None if state.config.rules is None else RuleSet.parse(state.config.rules)
+        before_the_end = None if rules is None else without_ends(rules)
+        self._reader = ObservationReader(tokenizer, state.config, before_the_end)
+        self._talks, self._tokens = TalkReader(tokenizer, state.config, before_the_end), TokenCheck(model)
         self._counts_turns = rules is not None and any(rule.turn for rule in rules)
         self._begun = self._generated = 0
         self._past, self._past_fed = Usage(), 0  # of episodes whose rows have begun anew
-        self._is_broken = False
         self._rows = [self._new_row(number) for number in range(rows)]
 
     @property
@@ -149,9 +152,66 @@ class AgentBatch:
         given = spread("observations", observations, live, len(self._rows))
         kinds = spread_types(types, list(given), len(self._rows))
         roles = {row: self._rows[row].roles for row in given}
+        for row in given:
+            if self._rows[row].talk is not None:
+                raise ValueError(f"row {row}: it is an episode of chat messages: go on with append_messages().")
         read = self._reader.read({row: (value, kinds[row]) for row, value in given.items()}, role, roles)
+        for row, (ids, _) in read.items():
+            self._tokens.check(row, ids)
         for row, (ids, semantic_ids) in read.items():
             self._rows[row].observe(ids, semantic_ids, role)
+
+    def append_messages(
+        self, messages: Any, tools: Any = None, rewritten: str = "error", **chat_template_kwargs: Any
+    ) -> None:
+        """Give rows chat messages to read: the chat template writes them, and each reply's header and end.
+
+        A row's tokens are those of `apply_chat_template` for its whole conversation, replies included, with
+        ``add_generation_prompt=True``, which is checked each time; types and turns are those of `encode_conversation`.
+
+        Args:
+            messages: For each row (as `append`) a message, or a list of them, as `apply_chat_template` takes them; each may
+                have a `semantic_type`, else the configuration's rules type it. Replies are not given: `act` adds them.
+            tools: JSON schemas, functions, or the JSON text of a list of schemas; None: as before in this episode.
+            rewritten: What to do if the template now writes otherwise what the model has read (without earlier thinking, for
+                example), or the tokenizer spells a reply in other tokens than the model has: ``error``, or ``read_again``:
+                the row's whole conversation is read anew, as it is now.
+            **chat_template_kwargs: What the template reads (``enable_thinking``, …); none: as before in this episode.
+
+        Raises:
+            ValueError: If a message cannot be read, or is rewritten; names the row and the message. Then nothing is appended.
+        """
+        if rewritten not in ("error", READ_AGAIN):
+            raise ValueError(f"rewritten = {rewritten!r} is not allowed: 'error' or {READ_AGAIN!r}.")
+        given = spread("messages", messages, self.live, len(self._rows))
+        read = {
+            row: self._talks.read(self._rows[row], value, tools, chat_template_kwargs) for row, value in given.items()
+        }
+        hint = f"Pass rewritten={READ_AGAIN!r}, by which the row's conversation is read anew, or use a template that keeps it."
+        for row, (_, history, why) in read.items():
+            self._tokens.check(row, [*history.ids, *history.header])
+            if why is not None and rewritten == "error":
+                raise ValueError(f"{why} {hint}")
+        is_anew = {row: why is not None for row, (_, _, why) in read.items()}
+        for row, (_, history, _) in read.items():
+            try:
+                if not is_anew[row]:
+                    self._retype(self._rows[row], history.types)
+            except ValueError as error:
+                if rewritten == "error":
+                    raise ValueError(f"{error} {hint}") from error
+                is_anew[row] = True
+        for row, (talk, history, _) in read.items():
+            if is_anew[row]:
+                self._rows[row] = self._rows[row].begin_anew()
+            self._rows[row].talk, self._rows[row].has_news = talk, True
+            self._rows[row].follow(history)
+
+    def messages(self, row: int) -> list[dict[str, Any]]:
+        """Return the chat messages of a row so far, its replies included; none if it was given texts."""
+        self._check_row(row)
+        talk = self._rows[row].talk
+        return [] if talk is None else [dict(message) for message in talk.messages]
 
     def act(self, choices: Any = None, types: Types = None) -> list[Reply | None]:
         """Let each row that was given something since its last reply write one.
@@ -165,34 +225,43 @@ class AgentBatch:
 
         Raises:
             ValueError: If no row has anything to answer, or a row's history and reply are longer than the model has positions.
+
+        An `act` that fails or is interrupted, by too little memory for example, changes nothing: the cache is emptied, and
+        the next one reads the histories again. (Finish rows before, or give the batch fewer.)
         """
-        if self._is_broken:
-            raise ValueError(
-                "This AgentBatch cannot be used any more: an act() has failed half-way. Make another one."
-            )
         acting = [row for row in self._rows if row.is_live and row.has_news]
         if not acting:
             raise ValueError("act(): no row has anything to answer. Call append(observations) first.")
         self._check_lengths(acting)
         wanted = spread("choices", choices, self.live, len(self._rows)) if choices is not None else {}
-        options = {row: [encode(self.tokenizer, "choices", text) for text in texts] for row, texts in wanted.items()}
+        options = read_choices(self.tokenizer, wanted, self.max_new_tokens)
         kinds = {
             row: parse(row, kind)
             for row, kind in spread_types(types, self.live, len(self._rows)).items()
             if kind is not None
         }
-        self._shared.arrange([row for row in self._rows if row.is_live and row.ids])
-        with generation_lock(self._state), own_rope_deltas(self.model.base_model):
-            self._is_broken = True
-            replies = self._writer.write(self._shared, self._taggers(self._shared.rows, kinds), options)
-            self._is_broken = False
+        before = [(row, row.save()) for row in self._rows]
+        try:
+            self._shared.arrange([row for row in self._rows if row.is_live and row.ids])
+            with generation_lock(self._state), own_rope_deltas(self.model.base_model):
+                replies = self._writer.write(self._shared, self._taggers(self._shared.rows, kinds), options)
+        except BaseException:
+            self._shared.forget()
+            for row, saved in before:
+                row.go_back(saved)
+            raise
+        for row in acting:
+            if row.talk is not None:
+                row.talk.reply(replies[row.number], kinds.get(row.number))
         self._generated += sum(len(reply.ids) + reply.is_complete for reply in replies.values())
         return [replies.get(row.number) for row in self._rows]
 
     def finish(self, rows: int | Iterable[int]) -> None:
         """End the episodes of some rows: they leave the cache, and cost nothing more."""
-        for row in [rows] if isinstance(rows, int) else list(rows):
+        chosen = [rows] if isinstance(rows, int) else list(rows)
+        for row in chosen:
             self._check_row(row)
+        for row in chosen:
             self._rows[row].is_live = self._rows[row].has_news = False
 
     def retype(self, row: int, start: int, stop: int, semantic_type: int | str) -> None:
@@ -205,22 +274,31 @@ class AgentBatch:
             semantic_type: The new type.
 
         Raises:
-            ValueError: If a key is gone that could be seen with the new type.
+            ValueError: If a key is gone that could be seen with the new type; the places are none of the history; or the row
+                is an episode of chat messages, which have their own.
         """
         self._check_row(row)
-        changed, before = self._rows[row], list(self._rows[row].types)
-        stop = min(stop, len(before))
-        changed.types[start:stop] = [int(SemanticType.parse(semantic_type))] * max(stop - start, 0)
-        try:
-            self._shared.retype([changed])
-        except ValueError:
-            changed.types = before
-            raise
+        types = list(self._rows[row].types)
+        if self._rows[row].talk is not None:
+            raise ValueError(f"row {row}: it is an episode of chat messages: give a message its semantic_type.")
+        if not 0 <= start <= stop <= len(types):
+            raise ValueError(f"row {row}: {start} to {stop} are no places of its history of {len(types)} tokens.")
+        types[start:stop] = [parse(row, semantic_type)] * (stop - start)
+        self._retype(self._rows[row], types)
 
     def history(self, row: int) -> dict[str, list[int]]:
-        """Return a row's tokens so far, `input_ids`, with their `semantic_ids` and `turn_ids`, as `model.generate` takes them."""
+        """Return a row's tokens so far, `input_ids`, with their `semantic_ids` and `turn_ids`, as `model.generate` takes them.
+
+        In an episode of chat messages they are those of `encode_conversation`, with what the template writes after the last
+        reply; if it does not write the replies as the model did, they are what the model has read and written.
+        """
         self._check_row(row)
         known = self._rows[row]
+        if known.talk is not None and not known.has_news:
+            _, history, why = self._talks.read(known, None)
+            if why is None:
+                self._retype(known, history.types)
+                known.follow(history)
         return {"input_ids": list(known.ids), "semantic_ids": list(known.types), "turn_ids": list(known.turns)}
 
     def report(self) -> AgentReport:
@@ -240,7 +318,7 @@ class AgentBatch:
             peak_visible=total.visible_peak,
             columns=max((len(table) for table in cache.tables.values()), default=0),
             bytes=cache.report().bytes or 0,
-            fed=self._past_fed + sum(row.read for row in self._rows),
+            fed=self._past_fed + sum(row.fed for row in self._rows),
             generated=self._generated,
             forwards=self._shared.forwards,
             rows=[row.report() for row in self._rows],
@@ -254,21 +332,36 @@ class AgentBatch:
     def _taggers(self, rows: Sequence[Row], kinds: Mapping[int, int]) -> list[ConstantTagger | RuleTagger]:
         """Return what types the replies of some rows: one for all, unless they differ. `kinds`: types that are given."""
         if not kinds and not self._counts_turns:
-            return [make_tagger(self.config, self.tokenizer)]
+            return [self._new_tagger(None)]
         return [
-            ConstantTagger(kinds[row.number])
-            if row.number in kinds
-            else make_tagger(self.config, self.tokenizer, row.roles)
-            for row in rows
+            ConstantTagger(kinds[row.number]) if row.number in kinds else self._new_tagger(row.roles) for row in rows
         ]
+
+    def _new_tagger(self, roles: Sequence[str] | None) -> ConstantTagger | RuleTagger:
+        tagger = make_tagger(self.config, self.tokenizer, roles)
+        if isinstance(tagger, RuleTagger):  # whatever ends a reply here ends the message
+            tagger.end_ids = {*tagger.end_ids, *self._writer.ends}
+        return tagger
 
     def _new_row(self, number: int, seed: Any = None) -> Row:
         self._begun += 1
         return Row(number, random.Random(f"{self.seed} {self._begun if seed is None else seed}"))
 
+    def _retype(self, row: Row, types: Sequence[int]) -> None:
+        """Give the tokens of a row other types, as far as there are some; if that cannot be, nothing has changed."""
+        before = row.types
+        if before[: row.read] != list(types[: row.read]):
+            row.types = [*types[: len(before)], *before[len(types) :]]
+            try:
+                self._shared.retype([row])
+            except ValueError:
+                row.types = before
+                raise
+        row.types = [*types[: len(before)], *before[len(types) :]]
+
     def _forget(self, row: Row) -> None:
         self._past.add(row.usage)
-        self._past_fed += row.read
+        self._past_fed += row.fed
 
     def _check_row(self, row: Any) -> None:
         if isinstance(row, bool) or not isinstance(row, int) or not 0 <= row < len(self._rows):
@@ -277,7 +370,7 @@ class AgentBatch:
     def _check_lengths(self, rows: Sequence[Row]) -> None:
         limit = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         for row in rows:
-            length = len(row.ids) + len(self._writer.header) + self.max_new_tokens
+            length = len(row.ids) + len(self._writer.header_of(row)) + self.max_new_tokens
             if limit is not None and length > limit:
                 raise ValueError(
                     f"row {row.number}: its history of {len(row.ids)} tokens and a reply of up to {self.max_new_tokens} are more than "

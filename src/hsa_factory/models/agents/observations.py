@@ -21,12 +21,12 @@ class ObservationReader:
 
     Args:
         tokenizer: Of the model.
-        config: Rules, and the default type.
+        config: The default type.
+        rules: Those that hold before a conversation has ended; None: there are none.
     """
 
-    def __init__(self, tokenizer: Any, config: HSAConfig) -> None:
-        self._tokenizer, self._default = tokenizer, int(config.default)
-        self._rules = None if config.rules is None else _without_ends(RuleSet.parse(config.rules))
+    def __init__(self, tokenizer: Any, config: HSAConfig, rules: RuleSet | None) -> None:
+        self._tokenizer, self._default, self._rules = tokenizer, int(config.default), rules
 
     def read(
         self, observations: Mapping[int, tuple[Any, Types]], role: str, roles: Mapping[int, Sequence[str]]
@@ -141,6 +141,9 @@ def spread_types(types: Types, rows: Sequence[int], number: int) -> dict[int, Ty
     if types is None or _is_one(types):
         return dict.fromkeys(rows, types)
     values = types if isinstance(types, Mapping) else None
+    for row in values or ():
+        if isinstance(row, bool) or not isinstance(row, int) or not 0 <= row < number:
+            raise ValueError(f"types: there is no row {row!r}; rows have the numbers 0 to {number - 1}.")
     if values is None and isinstance(types, (list, tuple)) and len(types) == number:
         values = dict(enumerate(types))
     if values is None:
@@ -150,7 +153,7 @@ def spread_types(types: Types, rows: Sequence[int], number: int) -> dict[int, Ty
     return {row: values.get(row) for row in rows}
 
 
-def _without_ends(rules: RuleSet) -> RuleSet | None:
+def without_ends(rules: RuleSet) -> RuleSet | None:
     """Return the rules without turns that are counted from a conversation's end, which has not come."""
     kept = []
     for rule in rules:

@@ -13,15 +13,14 @@ class ReplyTagger:
 
     Args:
         taggers: One for all rows, or one for each.
-        rows: B.
-        header: How many tokens before a reply have its message's type.
+        headers: For each of B rows, how many tokens before its reply have its message's type.
 
     Attributes:
         types: (B, n) int64, those of the tokens shown.
     """
 
-    def __init__(self, taggers: Sequence[ConstantTagger | RuleTagger], rows: int, header: int) -> None:
-        self._taggers, self._rows, self._header = list(taggers), rows, header
+    def __init__(self, taggers: Sequence[ConstantTagger | RuleTagger], headers: Sequence[int]) -> None:
+        self._taggers, self._rows, self._headers = list(taggers), len(headers), list(headers)
         self.types: torch.Tensor | None = None
 
     def tag(self, token_ids: torch.Tensor) -> torch.Tensor:
@@ -50,14 +49,14 @@ class ReplyTagger:
     def unsettled(self) -> list[int] | None:
         """Return, for each row, the first token whose type may change yet; the header's stand before 0."""
         if self.types is None:
-            return [-self._header] * self._rows if self._header else None
+            return [-header for header in self._headers] if any(self._headers) else None
         number = self.types.shape[1]
         if len(self._taggers) == 1:
             first = self._taggers[0].unsettled()
         else:
             asked = [tagger.unsettled() for tagger in self._taggers]
             first = None if all(each is None for each in asked) else [each[0] if each else number for each in asked]
-        return None if first is None else [place or -self._header for place in first]
+        return None if first is None else [place or -header for place, header in zip(first, self._headers)]
 
     def message_types(self) -> list[int]:
         """Return, for each row, the type for now of what stands around its reply."""

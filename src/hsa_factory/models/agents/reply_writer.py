@@ -1,6 +1,6 @@
 """Writing replies: token by token, for all rows together, and what stands around them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class ReplyWriter:
     Attributes:
         header: The tokens before each reply.
         filler: What stands where a row has no token.
+        ends: What a tagger may take for the end of a reply.
     """
 
     def __init__(
@@ -38,13 +39,15 @@ class ReplyWriter:
         limit: int,
         header: str | Sequence[int],
         footer: str | Sequence[int],
-        stops: Iterable[int],
+        stops: Sequence[int],
     ) -> None:
         self._tokenizer, self._sampler, self._limit = tokenizer, sampler, limit
         self.header, self._footer = encode(tokenizer, "header", header), encode(tokenizer, "footer", footer)
         self._stops = frozenset(stops)
+        self._last = next((token for token in (*self._footer[:1], *stops) if token in self._stops), 0)  # of a choice
         ends = (tokenizer.eos_token_id, tokenizer.pad_token_id, *sorted(self._stops), 0)
         self.filler = next(token for token in ends if token is not None)
+        self.ends = self._stops | {self.filler}
 
     def write(
         self,
@@ -63,13 +66,13 @@ class ReplyWriter:
             The replies by row's number.
         """
         rows = shared.rows
-        tagger = ReplyTagger(taggers, len(rows), len(self.header))
+        tagger = ReplyTagger(taggers, [len(self.header_of(row)) for row in rows])
         for row, message_type in zip(rows, tagger.message_types()):
             if row.has_news:
-                row.add(self.header, [message_type] * len(self.header))
+                row.add(self.header_of(row), [message_type] * len(self.header_of(row)))
         sampler = self._sampler
         if options:
-            sampler = sampler.limited_to(Choices([options.get(row.number) for row in rows], min(self._stops)))
+            sampler = sampler.limited_to(Choices([options.get(row.number) for row in rows], self._last))
 
         logits = shared.read(tagger, self._limit)
         written = torch.full((len(rows), self._limit), self.filler, device=logits.device)
@@ -113,7 +116,8 @@ class ReplyWriter:
             content = slice(len(ids) - is_complete)
             text = self._tokenizer.decode(ids[content], skip_special_tokens=False, clean_up_tokenization_spaces=False)
             ended[row.number] = Reply(text, ids[content], kinds[content], is_complete)
-            footer = self._footer[1:] if is_complete and self._footer[:1] == ids[-1:] else self._footer
+            footer = self._footer if row.talk is None else []  # a template writes its own
+            footer = footer[1:] if is_complete and footer[:1] == ids[-1:] else footer
             row.answer([*ids, *footer], [*kinds, *[around[place]] * len(footer)])
             row.stop_id = ids[-1] if is_complete and not self._footer else None
         shared.retype([shared.rows[place] for place in sorted(changed)])
@@ -121,10 +125,15 @@ class ReplyWriter:
 
     def _type_header(self, row: Row, semantic_type: int) -> bool:
         """Give the header before a reply the type of its message. Returns whether that is another."""
-        start = len(row.ids) - len(self.header)
-        differs = row.types[start:] != [semantic_type] * len(self.header)
-        row.types[start:] = [semantic_type] * len(self.header)
+        number = len(self.header_of(row))
+        start = len(row.ids) - number
+        differs = row.types[start:] != [semantic_type] * number
+        row.types[start:] = [semantic_type] * number
         return differs
+
+    def header_of(self, row: Row) -> list[int]:
+        """Return the tokens before a row's next reply."""
+        return self.header if row.header is None else row.header
 
 
 def encode(tokenizer: Any, name: str, text: Any) -> list[int]:

@@ -1,11 +1,16 @@
 """One episode of a batch: its history, and how much of it the model has read."""
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from .report import RowReport, Usage, mean
+
+
+if TYPE_CHECKING:
+    from ...training.history import History
+    from .talk import Talk
 
 
 @dataclass
@@ -20,8 +25,13 @@ class Row:
         ids: Tokens of its history, and for each its type and turn.
         read: How many of them the model has read.
         turn: Of what comes next, how many replies are over.
+        replies: How often it has answered.
         roles: Of the messages so far.
-        media: Images of tokens that were not read yet.
+        talk: Its chat messages; None: it is given texts.
+        header: What the template writes before its next reply; None: as in all rows.
+        stop_id: Token that ended the reply before, if it was not read yet.
+        usage: What the cache has held for it.
+        reread: Tokens that were read, and are to be read again.
     """
 
     number: int
@@ -35,9 +45,16 @@ class Row:
     turn: int = 0
     replies: int = 0
     roles: list[str] = field(default_factory=list)
-    media: list[dict[str, Any]] = field(default_factory=list)
-    stop_id: int | None = None  # that ended the reply before, if it was not read yet
+    talk: "Talk | None" = None
+    header: list[int] | None = None
+    stop_id: int | None = None
     usage: Usage = field(default_factory=Usage)
+    reread: int = 0
+
+    @property
+    def fed(self) -> int:
+        """How many tokens the model has read for it."""
+        return self.reread + self.read
 
     def observe(self, ids: Sequence[int], types: Sequence[int], role: str) -> None:
         """Add what the model is to read; after a reply, unless that goes on, it is of the next turn."""
@@ -61,6 +78,30 @@ class Row:
         self.types += types
         self.turns += [self.turn] * len(ids)
 
+    def follow(self, history: "History") -> None:
+        """Take over what the template makes of its conversation."""
+        self.ids, self.types, self.turns = list(history.ids), list(history.types), list(history.turns)
+        self.roles, self.turn, self.header = list(history.roles), history.next_turn, history.header
+        self.stop_id = None
+
+    def begin_anew(self) -> "Row":
+        """Return it as one of which the model has read nothing."""
+        return replace(self, read=0, reread=self.fed)
+
+    def save(self) -> dict[str, Any]:
+        """Return what `go_back` goes back to."""
+        values = {name: getattr(self, name) for name in ("has_news", "turn", "replies", "stop_id")}
+        lists = {name: list(getattr(self, name)) for name in ("ids", "types", "turns", "roles")}
+        return {**values, **lists, "random": self.source.getstate()}
+
+    def go_back(self, saved: Mapping[str, Any]) -> None:
+        """Be as it was, but for what was read: nothing is held of it any more."""
+        values = dict(saved)
+        self.source.setstate(values.pop("random"))
+        vars(self).update(values)
+        self.read, self.reread = 0, self.fed
+        self.usage.held = self.usage.visible = 0
+
     def _take_back(self) -> None:
         del self.ids[-1], self.types[-1], self.turns[-1]
 
@@ -78,6 +119,6 @@ class Row:
             mean(usage.visible_sum, usage.forwards),
             usage.visible_peak,
             len(self.ids),
-            self.read,
+            self.fed,
             self.replies,
         )

@@ -60,6 +60,11 @@ class SharedCache:
             self.rows = order
         self.cache.drop_padding(self._max_waiting)
 
+    def forget(self) -> None:
+        """Hold no row."""
+        self.cache.reset()
+        self.rows = []
+
     def read(self, tagger: ReplyTagger, steps: int) -> torch.Tensor:
         """Read what the rows have not read.
 
