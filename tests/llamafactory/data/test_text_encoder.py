@@ -123,12 +123,12 @@ def word_tokenizer(*words, **special):
     return PreTrainedTokenizerFast(chat_template=CHAT_TEMPLATE, **options, **special)
 
 
-WORDS = ("<pad>", "<act>", "<end>", "<unk>", "open", "fridge", "look", "kitchen")
+WORDS = ("<pad>", "<act>", "<end>", "open", "fridge", "look", "kitchen")
 
 
 @pytest.mark.parametrize("special", [{}, {"unk_token": "<unk>"}])
 def test_what_opens_a_reply_is_found_with_words_that_the_tokenizer_knows(lf, tmp_path, special):
-    tokenizer = word_tokenizer(*WORDS, **special)
+    tokenizer = word_tokenizer(*WORDS, *special.values(), **special)
     tiny.save_tiny("qwen3", tmp_path / "model", [], tokenizer=tokenizer)
     messages = [lf.say("user", "open look", "NOISE"), lf.say("assistant", "look", "NOISE")] * 2
     args = lf.args(lf.write_data(tmp_path, data=[messages]), "data", tmp_path / "model", template=None)
