@@ -11,6 +11,7 @@ from experiments.report import write_report
 from experiments.settings import FORMS, Phase, Settings, Training, settings_from
 from experiments.stages import run_stage
 from experiments.systems import SYSTEMS, system_named
+from experiments.vocabulary import FEEDBACK
 
 
 TINY = Settings(
@@ -24,7 +25,12 @@ TINY = Settings(
     test_games=6,
     step_limit=30,
     training=Training(phases=(Phase(2, 5e-3), Phase(1, 3e-3)), saves=1),
+    own_games=6,
+    bases=("hsa_002_64",),
+    further=Training(phases=(Phase(1, 1e-3),), saves=1),
+    preference=Training(phases=(Phase(1, 5e-5),), saves=1),
 )
+FURTHER = [f"{kind}/hsa_002_64/0" for kind in ("own", "own_data", "further_recovery", "told_recovery", "further_dpo")]
 TRIED = ("hsa_002_64", "random_types", "keep_last")
 
 
@@ -49,8 +55,10 @@ def finished(tmp_path_factory, cooking):
     out, plan = tmp_path_factory.mktemp("evidence"), Plan(TINY)
     for stage in plan.stages:
         if stage.name.split("/")[0] in ("vocabulary", "gold", "gold_dev", "shown", "init") or any(
-            f"/{name}/" in stage.name for name in TRIED
+            stage.name == f"{kind}/{name}/0" for name in TRIED for kind in ("train", "verbs", "curve", "play/test")
         ):
+            run_stage(stage, out)
+        elif stage.name in FURTHER:
             run_stage(stage, out)
     return plan, out
 
@@ -118,3 +126,43 @@ def test_tables_are_written_of_what_is_finished(finished):
         rows = list(csv.DictReader(file))
     titles = {system.title for system in SYSTEMS if system.name in TRIED}
     assert {row["system"] for row in rows} == titles and all(row["games"] == "6" for row in rows)
+
+
+def test_own_play_becomes_reflections_and_pairs_that_are_trained(finished):
+    plan, out = finished
+    data = plan.named("own_data/hsa_002_64/0")
+    made = data.result(out)
+    assert made["games"] == 6 and made["reflections"] > 0
+    for row in read_rows(data.folder(out), "reflections"):
+        told = [n for n, message in enumerate(row["messages"]) if message["content"].startswith(FEEDBACK)]
+        assert len(told) == 1 and row["messages"][told[0]]["role"] == "user" and told[0] > 1
+        assert row["messages"][-1]["content"] == "eat meal", "the expert has won"
+    for name in ("recovery", "dpo"):
+        assert plan.named(f"further_{name}/hsa_002_64/0").result(out)["tokens"] > 100
+    games = read_games(plan.named("told_recovery/hsa_002_64/0").folder(out))
+    assert any(game.feedback for game in games) and all(len(game.feedback) <= 3 for game in games)
+
+
+def test_a_fatal_mistake_is_undone_only_where_feedback_is_given(cooking):
+    from experiments.environments import games_of
+    from experiments.playing import Play, Seat
+    from experiments.reflection import find_mistake, reflect
+
+    for game in games_of("cooking", "train", 30, rooms=5, doors=False):
+        seats = [Seat(0, cooking), Seat(1, cooking)]
+        for seat, feedback in zip(seats, (0, 3)):
+            seat.begin(game, Play("cooking", 50, feedback=feedback))
+            while (seat.step is None or not seat.step.done) and len(seat.mistakes) < 1:
+                action = cooking.expert_action()
+                held = {thing for thing in cooking._expert.recipe or () if thing in cooking._expert._carried}
+                seat.take(f"eat {min(held)}" if held else action)
+            if feedback:
+                assert not seat.step.done and seat.observations[-1].startswith(FEEDBACK)
+                while not seat.step.done:
+                    seat.take(cooking.expert_action())
+                assert seat.step.won and seat.right_next, game
+            else:
+                assert seat.step.lost, game
+        mistake = find_mistake(cooking, game, seats[0].actions, 50)
+        assert mistake.is_fatal and reflect(cooking, game, mistake, 50)[-1]["content"] == "eat meal"
+        break
