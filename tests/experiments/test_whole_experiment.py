@@ -166,3 +166,23 @@ def test_a_fatal_mistake_is_undone_only_where_feedback_is_given(cooking):
         mistake = find_mistake(cooking, game, seats[0].actions, 50)
         assert mistake.is_fatal and reflect(cooking, game, mistake, 50)[-1]["content"] == "eat meal"
         break
+
+
+def test_moves_back_are_those_into_rooms_that_were_left_long_ago():
+    from experiments.encoding import Encoded
+    from experiments.measures import returning_moves
+
+    rooms = [
+        "You are in the hall.",
+        "You are in the pantry.",
+        "You take the knife.",
+        "You are in the hall.",
+        "You are in the pantry.",
+    ]
+    actions = ["move east", "take knife", "move west", "move east", "look around"]
+    messages = [{"role": "system", "content": "task"}]
+    for room, action in zip(rooms, actions):
+        messages += [{"role": "user", "content": room}, {"role": "assistant", "content": action}]
+    far = Encoded([], [], [], [(10, 12), (50, 52), (90, 92), (100, 102), (110, 112)])
+    near = Encoded([], [], [], [(10, 12), (50, 52), (60, 62), (70, 72), (80, 82)])
+    assert returning_moves(messages, far) == {2} and returning_moves(messages, near) == set()
