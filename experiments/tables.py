@@ -9,6 +9,7 @@ from hsa_factory.whole_files import write_whole
 from .further_tables import further_table
 from .outcomes import Played, failures, played, results
 from .plan import Plan
+from .price import price_table
 from .statistics import compare, share, spread
 from .table import Table
 
@@ -27,6 +28,7 @@ def tables(plan: Plan, out: Path) -> list[Table]:
         verb_table(plan, out),
         curve_table(plan, out),
         further_table(plan, out),
+        price_table(),
         Table("failed", "Parts that failed", ("part", "error"), failures(plan, out)),
     ]
     return [table for table in made if table.rows]
