@@ -144,7 +144,7 @@ class Further:
         for name, samples in (("wins", wins), ("reflections", told), ("gold", gold)):
             write_dataset(folder, name, samples)
         files = ["--out", str(folder / f"{PAIRS}.jsonl"), "--dataset", "reflections", "--register"]
-        if told and hsa_factory(["pairs", str(folder / "reflections.json"), *files]) != 0:
+        if told and hsa_factory(["pairs", str(folder / "dataset_info.json"), *files]) != 0:
             raise RuntimeError("hsa-factory pairs ended with an error; see the log.")
         return {"games": len(games), "wins": len(wins), "reflections": len(told), "fatal": fatal, "gold": len(gold)}
 

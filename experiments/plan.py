@@ -175,7 +175,13 @@ class Plan:
             return {"verbs": measures.accuracy_by_verb(needs[train.name] / MODEL, samples, config)}
 
         return self._stage(
-            f"verbs/{system.name}/{seed}", work, train, self.dev_gold, self.shown, system=self.described(system)
+            f"verbs/{system.name}/{seed}",
+            work,
+            train,
+            self.dev_gold,
+            self.shown,
+            system=self.described(system),
+            measure=measures.RETURN,
         )
 
     def _train(self, system: System, seed: int, folder: Path, needs: Mapping[str, Path]) -> Result:

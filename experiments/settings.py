@@ -102,7 +102,7 @@ FORMS = {
     "quick": Settings(
         name="quick",
         seeds=(0,),
-        systems=("dense", "hsa_002_64", "dense_hsa_late"),
+        systems=("dense", "hsa_002_64", "sliding"),
         gold_games=6000,
         dev_games=0,
         curve_games=0,

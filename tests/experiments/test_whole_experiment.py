@@ -12,6 +12,9 @@ from experiments.settings import FORMS, Phase, Settings, Training, settings_from
 from experiments.stages import run_stage
 from experiments.systems import SYSTEMS, system_named
 from experiments.vocabulary import FEEDBACK
+from transformers import AutoTokenizer
+
+from hsa_factory.semantics import SemanticType
 
 
 TINY = Settings(
@@ -166,3 +169,39 @@ def test_a_fatal_mistake_is_undone_only_where_feedback_is_given(cooking):
         mistake = find_mistake(cooking, game, seats[0].actions, 50)
         assert mistake.is_fatal and reflect(cooking, game, mistake, 50)[-1]["content"] == "eat meal"
         break
+
+
+def test_moves_back_are_those_into_rooms_that_were_left_long_ago():
+    from experiments.encoding import Encoded
+    from experiments.measures import returning_moves
+
+    rooms = [
+        "You are in the hall.",
+        "You are in the pantry.",
+        "You take the knife.",
+        "You are in the hall.",
+        "You are in the pantry.",
+    ]
+    actions = ["move east", "take knife", "move west", "move east", "look around"]
+    messages = [{"role": "system", "content": "task"}]
+    for room, action in zip(rooms, actions):
+        messages += [{"role": "user", "content": room}, {"role": "assistant", "content": action}]
+    far = Encoded([], [], [], [(10, 12), (50, 52), (90, 92), (100, 102), (110, 112)])
+    near = Encoded([], [], [], [(10, 12), (50, 52), (60, 62), (70, 72), (80, 82)])
+    assert returning_moves(messages, far) == {2} and returning_moves(messages, near) == set()
+
+
+def test_what_is_played_and_measured_is_what_llamafactory_trains_on(finished, tmp_path):
+    """`inspect` shows what training reads; `encode` is compared with play above."""
+    from hsa_factory.cli import main
+
+    plan, out = finished
+    train, shown = plan.named("train/hsa_002_64/0").folder(out), tmp_path / "shown.json"
+    options = ["neat_packing=false", f"output_dir={tmp_path / 'none'}", "--format", "json", "--samples", "0-2"]
+    assert main(["inspect", str(train / "train_0.yaml"), *options, "--output", str(shown)]) == 0
+    tokenizer = AutoTokenizer.from_pretrained(str(train / "model"))
+    samples = [json.loads(line) for line in shown.read_text("utf-8").splitlines()]
+    for sample, row in zip(samples, read_rows(plan.gold.folder(out))[:3], strict=True):
+        encoded = encode(tokenizer, row["messages"], plan.config(system_named("hsa_002_64")))
+        kinds = [SemanticType.parse(kind) for kind in sample["semantic_ids"]]
+        assert sample["input_ids"] == encoded.ids and kinds == encoded.types
