@@ -127,9 +127,15 @@ def _was_in_vain(observation: str) -> bool:
     return observation.startswith(("You can't move there", "That is already", "Your inventory currently has"))
 
 
-def gold_episodes(environment: CookingWorld, games: Iterable[Game], step_limit: int = 50) -> Iterator[Episode]:
-    """Yield the gold episodes of games that have one; see `gold_episode`."""
+TEACHERS: dict[str, Callable[[Any, Game, int], Episode | None]] = {"expert": expert_episode, "gold": gold_episode}
+"""Who plays for imitation: an expert who knows what was read and no more, or CookingWorld's own player, who knows all."""
+
+
+def good_episodes(
+    environment: Environment, games: Iterable[Game], teacher: str = "expert", step_limit: int = 50
+) -> Iterator[Episode]:
+    """Yield the episodes of games that a teacher wins within the limit; see `TEACHERS`."""
     for game in games:
-        episode = gold_episode(environment, game, step_limit)
-        if episode is not None:
+        episode = TEACHERS[teacher](environment, game, step_limit)
+        if episode is not None and episode.won:
             yield episode

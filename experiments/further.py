@@ -12,7 +12,7 @@ from hsa_factory.cli import main as hsa_factory
 from . import imitation
 from .conversations import Message, to_messages, write_dataset
 from .environments import Game, open_environments
-from .episodes import gold_episodes
+from .episodes import good_episodes
 from .imitation import MODEL, Run
 from .playing import Play, play_games, read_games
 from .reflection import reflections
@@ -140,7 +140,7 @@ class Further:
         games, played, limit = self._own_games(), read_games(own), self.settings.step_limit
         wins = own_wins(environment, games, played, limit)
         told, fatal = reflections(environment, games, played, limit)
-        gold = [to_messages(episode) for episode in gold_episodes(environment, games, limit)]
+        gold = [to_messages(episode) for episode in good_episodes(environment, games, self.settings.teacher, limit)]
         for name, samples in (("wins", wins), ("reflections", told), ("gold", gold)):
             write_dataset(folder, name, samples)
         files = ["--out", str(folder / f"{PAIRS}.jsonl"), "--dataset", "reflections", "--register"]

@@ -15,6 +15,7 @@ SHAPE: dict[str, Any] = {
     "num_key_value_heads": 4,
     "head_dim": 16,
     "tie_word_embeddings": True,
+    "initializer_range": 0.1,  # 0.02 is for wide models: at width 64 what layers add would hardly be heard at first
     "max_position_embeddings": 8192,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
 }

@@ -13,7 +13,7 @@ from hsa_factory import HSAConfig
 from . import imitation, measures, playing
 from .conversations import Message, to_messages, write_dataset
 from .environments import Game, games_of, open_environments
-from .episodes import gold_episodes
+from .episodes import good_episodes
 from .further import Further
 from .imitation import MODEL, Run
 from .model import SHAPE, save_model
@@ -42,11 +42,10 @@ class Plan:
         self.settings = settings
         self.environment = settings.environment
         self.vocabulary = self._stage("vocabulary", self._make_vocabulary, games=settings.survey_games)
-        self.gold = self._stage(
-            "gold", self._make_gold, self.vocabulary, games=settings.gold_games, limit=settings.step_limit
-        )
+        played_well = {"teacher": settings.teacher, "limit": settings.step_limit}
+        self.gold = self._stage("gold", self._make_gold, self.vocabulary, games=settings.gold_games, **played_well)
         self.dev_gold = self._stage(
-            "gold_dev", self._make_dev_gold, self.vocabulary, games=VERB_EPISODES, limit=settings.step_limit
+            "gold_dev", self._make_dev_gold, self.vocabulary, games=VERB_EPISODES, **played_well
         )
         self.shown = self._stage("shown", self._make_shown, self.vocabulary, self.gold)
         self.stages: list[Stage] = [self.vocabulary, self.gold, self.dev_gold, self.shown]
@@ -87,7 +86,7 @@ class Plan:
 
     def _write_gold(self, folder: Path, games: Sequence[Game]) -> Result:
         (environment,) = open_environments(self.environment)
-        episodes = list(gold_episodes(environment, games, self.settings.step_limit))
+        episodes = list(good_episodes(environment, games, self.settings.teacher, self.settings.step_limit))
         write_dataset(folder, GOLD, [to_messages(episode) for episode in episodes])
         names = [asdict(episode.game) for episode in episodes]
         (folder / "games.json").write_text(json.dumps(names), encoding="utf-8")

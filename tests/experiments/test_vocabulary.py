@@ -46,6 +46,13 @@ def test_things_and_phrases_are_one_token(cooking_tokenizer):
         assert len(cooking_tokenizer(text)["input_ids"]) == 1, text
 
 
+def test_a_recipes_verb_stands_right_before_its_thing(cooking_tokenizer):
+    ids = cooking_tokenizer("grill the green apple slice the red onion prepare meal")["input_ids"]
+    assert cooking_tokenizer.convert_ids_to_tokens(ids)[:4] == ["grill the", "green apple", "slice the", "red onion"]
+    ids = cooking_tokenizer("cook green apple in barbeque")["input_ids"]
+    assert cooking_tokenizer.convert_ids_to_tokens(ids) == ["cook", "green apple", "in barbeque"]
+
+
 def test_it_is_the_same_after_saving(cooking_tokenizer, tmp_path):
     cooking_tokenizer.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
