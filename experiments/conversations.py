@@ -11,6 +11,7 @@ from hsa_factory.whole_files import write_whole
 
 from .environments import Environment
 from .episodes import Episode
+from .vocabulary import FEEDBACK
 
 
 Message = dict[str, Any]
@@ -41,6 +42,11 @@ def to_messages(episode: Episode) -> list[Message]:
         messages.append({"role": "user", "content": text if picture is None else f"{PICTURE}{text}"})
         messages.append({"role": "assistant", "content": turn.action})
     return messages
+
+
+def feedback_text(reason: str, observation: str) -> str:
+    """Return the answer to a mistake: the marker, what was wrong, and what the environment said."""
+    return f"{FEEDBACK}{reason} {observation}"
 
 
 def pictures_of(episode: Episode) -> list[Any]:

@@ -1,5 +1,6 @@
 """What can be measured without play: how much a system sees, and which actions it predicts, verb by verb."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from .playing import load_player
 
 
 BATCH = 16
+LONG_AGO = 64  # tokens: the window of NOISE in HSA 0.02/64
+RETURN = "move back"
+_ROOM = re.compile(r"You are in the ([\w ]+)\.")
 
 
 def visible_keys(tokenizer_folder: Path, samples: Sequence[Sequence[Message]], config: HSAConfig) -> dict[str, Any]:
@@ -47,7 +51,8 @@ def accuracy_by_verb(
     """Let a model predict each action of conversations that others have played.
 
     Returns:
-        By the action's first word: how many actions were predicted as a whole, and how many there are.
+        By the action's first word: how many actions were predicted as a whole, and how many there are. Moves into a room
+        that was left more than `LONG_AGO` tokens ago count again, as `RETURN`: the way stands in old NOISE.
     """
     model, tokenizer = load_player(model_folder, config)
     counts: dict[str, list[int]] = {}
@@ -67,9 +72,27 @@ def accuracy_by_verb(
 
 def _count(counts: dict[str, list[int]], messages: Sequence[Message], row: Encoded, best: list[int]) -> None:
     actions = [message for message in messages if message["role"] == "assistant"]
-    for message, (start, stop) in zip(actions, row.actions, strict=True):
+    returns = returning_moves(messages, row)
+    for number, (message, (start, stop)) in enumerate(zip(actions, row.actions, strict=True)):
         if message.get("weight") == 0:
             continue
-        count = counts.setdefault(message["content"].split()[0], [0, 0])
-        count[0] += best[start - 1 : stop - 1] == row.ids[start:stop]
-        count[1] += 1
+        for key in (message["content"].split()[0], *([RETURN] if number in returns else [])):
+            count = counts.setdefault(key, [0, 0])
+            count[0] += best[start - 1 : stop - 1] == row.ids[start:stop]
+            count[1] += 1
+
+
+def returning_moves(messages: Sequence[Message], row: Encoded) -> set[int]:
+    """Return the numbers of the actions that go back into a room which was left more than `LONG_AGO` tokens ago."""
+    rooms = [_ROOM.match(message["content"]) for message in messages[1::2]]
+    left: dict[str, int] = {}  # where the last action in each room ends
+    found, here = set(), None
+    for number, (start, stop) in enumerate(row.actions):
+        here = rooms[number][1] if rooms[number] else here
+        if here is not None:
+            left[here] = stop
+        after = rooms[number + 1] if number + 1 < len(rooms) else None
+        if after and messages[2 + 2 * number]["content"].startswith("move "):
+            if after[1] != here and after[1] in left and start - left[after[1]] > LONG_AGO:
+                found.add(number)
+    return found

@@ -14,6 +14,7 @@ from . import imitation, measures, playing
 from .conversations import Message, to_messages, write_dataset
 from .environments import Game, games_of, open_environments
 from .episodes import good_episodes
+from .further import Further
 from .imitation import MODEL, Run
 from .model import SHAPE, save_model
 from .settings import Settings
@@ -66,21 +67,22 @@ class Plan:
 
     # -- what all seeds share --------------------------------------------------------------------------------------
 
-    def _games(self, fold: str, count: int, first: int = 0) -> list[Game]:
+    def games(self, fold: str, count: int, first: int = 0) -> list[Game]:
+        """Name games of a fold, with the options of the settings."""
         return games_of(self.environment, fold, count, first, **self.settings.options)
 
     def _make_vocabulary(self, folder: Path, needs: Mapping[str, Path]) -> Result:
         (environment,) = open_environments(self.environment)
-        games = self._games("train", self.settings.survey_games)
+        games = self.games("train", self.settings.survey_games)
         tokenizer = tokenizer_of(environment, games, extra_texts=[PROBES])
         save_tokenizer(tokenizer, folder / "tokenizer")
         return {"tokens": len(tokenizer)}
 
     def _make_gold(self, folder: Path, needs: Mapping[str, Path]) -> Result:
-        return self._write_gold(folder, self._games("train", self.settings.gold_games))
+        return self._write_gold(folder, self.games("train", self.settings.gold_games))
 
     def _make_dev_gold(self, folder: Path, needs: Mapping[str, Path]) -> Result:
-        return self._write_gold(folder, self._games("dev", VERB_EPISODES, first=self.settings.dev_games))
+        return self._write_gold(folder, self.games("dev", VERB_EPISODES, first=self.settings.dev_games))
 
     def _write_gold(self, folder: Path, games: Sequence[Game]) -> Result:
         (environment,) = open_environments(self.environment)
@@ -113,9 +115,11 @@ class Plan:
         self.stages.append(init)
         for name in self.settings.systems:
             self._add_system(system_named(name), seed, init)
+        if self.settings.own_games:
+            self.stages += Further(self, seed).stages
 
     def _add_system(self, system: System, seed: int, init: Stage) -> None:
-        settings, described = self.settings, self._described(system)
+        settings, described = self.settings, self.described(system)
         if system.weights_of is None:
             train = self._stage(
                 f"train/{system.name}/{seed}",
@@ -139,9 +143,9 @@ class Plan:
 
     def _play_stage(self, system: System, seed: int, train: Stage, fold: str, games: int) -> Stage:
         def work(folder: Path, needs: Mapping[str, Path]) -> Result:
-            return self._play(system, folder, needs[train.name] / MODEL, self._games(fold, games), needs["shown"])
+            return self._play(system, folder, needs[train.name] / MODEL, self.games(fold, games), needs["shown"])
 
-        settings = {"system": self._described(system), "fold": fold, "games": games, "limit": self.settings.step_limit}
+        settings = {"system": self.described(system), "fold": fold, "games": games, "limit": self.settings.step_limit}
         return self._stage(f"play/{fold}/{system.name}/{seed}", work, train, self.shown, **settings)
 
     def _curve_stage(self, system: System, seed: int, train: Stage) -> Stage:
@@ -149,7 +153,7 @@ class Plan:
 
         def work(folder: Path, needs: Mapping[str, Path]) -> Result:
             made = json.loads((needs[train.name] / "stage.json").read_text("utf-8"))["result"]["checkpoints"]
-            games, points = self._games("dev", self.settings.curve_games), []
+            games, points = self.games("dev", self.settings.curve_games), []
             for point in made:
                 place = folder / point["folder"].replace("/", ".")
                 result = self._play(system, place, needs[train.name] / point["folder"], games, needs["shown"])
@@ -157,7 +161,7 @@ class Plan:
             return {"points": points}
 
         settings = {
-            "system": self._described(system),
+            "system": self.described(system),
             "games": self.settings.curve_games,
             "limit": self.settings.step_limit,
         }
@@ -170,7 +174,13 @@ class Plan:
             return {"verbs": measures.accuracy_by_verb(needs[train.name] / MODEL, samples, config)}
 
         return self._stage(
-            f"verbs/{system.name}/{seed}", work, train, self.dev_gold, self.shown, system=self._described(system)
+            f"verbs/{system.name}/{seed}",
+            work,
+            train,
+            self.dev_gold,
+            self.shown,
+            system=self.described(system),
+            measure=measures.RETURN,
         )
 
     def _train(self, system: System, seed: int, folder: Path, needs: Mapping[str, Path]) -> Result:
@@ -221,7 +231,7 @@ class Plan:
         """Return a system's HSA."""
         return HSAConfig(**self.hsa_block(system, shown))
 
-    def _described(self, system: System) -> dict[str, Any]:
+    def described(self, system: System) -> dict[str, Any]:
         """Return what of a system decides results, its rules included: not what it is called."""
         values = {name: value for name, value in asdict(system).items() if name not in ("title", "note")}
         return {**values, "rules": self._rules(system)}

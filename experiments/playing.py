@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from hsa_factory import HSAConfig, enable_hsa
 from hsa_factory.models import AgentBatch
 from hsa_factory.whole_files import write_whole
 
+from .conversations import feedback_text
 from .environments import Environment, Game, Step, open_environments
 from .systems import CUT, System, random_type
-from .vocabulary import ACT, END, FEEDBACK
+from .vocabulary import ACT, END
 
 
 ROWS = 64
@@ -32,7 +33,8 @@ class Play:
         step_limit: Actions a game.
         temperature: 0: the likeliest action.
         seed: Of sampled play.
-        feedback: Messages that a game may bring at most: after a mistake the answer begins with the marker and a reason.
+        feedback: Messages that a game may bring at most: after a mistake the answer begins with the marker and a reason, and
+            a fatal one is undone.
     """
 
     environment: str
@@ -93,6 +95,7 @@ class Seat:
         self.mistakes: list[int] = []
         self.feedback: list[int] = []
         self.right_next: bool | None = None
+        self.lasting: list[str] = []
 
     def take(self, action: str) -> Step:
         """Take an action and note what it led to."""
@@ -101,14 +104,27 @@ class Seat:
         step = self.step = self.environment.step(action)
         reason = self.environment.last_mistake()
         observation = step.observation
-        if reason is not None:
+        if reason is None:
+            self.lasting.append(action)
+        else:
             self.mistakes.append(len(self.actions))
-            if not step.done and len(self.feedback) < self.play.feedback:
+            is_last = len(self.actions) + 1 >= self.play.step_limit
+            if (step.lost or not step.done) and not is_last and len(self.feedback) < self.play.feedback:
                 self.feedback.append(len(self.actions))
-                observation = f"{FEEDBACK}{reason} {observation}"
+                observation = feedback_text(reason, observation)
+                step = self.step = self._undo(step) if step.lost else step
         self.actions.append(action)
         self.observations.append(observation)
         return step
+
+    def _undo(self, step: Step) -> Step:
+        """Bring the game back to where it was before a fatal mistake, which costs an action all the same."""
+        left = self.play.step_limit - (len(self.actions) + 1)
+        self.environment.reset(self.game, len(self.lasting) + left)
+        score = step.score
+        for action in self.lasting:
+            score = self.environment.step(action).score
+        return replace(step, score=score, done=False, lost=False)
 
     def text(self, keep_last: int) -> str:
         """Return the conversation with its last observations only, as one text."""

@@ -15,6 +15,7 @@ def write_plots(directory: Path) -> list[Path]:
         _draw(directory, "success", _bars),
         _draw(directory, "curve", _curves),
         _draw(directory, "cost", _against_cost),
+        _draw(directory, "further", _further),
     ]
     return [path for path in made if path is not None]
 
@@ -88,3 +89,12 @@ def _against_cost(axes: Any, rows: list[dict[str, str]], directory: Path) -> Non
     axes.set_xlabel("keys held in the cache, mean")
     axes.set_ylabel("games won, %")
     axes.set_xlim(left=0)
+
+
+def _further(axes: Any, rows: list[dict[str, str]], directory: Path) -> None:
+    rows = [row for row in rows if row["play"] != "alone"][::-1]
+    names = [f"{row['further training']} ({row['system']})" for row in rows]
+    axes.barh(names, _numbers(rows, "%"), xerr=_errors(rows), color="#7a9cc6", ecolor="#333333", capsize=2)
+    axes.tick_params(axis="y", labelsize=6)
+    axes.set_xlabel("games won when told of mistakes, % (Wilson 95 % interval)")
+    axes.set_xlim(0, 100)

@@ -15,7 +15,7 @@ from hsa_factory.user_errors import UserError
 from hsa_factory.whole_files import write_whole
 
 from .plan import Plan
-from .stages import Stage
+from .stages import Stage, note_failure
 
 
 POLL = 0.2  # seconds
@@ -129,6 +129,8 @@ class Runner:
             if process.poll() is not None:
                 del self._running[name]
                 done = stage.is_done(self.out)
+                if not done:
+                    note_failure(stage, self.out, f"its process ended with {process.returncode}, see log.txt")
                 (self.outcome.done if done else self.outcome.failed).append(name)
 
     def _stop_all(self) -> None:

@@ -58,8 +58,9 @@ class Settings:
         step_limit: Actions a game.
         training: Of stage 1.
         own_games: Of the train fold, that a trained system plays itself for stages 2 and 3; 0: these stages are left out.
-        base: System whose weights stages 2 and 3 go on with.
+        bases: Systems whose weights stages 2 and 3 go on with.
         further: How stages 2 and 3 train.
+        preference: How pairs are trained, which are not packed: `Training.rows` are pairs.
         feedback_messages: How many a game may bring, at most, where feedback is given in play.
     """
 
@@ -77,8 +78,9 @@ class Settings:
     step_limit: int = 50
     training: Training = field(default_factory=Training)
     own_games: int = 2000
-    base: str = "hsa_002_64"
+    bases: tuple[str, ...] = ("dense", "hsa_002_64")
     further: Training = field(default_factory=lambda: Training(phases=(Phase(400, 1e-3),), saves=1))
+    preference: Training = field(default_factory=lambda: Training(phases=(Phase(200, 5e-5),), rows=8, saves=1))
     feedback_messages: int = 3
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,7 +95,8 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
         return Training(**{**given, "phases": tuple(Phase(**phase) for phase in given["phases"])})
 
     plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return Settings(**{**plain, "training": training(values["training"]), "further": training(values["further"])})
+    trainings = {name: training(values[name]) for name in ("training", "further", "preference")}
+    return Settings(**{**plain, **trainings})
 
 
 FORMS = {
@@ -101,7 +104,7 @@ FORMS = {
     "quick": Settings(
         name="quick",
         seeds=(0,),
-        systems=("dense", "hsa_002_64", "dense_hsa_late"),
+        systems=("dense", "hsa_002_64", "sliding"),
         gold_games=6000,
         dev_games=0,
         curve_games=0,

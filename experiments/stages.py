@@ -116,6 +116,13 @@ def _work(stage: Stage, folder: Path, needs: Mapping[str, Path], failures: int) 
     return result
 
 
+def note_failure(stage: Stage, out: Path, error: str) -> None:
+    """Record that a stage has failed, unless it has said so itself: a process that was killed cannot."""
+    file = stage.folder(out) / FAILED
+    if not file.is_file():
+        write_whole(file, json.dumps({"key": stage.key, "error": error, "failures": 1}, indent=1))
+
+
 def cpu_seconds() -> float:
     """Return the processor time of this process and of its children that have ended, in seconds."""
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

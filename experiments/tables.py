@@ -1,49 +1,20 @@
 """Results as tables: CSV files, and the same as Markdown."""
 
-import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from statistics import fmean
 
 from hsa_factory.whole_files import write_whole
 
+from .further_tables import further_table
 from .outcomes import Played, failures, played, results
 from .plan import Plan
+from .price import price_table
 from .statistics import compare, share, spread
+from .table import Table
 
 
 REFERENCE = "dense"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table.
-
-    Attributes:
-        name: Of its file.
-        title: What stands above it.
-        columns: Headings.
-        rows: As many cells as columns each.
-    """
-
-    name: str
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[object]]
-
-    def csv(self) -> str:
-        """Return it as CSV."""
-        text = StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([self.columns, *self.rows])
-        return text.getvalue()
-
-    def markdown(self) -> str:
-        """Return it as Markdown."""
-        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
-        return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def tables(plan: Plan, out: Path) -> list[Table]:
@@ -56,6 +27,8 @@ def tables(plan: Plan, out: Path) -> list[Table]:
         pair_table(of_test),
         verb_table(plan, out),
         curve_table(plan, out),
+        further_table(plan, out),
+        price_table(),
         Table("failed", "Parts that failed", ("part", "error"), failures(plan, out)),
     ]
     return [table for table in made if table.rows]

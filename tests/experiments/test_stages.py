@@ -116,6 +116,8 @@ def quick_worker(monkeypatch):
     order = []
 
     class Ended:
+        returncode = -9
+
         def poll(self):
             return 0
 
@@ -154,3 +156,22 @@ def test_two_runs_do_not_meet(tmp_path, quick_worker):
         Runner(FakePlan([counting()[0]]), tmp_path).run()
     started = time.monotonic()
     assert Runner(FakePlan([counting()[0]]), tmp_path).run().done == ["a"] and time.monotonic() - started < 5
+
+
+def test_a_part_whose_process_was_killed_is_counted(tmp_path, monkeypatch):
+    class Killed:
+        returncode = -9
+
+        def poll(self):
+            return -9
+
+    def start(runner, stage, settings):
+        stage.folder(runner.out).mkdir(parents=True)
+        runner._running[stage.name] = (stage, Killed())
+
+    monkeypatch.setattr(Runner, "_start", start)
+    monkeypatch.setattr("experiments.runner.POLL", 0)
+    stage, _ = counting()
+    assert Runner(FakePlan([stage]), tmp_path).run().failed == ["a"]
+    assert "-9" in stage.failure(tmp_path)["error"] and run_stage(stage, tmp_path)
+    assert stage.record(tmp_path)["failures"] == 1

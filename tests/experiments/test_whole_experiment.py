@@ -11,6 +11,10 @@ from experiments.report import write_report
 from experiments.settings import FORMS, Phase, Settings, Training, settings_from
 from experiments.stages import run_stage
 from experiments.systems import SYSTEMS, system_named
+from experiments.vocabulary import FEEDBACK
+from transformers import AutoTokenizer
+
+from hsa_factory.semantics import SemanticType
 
 
 TINY = Settings(
@@ -24,7 +28,12 @@ TINY = Settings(
     test_games=6,
     step_limit=30,
     training=Training(phases=(Phase(2, 5e-3), Phase(1, 3e-3)), saves=1),
+    own_games=6,
+    bases=("hsa_002_64",),
+    further=Training(phases=(Phase(1, 1e-3),), saves=1),
+    preference=Training(phases=(Phase(1, 5e-5),), saves=1),
 )
+FURTHER = [f"{kind}/hsa_002_64/0" for kind in ("own", "own_data", "further_recovery", "told_recovery", "further_dpo")]
 TRIED = ("hsa_002_64", "random_types", "keep_last")
 
 
@@ -49,8 +58,10 @@ def finished(tmp_path_factory, cooking):
     out, plan = tmp_path_factory.mktemp("evidence"), Plan(TINY)
     for stage in plan.stages:
         if stage.name.split("/")[0] in ("vocabulary", "gold", "gold_dev", "shown", "init") or any(
-            f"/{name}/" in stage.name for name in TRIED
+            stage.name == f"{kind}/{name}/0" for name in TRIED for kind in ("train", "verbs", "curve", "play/test")
         ):
+            run_stage(stage, out)
+        elif stage.name in FURTHER:
             run_stage(stage, out)
     return plan, out
 
@@ -118,3 +129,79 @@ def test_tables_are_written_of_what_is_finished(finished):
         rows = list(csv.DictReader(file))
     titles = {system.title for system in SYSTEMS if system.name in TRIED}
     assert {row["system"] for row in rows} == titles and all(row["games"] == "6" for row in rows)
+
+
+def test_own_play_becomes_reflections_and_pairs_that_are_trained(finished):
+    plan, out = finished
+    data = plan.named("own_data/hsa_002_64/0")
+    made = data.result(out)
+    assert made["games"] == 6 and made["reflections"] > 0
+    for row in read_rows(data.folder(out), "reflections"):
+        told = [n for n, message in enumerate(row["messages"]) if message["content"].startswith(FEEDBACK)]
+        assert len(told) == 1 and row["messages"][told[0]]["role"] == "user" and told[0] > 1
+        assert row["messages"][-1]["content"] == "eat meal", "the expert has won"
+    for name in ("recovery", "dpo"):
+        assert plan.named(f"further_{name}/hsa_002_64/0").result(out)["tokens"] > 100
+    games = read_games(plan.named("told_recovery/hsa_002_64/0").folder(out))
+    assert any(game.feedback for game in games) and all(len(game.feedback) <= 3 for game in games)
+
+
+def test_a_fatal_mistake_is_undone_only_where_feedback_is_given(cooking):
+    from experiments.environments import games_of
+    from experiments.playing import Play, Seat
+    from experiments.reflection import find_mistake, reflect
+
+    for game in games_of("cooking", "train", 30, rooms=5, doors=False):
+        seats = [Seat(0, cooking), Seat(1, cooking)]
+        for seat, feedback in zip(seats, (0, 3)):
+            seat.begin(game, Play("cooking", 50, feedback=feedback))
+            while (seat.step is None or not seat.step.done) and len(seat.mistakes) < 1:
+                action = cooking.expert_action()
+                held = {thing for thing in cooking._expert.recipe or () if thing in cooking._expert._carried}
+                seat.take(f"eat {min(held)}" if held else action)
+            if feedback:
+                assert not seat.step.done and seat.observations[-1].startswith(FEEDBACK)
+                while not seat.step.done:
+                    seat.take(cooking.expert_action())
+                assert seat.step.won and seat.right_next, game
+            else:
+                assert seat.step.lost, game
+        mistake = find_mistake(cooking, game, seats[0].actions, 50)
+        assert mistake.is_fatal and reflect(cooking, game, mistake, 50)[-1]["content"] == "eat meal"
+        break
+
+
+def test_moves_back_are_those_into_rooms_that_were_left_long_ago():
+    from experiments.encoding import Encoded
+    from experiments.measures import returning_moves
+
+    rooms = [
+        "You are in the hall.",
+        "You are in the pantry.",
+        "You take the knife.",
+        "You are in the hall.",
+        "You are in the pantry.",
+    ]
+    actions = ["move east", "take knife", "move west", "move east", "look around"]
+    messages = [{"role": "system", "content": "task"}]
+    for room, action in zip(rooms, actions):
+        messages += [{"role": "user", "content": room}, {"role": "assistant", "content": action}]
+    far = Encoded([], [], [], [(10, 12), (50, 52), (90, 92), (100, 102), (110, 112)])
+    near = Encoded([], [], [], [(10, 12), (50, 52), (60, 62), (70, 72), (80, 82)])
+    assert returning_moves(messages, far) == {2} and returning_moves(messages, near) == set()
+
+
+def test_what_is_played_and_measured_is_what_llamafactory_trains_on(finished, tmp_path):
+    """`inspect` shows what training reads; `encode` is compared with play above."""
+    from hsa_factory.cli import main
+
+    plan, out = finished
+    train, shown = plan.named("train/hsa_002_64/0").folder(out), tmp_path / "shown.json"
+    options = ["neat_packing=false", f"output_dir={tmp_path / 'none'}", "--format", "json", "--samples", "0-2"]
+    assert main(["inspect", str(train / "train_0.yaml"), *options, "--output", str(shown)]) == 0
+    tokenizer = AutoTokenizer.from_pretrained(str(train / "model"))
+    samples = [json.loads(line) for line in shown.read_text("utf-8").splitlines()]
+    for sample, row in zip(samples, read_rows(plan.gold.folder(out))[:3], strict=True):
+        encoded = encode(tokenizer, row["messages"], plan.config(system_named("hsa_002_64")))
+        kinds = [SemanticType.parse(kind) for kind in sample["semantic_ids"]]
+        assert sample["input_ids"] == encoded.ids and kinds == encoded.types

@@ -5,8 +5,11 @@ import logging
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
-from hsa_factory.llamafactory.data.text_encoder import TextEncoder
+from hsa_factory import HSAConfig, tiny
+from hsa_factory.llamafactory.data.text_encoder import TextEncoder, known_texts
 
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<m0>", "<m40>", "<|feedback|>")
@@ -98,3 +101,43 @@ def test_half_a_character_is_named(tokenizers, name):
         getattr(TextEncoder(tokenizers[0]), name)("take \ud83d it")
     with pytest.raises(TypeError):
         getattr(TextEncoder(tokenizers[0]), name)(5)
+
+
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if message.role == 'assistant' -%}{{ '<act>' + message.content + '<end>' }}{%- else -%}{{ message.content }}{%- endif -%}"
+    "{%- endfor -%}{{- '<act>' if add_generation_prompt -}}"
+)
+
+
+def word_tokenizer(*words, **special):
+    """A vocabulary of whole words, which raises at any other unless `special` names an unknown token."""
+    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, **special))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    options = {
+        "tokenizer_object": backend,
+        "pad_token": "<pad>",
+        "eos_token": "<end>",
+        "extra_special_tokens": ["<act>"],
+    }
+    return PreTrainedTokenizerFast(chat_template=CHAT_TEMPLATE, **options, **special)
+
+
+WORDS = ("<pad>", "<act>", "<end>", "open", "fridge", "look", "kitchen")
+
+
+@pytest.mark.parametrize("special", [{}, {"unk_token": "<unk>"}])
+def test_what_opens_a_reply_is_found_with_words_that_the_tokenizer_knows(lf, tmp_path, special):
+    tokenizer = word_tokenizer(*WORDS, *special.values(), **special)
+    tiny.save_tiny("qwen3", tmp_path / "model", [], tokenizer=tokenizer)
+    messages = [lf.say("user", "open look", "NOISE"), lf.say("assistant", "look", "NOISE")] * 2
+    args = lf.args(lf.write_data(tmp_path, data=[messages]), "data", tmp_path / "model", template=None)
+    prepared = lf.prepare(args, HSAConfig(noise_window=0))
+    assert prepared.rows()[0]["input_ids"][:4] == tokenizer.encode("open look <act> look")
+    first, second = (tokenizer.encode(text) for text in known_texts(tokenizer))
+    assert first[-1] != second[-1], "else the end of the text would count as the template's"
+
+
+def test_a_tokenizer_that_knows_one_word_is_no_tokenizer():
+    with pytest.raises(ValueError, match="no two tokens"):
+        known_texts(word_tokenizer("<pad>", "<act>", "<end>", "look"))

@@ -1,6 +1,7 @@
 """Encoding one text exactly as `tokenizer.encode` does, without most of what that costs beside the encoding."""
 
 import re
+from itertools import chain
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
@@ -92,3 +93,35 @@ def _is_plain(tokenizer: Any) -> bool:
         and backend.encode_special_tokens == tokenizer.split_special_tokens
         and hasattr(backend, "encode_batch_fast")
     )
+
+
+def known_texts(tokenizer: Any) -> tuple[str, str]:
+    """Return two short texts that a tokenizer can encode, and whose ids end differently: letters where it knows them.
+
+    Args:
+        tokenizer: Of transformers; a vocabulary of whole words without an unknown token knows no letters.
+
+    Raises:
+        ValueError: If its whole vocabulary gives no two.
+    """
+    special = set(tokenizer.all_special_ids)
+    words = (tokenizer.decode([number]).strip() for number in range(len(tokenizer)) if number not in special)
+    found: dict[int, str] = {}
+    for text in chain("xy", words):
+        ids = _ids_if_known(tokenizer, text) if text else []
+        if ids:
+            found.setdefault(ids[-1], text)
+        if len(found) == 2:
+            first, second = found.values()
+            return first, second
+    raise ValueError(
+        "The tokenizer's vocabulary has no two tokens whose texts it can encode: a conversation needs them."
+    )
+
+
+def _ids_if_known(tokenizer: Any, text: str) -> list[int]:
+    """Return a text's ids; none if the tokenizer cannot encode it."""
+    try:
+        return list(tokenizer.encode(text, add_special_tokens=False))
+    except Exception:  # the class itself is what tokenizers raises for a word that is unknown
+        return []

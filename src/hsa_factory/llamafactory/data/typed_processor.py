@@ -35,6 +35,7 @@ from .report import DatasetAccount, serialize_accounts
 from .sample_errors import SampleDropped, check_contents, check_media_numbers
 from .sight import SeenTokens, Turns, common_end
 from .template import TEXT_KEY, TYPE_KEY, Pairs, typed_template
+from .text_encoder import known_texts
 from .token_table import ACCOUNT_COLUMN, LOSS_MASK_COLUMN, Tokens, TokenTable, padding_row, to_lists, to_table
 from .truncation import Counts, Cut, media_token_ids
 from .turns import has_turns
@@ -209,7 +210,8 @@ class TypedProcessorMixin(MixedInto):
         """What the template puts between a message and its reply."""
         template = copy(self.template)
         template.on_pairs = None
-        texts = zip(("user", "assistant") * 2, "xxyy")
+        first, second = known_texts(self.tokenizer)
+        texts = zip(("user", "assistant") * 2, (first, first, second, second))
         pairs = template.encode_multiturn(self.tokenizer, [{"role": role, "content": text} for role, text in texts])
         return common_end(pairs[0][0], pairs[1][0])
 
