@@ -23,7 +23,7 @@ help:
 	@echo "make setup       virtual environment .venv with the pinned versions"
 	@echo "make quickstart  train tiny models offline with HSA and Feedback, from nothing to a loss curve"
 	@echo "make test        the tests"
-	@echo "make test-long   the tests that make test leaves out: torch.compile, the large vocabulary, the whole quickstart"
+	@echo "make test-long   the tests that make test leaves out: torch.compile, a large vocabulary, whole commands"
 	@echo "make test-board  LLaMA Board in a browser, with real runs: skipped where no Chromium is installed"
 	@echo "make test-newest the tests that need no LLaMA-Factory, with the newest transformers, trl and peft, in .venv-newest"
 	@echo "make test-llamafactory-main LLAMAFACTORY=/path/to/checkout   the tests of LLaMA-Factory's stages with that checkout"

@@ -782,6 +782,7 @@ def test_help_and_unknown_options(capsys):
         assert done.value.code == 2
 
 
+@pytest.mark.long
 def test_standard_output_is_pure_json(run, tmp_path):
     """In a process of its own, whose log handlers are as users have them."""
     run("--samples", "0")  # writes the file

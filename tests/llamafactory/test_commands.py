@@ -83,6 +83,7 @@ class Terminal:
         os.close(self.master)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_chat_in_a_terminal(checkpoint, tmp_path):
     """Several turns, `clear`, and `exit`; the answers are those of the model with HSA, not those of the plain one."""
