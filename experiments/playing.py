@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    SuppressTokensLogitsProcessor,
+)
 
 from hsa_factory import HSAConfig, enable_hsa
 from hsa_factory.models import AgentBatch
@@ -17,11 +22,16 @@ from hsa_factory.whole_files import write_whole
 from .conversations import feedback_text
 from .environments import Environment, Game, Step, open_environments
 from .systems import CUT, System, random_type
-from .vocabulary import ACT, END
+from .vocabulary import ACT, END, FEEDBACK, PAD
 
 
 ROWS = 64
 LONGEST_ACTION = 12
+NEVER_WRITTEN = [
+    ACT,
+    FEEDBACK,
+    PAD,
+]  # an untrained model would write them: no command holds one, and a marker would judge itself
 
 
 @dataclass(frozen=True)
@@ -155,6 +165,7 @@ class Table:
             stop=END,
             temperature=play.temperature,
             seed=play.seed,
+            logits_processor=[SuppressTokensLogitsProcessor(tokenizer.convert_tokens_to_ids(NEVER_WRITTEN))],
         )
         self.seats = [Seat(row, env) for row, env in enumerate(open_environments(play.environment, ROWS))]
 
