@@ -1,27 +1,19 @@
 """Stage `pt`: raw text, each token a label."""
 
-from functools import partial
 from typing import Any
 
 import llamafactory.train.pt.workflow
 
-from ..data.loader import get_dataset_seam
 from ..data.pretrain_collator import HSAPretrainCollator
-from ..model.loader import load_model_seam
 from ..seams import Seam
 from ..state import Integration
-from .card import write_card_seam
+from .common import common_seams
 
 
 def pt_seams(state: Integration) -> list[Seam]:
     """Return what is replaced in LLaMA-Factory's training on raw text."""
     workflow = llamafactory.train.pt.workflow
-    return [
-        get_dataset_seam(workflow, state, "pt"),
-        load_model_seam(workflow, state),
-        Seam(workflow, "DataCollatorForLanguageModeling", partial(_make_collator, state)),
-        write_card_seam(workflow, state),
-    ]
+    return common_seams(workflow, state, "pt", "DataCollatorForLanguageModeling", HSAPretrainCollator)
 
 
 def check_pt(state: Integration, finetuning_args: Any) -> None:
@@ -49,8 +41,3 @@ def check_pt(state: Integration, finetuning_args: Any) -> None:
                 f"feedback.{name} = {value!r} asks which message a marker stands in, and the raw text of `stage: pt` is no "
                 "messages. Remove it: what stands after the marker is trained."
             )
-
-
-def _make_collator(state: Integration, original: Any, **kwargs: Any) -> HSAPretrainCollator:
-    """Make the collator that also masks labels and pads types."""
-    return HSAPretrainCollator(hsa_config=state.hsa_config, feedback_config=state.feedback_config, **kwargs)

@@ -1,6 +1,6 @@
 """Stage `rm`: pairs for a model with a value head, which scores each side at its last token."""
 
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,10 @@ from llamafactory.extras.constants import V_HEAD_SAFE_WEIGHTS_NAME
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file
 
-from ..data.loader import get_dataset_seam
 from ..data.pairwise_collator import HSAPairwiseCollator
-from ..model.loader import load_model_seam
 from ..seams import Seam
 from ..state import Integration
-from .card import write_card_seam
+from .common import common_seams
 
 
 logger = logging.get_logger(__name__)
@@ -27,11 +25,9 @@ def rm_seams(state: Integration) -> list[Seam]:
     """Return what is replaced in LLaMA-Factory's training of reward models."""
     workflow = llamafactory.train.rm.workflow
     return [
-        get_dataset_seam(workflow, state, "rm"),
-        load_model_seam(workflow, state),
-        Seam(workflow, "PairwiseDataCollatorWithPadding", partial(_make_collator, state)),
+        # no label counts here, and feedback masks none
+        *common_seams(workflow, state, "rm", "PairwiseDataCollatorWithPadding", HSAPairwiseCollator, masks=False),
         Seam(workflow, "PairwiseTrainer", _make_trainer),
-        write_card_seam(workflow, state),
     ]
 
 
@@ -67,8 +63,3 @@ def _resuming_trainer(trainer_class: type) -> type:
 def _make_trainer(original: Any, *args: Any, **kwargs: Any) -> Any:
     """Make the trainer that can go on from its checkpoints."""
     return _resuming_trainer(original)(*args, **kwargs)
-
-
-def _make_collator(state: Integration, original: Any, *args: Any, **kwargs: Any) -> HSAPairwiseCollator:
-    """Make the collator that also pads types; no label counts here, and feedback masks none."""
-    return HSAPairwiseCollator(*args, hsa_config=state.hsa_config, **kwargs)

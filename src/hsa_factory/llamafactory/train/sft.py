@@ -7,11 +7,9 @@ import llamafactory.train.sft.workflow
 from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
 
 from ..data.collator import HSADataCollator
-from ..data.loader import get_dataset_seam
-from ..model.loader import load_model_seam
 from ..seams import Seam
 from ..state import Integration
-from .card import write_card_seam
+from .common import common_seams
 from .weighted_loss import weighted_trainer
 
 
@@ -19,18 +17,10 @@ def sft_seams(state: Integration) -> list[Seam]:
     """Return what is replaced in LLaMA-Factory's supervised fine-tuning."""
     workflow = llamafactory.train.sft.workflow
     return [
-        get_dataset_seam(workflow, state, "sft"),
-        load_model_seam(workflow, state),
-        Seam(workflow, "SFTDataCollatorWith4DAttentionMask", partial(_make_collator, state)),
+        *common_seams(workflow, state, "sft", "SFTDataCollatorWith4DAttentionMask", HSADataCollator),
         Seam(CustomSeq2SeqTrainer, "prediction_step", partial(_prediction_step, state)),
         Seam(workflow, "CustomSeq2SeqTrainer", partial(_make_trainer, state)),
-        write_card_seam(workflow, state),
     ]
-
-
-def _make_collator(state: Integration, original: Any, *args: Any, **kwargs: Any) -> HSADataCollator:
-    """Make the collator that also masks labels and pads types."""
-    return HSADataCollator(*args, hsa_config=state.hsa_config, feedback_config=state.feedback_config, **kwargs)
 
 
 def _make_trainer(state: Integration, original: Any, *args: Any, **kwargs: Any) -> Any:
