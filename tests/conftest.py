@@ -2,7 +2,9 @@
 
 import gc
 import os
+import shutil
 from collections import Counter
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -20,6 +22,19 @@ TOKENIZER_TEXTS = [
     "<think>The table is the place to go.</think><DecisionMaking>navigate to table</DecisionMaking> ",
     "机器人打开冰箱，拿出一个苹果。",
 ] * 4
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium; tests are skipped where there is none."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+        if path is None and not Path(playwright.chromium.executable_path).is_file():
+            pytest.skip("no Chromium")
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

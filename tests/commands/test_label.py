@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from data_files import SUFFIXES, load, write
 
 from hsa_factory import cli
-from hsa_factory.labeling import job, records
+from hsa_factory.labeling import job
 
 
 RULES = [
@@ -42,11 +43,6 @@ def rules(tmp_path):
     return str(path)
 
 
-@pytest.fixture
-def small_chunks(monkeypatch):
-    monkeypatch.setattr(records, "CHUNK_SAMPLES", 2)
-
-
 def run(*arguments):
     return cli.main(["label", *map(str, arguments)])
 
@@ -54,28 +50,6 @@ def run(*arguments):
 def label(source, rules, out, *more):
     assert run(source, "--rules", rules, "--out", out, "--workers", 1, *more) == 0
     return load(out)
-
-
-def load(path):
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        return pq.read_table(path).to_pylist()
-    text = path.read_text("utf-8")
-    return json.loads(text) if path.suffix == ".json" else list(map(json.loads, text.splitlines()))
-
-
-def write(path, samples):
-    if path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        pq.write_table(pa.Table.from_pylist(samples), path)
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(samples, ensure_ascii=False), "utf-8")
-    else:
-        path.write_text("".join(json.dumps(sample) + "\n" for sample in samples), "utf-8")
-    return path
 
 
 def without_types(value):
@@ -86,12 +60,9 @@ def without_types(value):
     return list(map(without_types, value)) if isinstance(value, list) else value
 
 
-FORMATS = (".json", ".jsonl", ".parquet")
-
-
 @pytest.mark.usefixtures("small_chunks")
-@pytest.mark.parametrize("suffix", FORMATS)
-@pytest.mark.parametrize("out_suffix", FORMATS)
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("out_suffix", SUFFIXES)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_format(tmp_path, rules, suffix, out_suffix, workers):
     samples = [{"messages": TALK, "images": [f"{k}.jpg"], "id": k} for k in range(5)]

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from data_files import SUFFIXES, load, write
 
 from hsa_factory import cli
 from hsa_factory.labeling import job, records
@@ -30,7 +31,6 @@ PAIR = {
     "chosen": TALK[4],
     "rejected": TALK[2],
 }
-SUFFIXES = (".json", ".jsonl", ".parquet")
 
 
 def samples(number):
@@ -41,38 +41,11 @@ def run(*arguments):
     return cli.main(["pairs", *map(str, arguments)])
 
 
-def load(path):
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        return pq.read_table(path).to_pylist()
-    text = path.read_text("utf-8")
-    return json.loads(text) if path.suffix == ".json" else list(map(json.loads, text.splitlines()))
-
-
-def write(path, rows):
-    if path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(rows), "utf-8")
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return path
-
-
 def without_nulls(value):
     """Return data without the keys that a table adds."""
     if isinstance(value, dict):
         return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
     return list(map(without_nulls, value)) if isinstance(value, list) else value
-
-
-@pytest.fixture
-def small_chunks(monkeypatch):
-    monkeypatch.setattr(records, "CHUNK_SAMPLES", 2)
 
 
 @pytest.mark.usefixtures("small_chunks")

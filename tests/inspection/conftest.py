@@ -1,22 +1,9 @@
-"""A headless Chromium for the tests of the page; they are skipped where there is none."""
+"""Opens pages in a headless Chromium; the tests are skipped where there is none."""
 
-import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
-
-@pytest.fixture(scope="session")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-        if path is None and not Path(playwright.chromium.executable_path).is_file():
-            pytest.skip("no Chromium")
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
