@@ -86,7 +86,7 @@ def test_the_json_keeps_its_form(fitting, capsys):
         "packages": dict.fromkeys(("name", "installed", "wanted", "problems", "advice")),
         "auto": dict.fromkeys(("case", "backend", "reason")),
         "refused": dict.fromkeys(("what", "reason", "advice")),
-        "self_test": dict.fromkeys(("backend", "dtype", "case", "status", "error", "tolerance", "what")),
+        "self_test": dict.fromkeys(("backend", "dtype", "case", "status", "error", "tolerance", "what", "seconds")),
         "timing": dict.fromkeys(
             (*("backend", "tokens", "seconds", "causal_seconds", "speed_up", "limit", "note"), "share_of_limit")
         ),
