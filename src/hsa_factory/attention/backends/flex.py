@@ -306,17 +306,19 @@ def _by_block(values: torch.Tensor, fill: int) -> torch.Tensor:
     return values.view(values.shape[0], -1, BLOCK)
 
 
-def _listed(blocks: torch.Tensor) -> list[torch.Tensor]:
-    """Turn (kinds, B, rows, columns) bool into the numbers and indices of a BlockMask, for all heads, kind by kind."""
+def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Turn (2, B, rows, columns) bool into a BlockMask's numbers and indices of the one kind of blocks, then of the other."""
     columns = blocks.shape[3]
     number = blocks.cumsum(3)
     places = (number - 1).masked_fill_(~blocks, columns)  # those not listed go to a last column that is cut off
     index = torch.zeros(*blocks.shape[:3], columns + 1, dtype=torch.int32, device=blocks.device)
     index.scatter_(3, places, torch.arange(columns, dtype=torch.int32, device=blocks.device).expand_as(blocks))
-    lists = zip(number[:, :, None, :, -1], index[:, :, None, :, :columns])
+    numbers, indices = number[:, :, None, :, -1], index[:, :, None, :, :columns]
     # tensors of their own, not views: a compiled kernel copies inputs that do not begin at a multiple of 16 bytes
-    return [
-        tensor
-        for numbers, indices in lists
-        for tensor in (numbers.int(), indices.clone(memory_format=torch.contiguous_format))
-    ]
+    own = torch.contiguous_format
+    return (
+        numbers[0].int(),
+        indices[0].clone(memory_format=own),
+        numbers[1].int(),
+        indices[1].clone(memory_format=own),
+    )
