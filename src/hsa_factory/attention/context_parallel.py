@@ -1,0 +1,137 @@
+"""Attention of one slice of a row, whose other slices lie on other ranks: only keys that can still be seen are exchanged.
+
+Each layer moves one message: the keys and values that a later rank sees, from the rank that has them, and in the backward
+pass their gradients the other way. Memory keys go to every later rank, keys with a window to the next one, as far as the
+window reaches over the cut. What is computed on a rank is attention with a plan that has gaps, by any backend.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from .context_parallel_plan import Route, Row, Slices
+from .layer_rules import LayerRules
+from .plan import AttentionPlan
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What the layers of one forward pass move, for the rank that counts it.
+
+    Attributes:
+        layers: How many layers these are.
+        rows_received: Keys (with their values) that come from earlier ranks, a layer.
+        rows_sent: Keys that go to later ranks, a layer; one that goes to two counts twice.
+        rows_all_gather: Keys that an all-gather would bring, a layer.
+        bytes_of_row: Of one key and value, all heads; 0: not known yet.
+    """
+
+    layers: int
+    rows_received: int
+    rows_sent: int
+    rows_all_gather: int
+    bytes_of_row: int
+
+
+class ContextPass:
+    """One forward pass of one rank of a group that shares the tokens of every row.
+
+    Args:
+        plan: Of the whole rows, the same on every rank.
+        group: The ranks, in the order of their slices.
+
+    Attributes:
+        slices: How the rows are cut.
+    """
+
+    def __init__(self, plan: AttentionPlan, group: dist.ProcessGroup) -> None:
+        self.group = group
+        self.slices = Slices(plan.key_length, group.size(), group.rank())
+        self._row = Row(plan, self.slices)
+        self._routes: dict[LayerRules, Route] = {}
+        self._layers: dict[LayerRules, set[int]] = {}
+        self._bytes_of_row = 0
+
+    def exchange(
+        self, key: torch.Tensor, value: torch.Tensor, rules: LayerRules, layer: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor, AttentionPlan]:
+        """Put the keys of earlier ranks that this one sees before its own. All ranks must call it, in the same order.
+
+        Legend: B batch, Hkv key/value heads, S tokens of a slice, K keys received, D head size, E value head size.
+
+        Args:
+            key: (B, Hkv, S, D).
+            value: (B, Hkv, S, E).
+            rules: Of the layer.
+            layer: Its number, by which traffic is counted once.
+
+        Returns:
+            (B, Hkv, K + S, D), (B, Hkv, K + S, E) and the plan for them.
+
+        Raises:
+            ValueError: If the keys are not those of a slice.
+        """
+        if key.shape[2] != self.slices.size:
+            raise ValueError(
+                f"Context parallelism cuts rows of {self.slices.length} tokens into slices of {self.slices.size}, but the "
+                f"attention got {key.shape[2]} keys: the model does not run on its slice."
+            )
+        if rules not in self._routes:
+            self._routes[rules] = Route(self._row, rules)
+        self._layers.setdefault(rules, set()).add(layer)
+        self._bytes_of_row = key.shape[1] * (key.shape[3] + value.shape[3]) * key.element_size()
+        route = self._routes[rules]
+        keys, values = _Exchange.apply(key, value, route, self.group)  # type: ignore[no-untyped-call]
+        return keys, values, route.plan
+
+    def traffic(self) -> list[Traffic]:
+        """Return what the layers so far have moved in one direction, layers of the same rules together."""
+        everything = self._row.plan.batch_size * (self.slices.ranks - 1) * self.slices.size
+        return [
+            Traffic(len(layers), sum(route.got_counts), sum(route.send_counts), everything, self._bytes_of_row)
+            for layers, route in ((self._layers[rules], route) for rules, route in self._routes.items())
+        ]
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, key: torch.Tensor, value: torch.Tensor, route: Route, group: dist.ProcessGroup
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.route, ctx.group = route, group
+        ctx.head_size = size = key.shape[3]
+        sent = [tensor[route.send_rows, :, route.send_places] for tensor in (key, value)]
+        received = _all_to_all(torch.cat(sent, dim=-1), route.got_counts, route.send_counts, group)
+        joined = []
+        for tensor, rows in ((key, received[..., :size]), (value, received[..., size:])):
+            whole = tensor.new_zeros(*tensor.shape[:2], route.keys, tensor.shape[3])
+            whole[:, :, route.room :] = tensor
+            whole[route.got_rows, :, route.got_places] = rows
+            joined.append(whole)
+        return joined[0], joined[1]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        route: Route = ctx.route
+        got = [grad[route.got_rows, :, route.got_places] for grad in grads]
+        returned = _all_to_all(torch.cat(got, dim=-1), route.send_counts, route.got_counts, ctx.group)
+        own = [grad[:, :, route.room :].clone(memory_format=torch.contiguous_format) for grad in grads]
+        start = 0
+        for count in route.send_counts:  # rank by rank: a key goes to each once, so that nothing is added in two orders
+            part = slice(start, start := start + count)
+            rows, places = route.send_rows[part], route.send_places[part]
+            for grad, columns in zip(own, (slice(ctx.head_size), slice(ctx.head_size, None))):
+                grad[rows, :, places] += returned[part, :, columns]
+        return own[0], own[1], None, None
+
+
+def _all_to_all(
+    rows: torch.Tensor, got_counts: list[int], send_counts: list[int], group: dist.ProcessGroup
+) -> torch.Tensor:
+    """Send rows (n, …), those for each rank together, and return those received (m, …)."""
+    received = rows.new_empty(sum(got_counts), *rows.shape[1:])
+    dist.all_to_all_single(received, rows.contiguous(), got_counts, send_counts, group=group)
+    return received
