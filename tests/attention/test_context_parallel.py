@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.distributed as dist
+from forked import finish, start
 
 from hsa_factory import HSAConfig
 from hsa_factory.attention import AttentionPlan, LayerRules, reference_attention, run_attention
 from hsa_factory.attention.context_parallel import ContextPass
-from forked import finish, start
 
 
 RULES = [
@@ -116,7 +116,14 @@ def exact(rank, ranks, meeting, seeds, backends=("dense", "blockwise", "referenc
 def test_any_row_and_rules(ranks, tmp_path):
     output = [tmp_path / f"{rank}.txt" for rank in range(ranks)]
     children = [
-        start(exact, rank, ranks, str(tmp_path / "meeting"), range(ranks * 1000, ranks * 1000 + CASES), output=output[rank])
+        start(
+            exact,
+            rank,
+            ranks,
+            str(tmp_path / "meeting"),
+            range(ranks * 1000, ranks * 1000 + CASES),
+            output=output[rank],
+        )
         for rank in range(ranks)
     ]
     codes = finish(*children)

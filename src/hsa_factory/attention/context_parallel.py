@@ -5,7 +5,7 @@ pass their gradients the other way. Memory keys go to every later rank, keys wit
 window reaches over the cut. What is computed on a rank is attention with a plan that has gaps, by any backend.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -16,23 +16,45 @@ from .layer_rules import LayerRules
 from .plan import AttentionPlan
 
 
-@dataclass(frozen=True)
+@dataclass
 class Traffic:
-    """What the layers of one forward pass move, for the rank that counts it.
+    """What one rank moves forwards, in layers that are each counted: the backward pass moves as much the other way.
 
     Attributes:
-        layers: How many layers these are.
-        rows_received: Keys (with their values) that come from earlier ranks, a layer.
-        rows_sent: Keys that go to later ranks, a layer; one that goes to two counts twice.
-        rows_all_gather: Keys that an all-gather would bring, a layer.
-        bytes_of_row: Of one key and value, all heads; 0: not known yet.
+        layers: How many layers these are, of all forward passes counted.
+        rows_received: Keys (with their values) that came from earlier ranks.
+        rows_sent: Keys that went to later ranks; one that went to two counts twice.
+        rows_all_gather: Keys that an all-gather would have brought.
+        bytes_received: As rows.
+        bytes_sent: As rows.
+        bytes_all_gather: As rows.
     """
 
-    layers: int
-    rows_received: int
-    rows_sent: int
-    rows_all_gather: int
-    bytes_of_row: int
+    layers: int = 0
+    rows_received: int = 0
+    rows_sent: int = 0
+    rows_all_gather: int = 0
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    bytes_all_gather: int = 0
+
+    def add(self, other: "Traffic") -> None:
+        """Add another's counts."""
+        for name, value in other.to_dict().items():
+            setattr(self, name, getattr(self, name) + value)
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the counts by name."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """Say it in a line, a layer in the mean."""
+        layers = max(self.layers, 1)
+        return (
+            f"{self.rows_received / layers:.0f} rows ({self.bytes_received / layers / 1e6:.3f} MB) received and "
+            f"{self.rows_sent / layers:.0f} ({self.bytes_sent / layers / 1e6:.3f} MB) sent a layer; an all-gather would bring "
+            f"{self.rows_all_gather / layers:.0f} ({self.bytes_all_gather / layers / 1e6:.3f} MB)"
+        )
 
 
 class ContextPass:
@@ -86,13 +108,15 @@ class ContextPass:
         keys, values = _Exchange.apply(key, value, route, self.group)  # type: ignore[no-untyped-call]
         return keys, values, route.plan
 
-    def traffic(self) -> list[Traffic]:
-        """Return what the layers so far have moved in one direction, layers of the same rules together."""
+    def traffic(self) -> Traffic:
+        """Return what the layers so far have moved forwards; a layer that is computed anew counts once."""
+        total = Traffic()
         everything = self._row.plan.batch_size * (self.slices.ranks - 1) * self.slices.size
-        return [
-            Traffic(len(layers), sum(route.got_counts), sum(route.send_counts), everything, self._bytes_of_row)
-            for layers, route in ((self._layers[rules], route) for rules, route in self._routes.items())
-        ]
+        for rules, route in self._routes.items():
+            number = len(self._layers[rules])
+            rows = [number * one for one in (sum(route.got_counts), sum(route.send_counts), everything)]
+            total.add(Traffic(number, *rows, *(one * self._bytes_of_row for one in rows)))
+        return total
 
 
 class _Exchange(torch.autograd.Function):
@@ -120,7 +144,9 @@ class _Exchange(torch.autograd.Function):
         returned = _all_to_all(torch.cat(got, dim=-1), route.send_counts, route.got_counts, ctx.group)
         own = [grad[:, :, route.room :].clone(memory_format=torch.contiguous_format) for grad in grads]
         start = 0
-        for count in route.send_counts:  # rank by rank: a key goes to each once, so that nothing is added in two orders
+        for (
+            count
+        ) in route.send_counts:  # rank by rank: a key goes to each once, so that nothing is added in two orders
             part = slice(start, start := start + count)
             rows, places = route.send_rows[part], route.send_places[part]
             for grad, columns in zip(own, (slice(ctx.head_size), slice(ctx.head_size, None))):

@@ -1,5 +1,6 @@
 """The forward hooks that turn `semantic_ids` into one plan per forward and check that it arrived."""
 
+import logging
 from typing import Any
 
 import torch
@@ -7,9 +8,10 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from ..attention import AttentionPlan
+from ..user_errors import shows_tracebacks
 from .by_name import by_name, signature
 from .cache.hsa_cache import HSACache
-from .context_parallel.checks import check_call
+from .context_parallel.checks import check_liger, check_router
 from .forward_pass import (
     KEYWORD,
     ForwardPass,
@@ -27,6 +29,8 @@ from .rope_positions import forward_positions, has_mrope, text_axes
 from .text_model import SLIDING_LAYERS
 from .transformers_versions import CACHE, find_cache
 
+
+logger = logging.getLogger(__name__)
 
 _USE_HSA_CACHE = f"Pass {CACHE}=hsa_factory.models.HSACache(config), or call model.generate, which makes one"
 
@@ -75,6 +79,7 @@ def before_forward(
         check_parallelism()
         forward = ForwardPass(state, _plan_of(state, kwargs, semantic_ids, document_ids, turn_ids))
         if state.context is not None:
+            check_router(module, kwargs)
             forward.context = state.context.begin(forward.plan, kwargs)
         kwargs = without_documents(kwargs, keeps_lengths=state.is_hybrid)
     enter(forward)
@@ -102,6 +107,8 @@ def after_forward(
     forward = _leave(state, module)
     if forward is None:
         return
+    if forward.context is not None and shows_tracebacks():
+        logger.info(f"HSA context parallelism: {forward.context.traffic()}.")
     has_failed = output is None
     problem = None if has_failed or forward.plan is None else _left_out(forward, module)
     if has_failed or problem:
@@ -118,10 +125,10 @@ def before_outer_forward(
     """Note that the model's head follows its text model: what a cache takes in counts once that has ended well, too.
 
     Raises:
-        ValueError: If rows are cut among ranks, and the call asks for what that cannot honour.
+        ValueError: If rows are cut among ranks, and Liger has replaced the forward meanwhile.
     """
     if state.context is not None:
-        check_call(module, kwargs)
+        check_liger(module)
     enter_outer(state)
 
 

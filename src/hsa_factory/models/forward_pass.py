@@ -206,11 +206,6 @@ def wait_for_outer(forward: ForwardPass) -> bool:
     return True
 
 
-def waiting_pass(state: HSAState) -> ForwardPass | None:
-    """Return the pass that waits for the end of the forward around it; None: none does."""
-    return _under_way.outer.get(state)
-
-
 def take_waiting(state: HSAState) -> ForwardPass | None:
     """Return the pass that waits, which then waits no more; None: none does."""
     waiting = _under_way.outer.get(state)

@@ -40,8 +40,6 @@ def on_ranks(ranks, tmp_path, target, *arguments):
     """Run a function on all ranks of a group, and show what those say that fail."""
     outputs = [tmp_path / f"{rank}.txt" for rank in range(ranks)]
     meeting = str(tmp_path / "meeting")
-    children = [
-        start(target, rank, ranks, meeting, *arguments, output=outputs[rank]) for rank in range(ranks)
-    ]
+    children = [start(target, rank, ranks, meeting, *arguments, output=outputs[rank]) for rank in range(ranks)]
     codes = finish(*children)
     assert codes == [0] * ranks, "\n".join(path.read_text()[-3000:] for path in outputs)

@@ -23,6 +23,7 @@ def check_model(parts: TextModel) -> None:
         )
     if base is parts.entry:
         return
+    check_liger(base)
     if base.get_output_embeddings() is None or "loss_function" not in _names(type(base)):
         raise ValueError(
             f"{name} does not compute the loss of each token by transformers' `loss_function`, which context_parallel adds up "
@@ -30,15 +31,11 @@ def check_model(parts: TextModel) -> None:
         )
 
 
-def check_call(base: PreTrainedModel, kwargs: dict[str, Any]) -> None:
-    """Refuse arguments of a forward that a slice cannot honour.
-
-    Args:
-        base: The model with its head.
-        kwargs: The arguments.
+def check_liger(base: PreTrainedModel) -> None:
+    """Refuse a model whose forward Liger has replaced.
 
     Raises:
-        ValueError: Naming the argument, or what has replaced the model's forward.
+        ValueError: Naming the options.
     """
     name = type(base).__name__
     for forward in (type(base).forward, vars(base).get("forward")):
@@ -47,15 +44,24 @@ def check_call(base: PreTrainedModel, kwargs: dict[str, Any]) -> None:
                 f"{name}: Liger's fused loss takes the labels of a whole row, of which a rank has a slice: switch Liger "
                 "kernels off (`use_liger_kernel`, `enable_liger_kernel`) with context_parallel."
             )
+
+
+def check_router(module: PreTrainedModel, kwargs: dict[str, Any]) -> None:
+    """Refuse a forward that adds the loss of a router.
+
+    Args:
+        module: The model without its head.
+        kwargs: The arguments of its forward.
+
+    Raises:
+        ValueError: Naming the option.
+    """
     wanted = kwargs.get("output_router_logits")
-    if getattr(base.config.get_text_config(), "output_router_logits", False) if wanted is None else wanted:
+    if getattr(module.config.get_text_config(), "output_router_logits", False) if wanted is None else wanted:
         raise ValueError(
-            f"{name}: the loss of its router (`output_router_logits`, LLaMA-Factory's `moe_aux_loss_coef`) is no sum over "
+            f"{type(module).__name__}: the loss of its router (`output_router_logits`, LLaMA-Factory's `moe_aux_loss_coef`) is no sum over "
             "tokens, so that context_parallel cannot add it up over ranks: switch it off."
         )
-    kept = kwargs.get("logits_to_keep")
-    if kept is not None and not (isinstance(kept, int) and kept == 0):
-        raise ValueError(f"{name}: `logits_to_keep` counts from the end of a row, of which a rank has a slice: leave it out.")
 
 
 def _names(model_class: type) -> tuple[str, ...]:

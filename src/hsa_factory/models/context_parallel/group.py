@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from ...attention import AttentionPlan
-from ...attention.context_parallel import ContextPass
+from ...attention.context_parallel import ContextPass, Traffic
 
 
 _FACTOR = 0x9E3779B97F4A7C1 | 1
@@ -18,6 +18,9 @@ class ContextGroup:
 
     Args:
         process_group: The ranks, in the order of their slices; 2 or more.
+
+    Attributes:
+        last: The last forward pass; None: there was none.
 
     Raises:
         ValueError: If it has one rank only, or this process is not in it.
@@ -33,6 +36,7 @@ class ContextGroup:
             raise ValueError("context_parallel: the process group has one rank only; it needs two or more.")
         self.process_group = process_group
         self.last: ContextPass | None = None
+        self._earlier = Traffic()
 
     @property
     def size(self) -> int:
@@ -67,8 +71,17 @@ class ContextGroup:
                 "All of them need the same whole rows, of which each takes its slice by itself: let the sampler or "
                 "DistributedSampler count groups, not processes."
             )
+        self._earlier = self.totals()
         self.last = ContextPass(plan, self.process_group)
         return self.last
+
+    def totals(self) -> Traffic:
+        """Return what all forward passes so far have moved."""
+        total = Traffic()
+        total.add(self._earlier)
+        if self.last is not None:
+            total.add(self.last.traffic())
+        return total
 
 
 def _digest(tensor: torch.Tensor | None) -> torch.Tensor:

@@ -31,7 +31,9 @@ def cut_to_slice(
     if cache is not None and cache.get_seq_length():
         raise ValueError("Context parallelism runs whole rows: it has no cache, and generates nothing.")
     if given.get("output_attentions") or getattr(module.config, "output_attentions", False):
-        raise ValueError("Context parallelism has the attention weights of a slice only: `output_attentions` is refused.")
+        raise ValueError(
+            "Context parallelism has the attention weights of a slice only: `output_attentions` is refused."
+        )
     embeddings = given.get("inputs_embeds")
     tokens = given.get("input_ids") if embeddings is None else embeddings
     assert tokens is not None, "the model's own error for this comes before"

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from ...feedback import IGNORE_INDEX
-from ..forward_pass import HSAState, waiting_pass
+from ..forward_pass import HSAState
 
 
 _ATTRIBUTE = "_loss_function"  # where the setter of transformers' `loss_function` keeps it
@@ -35,8 +35,8 @@ class ContextLoss:
         Raises:
             ValueError: If the model's loss is not the mean over tokens that parts can be added up to.
         """
-        forward = waiting_pass(self.state)
-        if forward is None or forward.context is None:
+        context = None if self.state.context is None else self.state.context.last
+        if context is None:
             loss: torch.Tensor = self.former(logits, labels, *args, **kwargs)
             return loss
         if self.former is not ForCausalLMLoss:
@@ -44,16 +44,18 @@ class ContextLoss:
                 f"{self.state.model_name} has a loss of its own ({getattr(self.former, '__name__', self.former)}), whose parts "
                 "context parallelism cannot add up."
             )
-        context = forward.context
+        if logits.shape[1] != context.slices.size:
+            raise ValueError(
+                f"{self.state.model_name} returned logits of {logits.shape[1]} tokens for a slice of {context.slices.size}: "
+                "`logits_to_keep` counts from the end of a row, which context_parallel cuts; leave it out."
+            )
         following = kwargs.pop("shift_labels", None)
         following = F.pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:] if following is None else following
         number = kwargs.pop("num_items_in_batch", None)
         if number is None:
             number = (following != IGNORE_INDEX).sum()
         own = context.slices.cut(following, IGNORE_INDEX)
-        part = ForCausalLMLoss(
-            logits, None, *args, shift_labels=own.contiguous(), num_items_in_batch=number, **kwargs
-        )
+        part = ForCausalLMLoss(logits, None, *args, shift_labels=own.contiguous(), num_items_in_batch=number, **kwargs)
         return of_whole(part, context.group)
 
 
