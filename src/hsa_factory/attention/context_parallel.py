@@ -68,7 +68,7 @@ class ContextPass:
         slices: How the rows are cut.
     """
 
-    def __init__(self, plan: AttentionPlan, group: dist.ProcessGroup) -> None:
+    def __init__(self, plan: AttentionPlan, group: "dist.ProcessGroup") -> None:
         self.group = group
         self.slices = Slices(plan.key_length, group.size(), group.rank())
         self._row = Row(plan, self.slices)
@@ -122,7 +122,7 @@ class ContextPass:
 class _Exchange(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, key: torch.Tensor, value: torch.Tensor, route: Route, group: dist.ProcessGroup
+        ctx: Any, key: torch.Tensor, value: torch.Tensor, route: Route, group: "dist.ProcessGroup"
     ) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.route, ctx.group = route, group
         ctx.head_size = size = key.shape[3]
@@ -155,7 +155,7 @@ class _Exchange(torch.autograd.Function):
 
 
 def _all_to_all(
-    rows: torch.Tensor, got_counts: list[int], send_counts: list[int], group: dist.ProcessGroup
+    rows: torch.Tensor, got_counts: list[int], send_counts: list[int], group: "dist.ProcessGroup"
 ) -> torch.Tensor:
     """Send rows (n, …), those for each rank together, and return those received (m, …)."""
     received = rows.new_empty(sum(got_counts), *rows.shape[1:])

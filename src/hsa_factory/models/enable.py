@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 def enable_hsa(
-    model: nn.Module, config: HSAConfig | None = None, context_parallel: dist.ProcessGroup | None = None
+    model: nn.Module, config: HSAConfig | None = None, context_parallel: "dist.ProcessGroup | None" = None
 ) -> nn.Module:
     """Switch HSA on for a transformers model, PEFT-wrapped or not. Only the text model's attention changes.
 

@@ -77,10 +77,11 @@ def before_forward(
         forward = _pass_with_cache(state, module, cache, kwargs, semantic_ids, document_ids, turn_ids)
     else:
         check_parallelism()
-        forward = ForwardPass(state, _plan_of(state, kwargs, semantic_ids, document_ids, turn_ids))
+        plan = _plan_of(state, kwargs, semantic_ids, document_ids, turn_ids)
+        forward = ForwardPass(state, plan)
         if state.context is not None:
             check_router(module, kwargs)
-            forward.context = state.context.begin(forward.plan, kwargs)
+            forward.context = state.context.begin(plan, kwargs)
         kwargs = without_documents(kwargs, keeps_lengths=state.is_hybrid)
     enter(forward)
     return (), {**kwargs, KEYWORD: forward}

@@ -4,8 +4,6 @@ from types import MethodType
 from typing import Any
 
 import torch
-from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import gather_object, recursively_apply
 
 from ..models.context_parallel import ContextGroup
 from ..models.enable import get_state
@@ -90,6 +88,8 @@ def share_batches(accelerator: Any, context: ContextGroup) -> None:
         accelerator: accelerate's, of one trainer.
         context: The group of this process.
     """
+    from accelerate.data_loader import prepare_data_loader  # here: rows are encoded where no trainer is installed, too
+    from accelerate.utils import gather_object, recursively_apply
 
     def prepare(self: Any, data_loader: Any, device_placement: bool | None = None, **kwargs: Any) -> Any:
         if getattr(data_loader, "_is_accelerate_prepared", False):
@@ -125,7 +125,8 @@ def share_batches(accelerator: Any, context: ContextGroup) -> None:
             kept = by_group[:, 0].flatten(0, 1)
             return kept[: self.gradient_state.remainder] if ending else kept
 
-        return recursively_apply(once, self.gather(data))
+        gathered: Any = recursively_apply(once, self.gather(data))
+        return gathered
 
     accelerator.prepare_data_loader = MethodType(prepare, accelerator)
     accelerator.gather_for_metrics = MethodType(gather, accelerator)

@@ -26,7 +26,7 @@ class ContextGroup:
         ValueError: If it has one rank only, or this process is not in it.
     """
 
-    def __init__(self, process_group: dist.ProcessGroup) -> None:
+    def __init__(self, process_group: "dist.ProcessGroup") -> None:
         if not isinstance(process_group, dist.ProcessGroup):
             raise ValueError(
                 f"context_parallel must be a torch.distributed process group, got {type(process_group).__name__}: that of "

@@ -59,15 +59,15 @@ class ContextLoss:
         return of_whole(part, context.group)
 
 
-def of_whole(part: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+def of_whole(part: torch.Tensor, group: "dist.ProcessGroup") -> torch.Tensor:
     """Return the sum of the ranks' parts, with R times the gradient of this rank's own: its mean over ranks is that of all."""
-    whole: torch.Tensor = _Whole.apply(part, group)  # type: ignore[no-untyped-call]
+    whole: torch.Tensor = _Whole.apply(part, group)
     return whole
 
 
 class _Whole(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, part: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    def forward(ctx: Any, part: torch.Tensor, group: "dist.ProcessGroup") -> torch.Tensor:
         ctx.ranks = group.size()
         whole = part.clone()
         dist.all_reduce(whole, group=group)
