@@ -29,6 +29,7 @@ class ContextParallelMixin(_Trainer):
         super().__init__(*args, **kwargs)
         context = context_of(self.model)
         if context is not None:
+            _refuse_trl(type(self))
             check_arguments(self.args, self.compute_metrics is not None)
             check_group(context)
             share_batches(self.accelerator, context)
@@ -64,6 +65,15 @@ def check_arguments(args: Any, has_metrics: bool) -> None:
         raise ValueError(
             "Metrics of evaluation (`compute_metrics`, LLaMA-Factory's `compute_accuracy`) read the logits of whole rows, of "
             "which a process has a slice: they cannot be combined with context_parallel. Remove them; the loss is evaluated."
+        )
+
+
+def _refuse_trl(trainer_class: type) -> None:
+    name = next((base.__name__ for base in trainer_class.__mro__ if base.__module__.split(".")[0] == "trl"), None)
+    if name is not None:
+        raise ValueError(
+            f"TRL's {name} computes its metrics or its loss from the logits of whole rows, of which a process has a slice: it "
+            "cannot be combined with context_parallel. Use transformers' Trainer with rows of encode_conversation."
         )
 
 
