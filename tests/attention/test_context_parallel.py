@@ -1,6 +1,5 @@
 """A row cut among ranks: outputs and gradients are those of the dense reference over the whole row, whatever is cut."""
 
-import os
 import random
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from forked import finish, start
 from hsa_factory import HSAConfig
 from hsa_factory.attention import AttentionPlan, LayerRules, reference_attention, run_attention
 from hsa_factory.attention.context_parallel import ContextPass
+from hsa_factory.attention.context_parallel_plan import Route, Row, Slices
 
 
 RULES = [
@@ -30,6 +30,9 @@ RULES = [
     LayerRules.plain(5),
     LayerRules.plain(1),
 ]  # fmt: skip
+
+
+CASES = 40
 
 
 @dataclass
@@ -130,4 +133,48 @@ def test_any_row_and_rules(ranks, tmp_path):
     assert codes == [0] * ranks, "\n".join(path.read_text()[-3000:] for path in output)
 
 
-CASES = int(os.environ.get("HSA_TEST_CASES", "60"))
+@pytest.mark.long
+def test_flex_attends_on_a_slice():
+    """What its kernel computes, uncompiled on CPU; gradients need a GPU."""
+    from hsa_factory.attention.backends.flex import flex_hsa_attention
+
+    for seed in range(30):
+        rng = random.Random(seed)
+        ranks = rng.choice([2, 3, 4])
+        batch, rules = make_batch(rng, ranks), rng.choice(RULES)
+        plan = AttentionPlan.from_inputs(batch.types, batch.documents, turn_ids=batch.turns)
+        expected = reference_attention(batch.q, batch.k, batch.v, plan, rules)[0]
+        for rank in range(ranks):
+            slices = Slices(plan.key_length, ranks, rank)
+            row = Row(plan, slices)
+            route, needed = Route(row, rules), row.needed_by(rank, rules)
+            keys = []
+            for whole in (batch.k, batch.v):
+                joined = whole.new_zeros(*whole.shape[:2], route.keys, whole.shape[3])
+                joined[:, :, route.room :] = slices.cut(whole, float("nan"), dim=2)
+                for number, places in enumerate(needed):
+                    count = int(places.sum())
+                    joined[number, :, route.room - count : route.room] = whole[number, :, : len(places)][:, places]
+                keys.append(joined)
+            with torch.no_grad():
+                query = slices.cut(batch.q, float("nan"), dim=2)
+                actual = flex_hsa_attention(query, *keys, route.plan, rules, compiled=False)
+            is_real = slices.cut(batch.documents, 0)[:, None, :, None] != 0
+            torch.testing.assert_close(
+                actual * is_real, slices.cut(expected, 0, dim=2) * is_real, atol=1e-5, rtol=1e-5, msg=f"seed {seed}"
+            )
+
+
+def test_only_keys_in_sight_are_moved():
+    """By hand: 12 tokens on 3 ranks, memory at 0 and 5, NOISE seen for 2 tokens."""
+    types = torch.full((1, 12), 2)
+    types[0, 0], types[0, 5] = 0, 1
+    plan = AttentionPlan.from_inputs(types)
+    rules = LayerRules.of(HSAConfig(noise_window=2))
+    needed = [
+        Row(plan, Slices(12, 3, rank)).needed_by(rank, rules)[0].nonzero().flatten().tolist() for rank in range(3)
+    ]
+    assert needed == [[], [0, 2, 3], [0, 5, 6, 7]]
+    routes = [Route(Row(plan, Slices(12, 3, rank)), rules) for rank in range(3)]
+    assert [route.send_counts for route in routes] == [[0, 3, 1], [0, 0, 3], [0, 0, 0]]
+    assert [route.got_counts for route in routes] == [[0, 0, 0], [3, 0, 0], [1, 3, 0]]

@@ -29,7 +29,7 @@ class ContextParallelMixin(_Trainer):
         super().__init__(*args, **kwargs)
         context = context_of(self.model)
         if context is not None:
-            _refuse_trl(type(self))
+            refuse_trl(type(self))
             check_arguments(self.args, self.compute_metrics is not None)
             check_group(context)
             share_batches(self.accelerator, context)
@@ -68,7 +68,15 @@ def check_arguments(args: Any, has_metrics: bool) -> None:
         )
 
 
-def _refuse_trl(trainer_class: type) -> None:
+def refuse_trl(trainer_class: type) -> None:
+    """Refuse TRL's trainers.
+
+    Args:
+        trainer_class: The class of a trainer.
+
+    Raises:
+        ValueError: If it is TRL's, or made of one.
+    """
     name = next((base.__name__ for base in trainer_class.__mro__ if base.__module__.split(".")[0] == "trl"), None)
     if name is not None:
         raise ValueError(

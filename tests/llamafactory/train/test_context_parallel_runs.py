@@ -94,7 +94,7 @@ PACKED = {"packing": True, "neat_packing": True, "cutoff_len": 200}
     [
         ("text", {**EVALUATED, "max_steps": None, "num_train_epochs": 2}),
         ("text", {**LORA, **PACKED}),
-        ("pictures", {}),
+        pytest.param("pictures", {}, marks=pytest.mark.long),
     ],
     ids=["evaluated", "packed", "pictures"],
 )

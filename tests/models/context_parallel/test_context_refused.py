@@ -12,6 +12,7 @@ from ranks import joined, on_ranks
 from hsa_factory import HSAConfig, enable_hsa, tiny
 from hsa_factory.models import disable_hsa
 from hsa_factory.models.enable import get_state
+from hsa_factory.training.context_parallel import refuse_trl
 
 
 def batch(seed=0):
@@ -68,3 +69,10 @@ def refused(rank, ranks, meeting):
 
 def test_refused(tmp_path):
     on_ranks(2, tmp_path, refused)
+
+
+def test_trainers_of_trl_are_refused():
+    theirs = type("SFTTrainer", (), {"__module__": "trl.trainer.sft_trainer"})
+    with pytest.raises(ValueError, match="TRL's SFTTrainer computes .* cannot be combined with context_parallel"):
+        refuse_trl(type("SFTTrainer", (theirs,), {}))
+    refuse_trl(type("Trainer", (), {"__module__": "transformers.trainer"}))

@@ -99,12 +99,13 @@ def same(actual, expected):
     assert actual[1] == pytest.approx(expected[1], rel=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"weighted": True}, {"lora": True}], ids=["plain", "weighted", "lora"])
+@pytest.mark.parametrize("options", [{"weighted": True}, {"lora": True}], ids=["weighted", "lora"])
 def test_as_one_process(options, tmp_path):
     expected = run(tmp_path / "one", 1, 1, **options)
     same(run(tmp_path / "two", 2, 2, **options), expected)
 
 
+@pytest.mark.long
 def test_groups_of_two_as_two_processes(tmp_path):
     expected = run(tmp_path / "two", 2, 1)
     same(run(tmp_path / "four", 4, 2), expected)
