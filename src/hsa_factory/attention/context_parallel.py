@@ -127,13 +127,15 @@ class _Exchange(torch.autograd.Function):
         ctx.route, ctx.group = route, group
         ctx.head_size = size = key.shape[3]
         sent = [tensor[route.send_rows, :, route.send_places] for tensor in (key, value)]
-        received = _all_to_all(torch.cat(sent, dim=-1), route.got_counts, route.send_counts, group)
+        message = _Message(torch.cat(sent, dim=-1), route.got_counts, route.send_counts, group)
         joined = []
-        for tensor, rows in ((key, received[..., :size]), (value, received[..., size:])):
+        for tensor in (key, value):  # while the message is under way
             whole = tensor.new_zeros(*tensor.shape[:2], route.keys, tensor.shape[3])
             whole[:, :, route.room :] = tensor
-            whole[route.got_rows, :, route.got_places] = rows
             joined.append(whole)
+        received = message.wait()
+        for whole, columns in zip(joined, (slice(size), slice(size, None))):
+            whole[route.got_rows, :, route.got_places] = received[..., columns]
         return joined[0], joined[1]
 
     @staticmethod
@@ -141,12 +143,11 @@ class _Exchange(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         route: Route = ctx.route
         got = [grad[route.got_rows, :, route.got_places] for grad in grads]
-        returned = _all_to_all(torch.cat(got, dim=-1), route.send_counts, route.got_counts, ctx.group)
+        message = _Message(torch.cat(got, dim=-1), route.send_counts, route.got_counts, ctx.group)
         own = [grad[:, :, route.room :].clone(memory_format=torch.contiguous_format) for grad in grads]
-        start = 0
-        for (
-            count
-        ) in route.send_counts:  # rank by rank: a key goes to each once, so that nothing is added in two orders
+        returned, start = message.wait(), 0
+        # rank by rank: a key goes to each once, so that nothing is added in an order that may change
+        for count in route.send_counts:
             part = slice(start, start := start + count)
             rows, places = route.send_rows[part], route.send_places[part]
             for grad, columns in zip(own, (slice(ctx.head_size), slice(ctx.head_size, None))):
@@ -154,10 +155,19 @@ class _Exchange(torch.autograd.Function):
         return own[0], own[1], None, None
 
 
-def _all_to_all(
-    rows: torch.Tensor, got_counts: list[int], send_counts: list[int], group: "dist.ProcessGroup"
-) -> torch.Tensor:
-    """Send rows (n, …), those for each rank together, and return those received (m, …)."""
-    received = rows.new_empty(sum(got_counts), *rows.shape[1:])
-    dist.all_to_all_single(received, rows.contiguous(), got_counts, send_counts, group=group)
-    return received
+class _Message:
+    """Rows (n, …) on their way to other ranks, those for each rank together; what comes back are those of the others, (m, …)."""
+
+    def __init__(
+        self, rows: torch.Tensor, got_counts: list[int], send_counts: list[int], group: "dist.ProcessGroup"
+    ) -> None:
+        self._sent = rows.contiguous()  # kept until it has gone
+        self._received = rows.new_empty(sum(got_counts), *rows.shape[1:])
+        self._work = dist.all_to_all_single(
+            self._received, self._sent, got_counts, send_counts, group=group, async_op=True
+        )
+
+    def wait(self) -> torch.Tensor:
+        """Return the rows received, once they are there."""
+        self._work.wait()
+        return self._received
