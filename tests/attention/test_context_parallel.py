@@ -152,9 +152,10 @@ def test_flex_attends_on_a_slice():
             for whole in (batch.k, batch.v):
                 joined = whole.new_zeros(*whole.shape[:2], route.keys, whole.shape[3])
                 joined[:, :, route.room :] = slices.cut(whole, float("nan"), dim=2)
+                before = slices.fill(whole, float("nan"), dim=2)[:, :, : needed.shape[1]]
                 for number, places in enumerate(needed):
                     count = int(places.sum())
-                    joined[number, :, route.room - count : route.room] = whole[number, :, : len(places)][:, places]
+                    joined[number, :, route.room - count : route.room] = before[number][:, places]
                 keys.append(joined)
             with torch.no_grad():
                 query = slices.cut(batch.q, float("nan"), dim=2)
