@@ -21,6 +21,8 @@ BLOCKS = ("hsa", "feedback", "loss_weights")
 SAVED = "saved"
 """In the place of a configuration: the one saved with the checkpoint; no HSA if it has none."""
 
+_RANKS = "context_parallel"
+
 Config = TypeVar("Config", HSAConfig, FeedbackConfig, LossWeightsConfig)
 
 
@@ -34,6 +36,8 @@ class TrainingFile:
         feedback: None if the block is missing or off.
         hsa_off: Whether the file says ``hsa: false``: then a checkpoint's own rules are not used either.
         loss_weights: None if the block is missing or off.
+        context_parallel: How many processes share the tokens of each row. It stands in the block `hsa`, but is no rule: it says
+            how a run is computed, and is saved with no checkpoint.
     """
 
     args: dict[str, Any]
@@ -41,6 +45,7 @@ class TrainingFile:
     feedback: FeedbackConfig | None
     hsa_off: bool = False
     loss_weights: LossWeightsConfig | None = None
+    context_parallel: int = 1
 
     @property
     def is_plain(self) -> bool:
@@ -78,12 +83,14 @@ def read_training_file(path: str | Path, overrides: Sequence[str] = ()) -> Train
     args = _parse(path, overrides)
     _refuse_empty(path, overrides)
     hsa, feedback, loss_weights = (_read_none(args.pop(block, None)) for block in BLOCKS)
+    hsa, context_parallel = _without_ranks(hsa)
     return TrainingFile(
         args,
         hsa=True if hsa is True else _read_block("hsa", hsa, HSAConfig),
         feedback=_read_block("feedback", feedback, FeedbackConfig),
         hsa_off=hsa is False,
         loss_weights=_read_block("loss_weights", loss_weights, LossWeightsConfig),
+        context_parallel=context_parallel,
     )
 
 
@@ -170,6 +177,19 @@ def _empty_below(place: tuple[str, ...], node: yaml.Node) -> Iterator[tuple[str,
 
 def _read_none(block: Any) -> Any:
     return False if isinstance(block, str) and block.lower() == "none" else block
+
+
+def _without_ranks(hsa: Any) -> tuple[Any, int]:
+    """Take `context_parallel` out of the block `hsa`; what is left of a block that says nothing else is ``true``."""
+    if not isinstance(hsa, dict) or _RANKS not in hsa:
+        return hsa, 1
+    rules = {name: value for name, value in hsa.items() if name != _RANKS}
+    ranks = hsa[_RANKS]
+    if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
+        raise UserError(
+            f"hsa.{_RANKS} = {ranks!r} is not allowed: a whole number ≥ 1, how many processes share the tokens of each row."
+        )
+    return rules or True, ranks
 
 
 def _read_block(name: str, block: Any, config_class: type[Config]) -> Config | None:

@@ -73,7 +73,8 @@ def run(training_file: TrainingFile) -> None:
     check_arrow_files(training_file.args.get("tokenized_path"))
     hsa = _rules_to_train_with(training_file)
     callbacks = [BeginningCallback()] if hsa else [BeginningCallback(), PlainRunCallback()]
-    with _integration(hsa, training_file.feedback, training_file.loss_weights):
+    ranks = training_file.context_parallel
+    with _integration(hsa, training_file.feedback, training_file.loss_weights, context_parallel=ranks):
         run_exp(dict(training_file.args), callbacks=callbacks)
 
 
@@ -116,9 +117,10 @@ def _integration(
     feedback: FeedbackConfig | None,
     loss_weights: LossWeightsConfig | None = None,
     command: str = "train",
+    context_parallel: int = 1,
 ) -> Any:
     if hsa or feedback is not None or loss_weights is not None or command in _BOARDS:
-        return integrate(hsa, feedback, loss_weights)
+        return integrate(hsa, feedback, loss_weights, context_parallel)
     if command == "api" and is_fastapi_available():
         return installed(api_seams())  # a server is as careful without HSA
     return nullcontext()

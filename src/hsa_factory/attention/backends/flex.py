@@ -264,7 +264,7 @@ def _hidden_pairs(rules: LayerRules, device: torch.device) -> torch.Tensor:
 
 def _places(plan: AttentionPlan) -> torch.Tensor:
     """Number tokens so that a document's are consecutive, up to keys that are missing: (B, L) int64."""
-    if not plan.has_packed_rows():
+    if plan.has_gaps or not plan.has_packed_rows():  # with gaps, positions go on from document to document
         return plan.positions
     order, _ = by_document(plan.document_ids)
     numbers = torch.arange(plan.key_length, device=plan.device).expand_as(order)
