@@ -20,12 +20,14 @@ ENGINES = ("vllm",)
 """What a checkpoint can be exported for."""
 
 PREFIX = "HSA"
-SERVED = (
+ARCHITECTURES = (
     "LlamaForCausalLM",
     "MistralForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
     "Qwen3MoeForCausalLM",
+    "Qwen2_5_VLForConditionalGeneration",
+    "Qwen3VLForConditionalGeneration",
 )
 """Architectures that our vLLM plugin serves with HSA."""
 
@@ -58,23 +60,26 @@ def serving_architecture(directory: str | os.PathLike[str]) -> str:
     _check_rules(Path(directory))
     found = _read_config(Path(directory)).get("architectures") or ["none"]
     plain = str(found[0]).removeprefix(PREFIX)
-    if plain not in SERVED:
+    if plain not in ARCHITECTURES:
         raise UserError(
-            f"{directory}: vLLM serves HSA for {', '.join(SERVED)}, not for {plain}. `hsa-factory api` serves every model that "
+            f"{directory}: vLLM serves HSA for {', '.join(ARCHITECTURES)}, not for {plain}. `hsa-factory api` serves every model that "
             "LLaMA-Factory loads."
         )
     return PREFIX + plain
 
 
-def name_architecture(directory: str | os.PathLike[str]) -> str:
+def write_serving_architecture(directory: str | os.PathLike[str]) -> str:
     """Make a serving checkpoint of a saved model, in its place, and return the architecture's new name.
+
+    One that is a serving checkpoint stays as it is.
 
     Raises:
         UserError: As `serving_architecture`.
     """
-    name = serving_architecture(directory)
-    values = {**_read_config(Path(directory)), "architectures": [name]}
-    write_whole(Path(directory) / "config.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    name, values = serving_architecture(directory), _read_config(Path(directory))
+    if values["architectures"] != [name]:
+        values["architectures"] = [name]
+        write_whole(Path(directory) / "config.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     return name
 
 
@@ -100,7 +105,7 @@ def write_serving_checkpoint(source: str | os.PathLike[str], target: str | os.Pa
     for path in sorted(place.iterdir()):
         if path.is_file() and not path.name.startswith(_OF_TRAINING):
             shutil.copyfile(path, new / path.name)
-    return name_architecture(new)
+    return write_serving_architecture(new)
 
 
 def _check_rules(place: Path) -> None:

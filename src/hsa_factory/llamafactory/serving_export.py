@@ -7,7 +7,7 @@ from typing import Any
 from llamafactory.extras import logging
 
 from ..config import HSAConfig
-from ..serving_checkpoint import check_engine, name_architecture
+from ..serving_checkpoint import check_engine, write_serving_architecture
 from ..training_file import SAVED
 from .model.checkpoint import has_saved_rules, starting_points
 
@@ -48,5 +48,5 @@ def exported_for(engine: Any, args: Mapping[str, Any], hsa: HSAConfig | bool | s
             "give the rules in an hsa block."
         )
     yield
-    name = name_architecture(args["export_dir"])
+    name = write_serving_architecture(args["export_dir"])
     logger.info_rank0(f"{args['export_dir']} is a checkpoint for vLLM, of the architecture {name}.")
