@@ -16,8 +16,11 @@ from ..config import HSAConfig
 
 
 TYPES = "hsa_types"
-"""Field: the types of the prompt's tokens, one digit each: 0 GLOBAL, 1 LANDMARK, 2 NOISE. Without it all tokens have the
-default type of the rules."""
+"""Field: the types of the prompt's tokens, one digit each: 0 GLOBAL, 1 LANDMARK, 2 NOISE; or `DEFAULT`. A server asks for it;
+offline, without it, all tokens have the default type of the rules."""
+
+DEFAULT = "default"
+"""In the place of digits: all tokens of the prompt have the default type of the rules."""
 
 TURNS = "hsa_turns"
 """Field: the turn numbers of the prompt's tokens, as a text of runs, ``"number*tokens"`` with commas between:
@@ -65,7 +68,8 @@ def types_of(fields: Mapping[str, Any] | None, length: int, config: HSAConfig) -
     fields = fields or {}
     check_fields(fields)
     types = fields.get(TYPES)
-    found = np.full(length, config.default, np.uint8) if types is None else read_types(types)
+    is_default = types is None or types == DEFAULT
+    found = np.full(length, config.default, np.uint8) if is_default else read_types(types)
     if len(found) != length:
         raise InvalidTypes(f"{TYPES} has {len(found)} digits, but the prompt has {length} tokens: one digit a token.")
     roles = fields.get(ROLES)
@@ -100,7 +104,7 @@ def check_fields(fields: Mapping[str, Any]) -> None:
             raise InvalidTypes(f"{name} is no field of HSA. Allowed: {', '.join(FIELDS)}.")
         if not isinstance(value, str):
             raise InvalidTypes(f"{name} must be a text, got {type(value).__name__}.")
-    if TYPES in fields:
+    if fields.get(TYPES, DEFAULT) != DEFAULT:
         read_types(fields[TYPES])
     if TURNS in fields:
         _turn_runs(fields[TURNS])
