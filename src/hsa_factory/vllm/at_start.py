@@ -1,10 +1,13 @@
 """What is settled when an engine starts with a model that has HSA: fitting options, and what is refused by name."""
 
+import sys
+
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from ..config import HSAConfig
+from .server.admission import Admission
 from .serving_config import serving_config
 
 
@@ -12,6 +15,8 @@ logger = init_logger(__name__)
 
 BLOCK_SIZE = 16
 """Tokens of a block where the user names none: the smaller, the more of what is out of sight goes back."""
+
+_API_SERVER = "vllm.entrypoints.launchers.api_server.entry"  # imported where requests come over HTTP
 
 SCHEDULER = "hsa_factory.vllm.scheduler.HSAScheduler"
 
@@ -34,6 +39,7 @@ class HSAModelConfig(VerifyAndUpdateConfig):
             vllm_config.cache_config.user_specified_block_size = True
         vllm_config.scheduler_config.scheduler_cls = SCHEDULER
         vllm_config.scheduler_config.async_scheduling = False
+        Admission.needs_types |= _API_SERVER in sys.modules
         logger.info("%s", describe(vllm_config, config))
 
 

@@ -11,6 +11,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from ..attention.layer_rules import LayerRules
+from .server.admission import check_admission
 from .serving_config import TaggerMaker, serving_config
 from .tokens import TokenTypes
 from .types import check_fields, types_of
@@ -89,7 +90,9 @@ class TypeListener(LogitsProcessor):
         Raises:
             InvalidTypes: With the reason.
         """
-        check_fields(sampling_params.extra_args or {})
+        fields = sampling_params.extra_args or {}
+        check_admission(fields)
+        check_fields(fields)
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self._config = serving_config(vllm_config)

@@ -6,10 +6,11 @@ from vllm.logger import init_logger
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.request import Request
 
 from .block_hashes import TypedBlockHasher, TypedBlockHashes
-from .counts import BlockCounts
+from .counts import BlockCounts, put_counts
 from .kv_cache import HSAManager
 from .serving_config import TaggerMaker, serving_config
 from .tokens import TokenTypes
@@ -38,6 +39,13 @@ class HSAScheduler(Scheduler):
     def counts(self) -> BlockCounts:
         """Blocks held now, without HSA, and given back."""
         return self._manager.counts()
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
+        """Return vLLM's statistics, with the counts of blocks in them."""
+        stats = super().make_stats(*args, **kwargs)
+        if stats is not None:
+            put_counts(stats.num_kv_fetch_reqs_by_stage, self.counts)
+        return stats
 
     def add_request(self, request: Request) -> None:
         """Take a request in. One that cannot be served ends with an error, and the engine goes on."""

@@ -6,28 +6,15 @@ from prometheus_client import REGISTRY, Gauge
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import SchedulerStats
 
-from ..counts import BlockCounts
+from ..counts import BlockCounts, take_counts
 
 
-_PREFIX = "hsa:"  # of keys in the one field of a scheduler's statistics that takes any
 _GAUGES = {
     "held": ("hsa_factory:kv_blocks_held", "Blocks of the KV cache that running requests hold."),
     "plain": ("hsa_factory:kv_blocks_without_hsa", "Blocks that the same requests would hold without HSA."),
     "freed": ("hsa_factory:kv_blocks_freed", "Blocks given back since the start, as nobody could see them any more."),
 }
 _SHARE = ("hsa_factory:kv_share_of_plain", "Blocks held, as a share of those without HSA; 1 where no request runs.")
-
-
-def put_counts(stats: SchedulerStats, counts: BlockCounts) -> None:
-    """Let a scheduler's statistics carry counts of blocks to the process that shows them."""
-    stats.num_kv_fetch_reqs_by_stage.update({f"{_PREFIX}{name}": getattr(counts, name) for name in _GAUGES})
-
-
-def take_counts(stats: SchedulerStats) -> BlockCounts | None:
-    """Take the counts out again; None: there are none."""
-    stages = stats.num_kv_fetch_reqs_by_stage
-    found = {name: stages.pop(f"{_PREFIX}{name}", None) for name in _GAUGES}
-    return None if None in found.values() else BlockCounts(**{name: value or 0 for name, value in found.items()})
 
 
 class BlockGauges(StatLoggerBase):
@@ -47,7 +34,7 @@ class BlockGauges(StatLoggerBase):
         engine_idx: int = 0,
     ) -> None:
         """Take over what an engine says."""
-        counts = None if scheduler_stats is None else take_counts(scheduler_stats)
+        counts = None if scheduler_stats is None else take_counts(scheduler_stats.num_kv_fetch_reqs_by_stage)
         if counts is not None:
             self._counts[engine_idx] = counts
             self._show()
