@@ -17,7 +17,7 @@ from .tokens import TokenTypes
 from .types import InvalidTypes, types_of
 
 
-logger = init_logger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # vLLM shows what is said below its own name
 
 
 class HSAScheduler(Scheduler):

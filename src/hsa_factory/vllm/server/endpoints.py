@@ -8,6 +8,8 @@ from pydantic import PrivateAttr, model_validator
 from starlette.datastructures import State
 from transformers import AutoTokenizer
 from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.anthropic import api_router as anthropic_router
+from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
 from vllm.entrypoints.openai.chat_completion import api_router
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
@@ -20,10 +22,10 @@ from .admission import Admission
 from .chat_prompt import ChatTyper
 from .given_types import GivenTypes, read_given
 from .metrics import BlockGauges
-from .renderer import TypedRenderer
+from .renderer import TypedRenderer, refusals
 
 
-logger = init_logger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # vLLM shows what is said below its own name
 
 _PATH = "/v1/chat/completions"
 _TYPED = (
@@ -47,13 +49,25 @@ class TypedChatRequest(ChatCompletionRequest):
     @model_validator(mode="wrap")
     @classmethod
     def _read_types(cls, data: Any, handler: Any) -> Any:
-        try:
+        with refusals():
             given = read_given(data)
-        except InvalidTypes as error:
-            raise VLLMValidationError(str(error)) from error
         request = handler(data)
         request._given = given
         return request
+
+
+class UntypedMessagesRequest(AnthropicMessagesRequest):
+    """A request in Anthropic's form: typed by rules and roles; types in it would be lost."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_types(cls, data: Any) -> Any:
+        with refusals():
+            if any(types != GivenTypes() for types in read_given(data)):
+                raise InvalidTypes(
+                    f"semantic_type is not read here: rules and roles type these messages. Send it to {_PATH}."
+                )
+        return data
 
 
 class HSAEndpoints:
@@ -64,9 +78,8 @@ class HSAEndpoints:
 
     def attach_router(self, app: FastAPI) -> None:
         """Let chat requests be read with their types."""
-        app.add_api_route(
-            _PATH, create_chat_completion, methods=["POST"], dependencies=[Depends(validate_json_request)]
-        )
+        for path, answer in ((_PATH, create_chat_completion), ("/v1/messages", create_messages)):
+            app.add_api_route(path, answer, methods=["POST"], dependencies=[Depends(validate_json_request)])
 
     async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
         """Let prompts be typed, and gauges be shown, where the model has HSA."""
@@ -98,3 +111,8 @@ async def create_chat_completion(request: TypedChatRequest, raw_request: Request
     if has_types and not getattr(raw_request.app.state, "has_hsa", False):
         raise VLLMValidationError("semantic_type: this server's model has no HSA. Send messages without it.")
     return await api_router.create_chat_completion(request, raw_request)
+
+
+async def create_messages(request: UntypedMessagesRequest, raw_request: Request) -> Any:
+    """Answer a request in Anthropic's form as vLLM does; its prompt is typed by rules and roles."""
+    return await anthropic_router.create_messages(request, raw_request)

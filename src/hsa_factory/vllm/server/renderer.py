@@ -1,8 +1,9 @@
 """What vLLM makes of a request's text, and the types with it: they go on with its sampling parameters."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -44,7 +45,7 @@ class TypedRenderer:
             return result
         conversation, inputs = result
         given: Sequence[GivenTypes] = getattr(request, "given_types", ())
-        with _refusals():
+        with refusals():
             for prompt_ids in map(_ids_of, inputs):
                 if _own_fields(request):
                     self._check_own(request, [prompt_ids], given)
@@ -65,7 +66,7 @@ class TypedRenderer:
         result = await self._renderer.render_completion(request, skip_mm_cache=skip_mm_cache)
         if isinstance(result, ErrorResponse):
             return result
-        with _refusals():
+        with refusals():
             if TYPES not in _own_fields(request):
                 request.vllm_xargs = {**(request.vllm_xargs or {}), TYPES: DEFAULT}
             self._check_own(request, list(map(_ids_of, result)), ())
@@ -101,15 +102,13 @@ class TypedRenderer:
         }
 
 
-class _refusals:
-    """Turns wrong types into what vLLM answers with 400."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, InvalidTypes):
-            raise VLLMValidationError(str(error)) from error
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turn wrong types into what vLLM answers with 400."""
+    try:
+        yield
+    except InvalidTypes as error:
+        raise VLLMValidationError(str(error)) from error
 
 
 def _refuse(request: Any) -> None:
@@ -119,7 +118,7 @@ def _refuse(request: Any) -> None:
         VLLMValidationError: It names the field.
     """
     extra: Mapping[str, Any] = getattr(request, "model_extra", None) or {}
-    with _refusals():
+    with refusals():
         refuse_fields(extra)
         for name, why in (
             ("use_beam_search", "vLLM's beam search sends on prompts without their types"),
