@@ -8,7 +8,7 @@ import pytest
 
 
 if importlib.util.find_spec("vllm") is None:
-    collect_ignore_glob = ["test_engine_*.py"]
+    collect_ignore_glob = ["test_engine_*.py", "test_server_*.py"]
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
