@@ -4,6 +4,7 @@ import pytest
 
 from hsa_factory import HSAConfig
 from hsa_factory.training import encode_conversation
+from hsa_factory.vllm.offline import chat_request
 from hsa_factory.vllm.server.chat_prompt import ChatTyper
 from hsa_factory.vllm.types import InvalidTypes, types_of
 
@@ -128,3 +129,14 @@ def test_what_cannot_be_told_is_refused(tiny_tokenizer, change, message):
     ids, talk = change(ids_of(tiny_tokenizer, TALK), TALK)
     with pytest.raises(InvalidTypes, match=message):
         read(tiny_tokenizer, ROLES, talk, ids)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"add_generation_prompt": False}, {"chat_template": "{{ messages[0].content }}"}]
+)
+def test_a_conversation_without_a_server(tiny_tokenizer, options):
+    talk = TALK[:1] if "chat_template" in options else [*TALK[:3], {**TALK[3], "semantic_type": "GLOBAL"}]
+    prompt, fields = chat_request(tiny_tokenizer, talk, ROLES, **options)
+    assert prompt["prompt_token_ids"] == ids_of(tiny_tokenizer, talk, **options)
+    known = types_of(fields, len(prompt["prompt_token_ids"]), ROLES)
+    assert known.types[-1] == 0 and set(known.types.tolist()) == ({0} if len(talk) == 1 else {0, 1})
