@@ -48,12 +48,12 @@ class Served:
         ]
         return self.llm.generate([{"prompt_token_ids": list(ids)} for ids, *_ in requests], params, use_tqdm=False)
 
-    def expected(self, requests, number):
+    def expected(self, requests, number, **options):
         """Return what `generate` of the product answers to each request alone."""
-        return [self.generate(ids, number, *known) for ids, *known in requests]
+        return [self.generate(ids, number, *known, **options) for ids, *known in requests]
 
     @torch.no_grad()
-    def generate(self, ids, number, types, turns=None):
+    def generate(self, ids, number, types, turns=None, **options):
         known = {} if turns is None else {"turn_ids": torch.tensor([turns])}
         output = self.model.generate(
             input_ids=torch.tensor([ids]),
@@ -64,6 +64,7 @@ class Served:
             eos_token_id=None,
             tokenizer=self.tokenizer,
             **known,
+            **options,
         )
         return output[0, len(ids) :].tolist()
 
