@@ -1,12 +1,13 @@
 """What is settled when an engine starts with a model that has HSA: fitting options, and what is refused by name."""
 
 import sys
+from pathlib import Path
 
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
-from ..config import HSAConfig
+from ..config import CONFIG_NAME, HSAConfig
 from .server.admission import Admission
 from .serving_config import serving_config
 
@@ -41,6 +42,25 @@ class HSAModelConfig(VerifyAndUpdateConfig):
         vllm_config.scheduler_config.async_scheduling = False
         Admission.needs_types |= _API_SERVER in sys.modules
         logger.info("%s", describe(vllm_config, config))
+
+
+class UnnamedHSAConfig(VerifyAndUpdateConfig):
+    """vLLM calls it for the architectures that have a twin with HSA: a model with rules is not served without them."""
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: VllmConfig) -> None:
+        """Refuse a checkpoint with HSA whose architecture does not say so.
+
+        Raises:
+            ValueError: It says what to do.
+        """
+        model = vllm_config.model_config.model
+        if (Path(model) / CONFIG_NAME).is_file():
+            raise ValueError(
+                f"{model} has an {CONFIG_NAME}, but its architecture does not say HSA, so that vLLM would serve another model. "
+                f"Start it with `hsa-factory serve {model}`, or write a checkpoint that says so: hsa-factory export {model} "
+                "--export_for vllm --export_dir DIR. To serve it with plain attention, copy it without that file."
+            )
 
 
 def describe(vllm_config: VllmConfig, config: HSAConfig) -> str:

@@ -15,10 +15,11 @@ def register() -> None:
 
     It may be called any number of times.
     """
-    from .at_start import HSAModelConfig  # here: vLLM loads plugins before it is imported whole
+    from .at_start import HSAModelConfig, UnnamedHSAConfig  # here: vLLM loads plugins before it is imported whole
     from .kv_cache import register_kv_cache
 
     register_kv_cache()
     for name in SERVED:
         ModelRegistry.register_model(f"{PREFIX}{name}", f"hsa_factory.vllm.models:{PREFIX}{name}")
         MODELS_CONFIG_MAP[f"{PREFIX}{name}"] = HSAModelConfig
+        MODELS_CONFIG_MAP.setdefault(name, UnnamedHSAConfig)
