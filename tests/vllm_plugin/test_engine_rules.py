@@ -51,9 +51,7 @@ def typed(served, request, answer):
     return tokens
 
 
-@pytest.mark.parametrize(
-    ("rules", "words"), [(EARLY, WORDS), (AT_CLOSING, FEW), (AT_THE_END, [*FEW, "<|im_end|>"])]
-)
+@pytest.mark.parametrize(("rules", "words"), [(EARLY, WORDS), (AT_CLOSING, FEW), (AT_THE_END, [*FEW, "<|im_end|>"])])
 def test_types_of_generated_text(serve, rng, rules, words):
     """Some tags are tokens of their own, some are spelt; some types are known only after the tokens that have them."""
     served = serve(config=HSAConfig(rules=rules, noise_window=5))

@@ -1,4 +1,4 @@
-"""The types that a client sends with chat messages and their parts. vLLM's own models of a request leave them out."""
+"""The types that a client sends with chat messages and their parts. What vLLM makes of the messages has none any more."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def read_given(request: Any) -> list[GivenTypes]:
 
 
 def refuse_fields(request: Mapping[str, Any]) -> None:
-    """Refuse types that stand beside the messages of a request, where vLLM would leave them out.
+    """Refuse types that stand beside the messages of a request, where vLLM does not read them.
 
     Raises:
         InvalidTypes: It says where they belong.
