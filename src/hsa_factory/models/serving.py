@@ -14,8 +14,6 @@ ARCHITECTURES = (
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
     "Qwen3MoeForCausalLM",
-    "Qwen2_5_VLForConditionalGeneration",
-    "Qwen3VLForConditionalGeneration",
 )
 """transformers' architectures that HSA's plugin serves, each under its name with `PREFIX` before it."""
 
