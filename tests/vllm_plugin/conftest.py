@@ -38,3 +38,19 @@ def serve(tmp_path_factory, tiny_tokenizer):
         return served[key]
 
     return make
+
+
+@pytest.fixture
+def preempted(monkeypatch):
+    """A function that counts the requests a scheduler preempts from now on, by id."""
+
+    def watch(scheduler):
+        seen, former = [], scheduler._preempt_request
+        monkeypatch.setattr(
+            scheduler,
+            "_preempt_request",
+            lambda request, *args, **kwargs: (seen.append(request.request_id), former(request, *args, **kwargs)),
+        )
+        return seen
+
+    return watch

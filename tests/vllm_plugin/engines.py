@@ -50,23 +50,25 @@ class Served:
 
     def expected(self, requests, number, **options):
         """Return what `generate` of the product answers to each request alone."""
-        return [self.generate(ids, number, *known, **options) for ids, *known in requests]
+        options["tokenizer"] = self.tokenizer
+        return [generate(self.model, ids, number, *known, **options) for ids, *known in requests]
 
-    @torch.no_grad()
-    def generate(self, ids, number, types, turns=None, **options):
-        known = {} if turns is None else {"turn_ids": torch.tensor([turns])}
-        output = self.model.generate(
-            input_ids=torch.tensor([ids]),
-            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-            semantic_ids=torch.tensor([types]),
-            max_new_tokens=number,
-            do_sample=False,
-            eos_token_id=None,
-            tokenizer=self.tokenizer,
-            **known,
-            **options,
-        )
-        return output[0, len(ids) :].tolist()
+
+@torch.no_grad()
+def generate(model, ids, number, types, turns=None, **options):
+    """Return what a model answers to a prompt, greedy."""
+    known = {} if turns is None else {"turn_ids": torch.tensor([turns])}
+    output = model.generate(
+        input_ids=torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        semantic_ids=torch.tensor([types]),
+        max_new_tokens=number,
+        do_sample=False,
+        eos_token_id=None,
+        **known,
+        **options,
+    )
+    return output[0, len(ids) :].tolist()
 
 
 def random_types(rng, length, noise=200):

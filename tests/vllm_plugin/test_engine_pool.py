@@ -5,22 +5,6 @@ from engines import random_request
 from vllm import LLM
 
 
-@pytest.fixture
-def preempted(monkeypatch):
-    """A function that counts the requests a scheduler preempts from now on, by id."""
-
-    def watch(scheduler):
-        seen, former = [], scheduler._preempt_request
-        monkeypatch.setattr(
-            scheduler,
-            "_preempt_request",
-            lambda request, *args, **kwargs: (seen.append(request.request_id), former(request, *args, **kwargs)),
-        )
-        return seen
-
-    return watch
-
-
 def holds_nothing(served):
     pool, manager = served.scheduler.kv_cache_manager.block_pool, served.scheduler._manager
     counts = served.scheduler.counts

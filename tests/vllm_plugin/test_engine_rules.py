@@ -63,16 +63,16 @@ def test_types_of_generated_text(serve, rng, rules, words):
     assert any(tokens.events for tokens in known) == (rules is not EARLY)
 
 
-def test_late_types_outlive_preemption_and_a_next_turn(serve, rng):
+def test_late_types_outlive_preemption_and_a_next_turn(serve, rng, preempted):
     """What is computed anew sees what it saw first; a text that has the late types from the start does not."""
     served = serve(
         config=HSAConfig(rules=AT_CLOSING, noise_window=5), num_gpu_blocks_override=30, max_num_batched_tokens=64
     )
     requests = [random_request(rng, int(length)) for length in rng.integers(100, 160, 6)]
-    before = served.scheduler.counts.freed
+    seen = preempted(served.scheduler)
     got, expected = answers_of_tags(served, requests, 120, FEW)
-    assert got == expected and served.scheduler.counts.freed > before
-    assert any(typed(served, *pair).events for pair in zip(requests, got))
+    assert got == expected and seen and served.scheduler.counts.freed > 100
+    assert sum(bool(typed(served, *pair).events) for pair in zip(requests, got)) > 3
     turns = []
     for (ids, types), answer in zip(requests, got):
         known = typed(served, (ids, types), answer).types.tolist()

@@ -8,6 +8,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from ..config import CONFIG_NAME, HSAConfig
+from ..labeling.rule_set import RuleSet
 from .server.admission import Admission
 from .serving_config import serving_config
 
@@ -20,6 +21,9 @@ BLOCK_SIZE = 16
 _API_SERVER = "vllm.entrypoints.launchers.api_server.entry"  # imported where requests come over HTTP
 
 SCHEDULER = "hsa_factory.vllm.scheduler.HSAScheduler"
+LISTENER = (
+    "hsa_factory.vllm.listener:TypeListener"  # named here: as an entry point it would be in every model's engine
+)
 
 
 class HSAModelConfig(VerifyAndUpdateConfig):
@@ -40,6 +44,8 @@ class HSAModelConfig(VerifyAndUpdateConfig):
             vllm_config.cache_config.user_specified_block_size = True
         vllm_config.scheduler_config.scheduler_cls = SCHEDULER
         vllm_config.scheduler_config.async_scheduling = False
+        model_config = vllm_config.model_config
+        model_config.logits_processors = [*(model_config.logits_processors or ()), LISTENER]
         Admission.needs_types |= _API_SERVER in sys.modules
         logger.info("%s", describe(vllm_config, config))
 
@@ -90,6 +96,7 @@ def refuse(vllm_config: VllmConfig, config: HSAConfig) -> None:
         "decode context parallelism": parallel.decode_context_parallel_size > 1,
         "prefill context parallelism": parallel.prefill_context_parallel_size > 1,
         "dual-batch overlap": parallel.enable_dbo,
+        "model runner V2 (set VLLM_USE_V2_MODEL_RUNNER=0)": vllm_config.use_v2_model_runner,
         f"the scheduler {scheduler.scheduler_cls}": scheduler.scheduler_cls not in (None, SCHEDULER),
     }
     for what, is_on in refused.items():
@@ -97,7 +104,7 @@ def refuse(vllm_config: VllmConfig, config: HSAConfig) -> None:
             raise ValueError(f"HSA in vLLM cannot be served with {what}: leave it out.")
     if vllm_config.model_config.runner_type != "generate":
         raise ValueError("HSA in vLLM serves models that generate, not pooling.")
-    for rule in () if config.rules is None else config.rules:
+    for rule in () if config.rules is None else RuleSet.parse(config.rules):
         if any(turn < 0 for turn in rule.turn):
             raise ValueError(
                 f"HSAConfig.rules: rule {rule.name!r} counts turns from the conversation's end, which a server does not know: "

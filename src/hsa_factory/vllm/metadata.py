@@ -1,7 +1,7 @@
 """What a forward's attention needs to know, made once for all layers: which keys each request may see, and where they lie."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -88,8 +88,8 @@ class HSAMetadataBuilder(AttentionMetadataBuilder[HSAMetadata]):
         common = common_attn_metadata
         starts = common.query_start_loc_cpu.tolist()
         lengths = common.seq_lens.tolist()
-        blocks: NDArray[np.int64] = common.block_table_tensor.numpy()
-        slots = common.slot_mapping[: common.num_actual_tokens].numpy()
+        blocks: NDArray[Any] = common.block_table_tensor.cpu().numpy()
+        new = common.slot_mapping[: common.num_actual_tokens].to(torch.int64)
         single: list[_Piece] = []
         groups: list[Group] = []
         for index in range(common.num_reqs):
@@ -105,16 +105,19 @@ class HSAMetadataBuilder(AttentionMetadataBuilder[HSAMetadata]):
                 else:
                     groups.append(self._group([piece]))
         groups += [self._group(together) for together in _alike(single)]
-        return HSAMetadata(common.num_actual_tokens, self._places(torch.from_numpy(slots.astype(np.int64))), groups)
+        return HSAMetadata(common.num_actual_tokens, self._places(new), groups)
 
     def _slots(self, blocks: NDArray[Any], positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return where tokens of a request lie, given its block table."""
         return blocks[positions // self._block_size].astype(np.int64) * self._block_size + positions % self._block_size
 
+    def _tensor(self, values: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(values).to(self.device)
+
     def _places(self, slots: torch.Tensor) -> torch.Tensor:
         """Return, for slots (…, K), the rows (…, Hkv, K) of `key_rows`."""
         block, inner = slots // self._block_size, slots % self._block_size
-        heads = torch.arange(self._heads)[:, None]
+        heads = torch.arange(self._heads, device=slots.device)[:, None]
         return (block.unsqueeze(-2) * self._heads + heads) * self._block_size + inner.unsqueeze(-2)
 
     def _group(self, pieces: "Sequence[_Piece]") -> Group:
@@ -131,18 +134,18 @@ class HSAMetadataBuilder(AttentionMetadataBuilder[HSAMetadata]):
                 turns[row, first:] = piece.turns
         has_padding = bool((is_real == 0).any())
         plan = AttentionPlan(
-            torch.from_numpy(types),
-            torch.from_numpy(is_real),
-            torch.from_numpy(positions),
+            self._tensor(types),
+            self._tensor(is_real),
+            self._tensor(positions),
             len(pieces[0]),
             has_gaps=any(len(piece.positions) != piece.positions[-1] + 1 for piece in pieces),
             has_padding=has_padding,
             has_clean_padding=True,
             is_packed=False,
-            turn_ids=None if pieces[0].turns is None else torch.from_numpy(turns),
+            turn_ids=None if pieces[0].turns is None else self._tensor(turns),
         )
         queries = np.concatenate([np.arange(piece.start, piece.stop) for piece in pieces])
-        return Group(torch.from_numpy(queries), self._places(torch.from_numpy(slots)), plan, len(pieces[0]))
+        return Group(self._tensor(queries), self._places(self._tensor(slots)), plan, len(pieces[0]))
 
 
 @dataclass
@@ -163,7 +166,7 @@ class _Piece:
     positions: NDArray[np.int64]
     types: NDArray[np.uint8]
     turns: NDArray[np.int64] | None = None
-    slots: NDArray[np.int64] | None = None
+    slots: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __len__(self) -> int:
         return self.stop - self.start

@@ -6,10 +6,6 @@ from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 from ..models.serving import ARCHITECTURES, PREFIX
 
 
-SERVED = tuple(name for name in ARCHITECTURES if "VL" not in name)
-"""transformers' architectures that are served with HSA today."""
-
-
 def register() -> None:
     """Make HSA known to vLLM: architectures, their settings at start, the KV cache. Models without HSA are untouched.
 
@@ -19,7 +15,7 @@ def register() -> None:
     from .kv_cache import register_kv_cache
 
     register_kv_cache()
-    for name in SERVED:
+    for name in ARCHITECTURES:
         ModelRegistry.register_model(f"{PREFIX}{name}", f"hsa_factory.vllm.models:{PREFIX}{name}")
         MODELS_CONFIG_MAP[f"{PREFIX}{name}"] = HSAModelConfig
         MODELS_CONFIG_MAP.setdefault(name, UnnamedHSAConfig)
