@@ -1,10 +1,13 @@
 """The routes that the plugin puts in the place of vLLM's, without an engine: models without HSA are served as before."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from serving_checkpoints import save_checkpoint
+from vllm.engine.arg_utils import EngineArgs
 from vllm.entrypoints.anthropic.api_router import attach_router as attach_messages
 from vllm.entrypoints.openai.chat_completion.api_router import attach_router as attach_chat
 from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
@@ -12,10 +15,14 @@ from vllm.entrypoints.serve.exception_handling.register import init_exception_ha
 from vllm.plugins.endpoint_plugins.interface import attach_endpoint_plugins
 from vllm.v1.metrics.stats import SchedulerStats
 
+from hsa_factory import HSAConfig
+from hsa_factory.commands.serve import build_command
+from hsa_factory.serving_checkpoint import serving_architecture
 from hsa_factory.vllm.counts import BlockCounts, put_counts
 from hsa_factory.vllm.server import admission
 from hsa_factory.vllm.server.endpoints import HSAEndpoints
 from hsa_factory.vllm.server.metrics import BlockGauges
+from hsa_factory.vllm.serving_config import has_hsa, serving_config
 from hsa_factory.vllm.types import InvalidTypes
 
 
@@ -93,3 +100,17 @@ def test_gauges_show_the_counts_of_all_engines():
     names = ("kv_blocks_held", "kv_blocks_without_hsa", "kv_blocks_freed", "kv_share_of_plain")
     assert [REGISTRY.get_sample_value(f"hsa_factory:{name}") for name in names] == [3, 8, 10, 3 / 8]
     assert BlockGauges() is not gauges  # a second engine in one process shows in the same gauges
+
+
+def test_a_checkpoint_that_does_not_say_hsa(tmp_path, tiny_tokenizer):
+    """It is never served with plain attention; `hsa-factory serve` says the architecture for it."""
+    save_checkpoint(tmp_path, tiny_tokenizer)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text("utf-8").replace("HSAQwen3", "Qwen3"), "utf-8")
+    options = {"dtype": "float32", "max_model_len": 512, "enforce_eager": True}
+    with pytest.raises(ValueError, match="its architecture does not say HSA.*hsa-factory serve"):
+        EngineArgs(str(tmp_path), **options).create_engine_config()
+    command = build_command("vllm-cpu", str(tmp_path), [], serving_architecture(tmp_path))
+    overrides = json.loads(command[command.index("--hf-overrides") + 1])
+    config = EngineArgs(str(tmp_path), hf_overrides=overrides, **options).create_engine_config()
+    assert has_hsa(config) and serving_config(config) == HSAConfig()
