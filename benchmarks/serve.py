@@ -3,8 +3,10 @@
     python benchmarks/serve.py                         # lengths 1k to 16k, 1 to 32 users, prompts and conversations
     python benchmarks/serve.py --lengths 2048 --users 4 --layers 2 --pool 8192      # a try
 
-Needs vLLM (`make test-vllm` makes an environment). Rows are added to benchmarks/results/serve.csv; a table goes to the
-terminal, a plot to docs/images/serving.png. Without HSA the blocks have 32 tokens, the least that vLLM's CPU build takes.
+    python benchmarks/serve.py --plot                  # the plot, docs/images/serving.png, of what was measured
+
+Needs vLLM (`make test-vllm` makes an environment), the plot matplotlib. Rows are added to benchmarks/results/serve.csv; a table
+goes to the terminal. Without HSA the blocks have 32 tokens, the least that vLLM's CPU build takes.
 """
 
 import argparse
@@ -137,7 +139,7 @@ def plot(rows: list[dict[str, str]]) -> None:
 
 
 def main() -> None:
-    """Measure, and write CSV, table and plot."""
+    """Measure, and write CSV and table; or the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384])
     parser.add_argument("--users", type=int, nargs="+", default=[1, 8, 32])
@@ -149,13 +151,16 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=1024, help="tokens of a step (%(default)s)")
     parser.add_argument("--rounds", type=int, default=1, help="of which the fastest counts (%(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--plot", action="store_true", help="measure nothing, plot what was measured")
     parser.add_argument("--output", default=NAME, help="name in benchmarks/results (%(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    merge(options.output, measure(options), KEYS)
+    if not options.plot:
+        merge(options.output, measure(options), KEYS)
     rows = of_one_setting(read(options.output))
     print(table(rows))
-    plot(rows)
+    if options.plot:
+        plot(rows)
 
 
 if __name__ == "__main__":

@@ -100,16 +100,20 @@ class Server:
         return float(lines[0].split()[-1])
 
     def memory(self):
-        """Return the resident memory of all its processes, in MiB."""
-        total = 0
+        """Return the resident memory of its processes, in MiB: of the workers, and of all others."""
+        workers = others = 0
         for name in os.listdir("/proc"):
             try:
-                if name.isdigit() and os.getpgid(int(name)) == self.process.pid:
-                    with open(f"/proc/{name}/statm", encoding="ascii") as file:
-                        total += int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-            except (OSError, ValueError):
+                if not name.isdigit() or os.getpgid(int(name)) != self.process.pid:
+                    continue
+                with open(f"/proc/{name}/statm", encoding="ascii") as file:
+                    size = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+                with open(f"/proc/{name}/comm", encoding="ascii") as file:
+                    is_worker = "Worker" in file.read()
+            except (OSError, ValueError):  # it has ended meanwhile
                 continue
-        return total / 2**20
+            workers, others = workers + is_worker * size, others + (not is_worker) * size
+        return workers, others
 
 
 async def stream(port, body, pieces=None):
