@@ -67,9 +67,8 @@ def types_of(fields: Mapping[str, Any] | None, length: int, config: HSAConfig) -
     """
     fields = fields or {}
     check_fields(fields)
-    types = fields.get(TYPES)
-    is_default = types is None or types == DEFAULT
-    found = np.full(length, config.default, np.uint8) if is_default else read_types(types)
+    types = fields.get(TYPES, DEFAULT)
+    found = np.full(length, config.default, np.uint8) if types == DEFAULT else read_types(types)
     if len(found) != length:
         raise InvalidTypes(f"{TYPES} has {len(found)} digits, but the prompt has {length} tokens: one digit a token.")
     roles = fields.get(ROLES)
