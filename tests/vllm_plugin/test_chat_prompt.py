@@ -140,3 +140,10 @@ def test_a_conversation_without_a_server(tiny_tokenizer, options):
     assert prompt["prompt_token_ids"] == ids_of(tiny_tokenizer, talk, **options)
     known = types_of(fields, len(prompt["prompt_token_ids"]), ROLES)
     assert known.types[-1] == 0 and set(known.types.tolist()) == ({0} if len(talk) == 1 else {0, 1})
+
+
+def test_rules_that_count_turns_need_the_roles(tiny_tokenizer):
+    typer = ChatTyper(tiny_tokenizer, HSAConfig(rules=[{"role": "assistant", "turn": 2, "type": "NOISE"}]))
+    assert typer.tagger(("user", "assistant", "user")).semantic_type == 0
+    with pytest.raises(InvalidTypes, match="hsa_roles of vllm_xargs"):
+        typer.tagger(None)

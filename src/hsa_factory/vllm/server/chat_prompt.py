@@ -7,13 +7,13 @@ from typing import Any
 from ...config import HSAConfig
 from ...loss_weights import LossWeightsConfig
 from ...models.cache.tagger import ConstantTagger
-from ...models.generation.rule_tagger import make_tagger
+from ...models.generation.rule_tagger import RuleTagger, make_tagger
 from ...semantics import SemanticType
 from ...training.chat_template import ChatTemplate
 from ...training.encoding import encode_typed, number_tokens
 from ...training.messages import Conversation, read_conversation
 from ...typed.turns import number_messages
-from ..types import InvalidTypes, fields_of
+from ..types import ROLES, InvalidTypes, fields_of
 
 
 _FLAGS = ("add_generation_prompt", "continue_final_message", "tokenize", "tools", "chat_template")
@@ -105,13 +105,23 @@ class ChatTyper:
     def _has_one_type(self) -> bool:
         return self.config.default == self.config.generated == SemanticType.GLOBAL
 
+    def tagger(self, roles: Sequence[str] | None) -> ConstantTagger | RuleTagger:
+        """Return what will type the reply.
+
+        Args:
+            roles: Of the messages before it; None: not said.
+
+        Raises:
+            InvalidTypes: If a rule needs the roles, and they are not said.
+        """
+        try:
+            return make_tagger(self.config, self.tokenizer, roles)
+        except ValueError as error:
+            raise InvalidTypes(f"{error} Over HTTP they are the field {ROLES} of vllm_xargs.") from error
+
     def _check_continued(self, roles: Sequence[str]) -> None:
         """Refuse a reply that is begun by the client where rules read its text from the beginning."""
-        try:
-            tagger = make_tagger(self.config, self.tokenizer, roles)
-        except ValueError as error:
-            raise InvalidTypes(str(error)) from error
-        if not isinstance(tagger, ConstantTagger):
+        if not isinstance(self.tagger(roles), ConstantTagger):
             raise InvalidTypes(
                 "continue_final_message: the rules of this model type a reply by its text, from its beginning. Let the model "
                 "begin its reply."

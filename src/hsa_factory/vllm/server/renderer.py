@@ -84,7 +84,7 @@ class TypedRenderer:
             )
         for number, prompt_ids in enumerate(prompts):
             try:
-                types_of(request.vllm_xargs, len(prompt_ids), self._config)
+                self._typer.tagger(types_of(request.vllm_xargs, len(prompt_ids), self._config).roles)
             except InvalidTypes as error:
                 several = f"prompt {number} of {len(prompts)}, which share vllm_xargs: " if len(prompts) > 1 else ""
                 raise InvalidTypes(f"{several}{error}") from None
