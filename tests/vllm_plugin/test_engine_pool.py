@@ -25,6 +25,13 @@ def test_a_small_pool(serve, rng):
     assert served.scheduler.counts.freed - freed > 250 and holds_nothing(served)
 
 
+def test_without_a_prefix_cache(serve, rng):
+    served = serve(num_gpu_blocks_override=60, max_num_batched_tokens=256, enable_prefix_caching=False)
+    requests = [random_request(rng, length) for length in (1700, 900, 33)]
+    assert served.ask(requests, 20) == served.expected(requests, 20)
+    assert served.scheduler.counts.freed > 100 and holds_nothing(served)
+
+
 def test_the_plain_model_needs_a_larger_one(serve):
     import json
 

@@ -71,7 +71,8 @@ class HSAScheduler(Scheduler):
         """Plan a step. What was refused ends with it, and so does a request that has outgrown the whole cache."""
         refused = [self.requests[key] for key in self._refused if key in self.requests]
         self._refused.clear()
-        self.waiting.remove_requests(refused)
+        if refused:
+            self.waiting.remove_requests(refused)
         output = super().schedule(*args, **kwargs)
         if not output.num_scheduled_tokens and not self.running and self.waiting:
             first = self.waiting.peek_request()
