@@ -5,6 +5,7 @@ from engines import random_request
 from test_engine_pool import holds_nothing
 from vllm import SamplingParams
 
+from hsa_factory import HSAConfig
 from hsa_factory.vllm.types import fields_of
 
 
@@ -20,7 +21,7 @@ def log_probability(served, ids, types):
 
 def test_the_probe(serve, rng):
     """Three layers with a window of 50: a NOISE token more than 150 before the end is out of every sight."""
-    served = serve(max_num_batched_tokens=256)
+    served = serve(config=HSAConfig(noise_decay=0), max_num_batched_tokens=256)
     ids, _ = random_request(rng, 700)
     types = [0] * 40 + [2] * 660
     right = log_probability(served, ids, types)
