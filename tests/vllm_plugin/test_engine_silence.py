@@ -2,7 +2,7 @@
 
 import numpy as np
 from engines import random_request
-from test_engine_pool import holds_nothing
+from test_engine_pool import FULL_SIGHT, holds_nothing
 from vllm import SamplingParams
 
 from hsa_factory import HSAConfig
@@ -33,7 +33,7 @@ def test_the_probe(serve, rng):
 
 
 def test_clients_that_vanish_leave_nothing(serve, rng):
-    served = serve(num_gpu_blocks_override=60, max_num_batched_tokens=256)
+    served = serve(config=FULL_SIGHT, num_gpu_blocks_override=60, max_num_batched_tokens=256)
     engine = served.llm.llm_engine
     waiting = {}
     for number in range(60):

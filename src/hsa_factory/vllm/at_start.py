@@ -9,7 +9,7 @@ from ..labeling.rule_set import RuleSet
 from .serving_config import serving_config
 
 
-logger = init_logger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # under the name of the logger that vLLM lets print
 
 BLOCK_SIZE = 16
 """Tokens of a block where the user names none: the smaller, the more of what is out of sight goes back."""

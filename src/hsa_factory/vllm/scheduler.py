@@ -16,7 +16,7 @@ from .tokens import TokenTypes
 from .types import InvalidTypes, types_of
 
 
-logger = init_logger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # under the name of the logger that vLLM lets print
 
 
 class HSAScheduler(Scheduler):
