@@ -1,6 +1,7 @@
 """The prefix cache: it knows types, and a conversation finds its whole prefix though the blocks out of sight are gone."""
 
 from engines import random_request, random_types
+from test_engine_pool import FULL_SIGHT
 
 
 def converse(served, rng, conversations, turns, number=20):
@@ -26,7 +27,9 @@ def test_conversations_find_their_prefix(serve, rng):
 
 def test_conversations_find_their_prefix_in_a_small_pool(serve, rng):
     """Which holds one of the conversations as a whole, but not what is out of sight in it."""
-    hits = converse(serve(num_gpu_blocks_override=60, max_num_batched_tokens=256), rng, conversations=1, turns=6)
+    hits = converse(
+        serve(config=FULL_SIGHT, num_gpu_blocks_override=60, max_num_batched_tokens=256), rng, conversations=1, turns=6
+    )
     assert all(prompt - cached < 250 + 32 for prompt, cached in hits)
 
 
@@ -43,7 +46,7 @@ def test_the_same_text_with_other_types_is_another(serve, rng):
 
 def test_a_prompt_that_ends_earlier_needs_what_a_longer_one_does_not(serve, rng):
     """A shorter text sees keys that are out of sight at the end of a longer one."""
-    served = serve(num_gpu_blocks_override=60, max_num_batched_tokens=256)
+    served = serve(config=FULL_SIGHT, num_gpu_blocks_override=60, max_num_batched_tokens=256)
     ids, types = random_request(rng, 1700)
     for length in (1700, 400, 1000, 999, 1264):
         request = [(ids[:length], types[:length])]

@@ -1,5 +1,7 @@
 """What is settled and refused when an engine starts; its configuration alone is made, which takes no time."""
 
+import logging
+
 import pytest
 from serving_checkpoints import save_checkpoint
 from vllm.engine.arg_utils import EngineArgs
@@ -22,9 +24,16 @@ def start(tmp_path_factory, tiny_tokenizer):
     return make
 
 
-def test_fitting_options(start):
+def test_fitting_options(start, monkeypatch):
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    monkeypatch.setattr(logging.getLogger("vllm"), "handlers", [handler])  # what vLLM prints
+    monkeypatch.setattr(logging.getLogger("vllm"), "level", logging.INFO)
+    logging.getLogger("vllm").manager._clear_cache()
     register()  # as often as it likes
     config = start()
+    assert [line for line in lines if line.startswith("HSA is on (")]
     assert config.cache_config.block_size == 16 and config.scheduler_config.scheduler_cls == SCHEDULER
     assert config.model_config.logits_processors == [LISTENER]
     assert start(block_size=32).cache_config.block_size == 32

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from hsa_factory import HSAConfig
 from hsa_factory.attention import AttentionPlan, LayerRules
-from hsa_factory.vllm.reach import last_of_blocks, last_visible, longest_hit, most_blocks_held
+from hsa_factory.attention.layer_rules import UNLIMITED
+from hsa_factory.vllm.reach import last_of_blocks, last_visible, longest_hit, most_blocks_held, reach_of_new
 
 
 LIMITS = st.none() | st.integers(0, 6)
@@ -41,6 +42,8 @@ def test_reach_is_that_of_the_dense_bias(tokens, rules, more):
     queries = np.arange(length)
     for key in range(len(types)):
         assert seen[key:, key].tolist() == (queries[key:] <= last[key]).tolist()
+    newest = last[-1] - (len(types) - 1)
+    assert min(newest, UNLIMITED // 2) == min(reach_of_new(rules)[types[-1]], UNLIMITED // 2)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 40)), max_size=10), st.integers(1, 4), st.integers(0, 12))

@@ -13,7 +13,7 @@ from .server.admission import Admission
 from .serving_config import serving_config
 
 
-logger = init_logger(f"vllm.{__name__}")  # vLLM shows what is said below its own name
+logger = init_logger(f"vllm.{__name__}")  # under the name of the logger that vLLM lets print
 
 BLOCK_SIZE = 16
 """Tokens of a block where the user names none: the smaller, the more of what is out of sight goes back."""

@@ -69,7 +69,6 @@ class HSAImpl(AttentionImpl[HSAMetadata]):
 
     Args:
         rules: What holds in it.
-        backend: HSA's own, by name, as in `HSAConfig`.
         num_heads: H.
         head_size: D.
         scale: Factor of q·k.
@@ -82,14 +81,13 @@ class HSAImpl(AttentionImpl[HSAMetadata]):
     def __init__(
         self,
         rules: LayerRules,
-        backend: str,
         num_heads: int,
         head_size: int,
         scale: float,
         num_kv_heads: int,
         kv_cache_dtype: str,
     ) -> None:
-        self.rules, self.backend = rules, backend
+        self.rules = rules
         self.num_heads, self.head_size, self.scale = num_heads, head_size, float(scale)
         self.num_kv_heads, self.kv_cache_dtype = num_kv_heads, kv_cache_dtype
 
@@ -134,9 +132,8 @@ class HSAImpl(AttentionImpl[HSAMetadata]):
             held = rows.index_select(0, group.places.view(-1)).view(*group.places.shape, 2 * size)
             batch, queries = group.places.shape[0], group.queries_each
             asked = query.index_select(0, group.queries).view(batch, queries, *query.shape[1:]).transpose(1, 2)
-            answer, _ = run_attention(
-                asked, held[..., :size], held[..., size:], group.plan, self.rules, self.backend, self.scale
-            )
+            keys, values = held[..., :size], held[..., size:]
+            answer, _ = run_attention(asked, keys, values, group.plan, self.rules, scale=self.scale)
             output.index_copy_(
                 0, group.queries, answer.transpose(1, 2).reshape(-1, *output.shape[1:]).to(output.dtype)
             )

@@ -83,7 +83,6 @@ def put_hsa_into(model: nn.Module, vllm_config: VllmConfig) -> None:
         layer.attn_backend, layer.backend = backend, AttentionBackendEnum.CUSTOM
         layer.impl = HSAImpl(
             rules[index],
-            config.backend,
             layer.num_heads,
             layer.head_size,
             layer.impl.scale,

@@ -44,6 +44,23 @@ def last_visible(
     return last
 
 
+def reach_of_new(rules: Sequence[LayerRules]) -> tuple[int, ...]:
+    """Return, by type, for how many tokens a token that is generated now will be seen in any layer: `last_visible` of it.
+
+    Args:
+        rules: What holds in the layers.
+    """
+    reaches = []
+    for kind in range(3):
+        seen = [
+            min(UNLIMITED, layer.sliding_reach) if layer.turn_reach[kind] >= 0 else max(layer.window_reach[kind], 0)
+            for layer in rules
+        ]
+        limits = [layer.sliding_reach if layer.has_turns else UNLIMITED for layer in rules]
+        reaches.append(max((min(pair) for pair in zip(seen, limits)), default=0))
+    return tuple(reaches)
+
+
 def last_of_blocks(last: NDArray[np.int64], block_size: int) -> NDArray[np.int64]:
     """Return, for each full block of tokens, the last position that may see a key of it."""
     blocks = len(last) // block_size

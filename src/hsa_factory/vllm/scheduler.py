@@ -17,7 +17,7 @@ from .tokens import TokenTypes
 from .types import InvalidTypes, types_of
 
 
-logger = init_logger(f"vllm.{__name__}")  # vLLM shows what is said below its own name
+logger = init_logger(f"vllm.{__name__}")  # under the name of the logger that vLLM lets print
 
 
 class HSAScheduler(Scheduler):
@@ -79,7 +79,8 @@ class HSAScheduler(Scheduler):
         """Plan a step. What was refused ends with it, and so does a request that has outgrown the whole cache."""
         refused = [self.requests[key] for key in self._refused if key in self.requests]
         self._refused.clear()
-        self.waiting.remove_requests(refused)
+        if refused:
+            self.waiting.remove_requests(refused)
         output = super().schedule(*args, **kwargs)
         if not output.num_scheduled_tokens and not self.running and self.waiting:
             first = self.waiting.peek_request()

@@ -66,7 +66,9 @@ class TaggerMaker:
         if self.config.rules is not None and self._tokenizer is None:
             model_config = self._model_config
             self._tokenizer = AutoTokenizer.from_pretrained(
-                model_config.tokenizer, revision=model_config.tokenizer_revision
+                model_config.tokenizer,
+                revision=model_config.tokenizer_revision,
+                trust_remote_code=model_config.trust_remote_code,
             )
         try:
             return make_tagger(self.config, self._tokenizer, prompt.roles)

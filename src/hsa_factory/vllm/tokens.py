@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..attention.layer_rules import LayerRules
 from ..models.cache.tagger import ConstantTagger, Tagger
-from .reach import last_visible
+from .reach import last_visible, reach_of_new
 from .types import PromptTypes
 
 
@@ -52,6 +52,7 @@ class TokenTypes:
         self._types = _Growing(prompt.types)
         self._turns = None if prompt.turns is None else _Growing(prompt.turns)
         self._last = _Growing(last_visible(prompt.types, prompt.turns, self.rules))
+        self._reach = reach_of_new(self.rules)
         self.events: list[Retyped] = []
         self.held_from = self._length
 
@@ -101,7 +102,7 @@ class TokenTypes:
         if self._turns is not None:
             self._turns.append(self._turns.values[-1] if at else 0)
         self._length = self.held_from = at + 1
-        self._last.append(last_visible(self.types, self.turns, self.rules, at)[0])
+        self._last.append(at + self._reach[kind])
         if isinstance(self.tagger, ConstantTagger):
             return
         for change in self.tagger.settled():
