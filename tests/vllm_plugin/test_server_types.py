@@ -189,19 +189,20 @@ def test_messages_in_anthropics_form_are_typed_by_rules_and_roles(server):
     assert status == 200 and answer["usage"]["output_tokens"] == 4
 
 
-def test_many_turns_read_only_what_is_new(server, model, tiny_tokenizer):
+def test_fifty_turns_read_only_what_is_new(server, model, tiny_tokenizer):
     messages, known = [TALK[0], {"role": "user", "content": "take the red apple"}], 0
-    for turn in range(12):
+    for turn in range(50):
         body = {"messages": messages, "max_tokens": 8, "temperature": 0, "return_token_ids": True, "ignore_eos": True}
         status, answer = server.post(CHAT, body)
         assert status == 200, answer
         ids, choice = answer["prompt_token_ids"], answer["choices"][0]
         details = answer["usage"].get("prompt_tokens_details") or {}
         assert (details.get("cached_tokens") or 0) >= known - 32
-        assert choice["token_ids"] == generate(model, ids, types_of(tiny_tokenizer, messages, ids), 8)
+        if turn % 7 == 0:
+            assert choice["token_ids"] == generate(model, ids, types_of(tiny_tokenizer, messages, ids), 8)
         known = len(ids)
         messages = [*messages, {"role": "assistant", "content": f"It opens {turn}."}]
-        messages.append({"role": "user", "content": f"the fridge opens {turn} " * 10, "semantic_type": "NOISE"})
+        messages.append({"role": "user", "content": f"the fridge opens {turn} " * 3, "semantic_type": "NOISE"})
 
 
 def test_gauges(server):
