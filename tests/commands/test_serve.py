@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -125,6 +127,11 @@ def test_what_is_missing_is_said(machine, checkpoint, capsys, tmp_path):
 def test_overrides_of_ones_own_take_a_serving_checkpoint(machine, checkpoint, capsys):
     said = refuse(machine, capsys, checkpoint, "--hf-overrides", "{}")
     assert "--export_for vllm" in said
+
+
+def test_the_versions_are_those_of_the_extra():
+    pyproject = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
+    assert pyproject["project"]["optional-dependencies"]["vllm"] == [f"vllm{serve.VLLM_RANGE}"]
 
 
 def test_help(capsys):
