@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import machine
+from measuring import CLOCK_HELP, CLOCKS, machine
 from results import ROOT, merge, of_one_setting, read
 
 
@@ -65,7 +65,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         *places, vocabulary = make_models(Path(directory), options.layers, options.hidden, longest, options.dtype)
         engines = {}
         for name, place, block_size in (("plain", places[0], 32), ("HSA", places[1], 16)):
-            engines[name] = Engine(place, block_size, options.pool, options.chunk, longest, options.dtype)
+            clock = CLOCKS[options.clock]
+            engines[name] = Engine(place, block_size, options.pool, options.chunk, longest, options.dtype, clock)
         for tokens in options.lengths:
             for users in options.users:
                 for kind in options.loads:
@@ -77,7 +78,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                             case = {"load": kind, "tokens": tokens, "users": users, "engine": name}
                             case |= {"layers": options.layers, "hidden": options.hidden, "pool_tokens": options.pool}
                             case |= {"dtype": options.dtype, **seen.record(), "threads": options.threads}
-                            records.append(case | {"clock": "wall", "machine": machine()})
+                            records.append(case | {"clock": options.clock, "machine": machine()})
                             print(json.dumps({name: records[-1][name] for name in ("engine", *KEYS[:3], *COLUMNS)}))
     return best_of(records)
 
@@ -151,6 +152,7 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=1024, help="tokens of a step (%(default)s)")
     parser.add_argument("--rounds", type=int, default=1, help="of which the fastest counts (%(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", default="wall", choices=CLOCKS, help=CLOCK_HELP)
     parser.add_argument("--plot", action="store_true", help="measure nothing, plot what was measured")
     parser.add_argument("--output", default=NAME, help="name in benchmarks/results (%(default)s)")
     options = parser.parse_args()

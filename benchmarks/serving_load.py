@@ -1,7 +1,6 @@
 """What `serve.py` asks of an engine, and what it sees of it: requests like those of agents, and vLLM's engine in this process."""
 
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, quantiles
@@ -117,9 +116,19 @@ class Engine:
         chunk: Tokens of a step.
         longest: Tokens of the longest request.
         dtype: Of weights and cache.
+        clock: Says what time it is; all of the engine runs in this process.
     """
 
-    def __init__(self, directory: Path, block_size: int, pool: int, chunk: int, longest: int, dtype: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        block_size: int,
+        pool: int,
+        chunk: int,
+        longest: int,
+        dtype: str,
+        clock: Callable[[], float],
+    ) -> None:
         from vllm import EngineArgs, LLMEngine
 
         options = EngineArgs(
@@ -134,7 +143,7 @@ class Engine:
             distributed_executor_backend="uni",
             disable_log_stats=True,
         )
-        self.block_size, self.longest = block_size, longest
+        self.block_size, self.longest, self.clock = block_size, longest, clock
         self.engine = LLMEngine.from_engine_args(options)
         self.scheduler = self.engine.engine_core.engine_core.scheduler
         self.has_hsa = self.scheduler.vllm_config.model_config.architecture.startswith("HSA")
@@ -144,17 +153,17 @@ class Engine:
         """Run a load, beginning with an empty prefix cache."""
         self.engine.reset_prefix_cache()
         seen, requests = Seen(), _Requests(self, load)
-        start = time.perf_counter()
+        start = self.clock()
         for user in range(len(load.users)):
             requests.ask(user)
         while self.engine.has_unfinished_requests():
             self._step(seen, requests)
-        seen.seconds = time.perf_counter() - start
+        seen.seconds = self.clock() - start
         return seen
 
     def _step(self, seen: Seen, requests: "_Requests") -> None:
         known = list(self.scheduler.running)
-        outputs, now = self.engine.step(), time.perf_counter()
+        outputs, now = self.engine.step(), self.clock()
         running = {request.request_id: request for request in [*known, *self.scheduler.running]}
         seen.running.append(len(running))
         pool = self.scheduler.kv_cache_manager.block_pool
@@ -194,7 +203,7 @@ class _Requests:
         ids, types = ids + new[0], types + new[1]
         self.history[user] = ids, types
         name = self.engine.add(ids, types, self.load.answer)
-        self.user_of[name], self.last[name], self.number[name] = user, time.perf_counter(), 0
+        self.user_of[name], self.last[name], self.number[name] = user, self.engine.clock(), 0
 
     def take(self, output: Any, now: float, seen: Seen) -> None:
         """Note what has come of a request; after its end the user goes on with what was answered."""

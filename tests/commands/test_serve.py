@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from hsa_factory import HSAConfig, cli
+from hsa_factory.commands import serve
 
 
 @pytest.fixture
