@@ -26,7 +26,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 NAME = "serve.csv"
-KEYS = ("load", "tokens", "users", "engine", "layers", "hidden", "pool_tokens", "dtype")
+KEYS = ("load", "tokens", "users", "engine", "layers", "hidden", "pool_tokens", "dtype", "answer")
 COLUMNS = {  # of the table, in its order
     "requests_at_once": "requests at once",
     "tokens_per_s": "tokens/s",
@@ -71,13 +71,19 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             for users in options.users:
                 for kind in options.loads:
                     torch.manual_seed(tokens + users)
-                    load = {"prompts": prompts, "turns": turns}[kind](tokens, users, vocabulary)
+                    answer = {} if options.answer is None else {"answer": options.answer}
+                    load = {"prompts": prompts, "turns": turns}[kind](tokens, users, vocabulary, **answer)
                     for name, engine in engines.items():
                         for _ in range(options.rounds):
                             seen = engine.run(load)
                             case = {"load": kind, "tokens": tokens, "users": users, "engine": name}
                             case |= {"layers": options.layers, "hidden": options.hidden, "pool_tokens": options.pool}
-                            case |= {"dtype": options.dtype, **seen.record(), "threads": options.threads}
+                            case |= {
+                                "dtype": options.dtype,
+                                "answer": load.answer,
+                                **seen.record(),
+                                "threads": options.threads,
+                            }
                             records.append(case | {"clock": options.clock, "machine": machine()})
                             print(json.dumps({name: records[-1][name] for name in ("engine", *KEYS[:3], *COLUMNS)}))
     return best_of(records)
@@ -149,6 +155,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--pool", type=int, default=40960, help="tokens that the KV cache holds (%(default)s)")
+    parser.add_argument("--answer", type=int, help="tokens of an answer (64 to a prompt, 16 in a conversation)")
     parser.add_argument("--chunk", type=int, default=1024, help="tokens of a step (%(default)s)")
     parser.add_argument("--rounds", type=int, default=1, help="of which the fastest counts (%(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -22,7 +22,7 @@ class Load:
         name: `prompts`: one long prompt a user; `turns`: conversations.
         tokens: Of the last prompt of each user, about.
         users: Each a list of turns: token ids and types that are new in it.
-        answer: Tokens generated in a turn.
+        answer: Tokens generated in a turn; vLLM is told to go on to the last.
     """
 
     name: str
@@ -91,19 +91,19 @@ def _joined(messages: list[Message]) -> tuple[list[int], list[int]]:
     return ids, [int(message.kind) for message in messages for _ in range(len(message.ids))]
 
 
-def prompts(tokens: int, users: int, vocabulary: int) -> Load:
+def prompts(tokens: int, users: int, vocabulary: int, answer: int = ANSWER) -> Load:
     """Make a long prompt for each user: a trajectory up to its last observation."""
     made = [[_joined(_trajectory(tokens, vocabulary)[:-1])] for _ in range(users)]
-    return Load("prompts", tokens, made, ANSWER)
+    return Load("prompts", tokens, made, answer)
 
 
-def turns(tokens: int, users: int, vocabulary: int) -> Load:
+def turns(tokens: int, users: int, vocabulary: int, answer: int = REPLY) -> Load:
     """Make a conversation for each user: in the first turn system prompt and task, then an observation each."""
     made = []
     for _ in range(users):
         messages = _trajectory(tokens, vocabulary)
         made.append([_joined(messages[:2]), *(_joined([message]) for message in messages[2:] if not message.is_reply)])
-    return Load("turns", tokens, made, REPLY)
+    return Load("turns", tokens, made, answer)
 
 
 class Engine:
