@@ -7,6 +7,7 @@ from serving_checkpoints import save_checkpoint
 from vllm.engine.arg_utils import EngineArgs
 
 from hsa_factory import HSAConfig
+from hsa_factory.vllm import at_start
 from hsa_factory.vllm.at_start import LISTENER, SCHEDULER, describe
 from hsa_factory.vllm.plugin import register
 
@@ -25,12 +26,14 @@ def start(tmp_path_factory, tiny_tokenizer):
 
 
 def test_fitting_options(start, monkeypatch):
+    start()  # the first time, vLLM sets its loggers up
     lines = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())
-    monkeypatch.setattr(logging.getLogger("vllm"), "handlers", [handler])  # what vLLM prints
-    monkeypatch.setattr(logging.getLogger("vllm"), "level", logging.INFO)
-    logging.getLogger("vllm").manager._clear_cache()
+    monkeypatch.setattr(at_start.logger, "handlers", [handler])
+    monkeypatch.setattr(at_start.logger, "level", logging.INFO)
+    at_start.logger.manager._clear_cache()
+    assert at_start.logger.name.startswith("vllm.")  # the rest vLLM does not print
     register()  # as often as it likes
     config = start()
     assert [line for line in lines if line.startswith("HSA is on (")]
