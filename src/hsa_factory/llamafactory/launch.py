@@ -26,6 +26,7 @@ from .options import NO_RAY, check_trainer
 from .plain_run import PlainRunCallback
 from .saved_files import check_models, with_whole_checkpoint
 from .seams import installed
+from .serving_export import EXPORT_FOR, exported_for
 from .under_way import BeginningCallback, first_answer_begins
 
 
@@ -92,9 +93,11 @@ def pass_on(command: str, arguments: Sequence[str]) -> None:
     check_models(starting_points(training_file.args))
     if hsa is not None or training_file.hsa is not None:
         hsa = training_file.asked_for
-    with tempfile.TemporaryDirectory() as directory:
+    args = dict(training_file.args)
+    engine = args.pop(EXPORT_FOR, None) if command == "export" else None
+    with exported_for(engine, args, hsa), tempfile.TemporaryDirectory() as directory:
         plain = Path(directory) / "arguments.yaml"
-        plain.write_text(yaml.safe_dump(training_file.args, allow_unicode=True), encoding="utf-8")
+        plain.write_text(yaml.safe_dump(args, allow_unicode=True), encoding="utf-8")
         _launch(command, [str(plain)], hsa, training_file.feedback)
 
 
