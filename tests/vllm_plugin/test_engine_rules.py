@@ -68,11 +68,11 @@ def test_late_types_outlive_preemption_and_a_next_turn(serve, rng, preempted):
     served = serve(
         config=HSAConfig(rules=AT_CLOSING, noise_window=5), num_gpu_blocks_override=30, max_num_batched_tokens=64
     )
-    requests = [random_request(rng, int(length)) for length in rng.integers(100, 160, 6)]
+    requests = [random_request(rng, int(length)) for length in rng.integers(60, 160, 10)]
     seen = preempted(served.scheduler)
     got, expected = answers_of_tags(served, requests, 120, FEW)
-    assert got == expected and seen and served.scheduler.counts.freed > 100
-    assert sum(bool(typed(served, *pair).events) for pair in zip(requests, got)) > 3
+    assert got == expected and seen and served.scheduler.counts.freed > 20
+    assert sum(bool(typed(served, *pair).events) for pair in zip(requests, got)) > 1
     turns = []
     for (ids, types), answer in zip(requests, got):
         known = typed(served, (ids, types), answer).types.tolist()
@@ -103,7 +103,7 @@ def test_turns(serve, rng, rules):
     (answer,) = served.answers([turn], 20)
     assert [list(answer.outputs[0].token_ids)] == served.expected([turn], 20)
     assert answer.num_cached_tokens > 1400
-    assert served.scheduler.counts.freed > 100
+    assert served.scheduler.counts.freed > 20
 
 
 @pytest.mark.parametrize(
