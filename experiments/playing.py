@@ -99,7 +99,8 @@ class Seat:
 
     def begin(self, game: Game, play: Play) -> None:
         """Begin a game."""
-        self.game, self.play, self.step = game, play, None
+        self.game, self.play = game, play
+        self.step: Step | None = None
         self.observations = [self.environment.reset(game, play.step_limit)]
         self.actions: list[str] = []
         self.mistakes: list[int] = []
@@ -179,6 +180,7 @@ class Table:
             going = []
             for seat in busy:
                 reply = replies[seat.row]
+                assert reply is not None, "a seat that plays has a row that answers"
                 self._type_reply(seat, len(reply.ids))
                 if seat.take(str(reply).strip()).done:
                     played[seat.game] = self._finish(seat)

@@ -94,8 +94,8 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
     def training(given: Mapping[str, Any]) -> Training:
         return Training(**{**given, "phases": tuple(Phase(**phase) for phase in given["phases"])})
 
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    trainings = {name: training(values[name]) for name in ("training", "further", "preference")}
+    plain: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in values.items()}
+    trainings: dict[str, Any] = {name: training(values[name]) for name in ("training", "further", "preference")}
     return Settings(**{**plain, **trainings})
 
 
