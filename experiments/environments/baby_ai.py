@@ -54,6 +54,21 @@ def baby_ai_games(
     ]
 
 
+def check_minigrid() -> None:
+    """Look whether BabyAI can be started; it registers its levels.
+
+    Raises:
+        UserError: If the package minigrid is missing.
+    """
+    try:
+        import gymnasium  # noqa: F401
+        import minigrid  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"BabyAI needs the package minigrid ({error}): pip install 'hsa-factory[experiment]'."
+        ) from None
+
+
 class BabyAI:
     """One game at a time; see `Environment`.
 
@@ -85,13 +100,9 @@ class BabyAI:
 
     def _open(self, level: str) -> Any:
         if level not in self._worlds:
-            try:
-                import gymnasium
-                import minigrid  # noqa: F401  it registers its levels
-            except ImportError as error:
-                raise UserError(
-                    f"BabyAI needs the package minigrid ({error}): pip install 'hsa-factory[experiment]'."
-                ) from None
+            check_minigrid()
+            import gymnasium
+
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self._worlds[level] = gymnasium.make(f"BabyAI-{level}-v0", disable_env_checker=True).unwrapped
