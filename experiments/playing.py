@@ -141,7 +141,8 @@ class Seat:
         """Return the conversation with its last observations only, as one text."""
         shown = [CUT] * (len(self.observations) - keep_last) + self.observations[-keep_last:]
         turns = [f"{text}{ACT}{action}{END}" for text, action in zip(shown, self.actions, strict=False)]
-        return "".join([self.environment.task, *turns, shown[-1], ACT])
+        # a task may end without a mark, and would run into the first word of what follows
+        return "".join([f"{self.environment.task}\n", *turns, shown[-1], ACT])
 
     def finished(self, tokens: int, held: float, peak: int) -> PlayedGame:
         """Return what has come of the game."""

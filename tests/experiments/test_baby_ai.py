@@ -87,6 +87,24 @@ def test_key_events_are_told_and_typed(baby_ai, episodes):
     assert {kind for token, kind in by_token if token in ("turn left", "turn right", "move forward")} == {2}
 
 
+def test_a_text_of_the_last_observations_is_that_of_training(baby_ai, episodes):
+    from experiments.playing import Play, Seat
+    from experiments.systems import keep_last
+    from experiments.vocabulary import ACT, END
+
+    texts, things = survey(baby_ai, games_of("babyai", "train", 6), steps=40)
+    tokenizer = build_tokenizer([*texts, "."], things, often=20, extra_texts=baby_ai.possible_mistakes())
+    seat = Seat(0, baby_ai)
+    seat.begin(episodes[0].game, Play("babyai", LIMIT))
+    for action in episodes[0].actions[:6]:
+        seat.take(action)
+    messages, ids = keep_last(to_messages(episodes[0])[: 2 + 2 * 6], 4), []
+    for message in messages:
+        end = {"system": "", "user": ACT, "assistant": END}[message["role"]]
+        ids += tokenizer(message["content"] + end)["input_ids"]
+    assert tokenizer(seat.text(4))["input_ids"] == ids
+
+
 def test_mistakes_are_said(baby_ai):
     baby_ai.reset(games_of("babyai", "dev", 1)[0])
     step = baby_ai.step("jump")
