@@ -19,6 +19,7 @@ from .stages import Stage, failures_of, note_failure
 
 
 POLL = 0.2  # seconds
+PATIENCE = 10  # seconds
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # so small matrices gain nothing from more
     "CUDA_VISIBLE_DEVICES": "",
@@ -140,7 +141,11 @@ class Runner:
         for _, process in self._running.values():
             process.terminate()
         for _, process in self._running.values():
-            process.wait()
+            try:
+                process.wait(timeout=PATIENCE)
+            except subprocess.TimeoutExpired:  # a process that is stopped does not hear
+                process.kill()
+                process.wait()
 
 
 def _environment() -> dict[str, str]:
