@@ -88,7 +88,7 @@ $(WITH_EXPERIMENT): $(INSTALLED)
 	@touch $@
 
 experiment: $(WITH_EXPERIMENT)
-	$(BIN)/python -m experiments --quick --jobs $(WORKERS)
+	$(BIN)/python -m experiments --quick
 
 test-experiment: $(WITH_EXPERIMENT)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/experiments

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from hsa_factory.user_errors import UserError
 
-from .settings import FORMS
+from .environments import ENVIRONMENTS, check_environment
+from .forms import settings_of
 
 
 DESCRIPTION = """\
@@ -18,13 +19,7 @@ games that they have not seen, and writes tables and plots.
 Each part is a folder under OUT/stages. What is finished is not done again, with the same settings; a run that was killed
 goes on where it was. Parts that failed are tried again; why they failed stands in their log.txt.
 """
-
-LONG = """\
-there is no long form yet. Counted in words and marks, an episode of CookingWorld with 5 rooms, no doors and up to 3 ingredients
-has 650 in the mean, with 11 rooms and doors 1,250 (a tenth of them over 2,100): counted on 40 games of players who win. It would
-need a vocabulary of single words, rows of 4,096 tokens and many more of them; how many, nobody has measured. --quick and the
-full form run on two cores.\
-"""
+CANNOT_BEGIN, STOPPED = 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,41 +29,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Of the command line; None: those of the process.
 
     Returns:
-        0 if all is done, 1 if a part has failed, 2 if it could not begin.
+        0 if all is done, 1 if a part has failed, 2 if it could not begin or go on, 130 if it was stopped.
     """
     given = _parser().parse_args(arguments)
-    if given.long:
-        print(f"experiments: {LONG}", file=sys.stderr)
-        return 2
-    from .display import progress_of
-    from .plan import Plan
-    from .runner import Runner
+    try:
+        return _run(given)
+    except UserError as error:
+        print(f"experiments: {error}", file=sys.stderr)
+    except OSError as error:  # a full disk, a folder that is a file or must not be written
+        print(f"experiments: {error}; once that is mended, the same command goes on.", file=sys.stderr)
+    except ImportError as error:
+        print(f"experiments: {error}: pip install 'hsa-factory[experiment]'", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("experiments: stopped; the same command goes on.", file=sys.stderr)
+        return STOPPED
+    return CANNOT_BEGIN
 
-    plan = Plan(FORMS["quick" if given.quick else "full"])
+
+def _run(given: argparse.Namespace) -> int:
+    settings = settings_of(given.form, given.environment)
+    out = given.out or Path("evidence" if settings.name in ("full", "quick") else f"evidence-{settings.name}")
+    from .plan import Plan
+
+    plan = Plan(settings)
     if given.list:
         for stage in plan.stages:
-            print(f"{'done   ' if stage.is_done(given.out) else '       '} {stage.name}")
+            print(f"{'done   ' if stage.is_done(out) else '       '} {stage.name}")
         return 0
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the processes of stages end, too
     from .report import write_report
 
     if given.report:
-        print(*write_report(plan, given.out), sep="\n")
+        if not any(stage.is_done(out) for stage in plan.stages):
+            raise UserError(f"nothing of this form is finished in {out}: run it first, or name another --out.")
+        print(*write_report(plan, out), sep="\n")
         return 0
-    try:
-        with progress_of(plan) as watch:
-            outcome = Runner(plan, given.out, given.jobs, watch).run()
-    except UserError as error:
-        print(f"experiments: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("experiments: stopped; the same command goes on.", file=sys.stderr)
-        return 130
-    print(*write_report(plan, given.out), sep="\n")
+    from .display import progress_of
+    from .runner import Runner
+
+    check_environment(settings.environment)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the processes of stages end, too
+    with progress_of(plan) as watch:
+        outcome = Runner(plan, out, given.jobs or _jobs(given.form), watch).run()
+    print(*write_report(plan, out), sep="\n")
     for name in outcome.failed:
-        log = plan.named(name).folder(given.out) / "log.txt"
+        log = plan.named(name).folder(out) / "log.txt"
         print(f"experiments: {name} has failed, see {log}", file=sys.stderr)
+    if outcome.skipped:
+        print(f"experiments: {len(outcome.skipped)} parts need these, and were left out.", file=sys.stderr)
     return 1 if outcome.failed else 0
+
+
+def _jobs(form: str) -> int:
+    """Return how many parts at once: the three trainings of the quick form share two cores to the end."""
+    return 3 if form == "quick" else 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,24 +89,41 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m experiments", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--quick", action="store_true", help="one seed, three systems, fewer games: about ten minutes")
     form.add_argument(
-        "--long", action="store_true", help="longer episodes, every word a token: says what it would need"
+        "--quick",
+        dest="form",
+        action="store_const",
+        const="quick",
+        default="full",
+        help="one seed, three systems, fewer games: about ten minutes on two cores",
+    )
+    form.add_argument(
+        "--long",
+        dest="form",
+        action="store_const",
+        const="long",
+        help="11 rooms with doors, every word a token, about 1,600 tokens an episode: days on two cores",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("evidence"), help="folder of the results (default: %(default)s)"
+        "--environment",
+        type=lambda name: name.replace("_", "").lower(),
+        choices=sorted(ENVIRONMENTS),
+        default="cooking",
+        help="what is played (default: %(default)s)",
     )
-    parser.add_argument("--jobs", type=_positive, default=2, help="parts at once, a core each (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the results (default: evidence, or evidence-FORM for other forms)"
+    )
+    parser.add_argument("--jobs", type=_positive, help="parts at once, a thread each (default: 2; --quick: 3)")
     parser.add_argument("--list", action="store_true", help="show the parts and which are done, and do nothing")
     parser.add_argument("--report", action="store_true", help="write the tables of what is finished, and run nothing")
     return parser
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("a whole number ≥ 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number ≥ 1, not {text!r}")
+    return int(text)
 
 
 if __name__ == "__main__":

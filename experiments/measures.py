@@ -88,7 +88,8 @@ def returning_moves(messages: Sequence[Message], row: Encoded) -> set[int]:
     left: dict[str, int] = {}  # where the last action in each room ends
     found, here = set(), None
     for number, (start, stop) in enumerate(row.actions):
-        here = rooms[number][1] if rooms[number] else here
+        now = rooms[number]
+        here = now[1] if now else here
         if here is not None:
             left[here] = stop
         after = rooms[number + 1] if number + 1 < len(rooms) else None

@@ -41,7 +41,8 @@ class Plan:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.environment = settings.environment
-        self.vocabulary = self._stage("vocabulary", self._make_vocabulary, games=settings.survey_games)
+        kind = {"words": True} if settings.words else {}
+        self.vocabulary = self._stage("vocabulary", self._make_vocabulary, games=settings.survey_games, **kind)
         played_well = {"teacher": settings.teacher, "limit": settings.step_limit}
         self.gold = self._stage("gold", self._make_gold, self.vocabulary, games=settings.gold_games, **played_well)
         self.dev_gold = self._stage(
@@ -74,7 +75,7 @@ class Plan:
     def _make_vocabulary(self, folder: Path, needs: Mapping[str, Path]) -> Result:
         (environment,) = open_environments(self.environment)
         games = self.games("train", self.settings.survey_games)
-        tokenizer = tokenizer_of(environment, games, extra_texts=[PROBES])
+        tokenizer = tokenizer_of(environment, games, extra_texts=[PROBES], words=self.settings.words)
         save_tokenizer(tokenizer, folder / "tokenizer")
         return {"tokens": len(tokenizer)}
 

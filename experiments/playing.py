@@ -99,7 +99,8 @@ class Seat:
 
     def begin(self, game: Game, play: Play) -> None:
         """Begin a game."""
-        self.game, self.play, self.step = game, play, None
+        self.game, self.play = game, play
+        self.step: Step | None = None
         self.observations = [self.environment.reset(game, play.step_limit)]
         self.actions: list[str] = []
         self.mistakes: list[int] = []
@@ -140,7 +141,8 @@ class Seat:
         """Return the conversation with its last observations only, as one text."""
         shown = [CUT] * (len(self.observations) - keep_last) + self.observations[-keep_last:]
         turns = [f"{text}{ACT}{action}{END}" for text, action in zip(shown, self.actions, strict=False)]
-        return "".join([self.environment.task, *turns, shown[-1], ACT])
+        # a task may end without a mark, and would run into the first word of what follows
+        return "".join([f"{self.environment.task}\n", *turns, shown[-1], ACT])
 
     def finished(self, tokens: int, held: float, peak: int) -> PlayedGame:
         """Return what has come of the game."""
@@ -179,6 +181,7 @@ class Table:
             going = []
             for seat in busy:
                 reply = replies[seat.row]
+                assert reply is not None, "a seat that plays has a row that answers"
                 self._type_reply(seat, len(reply.ids))
                 if seat.take(str(reply).strip()).done:
                     played[seat.game] = self._finish(seat)

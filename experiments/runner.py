@@ -15,10 +15,11 @@ from hsa_factory.user_errors import UserError
 from hsa_factory.whole_files import write_whole
 
 from .plan import Plan
-from .stages import Stage, note_failure
+from .stages import Stage, failures_of, note_failure
 
 
 POLL = 0.2  # seconds
+PATIENCE = 10  # seconds
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # so small matrices gain nothing from more
     "CUDA_VISIBLE_DEVICES": "",
@@ -63,6 +64,7 @@ class Runner:
         self.watch = watch or (lambda outcome, running: None)
         self.outcome = Outcome()
         self._running: dict[str, tuple[Stage, subprocess.Popen[bytes]]] = {}
+        self._failed_before: dict[str, int] = {}
 
     def run(self) -> Outcome:
         """Run until nothing is left to do.
@@ -117,8 +119,9 @@ class Runner:
     def _start(self, stage: Stage, settings: Path) -> None:
         folder = stage.folder(self.out)
         folder.mkdir(parents=True, exist_ok=True)
+        self._failed_before[stage.name] = failures_of(stage, self.out)
         command = [sys.executable, "-m", "experiments.worker", str(self.out), str(settings), stage.name]
-        with (folder / "log.txt").open("wb") as log:
+        with (folder / "log.txt").open("ab") as log:
             process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, cwd=Path(__file__).parents[1], env=_environment()
             )
@@ -130,14 +133,19 @@ class Runner:
                 del self._running[name]
                 done = stage.is_done(self.out)
                 if not done:
-                    note_failure(stage, self.out, f"its process ended with {process.returncode}, see log.txt")
+                    error = f"its process ended with {process.returncode}, see log.txt"
+                    note_failure(stage, self.out, error, self._failed_before.get(name, 0))
                 (self.outcome.done if done else self.outcome.failed).append(name)
 
     def _stop_all(self) -> None:
         for _, process in self._running.values():
             process.terminate()
         for _, process in self._running.values():
-            process.wait()
+            try:
+                process.wait(timeout=PATIENCE)
+            except subprocess.TimeoutExpired:  # a process that is stopped does not hear
+                process.kill()
+                process.wait()
 
 
 def _environment() -> dict[str, str]:

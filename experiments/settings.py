@@ -47,6 +47,7 @@ class Settings:
         name: Of the form.
         environment: A name of ``experiments.environments.ENVIRONMENTS``.
         options: Of the games, besides what the environment's own say.
+        words: Whether each word and mark is a token, instead of things and frequent phrases.
         seeds: Of training: weights, order of the data, play that is sampled.
         systems: Names, in the order in which they run.
         gold_games: Of the train fold, played well.
@@ -67,6 +68,7 @@ class Settings:
     name: str = "full"
     environment: str = "cooking"
     options: Mapping[str, Any] = field(default_factory=lambda: {"rooms": 5, "doors": False, "distractors": 10})
+    words: bool = False
     seeds: tuple[int, ...] = (0, 1, 2)
     systems: tuple[str, ...] = tuple(system.name for system in SYSTEMS)
     gold_games: int = 9000
@@ -94,8 +96,8 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
     def training(given: Mapping[str, Any]) -> Training:
         return Training(**{**given, "phases": tuple(Phase(**phase) for phase in given["phases"])})
 
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    trainings = {name: training(values[name]) for name in ("training", "further", "preference")}
+    plain: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in values.items()}
+    trainings: dict[str, Any] = {name: training(values[name]) for name in ("training", "further", "preference")}
     return Settings(**{**plain, **trainings})
 
 

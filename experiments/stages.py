@@ -72,8 +72,8 @@ class Stage:
 def run_stage(stage: Stage, out: Path) -> Result:
     """Do a stage's work in this process, unless it is finished, and return its result.
 
-    What a killed run has left in the folder is removed first; a process that is at work on it is waited for. The file that says that it is finished is written last, and
-    as a whole.
+    What a killed run has left in the folder is removed first; a process that is at work on it is waited for. The file that
+    says that it is finished is written last, and as a whole.
 
     Raises:
         ValueError: If something that it needs is not finished.
@@ -87,7 +87,7 @@ def run_stage(stage: Stage, out: Path) -> Result:
         done = stage.result(out)
         if done is not None:
             return done
-        failures = (_read(folder / FAILED) or {}).get("failures", 0)
+        failures = failures_of(stage, out)
         _clear(folder)
         return _work(stage, folder, {need.name: need.folder(out) for need in stage.needs}, failures)
 
@@ -113,14 +113,27 @@ def _work(stage: Stage, folder: Path, needs: Mapping[str, Path], failures: int) 
         "result": result,
     }
     write_whole(folder / DONE, json.dumps(record, indent=1, default=str))
+    (folder / FAILED).unlink(missing_ok=True)
     return result
 
 
-def note_failure(stage: Stage, out: Path, error: str) -> None:
-    """Record that a stage has failed, unless it has said so itself: a process that was killed cannot."""
-    file = stage.folder(out) / FAILED
-    if not file.is_file():
-        write_whole(file, json.dumps({"key": stage.key, "error": error, "failures": 1}, indent=1))
+def failures_of(stage: Stage, out: Path) -> int:
+    """Return how often a stage that is not finished has failed so far."""
+    return int((_read(stage.folder(out) / FAILED) or {}).get("failures", 0))
+
+
+def note_failure(stage: Stage, out: Path, error: str, before: int = 0) -> None:
+    """Record that a stage has failed, unless it has said so itself: a process that was killed cannot.
+
+    Args:
+        stage: Which.
+        out: Folder of the results.
+        error: What is known of it.
+        before: How often it had failed before this time.
+    """
+    if failures_of(stage, out) <= before:
+        content = {"key": stage.key, "error": error, "failures": before + 1}
+        write_whole(stage.folder(out) / FAILED, json.dumps(content, indent=1))
 
 
 def cpu_seconds() -> float:
@@ -157,7 +170,7 @@ def git_revision() -> str:
 
 def _clear(folder: Path) -> None:
     for path in folder.iterdir():
-        if path.name != "log.txt":  # which this process may be writing
+        if path.name not in ("log.txt", FAILED):  # which this process may be writing; which counts
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

