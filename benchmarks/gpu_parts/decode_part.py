@@ -77,7 +77,9 @@ def _measure(
     finally:
         switch(network, PLAIN)
     speed = 1 / statistics.median(rounds[1:])
-    plain = rows.find(model=model, tokens=tokens, variant=PLAIN)
+    plain = (
+        None if variant == PLAIN else rows.find(model=model, tokens=tokens, variant=PLAIN)
+    )  # itself, measured before
     of_plain = {} if plain is None else {"of_plain": round(speed / float(plain["tokens_per_second"]), 3)}
     if plain is not None:
         of_plain["cache_of_plain"] = round(size / float(plain["cache_mib"]), 4)

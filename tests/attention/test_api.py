@@ -157,3 +157,21 @@ def test_flex_is_not_taken_without_torchs_compiler(switch, monkeypatch):
         if switch is not None:
             monkeypatch.setenv(switch, "1")
         assert "TORCHDYNAMO_DISABLE" in api.flex_obstacle(query)
+
+
+@pytest.mark.parametrize(
+    ("length", "dtype", "backend"),
+    [
+        (4095, torch.bfloat16, "dense"),
+        (4096, torch.bfloat16, "flex"),
+        (8191, torch.float64, "dense"),
+        (8192, torch.float64, "blockwise"),
+    ],
+)
+def test_what_auto_takes_on_cuda(length, dtype, backend, monkeypatch):
+    monkeypatch.setattr(api, "has_triton", lambda: True)
+    monkeypatch.setattr(api, "_compiler_is_off", lambda: False)
+    device = torch.device("cuda")
+    query = SimpleNamespace(device=device, dtype=dtype, shape=(1, 1, length, 64))
+    plan = SimpleNamespace(device=device, query_length=length, is_causal=lambda rules: False)
+    assert api.choose_backend(query, plan, None)[0] == backend

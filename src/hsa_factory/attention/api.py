@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 NEEDS_CUDA = ("flex",)
 COMPILER_SWITCHES = ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE")  # environment variables that switch torch's off
 BLOCKWISE_FROM = 1024  # tokens: measured on CPU, forward and backward (benchmarks/attention.py)
-FLEX_FROM = 2048  # tokens: an estimate
+FLEX_FROM = 4096  # tokens: measured on an H200, forward and backward (docs/benchmarks.md, "On a GPU")
 FADED = 20.0  # logits: what loses as much has a probability of nothing
 _logged: set[object] = set()
 
@@ -188,7 +188,7 @@ def choose_backend(
         if flex_obstacle(query) is None:
             fast, shortest = "flex", FLEX_FROM
         else:
-            shortest = 4 * FLEX_FROM
+            shortest = 2 * FLEX_FROM
     if plan.query_length < shortest:
         return "dense", f"rows shorter than {shortest} tokens"
     if plan.is_causal(rules):

@@ -257,6 +257,7 @@ class TestKernelOptions:
         options = self.options()
         assert options == self.options(dtype=torch.float16) == self.options(length=flex.BLOCK)
         assert flex.BLOCK % options["fwd_BLOCK_M"] == flex.BLOCK % options["fwd_BLOCK_N"] == 0
+        assert options["bwd_num_stages"] == 2
 
     @pytest.mark.parametrize(
         "other", [{"size": 128}, {"size": 32}, {"dtype": torch.float32}, {"length": 1}, {"device": "cpu"}], ids=str

@@ -112,14 +112,15 @@ def _kernel_options(query: torch.Tensor) -> dict[str, int] | None:
     For half precision and heads of 64, torch takes tiles of 128 × 128 in four warps on Hopper and Blackwell: with the slopes and
     places of this score function a thread needs more than the 255 registers there are (sm_90, ptxas 12.8: 1,068 bytes are
     stored to memory and its matrix products wait for each other), on Ampere a little more. What is taken here needs 232 on
-    sm_90, and nothing goes to memory on either.
+    sm_90, and nothing goes to memory on either. In the backward, loading two steps ahead instead of three takes about a
+    tenth off forward and backward on an H200.
     """
     is_half = query.dtype in (torch.bfloat16, torch.float16)
     if query.device.type != "cuda" or torch.version.hip is not None or not is_half or query.shape[-1] != 64:
         return None
     if query.shape[2] < BLOCK:  # another kernel, for decoding
         return None
-    return {"fwd_BLOCK_M": 128, "fwd_BLOCK_N": 64, "fwd_num_warps": 8}
+    return {"fwd_BLOCK_M": 128, "fwd_BLOCK_N": 64, "fwd_num_warps": 8, "bwd_num_stages": 2}
 
 
 @cache
