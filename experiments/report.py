@@ -25,6 +25,8 @@ def write_report(plan: Plan, out: Path) -> list[Path]:
         "seeds": list(plan.settings.seeds),
         "parts": len(plan.stages),
         "finished": len(records),
+        "folds": "test: reported, each part played once; dev: every choice; train: all training",
+        "failed": sum(stage.failure(out) is not None for stage in plan.stages),
         "failures before they succeeded": sum(record["failures"] for record in records),
         "git revisions": sorted({record["git"] for record in records}),
         "CPU seconds": round(sum(record["cpu_seconds"] for record in records)),
