@@ -100,6 +100,8 @@ def about_markdown(results: Path) -> str:
         f"- {about['finished']} of {about['parts']} parts are finished; {len(failed)} failed and are not in the tables; "
         f"{about['failures before they succeeded']} failures before a success.",
         f"- Git revisions of the code that ran: {', '.join(about['git revisions'])}. {about['CPU seconds']:,} CPU seconds in all.",
+        f"- Trainings by device (one that was stopped may stand at two): "
+        f"{', '.join(f'{name} {count}' for name, count in about['trained on'].items())}.",
         f"- {versions}.",
     ]
     return "\n".join([*lines, *(f"- {row['part']}: {row['error']}" for row in failed)])
