@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,7 +110,7 @@ class Further:
 
         own = self._stage("own", system, play, base, games=count, first=self.settings.gold_games, temperature=1.0)
         data = self._stage("own_data", system, lambda f, needs: self._make_data(f, needs[own.name]), own)
-        self._play_stages(system, base, "before")
+        self._play_stages(system, base, "before", kinds=("told",))  # alone it has played in stage 1
         for variant in VARIANTS:
             self._add_variant(system, base, data, variant)
 
@@ -126,8 +126,11 @@ class Further:
         trained = self._stage(name, system, work, base, data, self.plan.gold, variant=kept, training=asdict(training))
         self._play_stages(system, trained, variant.name)
 
-    def _play_stages(self, system: System, trained: Stage, name: str) -> None:
-        for kind, messages in (("alone", 0), ("told", self.settings.feedback_messages)):
+    def _play_stages(
+        self, system: System, trained: Stage, name: str, kinds: Collection[str] = ("alone", "told")
+    ) -> None:
+        for kind in kinds:
+            messages = self.settings.feedback_messages if kind == "told" else 0
 
             def work(folder: Path, needs: Mapping[str, Path], messages: int = messages) -> Result:
                 how = Play(self.plan.environment, self.settings.step_limit, feedback=messages)

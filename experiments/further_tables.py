@@ -14,6 +14,7 @@ from .table import Table
 
 KINDS = {"alone": "alone", "told": "told of mistakes"}
 BEFORE = ("before", "stage 1, no further training")
+STAGE_1 = {("alone", "before"): "play/test"}
 COLUMNS = (
     "system",
     "further training",
@@ -50,7 +51,7 @@ def further_table(plan: Plan, out: Path) -> Table:
     for name in plan.settings.bases if plan.settings.own_games else ():
         for variant, title in (BEFORE, *((one.name, one.title) for one in VARIANTS)):
             for kind, shown in KINDS.items():
-                done = _finished(plan, out, f"{kind}_{variant}/{name}")
+                done = _finished(plan, out, STAGE_1.get((kind, variant), f"{kind}_{variant}") + f"/{name}")
                 games = _games(done, out)
                 if games:
                     control = _games(_finished(plan, out, f"{kind}_{CONTROL}/{name}"), out)
