@@ -48,9 +48,8 @@ def _decoding() -> Iterator[list[object]]:
     found = [row for row in _read("decode") if (row["model"], row["measured"]) == (MODEL, "decoding")]
     found = [row for row in found if row["memory_share"] == SHARE and row["variant"] in ("plain", "hsa")]
     for plain, hsa in _pairs([row for row in found if row["threads"] == THREADS]):
-        yield _row("cache of a 100M model, MiB", hsa, *(int(row["cache_bytes"]) / 2**20 for row in (plain, hsa)))
-        speeds = [1000 / float(row["tokens_per_second"]) for row in (plain, hsa)]
-        yield _row("decoding a token with a 100M model, ms", hsa, *speeds)
+        yield _row("cache of a 100M model, MiB", hsa, _mib(plain), _mib(hsa))
+        yield _row("decoding a token with a 100M model, ms", hsa, _token_ms(plain), _token_ms(hsa))
 
 
 def _pairs(rows: list[Row]) -> Iterator[tuple[Row, Row]]:
@@ -64,6 +63,14 @@ def _pairs(rows: list[Row]) -> Iterator[tuple[Row, Row]]:
 
 def _ms(seconds: str) -> float:
     return 1000 * float(seconds)
+
+
+def _mib(row: Row) -> float:
+    return int(row["cache_bytes"]) / 2**20
+
+
+def _token_ms(row: Row) -> float:
+    return 1000 / float(row["tokens_per_second"])
 
 
 def _row(what: str, row: Row, without: float, with_it: float, ratio: str | None = None) -> list[object]:
