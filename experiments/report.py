@@ -13,8 +13,8 @@ from .plots import write_plots
 from .tables import tables, write_tables
 
 
-ALONE: list[dict[str, str]] = [{"device": "CPU"}]
-"""The parts of a training that was never stopped: `imitation.train` asks for the CPU."""
+ALONE: list[dict[str, str]] = [{}]
+"""The parts of a training that was never stopped. One without ``device`` was on the CPU, for which training files ask."""
 
 
 def write_report(plan: Plan, out: Path) -> list[Path]:
@@ -48,7 +48,9 @@ def write_report(plan: Plan, out: Path) -> list[Path]:
 def _devices(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Return how many trainings each device has worked on: a part that was stopped can be taken up on another."""
     results = [record["result"] for record in records if "checkpoints" in record["result"]]
-    devices = Counter(kind for result in results for kind in {part["device"] for part in result.get("parts", ALONE)})
+    devices = Counter(
+        kind for result in results for kind in {part.get("device", "CPU") for part in result.get("parts", ALONE)}
+    )
     return dict(sorted(devices.items()))
 
 

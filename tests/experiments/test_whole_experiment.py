@@ -147,6 +147,13 @@ def test_further_training_stands_beside_its_control_and_the_page_shows_it(finish
     assert page_with_results(page, out / "results / nothing").count("Not finished yet") == 1
 
 
+def test_the_page_holds_the_committed_results():
+    from experiments.page import PAGE, page_with_results
+
+    text = PAGE.read_text("utf-8")
+    assert page_with_results(text) == text, "write it anew: python -m experiments.page"
+
+
 def test_pairs_train_on_as_many_tokens_as_packed_rows(finished):
     from experiments.further import matched, pair_tokens
 
