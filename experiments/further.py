@@ -1,10 +1,13 @@
 """Stages 2 and 3 of a plan: what a trained system has played itself, what is made of it, and who learns more from it."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from transformers import AutoTokenizer
 
 from hsa_factory import HSAConfig
 from hsa_factory.cli import main as hsa_factory
@@ -66,7 +69,9 @@ VARIANTS = (
     Variant("recovery_wins", "reflections + own wins, train: recovery", "reflections", "wins", {"train": "recovery"}),
     Variant("dpo", "pairs, stage: dpo", PAIRS, None),
 )
-"""Each goes on with the weights of stage 1, for the same steps and rows; pairs are not packed and have steps of their own."""
+"""Each goes on with the weights of stage 1, for as many tokens; CONTROL is what the others are compared with."""
+
+CONTROL = "more_gold"
 
 
 class Further:
@@ -105,7 +110,7 @@ class Further:
 
         own = self._stage("own", system, play, base, games=count, first=self.settings.gold_games, temperature=1.0)
         data = self._stage("own_data", system, lambda f, needs: self._make_data(f, needs[own.name]), own)
-        self._play_stages(system, base, "before")
+        self._play_stages(system, base, "before", kinds=("told",))  # alone it has played in stage 1
         for variant in VARIANTS:
             self._add_variant(system, base, data, variant)
 
@@ -121,8 +126,11 @@ class Further:
         trained = self._stage(name, system, work, base, data, self.plan.gold, variant=kept, training=asdict(training))
         self._play_stages(system, trained, variant.name)
 
-    def _play_stages(self, system: System, trained: Stage, name: str) -> None:
-        for kind, messages in (("alone", 0), ("told", self.settings.feedback_messages)):
+    def _play_stages(
+        self, system: System, trained: Stage, name: str, kinds: Collection[str] = ("alone", "told")
+    ) -> None:
+        for kind in kinds:
+            messages = self.settings.feedback_messages if kind == "told" else 0
 
             def work(folder: Path, needs: Mapping[str, Path], messages: int = messages) -> Result:
                 how = Play(self.plan.environment, self.settings.step_limit, feedback=messages)
@@ -162,6 +170,7 @@ class Further:
         if variant.new == PAIRS:
             if not (data / f"{PAIRS}.jsonl").is_file():
                 raise ValueError("There are no pairs: no mistake of the system's own became a reflection.")
+            training = matched(training, self.settings.further, pair_tokens(data, start))
             more = {"stage": "dpo", "neat_packing": False, "pref_beta": 0.1, "cutoff_len": 2048}
             return imitation.train(folder, Run(start, data, PAIRS, training, self.seed, hsa, None, more))
         new, dataset_dir = read_samples(data, variant.new), folder / "data"
@@ -183,3 +192,31 @@ class Further:
 def read_samples(folder: Path, name: str) -> list[list[Message]]:
     """Return the messages of a data set's rows."""
     return [row["messages"] for row in json.loads((folder / f"{name}.json").read_text("utf-8"))]
+
+
+def pair_tokens(folder: Path, model: Path) -> float:
+    """Return how many tokens a pair has in the mean: what leads to both answers stands in it twice."""
+    tokenizer = AutoTokenizer.from_pretrained(str(model))
+    pairs = [json.loads(line) for line in (folder / f"{PAIRS}.jsonl").read_text("utf-8").splitlines()]
+    lengths = [
+        2 * sum(map(len, tokenizer([message["content"] for message in pair["messages"]])["input_ids"]))
+        + sum(map(len, tokenizer([pair[answer]["content"] for answer in ("chosen", "rejected")])["input_ids"]))
+        for pair in pairs
+    ]
+    return sum(lengths) / len(lengths)
+
+
+def matched(training: Training, other: Training, row_tokens: float) -> Training:
+    """Return a training whose phases of 0 steps have as many as bring the tokens of another's same phase, packed full.
+
+    Args:
+        training: Whose rows have `row_tokens` in the mean.
+        other: Whose rows are packed.
+        row_tokens: Of `training`.
+    """
+    rows = other.rows * other.row_tokens / (training.rows * row_tokens)
+    phases = zip(training.phases, other.phases, strict=True)
+    return replace(
+        training,
+        phases=tuple(one if one.steps else replace(one, steps=math.ceil(two.steps * rows)) for one, two in phases),
+    )

@@ -138,7 +138,7 @@ class Plan:
         if settings.dev_games:
             self.stages.append(self._play_stage(system, seed, train, "dev", settings.dev_games))
         self.stages.append(self._verb_stage(system, seed, train))
-        if settings.curve_games and system.weights_of is None:
+        if settings.curve_games and system.name in settings.curve_systems:
             self.stages.append(self._curve_stage(system, seed, train))
         self.stages.append(self._play_stage(system, seed, train, "test", settings.test_games))
 

@@ -6,21 +6,24 @@ from pathlib import Path
 from typing import Any
 
 
-def write_plots(directory: Path) -> list[Path]:
-    """Draw what CSV files in a directory hold, and return the pictures."""
+def write_plots(directory: Path, pictures: Path | None = None, prefix: str = "") -> list[Path]:
+    """Draw what CSV files in a directory hold, and return the pictures.
+
+    Args:
+        directory: Of the tables.
+        pictures: Where they are written; None: beside the tables.
+        prefix: Of their names.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
-    made = [
-        _draw(directory, "success", _bars),
-        _draw(directory, "curve", _curves),
-        _draw(directory, "cost", _against_cost),
-        _draw(directory, "further", _further),
-    ]
+    kinds = {"success": _bars, "curve": _curves, "cost": _against_cost, "further": _further}
+    place = pictures or directory
+    made = [_draw(directory, name, draw, place / f"{prefix}{name}.png") for name, draw in kinds.items()]
     return [path for path in made if path is not None]
 
 
-def _draw(directory: Path, name: str, draw: Any) -> Path | None:
+def _draw(directory: Path, name: str, draw: Any, path: Path) -> Path | None:
     from matplotlib import pyplot
 
     file = directory / f"{name}.csv"
@@ -29,7 +32,6 @@ def _draw(directory: Path, name: str, draw: Any) -> Path | None:
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     draw(axes, _read(file), directory)
     axes.spines[["top", "right"]].set_visible(False)
-    path = directory / f"{name}.png"
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
     return path

@@ -1,14 +1,20 @@
 """Writes the tables and plots of what is finished."""
 
 import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hsa_factory.whole_files import write_whole
 
 from .plan import Plan
 from .plots import write_plots
-from .stages import provenance
 from .tables import tables, write_tables
+
+
+ALONE: list[dict[str, str]] = [{}]
+"""The parts of a training that was never stopped. One without ``device`` was on the CPU, for which training files ask."""
 
 
 def write_report(plan: Plan, out: Path) -> list[Path]:
@@ -25,12 +31,33 @@ def write_report(plan: Plan, out: Path) -> list[Path]:
         "seeds": list(plan.settings.seeds),
         "parts": len(plan.stages),
         "finished": len(records),
+        "folds": "test: reported, each part played once; dev: every choice; train: all training",
+        "failed": sum(stage.failure(out) is not None for stage in plan.stages),
         "failures before they succeeded": sum(record["failures"] for record in records),
         "git revisions": sorted({record["git"] for record in records}),
         "CPU seconds": round(sum(record["cpu_seconds"] for record in records)),
-        "versions": provenance()["versions"],
+        "trained on": _devices(records),
+        "versions": _versions(records),
     }
     write_whole(directory / "about.json", json.dumps(about, indent=1) + "\n")
     text = "\n\n".join(f"## {table.title}\n\n{table.markdown()}" for table in made)
     write_whole(summary, f"# Results\n\n{text}\n")
     return [*paths, *pictures, directory / "about.json", summary]
+
+
+def _devices(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return how many trainings each device has worked on: a part that was stopped can be taken up on another."""
+    results = [record["result"] for record in records if "checkpoints" in record["result"]]
+    devices = Counter(
+        kind for result in results for kind in {part.get("device", "CPU") for part in result.get("parts", ALONE)}
+    )
+    return dict(sorted(devices.items()))
+
+
+def _versions(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the versions with which the parts were made, where there were several with ``or`` between them."""
+    found: dict[str, set[str]] = {}
+    for record in records:
+        for name, version in (record["versions"] | {"python": record["python"]}).items():
+            found.setdefault(name, set()).add(version)
+    return {name: " or ".join(sorted(versions)) for name, versions in sorted(found.items())}

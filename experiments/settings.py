@@ -55,13 +55,15 @@ class Settings:
         survey_games: Of the train fold, for the vocabulary.
         dev_games: To choose by.
         curve_games: Of the dev fold, that each checkpoint plays; 0: there is no curve.
+        curve_systems: Whose checkpoints play.
         test_games: To report, once.
         step_limit: Actions a game.
         training: Of stage 1.
         own_games: Of the train fold, that a trained system plays itself for stages 2 and 3; 0: these stages are left out.
         bases: Systems whose weights stages 2 and 3 go on with.
         further: How stages 2 and 3 train.
-        preference: How pairs are trained, which are not packed: `Training.rows` are pairs.
+        preference: How pairs are trained, which are not packed: `Training.rows` are pairs. A phase of 0 steps has as many as
+            bring the tokens of `further`.
         feedback_messages: How many a game may bring, at most, where feedback is given in play.
     """
 
@@ -76,13 +78,14 @@ class Settings:
     survey_games: int = 300
     dev_games: int = 200
     curve_games: int = 100
+    curve_systems: tuple[str, ...] = ("dense", "hsa_002_64", "hsa_original", "sliding")
     test_games: int = 400
     step_limit: int = 50
     training: Training = field(default_factory=Training)
     own_games: int = 2000
     bases: tuple[str, ...] = ("dense", "hsa_002_64")
     further: Training = field(default_factory=lambda: Training(phases=(Phase(400, 1e-3),), saves=1))
-    preference: Training = field(default_factory=lambda: Training(phases=(Phase(200, 5e-5),), rows=8, saves=1))
+    preference: Training = field(default_factory=lambda: Training(phases=(Phase(0, 5e-5),), rows=8, saves=1))
     feedback_messages: int = 3
 
     def to_dict(self) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def cost_table(of_play: Sequence[Played]) -> Table:
                 f"{fmean(one.result['mean_visible'] for one in seeds):.0f}",
                 f"{read / cpu:.0f}",
                 f"{fmean(one.training['tokens'] for one in seeds) / 1e6:.2f}",
-                f"{fmean(one.training['cpu_seconds'] for one in seeds):.0f}",
+                _training_time(seeds),
             ]
         )
     columns = (
@@ -118,6 +118,12 @@ def cost_table(of_play: Sequence[Played]) -> Table:
         "CPU s of training",
     )
     return Table("cost", "Keys in the cache, and processor time (machines are shared: not wall time)", columns, rows)
+
+
+def _training_time(seeds: Sequence[Played]) -> str:
+    """Return the mean processor time of trainings done in one go: others were taken up on other machines or on a GPU."""
+    whole = [one.training["cpu_seconds"] for one in seeds if len(one.training.get("parts", ())) < 2]
+    return f"{fmean(whole):.0f}" if whole else ""
 
 
 def pair_table(of_play: Sequence[Played]) -> Table:

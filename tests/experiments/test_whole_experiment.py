@@ -26,6 +26,7 @@ TINY = Settings(
     survey_games=150,
     dev_games=0,
     curve_games=4,
+    curve_systems=("hsa_002_64", "random_types", "keep_last"),
     test_games=6,
     step_limit=30,
     training=Training(phases=(Phase(2, 5e-3), Phase(1, 3e-3)), saves=1),
@@ -130,6 +131,40 @@ def test_tables_are_written_of_what_is_finished(finished):
         rows = list(csv.DictReader(file))
     titles = {system.title for system in SYSTEMS if system.name in TRIED}
     assert {row["system"] for row in rows} == titles and all(row["games"] == "6" for row in rows)
+
+
+def test_further_training_stands_beside_its_control_and_the_page_shows_it(finished, monkeypatch):
+    from experiments import further_tables
+    from experiments.page import page_with_results
+
+    plan, out = finished
+    monkeypatch.setattr(further_tables, "CONTROL", "recovery")
+    rows = {row[1]: row for row in further_tables.further_table(plan, out).rows}
+    row = dict(zip(further_tables.COLUMNS, rows["reflections + gold, train: recovery"], strict=True))
+    assert row["games"] == 6 and row["play"] == "told of mistakes" and row["p (sign test)"] == "", "it is the control"
+    write_report(plan, out)
+    page = page_with_results("a <!-- success:start -->old<!-- success:end --> b", out / "results")
+    assert "old" not in page and "| HSA 0.02/64 | 6 |" in page and page.endswith("<!-- success:end --> b")
+    assert page_with_results(page, out / "results / nothing").count("Not finished yet") == 1
+
+
+def test_the_page_holds_the_committed_results():
+    from experiments.page import PAGE, page_with_results
+
+    text = PAGE.read_text("utf-8")
+    assert page_with_results(text) == text, "write it anew: python -m experiments.page"
+
+
+def test_pairs_train_on_as_many_tokens_as_packed_rows(finished):
+    from experiments.further import matched, pair_tokens
+
+    plan, out = finished
+    data = plan.named("own_data/hsa_002_64/0").folder(out)
+    mean = pair_tokens(data, plan.named("vocabulary").folder(out) / "tokenizer")
+    pairs = Training(phases=(Phase(0, 5e-5), Phase(3, 1e-5)), rows=8)
+    packed = Training(phases=(Phase(400, 1e-3), Phase(1, 1e-3)), rows=2, row_tokens=1300)
+    first, second = matched(pairs, packed, mean).phases
+    assert 0 <= first.steps * 8 * mean - 400 * 2 * 1300 < 8 * mean and second.steps == 3
 
 
 def test_own_play_becomes_reflections_and_pairs_that_are_trained(finished):
