@@ -43,6 +43,8 @@ def test_fitting_options(start, monkeypatch):
     line = describe(config, HSAConfig())
     assert "noise_window=50" in line and "blocks of 16 tokens are given back" in line
     assert "all stay" in describe(config, HSAConfig(layers=[0]))
+    assert "noise_turns=0" in describe(config, HSAConfig(noise_turns=0))
+    assert "noise_window=0" in (line := describe(config, HSAConfig(noise_window=0))) and "global_decay" not in line
 
 
 @pytest.mark.parametrize(

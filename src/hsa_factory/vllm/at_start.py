@@ -71,8 +71,11 @@ class UnnamedHSAConfig(VerifyAndUpdateConfig):
 
 def describe(vllm_config: VllmConfig, config: HSAConfig) -> str:
     """Return the line that says what is on."""
-    options = {name: value for name, value in config.attention_options().items() if value not in (None, 0.0, ())}
-    rules = ", ".join(f"{name}={value}" for name, value in options.items())
+    rules = ", ".join(
+        f"{name}={value}"
+        for name, value in config.attention_options().items()
+        if value not in (None, ()) and (value or not name.endswith("_decay"))  # 0 is a window, too
+    )
     typed = "by rules" if config.rules is not None else f"{config.generated.name}"
     gives_back = config.layers is None
     return (

@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from transformers import AutoTokenizer
-from vllm.config import VllmConfig
+from vllm.config import ModelConfig, VllmConfig
 
 from ..config import CONFIG_NAME, HSAConfig
 from ..models.cache.tagger import Tagger
@@ -44,6 +44,15 @@ def serving_config(vllm_config: VllmConfig) -> HSAConfig | None:
     return HSAConfig.from_pretrained(directory)
 
 
+def load_tokenizer(model_config: ModelConfig) -> Any:
+    """Return a tokenizer of the model for its caller alone; vLLM's own is used from several threads."""
+    return AutoTokenizer.from_pretrained(
+        model_config.tokenizer,
+        revision=model_config.tokenizer_revision,
+        trust_remote_code=model_config.trust_remote_code,
+    )
+
+
 class TaggerMaker:
     """Makes what types the generated tokens of each request, as `generate` does.
 
@@ -64,12 +73,7 @@ class TaggerMaker:
             InvalidTypes: If a rule needs the roles of the messages before, and they are not said.
         """
         if self.config.rules is not None and self._tokenizer is None:
-            model_config = self._model_config
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                model_config.tokenizer,
-                revision=model_config.tokenizer_revision,
-                trust_remote_code=model_config.trust_remote_code,
-            )
+            self._tokenizer = load_tokenizer(self._model_config)
         try:
             return make_tagger(self.config, self._tokenizer, prompt.roles)
         except ValueError as error:
