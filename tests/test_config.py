@@ -194,6 +194,29 @@ class TestFromDict:
         with pytest.raises(ValueError, match="HSAConfig: expected a mapping of options, got "):
             HSAConfig.from_dict(values)
 
+    def test_preset_is_its_numbers(self):
+        assert HSAConfig.from_dict({"preset": "agent"}) == HSAConfig(noise_decay=0.02, noise_window=64)
+        assert "preset" not in HSAConfig.from_dict({"preset": "agent"}).to_dict()
+
+    def test_options_beside_a_preset_win(self):
+        given = {"preset": "agent", "noise_window": 100, "landmark_turns": 3, "labels": RULES}
+        wanted = HSAConfig(noise_decay=0.02, noise_window=100, landmark_turns=3, rules=RULES)
+        assert HSAConfig.from_dict(given) == wanted
+        assert HSAConfig.from_dict({"preset": "agent", "noise_window": "none"}) == HSAConfig(
+            noise_decay=0.02, noise_window=None
+        )
+
+    @pytest.mark.parametrize(("turns", "same"), [(1, {"noise_turns": 1}), (0, {"noise_turns": 0})])
+    def test_turns_take_the_place_of_a_presets_window_and_decay(self, turns, same):
+        assert HSAConfig.from_dict({"preset": "agent", "noise_turns": turns}) == HSAConfig(**same)
+        agent = HSAConfig(noise_decay=0.02, noise_window=64)
+        assert HSAConfig.from_dict({"preset": "agent", "noise_turns": None}) == agent
+
+    @pytest.mark.parametrize("name", ["agents", "", None, 1, True, ["agent"]])
+    def test_unknown_preset(self, name):
+        with pytest.raises(ValueError, match=r"preset = .* is not allowed:.* agent"):
+            HSAConfig.from_dict({"preset": name})
+
     def test_key_that_is_no_text(self):
         with pytest.raises(ValueError, match="unknown key 1"):
             HSAConfig.from_dict({1: 2})

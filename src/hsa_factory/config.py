@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self, get_args
 
 from .labeling.rule_set import RuleSet
+from .presets import with_preset
 from .rules_option import agreed_rules, parse_rules, takes_labels
 from .semantics import SemanticType
 from .suggestions import did_you_mean
@@ -260,9 +261,13 @@ class HSAConfig(_Config):
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Build the configuration from a mapping; an unknown key is an error with a suggestion.
 
+        The key ``preset`` names numbers of `hsa_factory.presets`; options beside it win.
+
         Raises:
             ValueError: If a key or a value is not allowed, or `rules` and its former name `labels` differ.
         """
+        if isinstance(values, dict):
+            values = with_preset(values)
         if not isinstance(values, dict) or "labels" not in values:
             return super().from_dict(values)
         values = cls._read_none(values)

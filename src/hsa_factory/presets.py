@@ -1,0 +1,33 @@
+"""Numbers of `HSAConfig` under a name: `hsa: {preset: agent}`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .suggestions import did_you_mean
+
+
+PRESETS: Mapping[str, Mapping[str, float]] = {
+    "agent": {"noise_decay": 0.02, "noise_window": 64},
+}
+"""By name. ``agent``: short observations, one or two of which are in sight; docs/evidence.md has what it won."""
+
+_KEY = "preset"
+
+
+def with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with the numbers of the preset that they name in its place.
+
+    Options that stand beside it win. `noise_turns` among them takes the place of the preset's decay and window of NOISE.
+
+    Raises:
+        ValueError: If there is no preset of that name.
+    """
+    rest = {name: value for name, value in values.items() if name != _KEY}
+    if _KEY not in values:
+        return rest
+    name = values[_KEY]
+    if not isinstance(name, str) or name not in PRESETS:
+        raise ValueError(f"preset = {name!r} is not allowed: {', '.join(PRESETS)}.{did_you_mean(name, [*PRESETS])}")
+    has_turns = rest.get("noise_turns") not in (None, "none")
+    numbers = {key: value for key, value in PRESETS[name].items() if not (has_turns and key.startswith("noise_"))}
+    return {**numbers, **rest}
