@@ -62,10 +62,7 @@ class UnnamedHSAConfig(VerifyAndUpdateConfig):
         model = vllm_config.model_config.model
         try:
             has_rules = find_rules(vllm_config.model_config) is not None
-        except (
-            OSError,
-            ValueError,
-        ):  # no name on the Hub, or no way to it: models without HSA are served as without us
+        except (OSError, ValueError):  # the Hub is out of reach, or knows no such name: as without our plugin
             has_rules = False
         if has_rules:
             raise ValueError(
