@@ -51,6 +51,23 @@ def test_a_copy_of_a_copy_is_the_same(checkpoint, tmp_path):
     assert texts[0] == texts[1] and serving_architecture(tmp_path / "two") == "HSAQwen3ForCausalLM"
 
 
+def test_a_directory_with_weights_of_another_model_is_refused(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("HSA_FACTORY_DEBUG", raising=False)
+    new = tmp_path / "served"
+    new.mkdir()
+    for name, code in (("notes.txt", 0), ("model.safetensors.index.json", 2)):
+        (new / name).write_text("{}", "utf-8")
+        assert export(checkpoint, "--export_for", "vllm", "--export_dir", new) == code
+    assert "has model.safetensors.index.json, which" in capsys.readouterr().err
+
+
+def test_further_chat_templates_come_along(checkpoint, tmp_path):
+    (checkpoint / "additional_chat_templates").mkdir()
+    (checkpoint / "additional_chat_templates" / "tool_use.jinja").write_text("x", "utf-8")
+    export(checkpoint, "--export_for", "vllm", "--export_dir", tmp_path / "served")
+    assert (tmp_path / "served" / "additional_chat_templates" / "tool_use.jinja").read_text("utf-8") == "x"
+
+
 def no_rules(place):
     (place / "hsa_config.json").unlink()
 

@@ -29,6 +29,8 @@ ARCHITECTURES = (
 )
 """Architectures that our vLLM plugin serves with HSA."""
 
+_TEMPLATES = "additional_chat_templates"  # a directory, where a tokenizer has several
+_WEIGHTS = (".safetensors", ".bin", ".index.json")
 _OF_TRAINING = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_", "training_", "zero_to_fp32", "latest")
 
 
@@ -91,7 +93,7 @@ def write_serving_checkpoint(source: str | os.PathLike[str], target: str | os.Pa
         target: A directory; made if missing.
 
     Raises:
-        UserError: As `serving_architecture`, or if both are one directory.
+        UserError: As `serving_architecture`, or if both are one directory, or the target has weights of another model.
     """
     place, new = Path(source), Path(target)
     serving_architecture(place)
@@ -100,9 +102,18 @@ def write_serving_checkpoint(source: str | os.PathLike[str], target: str | os.Pa
     if new.exists() and not new.is_dir():
         raise UserError(f"{new}: is no directory.")
     new.mkdir(parents=True, exist_ok=True)
+    if others := sorted(
+        {path.name for path in new.iterdir() if path.name.endswith(_WEIGHTS)} - set(os.listdir(place))
+    ):
+        raise UserError(
+            f"{new}: has {others[0]}, which {place} has not: whoever loads the directory could read weights of another model. "
+            "Name an empty directory."
+        )
     for path in sorted(place.iterdir()):
         if path.is_file() and not path.name.startswith(_OF_TRAINING):
             shutil.copyfile(path, new / path.name)
+    if (place / _TEMPLATES).is_dir():
+        shutil.copytree(place / _TEMPLATES, new / _TEMPLATES, dirs_exist_ok=True)
     return write_serving_architecture(new)
 
 

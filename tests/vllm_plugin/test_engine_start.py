@@ -1,8 +1,11 @@
 """What is settled and refused when an engine starts; its configuration alone is made, which takes no time."""
 
 import logging
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
+from huggingface_hub.errors import EntryNotFoundError
 from serving_checkpoints import save_checkpoint
 from vllm.engine.arg_utils import EngineArgs
 
@@ -43,6 +46,8 @@ def test_fitting_options(start, monkeypatch):
     line = describe(config, HSAConfig())
     assert "noise_window=50" in line and "blocks of 16 tokens are given back" in line
     assert "all stay" in describe(config, HSAConfig(layers=[0]))
+    assert "noise_turns=0" in describe(config, HSAConfig(noise_turns=0))
+    assert "noise_window=0" in (line := describe(config, HSAConfig(noise_window=0))) and "global_decay" not in line
 
 
 @pytest.mark.parametrize(
@@ -78,3 +83,16 @@ def test_a_checkpoint_without_its_rules_is_refused(tmp_path, tiny_tokenizer):
     (tmp_path / "hsa_config.json").unlink()
     with pytest.raises(ValueError, match="names HSA in its architecture, but has no hsa_config.json"):
         EngineArgs(str(tmp_path), dtype="float32").create_engine_config()
+
+
+@pytest.mark.parametrize("error", [None, EntryNotFoundError("none"), OSError("no way"), ValueError("no name")])
+def test_a_model_on_the_hub_with_rules_is_refused_and_others_are_not(monkeypatch, tmp_path, error):
+    def download(model, name, revision):
+        if error is not None:
+            raise error
+        return str(tmp_path / name)
+
+    monkeypatch.setattr("hsa_factory.vllm.serving_config.hf_hub_download", download)
+    config = SimpleNamespace(model_config=SimpleNamespace(model="someone/no-such-directory", revision=None))
+    with nullcontext() if error else pytest.raises(ValueError, match="does not say HSA"):
+        at_start.UnnamedHSAConfig.verify_and_update_config(config)

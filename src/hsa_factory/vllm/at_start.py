@@ -1,7 +1,6 @@
 """What is settled when an engine starts with a model that has HSA: fitting options, and what is refused by name."""
 
 import sys
-from pathlib import Path
 
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
@@ -10,7 +9,7 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from ..config import CONFIG_NAME, HSAConfig
 from ..labeling.rule_set import RuleSet
 from .server.admission import Admission
-from .serving_config import serving_config
+from .serving_config import find_rules, serving_config
 
 
 logger = init_logger(f"vllm.{__name__}")  # under the name of the logger that vLLM lets print
@@ -61,18 +60,26 @@ class UnnamedHSAConfig(VerifyAndUpdateConfig):
             ValueError: It says what to do.
         """
         model = vllm_config.model_config.model
-        if (Path(model) / CONFIG_NAME).is_file():
+        try:
+            has_rules = find_rules(vllm_config.model_config) is not None
+        except (OSError, ValueError):  # the Hub is out of reach, or knows no such name: as without our plugin
+            has_rules = False
+        if has_rules:
             raise ValueError(
                 f"{model} has an {CONFIG_NAME}, but its architecture does not say HSA, so that vLLM would serve another model. "
                 f"Start it with `hsa-factory serve {model}`, or write a checkpoint that says so: hsa-factory export {model} "
-                "--export_for vllm --export_dir DIR. To serve it with plain attention, copy it without that file."
+                "--export_for vllm --export_dir DIR. Both take a directory: download a model of the Hub before. To serve it with plain "
+                "attention, copy it without that file."
             )
 
 
 def describe(vllm_config: VllmConfig, config: HSAConfig) -> str:
     """Return the line that says what is on."""
-    options = {name: value for name, value in config.attention_options().items() if value not in (None, 0.0, ())}
-    rules = ", ".join(f"{name}={value}" for name, value in options.items())
+    rules = ", ".join(
+        f"{name}={value}"
+        for name, value in config.attention_options().items()
+        if value not in (None, ()) and (value or not name.endswith("_decay"))  # 0 is a window, too
+    )
     typed = "by rules" if config.rules is not None else f"{config.generated.name}"
     gives_back = config.layers is None
     return (

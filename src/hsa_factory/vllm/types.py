@@ -140,9 +140,11 @@ def _turn_runs(text: str) -> tuple[list[int], list[int]]:
             numbers.append(int(number))
             lengths.append(int(tokens))
         except ValueError:
-            raise InvalidTypes(f'{TURNS} holds {run!r}: it must be runs number*tokens, as in "0*120,1*64".') from None
+            raise InvalidTypes(
+                f'{TURNS} holds {run[:40]!r}: it must be runs number*tokens, as in "0*120,1*64".'
+            ) from None
         if abs(numbers[-1]) > LARGEST_TURN or not 0 <= lengths[-1] <= LARGEST_TURN:
-            raise InvalidTypes(f"{TURNS} holds {run!r}: a number is too large, or a length below 0.")
+            raise InvalidTypes(f"{TURNS} holds {run[:40]!r}: a number is too large, or a length below 0.")
         if len(numbers) > 1 and numbers[-1] < numbers[-2]:
             raise InvalidTypes(f"{TURNS} falls from {numbers[-2]} to {numbers[-1]}: turn numbers never fall.")
     return numbers, lengths

@@ -6,7 +6,6 @@ from typing import Any
 from fastapi import Depends, FastAPI, Request
 from pydantic import PrivateAttr, model_validator
 from starlette.datastructures import State
-from transformers import AutoTokenizer
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.anthropic import api_router as anthropic_router
 from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
@@ -16,11 +15,11 @@ from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
 
-from ..serving_config import serving_config
+from ..serving_config import load_tokenizer, serving_config
 from ..types import InvalidTypes
 from .admission import Admission
 from .chat_prompt import ChatTyper
-from .given_types import GivenTypes, read_given
+from .given_types import GivenTypes, holds_types, read_given
 from .metrics import BlockGauges
 from .renderer import TypedRenderer, refusals
 
@@ -63,7 +62,7 @@ class UntypedMessagesRequest(AnthropicMessagesRequest):
     @classmethod
     def _refuse_types(cls, data: Any) -> Any:
         with refusals():
-            if any(types != GivenTypes() for types in read_given(data)):
+            if any(types != GivenTypes() for types in read_given(data)) or holds_types(data):
                 raise InvalidTypes(
                     f"semantic_type is not read here: rules and roles type these messages. Send it to {_PATH}."
                 )
@@ -88,8 +87,7 @@ class HSAEndpoints:
         if engine_client is None or config is None:
             return
         Admission.needs_types = True
-        model = engine_client.vllm_config.model_config
-        tokenizer = AutoTokenizer.from_pretrained(model.tokenizer, revision=model.tokenizer_revision)
+        tokenizer = load_tokenizer(engine_client.vllm_config.model_config)
         typed = TypedRenderer(state.online_renderer, ChatTyper(tokenizer, config), config)
         for name in _TYPED:
             handler = getattr(state, name, None)

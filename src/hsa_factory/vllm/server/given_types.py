@@ -50,6 +50,21 @@ def read_given(request: Any) -> list[GivenTypes]:
     return [_read_message(message, f"messages[{number}]") for number, message in enumerate(messages)]
 
 
+def holds_types(request: Any) -> bool:
+    """Return whether a type stands in the system prompt of a body in Anthropic's form, or in a part within a part.
+
+    Args:
+        request: The body, as JSON.
+    """
+    if not isinstance(request, Mapping):
+        return False
+    messages = request.get("messages")
+    contents = [request.get("system"), *(_content_of(message) for message in _listed(messages))]
+    parts = [part for content in contents for part in _listed(content)]
+    inner = [part for one in parts for part in _listed(_content_of(one))]
+    return any(isinstance(part, Mapping) and part.get(TYPE_KEY) is not None for part in [*parts, *inner])
+
+
 def refuse_fields(request: Mapping[str, Any]) -> None:
     """Refuse types that stand beside the messages of a request, where vLLM does not read them.
 
@@ -69,6 +84,7 @@ def _read_message(message: Any, where: str) -> GivenTypes:
     if not isinstance(message, Mapping):
         return GivenTypes()
     kind = _read_type(message, where)
+    _refuse_in_calls(message, where)
     content = message.get("content")
     if not isinstance(content, list):
         return GivenTypes(kind)
@@ -96,6 +112,25 @@ def _read_type(holder: Mapping[str, Any], where: str) -> SemanticType | None:
         return None if value is None else SemanticType.parse(value)
     except ValueError as error:
         raise InvalidTypes(f"{where}.{TYPE_KEY}: {error}") from None
+
+
+def _refuse_in_calls(message: Mapping[str, Any], where: str) -> None:
+    for number, call in enumerate(_listed(message.get("tool_calls"))):
+        if not isinstance(call, Mapping):
+            continue
+        for holder in (call, call.get("function")):
+            if isinstance(holder, Mapping) and holder.get(TYPE_KEY) is not None:
+                raise InvalidTypes(
+                    f"{where}.tool_calls[{number}].{TYPE_KEY}: is not read here. Give the type to the message."
+                )
+
+
+def _content_of(holder: Any) -> Any:
+    return holder.get("content") if isinstance(holder, Mapping) else None
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _text_of(part: Any) -> str | None:
