@@ -72,7 +72,8 @@ def test_refused(tmp_path):
 
 
 def test_trainers_of_trl_are_refused():
-    theirs = type("SFTTrainer", (), {"__module__": "trl.trainer.sft_trainer"})
-    with pytest.raises(ValueError, match="TRL's SFTTrainer computes .* cannot be combined with context_parallel"):
-        refuse_trl(type("SFTTrainer", (theirs,), {}))
+    theirs = type("DPOTrainer", (), {"__module__": "trl.trainer.dpo_trainer"})
+    with pytest.raises(ValueError, match="TRL's DPOTrainer computes .* cannot be combined with context_parallel"):
+        refuse_trl(type("DPOTrainer", (theirs,), {}))
+    refuse_trl(type("SFTTrainer", (), {"__module__": "trl.trainer.sft_trainer"}))
     refuse_trl(type("Trainer", (), {"__module__": "transformers.trainer"}))
