@@ -120,10 +120,20 @@ def train(directory, ranks, name, resume=None):
     )
     trainer.train(resume_from_checkpoint=resume)
     if ranks > 1 and name == RESUMED:
-        with pytest.raises(ValueError, match="Predictions are logits of whole rows"):
-            trainer.predict(seen)
+        check_refused(trainer, seen)
     weights = {name: p.detach().double().norm().item() for name, p in model.named_parameters() if p.requires_grad}
     return trainer.state.log_history, weights
+
+
+def check_refused(trainer, data):
+    with pytest.raises(ValueError, match="Predictions are logits of whole rows"):
+        trainer.predict(data)
+    with pytest.raises(ValueError, match="`compute_loss_func`"):
+        hsa_trainer(Trainer)(trainer.model, trainer.args, compute_loss_func=lambda *given, **more: None)
+    trainer.model._tp_size = 2
+    with pytest.raises(ValueError, match="Tensor parallelism"):
+        hsa_trainer(Trainer)(trainer.model, trainer.args)
+    del trainer.model._tp_size
 
 
 def train_all(directory, ranks, cases):
