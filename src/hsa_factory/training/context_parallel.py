@@ -37,11 +37,6 @@ class ContextParallelMixin(_Trainer):
                     "process has a slice: it cannot be combined with context_parallel. Remove it."
                 )
             check_group(context)
-            if self.get_tp_size() > 1:
-                raise ValueError(
-                    "Tensor parallelism (`tp_plan`, `tp_size`) and context_parallel both take consecutive processes, so that a "
-                    "trainer cannot deal batches to both: use one of them."
-                )
             share_batches(self.accelerator, context)
             self.gather_function = self.accelerator.gather_for_metrics
 
