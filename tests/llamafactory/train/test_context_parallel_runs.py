@@ -1,6 +1,7 @@
 """LLaMA-Factory on processes that share rows: what one process logs, whatever the data look like."""
 
 import json
+import multiprocessing
 import socket
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def free_port():
 def run(args, ranks):
     from llamafactory.train.tuner import run_exp
 
+    multiprocessing.set_start_method("fork", force=True)  # of a stream's workers, as in a process of its own
     with integrate(HSA, FeedbackConfig(), context_parallel=ranks):
         run_exp(args)
     return 0

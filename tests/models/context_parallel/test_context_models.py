@@ -95,7 +95,7 @@ def few_models(rank, ranks, meeting):
     for name, batch in BATCHES.items():
         compare(tiny.build_model("mistral" if name in ("packed", "left") else "qwen3"), CONFIG, group, batch())
     compare(tiny.build_model("qwen3_moe"), CONFIG, group, plain())
-    return some_models(group, VISION[1:])
+    return some_models(group, VISION[-1:])
 
 
 def some_models(group, vision):

@@ -68,17 +68,16 @@ class Streamed(torch.utils.data.IterableDataset):
 
 
 ONCE = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
-SEEN = {"include_num_input_tokens_seen": "non_padding"}
 CASES = {
     "lora": {"lora": True},
-    "short": {"data": short_rows, **ONCE},
+    "short": {"data": short_rows, "max_steps": 3, **ONCE},
     "untrained": {"data": untrained_rows, "collate": with_empty_row},
-    "by length": {"train_sampling_strategy": "group_by_length", "dataloader_drop_last": True, **SEEN},
     "bfloat16": {"bf16": True, "average_tokens_across_devices": False},
-    "accumulated": {"weighted": True, "num_train_epochs": 2},
+    "accumulated": {"weighted": True, "num_train_epochs": 2, "include_num_input_tokens_seen": "non_padding"},
 }
 OF_TRL = "of TRL"
 OTHERS = {
+    "by length": {"train_sampling_strategy": "group_by_length", "dataloader_drop_last": True},
     "one row": {"data": partial(rows, 1, 0), **ONCE},
     "streamed": {"data": Streamed, "max_steps": 3},
     "uneven": {"per_device_eval_batch_size": 3, "eval_rows": 7, "include_num_input_tokens_seen": "all"},
