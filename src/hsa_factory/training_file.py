@@ -83,7 +83,7 @@ def read_training_file(path: str | Path, overrides: Sequence[str] = ()) -> Train
     args = _parse(path, overrides)
     _refuse_empty(path, overrides)
     hsa, feedback, loss_weights = (_read_none(args.pop(block, None)) for block in BLOCKS)
-    hsa, context_parallel = _without_ranks(hsa)
+    hsa, context_parallel = split_ranks(hsa)
     return TrainingFile(
         args,
         hsa=True if hsa is True else _read_block("hsa", hsa, HSAConfig),
@@ -179,8 +179,18 @@ def _read_none(block: Any) -> Any:
     return False if isinstance(block, str) and block.lower() == "none" else block
 
 
-def _without_ranks(hsa: Any) -> tuple[Any, int]:
-    """Take `context_parallel` out of the block `hsa`; what is left of a block that says nothing else is ``true``."""
+def split_ranks(hsa: Any) -> tuple[Any, int]:
+    """Take `context_parallel` out of the block `hsa`.
+
+    Args:
+        hsa: The block.
+
+    Returns:
+        The rules, ``true`` where the block says nothing else; and how many processes share a row.
+
+    Raises:
+        UserError: If that is no whole number from 1 on.
+    """
     if not isinstance(hsa, dict) or _RANKS not in hsa:
         return hsa, 1
     rules = {name: value for name, value in hsa.items() if name != _RANKS}

@@ -115,7 +115,7 @@ def exact(rank, ranks, meeting, seeds, backends=("dense", "blockwise", "referenc
     return 0
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("ranks", [3, *(pytest.param(ranks, marks=pytest.mark.long) for ranks in (2, 4))])
 def test_any_row_and_rules(ranks, tmp_path):
     output = [tmp_path / f"{rank}.txt" for rank in range(ranks)]
     children = [

@@ -103,7 +103,8 @@ class ContextPass:
         if rules not in self._routes:
             self._routes[rules] = Route(self._row, rules)
         self._layers.setdefault(rules, set()).add(layer)
-        self._bytes_of_row = key.shape[1] * (key.shape[3] + value.shape[3]) * key.element_size()
+        sent_as = torch.promote_types(key.dtype, value.dtype)  # autocast may have left keys in float32
+        self._bytes_of_row = key.shape[1] * (key.shape[3] + value.shape[3]) * sent_as.itemsize
         route = self._routes[rules]
         keys, values = _Exchange.apply(key, value, route, self.group)  # type: ignore[no-untyped-call]
         return keys, values, route.plan
@@ -135,7 +136,7 @@ class _Exchange(torch.autograd.Function):
             joined.append(whole)
         received = message.wait()
         for whole, columns in zip(joined, (slice(size), slice(size, None))):
-            whole[route.got_rows, :, route.got_places] = received[..., columns]
+            whole[route.got_rows, :, route.got_places] = received[..., columns].to(whole.dtype)
         return joined[0], joined[1]
 
     @staticmethod
@@ -151,7 +152,7 @@ class _Exchange(torch.autograd.Function):
             part = slice(start, start := start + count)
             rows, places = route.send_rows[part], route.send_places[part]
             for grad, columns in zip(own, (slice(ctx.head_size), slice(ctx.head_size, None))):
-                grad[rows, :, places] += returned[part, :, columns]
+                grad[rows, :, places] += returned[part, :, columns].to(grad.dtype)
         return own[0], own[1], None, None
 
 

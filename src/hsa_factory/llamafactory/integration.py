@@ -60,6 +60,8 @@ def integrate(
     global _active
     if hsa is None and feedback is None and loss_weights is None:
         raise ValueError("integrate: give hsa, feedback or loss_weights, or several.")
+    if type(context_parallel) is not int or context_parallel < 1:
+        raise ValueError(f"integrate: context_parallel = {context_parallel!r} is not allowed: a whole number ≥ 1.")
     if not isinstance(hsa, (HSAConfig, bool, type(None))) and hsa != SAVED:
         raise ValueError(f"integrate: hsa = {hsa!r} is not allowed: an HSAConfig, True, False, {SAVED!r} or None.")
     if not is_known_llamafactory(VERSION):

@@ -27,6 +27,7 @@ from .plain_run import PlainRunCallback
 from .saved_files import check_models, with_whole_checkpoint
 from .seams import installed
 from .serving_export import EXPORT_FOR, exported_for
+from .train.context_parallel import check_processes
 from .under_way import BeginningCallback, first_answer_begins
 
 
@@ -53,12 +54,19 @@ def train(path: str, overrides: Sequence[str]) -> None:
     training_file = read_training_file(path, overrides)
     if is_env_enabled("FORCE_TORCHRUN") or get_device_count() > 1:
         _rules_to_train_with(training_file)  # what is wrong is said once, not by every process
+        check_processes(training_file.context_parallel, _processes())
         # LLaMA-Factory calls `torchrun` by name; it lies beside this Python even if no environment is activated.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         with _patched(launcher, "__file__", _WORKER), _argv("train", path, *overrides):
             launcher.launch()  # torchrun runs the worker below instead of LLaMA-Factory's own
     else:
         run(training_file)
+
+
+def _processes() -> int:
+    """Return how many processes LLaMA-Factory's launcher starts, those of other machines included."""
+    per_machine = os.environ.get("NPROC_PER_NODE", str(get_device_count()))
+    return int(os.environ.get("NNODES", "1")) * int(per_machine)
 
 
 def run(training_file: TrainingFile) -> None:

@@ -31,15 +31,48 @@ class ContextParallelMixin(_Trainer):
         if context is not None:
             refuse_trl(type(self))
             check_arguments(self.args, self.compute_metrics is not None)
+            if self.compute_loss_func is not None:
+                raise ValueError(
+                    "A loss of its own (`compute_loss_func`, TRL's `loss_type`) reads the logits of whole rows, of which a "
+                    "process has a slice: it cannot be combined with context_parallel. Remove it."
+                )
             check_group(context)
             share_batches(self.accelerator, context)
             self.gather_function = self.accelerator.gather_for_metrics
 
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate a batch.
+
+        Raises:
+            ValueError: If its logits are asked for.
+        """
+        if context_of(self.model) is not None and not prediction_loss_only:
+            raise ValueError(
+                "Predictions are logits of whole rows, of which a process has a slice with context_parallel: only the loss "
+                "is evaluated (`trainer.evaluate`; `prediction_loss_only=True`)."
+            )
+        return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Return what this process computes for a batch, of which the trainer adds up all processes'."""
+        return int(super().floating_point_ops(inputs)) // self._sharing
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        """Count a batch's tokens once, though all processes of a group get it."""
+        former = self.state.num_input_tokens_seen
+        super()._track_num_input_tokens(inputs)
+        self.state.num_input_tokens_seen = former + (self.state.num_input_tokens_seen - former) // self._sharing
+
+    @property
+    def _sharing(self) -> int:
+        """How many processes share a row."""
+        context = context_of(self.model)
+        return 1 if context is None else context.size
+
     def get_cp_size(self) -> int:
         """Return how many processes share a row, by which the trainer divides its number of samples a step."""
-        context = context_of(self.model)
         size: int = super().get_cp_size()
-        return size if context is None else size * context.size
+        return size * self._sharing
 
 
 def context_of(model: Any) -> ContextGroup | None:
@@ -69,19 +102,19 @@ def check_arguments(args: Any, has_metrics: bool) -> None:
 
 
 def refuse_trl(trainer_class: type) -> None:
-    """Refuse TRL's trainers.
+    """Refuse TRL's trainers, but for `SFTTrainer`.
 
     Args:
         trainer_class: The class of a trainer.
 
     Raises:
-        ValueError: If it is TRL's, or made of one.
+        ValueError: If it is another of TRL's, or made of one.
     """
     name = next((base.__name__ for base in trainer_class.__mro__ if base.__module__.split(".")[0] == "trl"), None)
-    if name is not None:
+    if name not in (None, "SFTTrainer"):
         raise ValueError(
-            f"TRL's {name} computes its metrics or its loss from the logits of whole rows, of which a process has a slice: it "
-            "cannot be combined with context_parallel. Use transformers' Trainer with rows of encode_conversation."
+            f"TRL's {name} computes its loss from the logits of whole rows, of which a process has a slice: it cannot be "
+            "combined with context_parallel. Use transformers' Trainer or TRL's SFTTrainer."
         )
 
 

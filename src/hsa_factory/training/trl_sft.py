@@ -5,6 +5,7 @@ from typing import Any
 
 from .collator import HSADataCollator
 from .columns import LOSS_WEIGHTS_COLUMN, MEDIA_COLUMNS, TOKEN_COLUMNS
+from .context_parallel import context_of
 from .encoded_data import check_encoded, column_names
 
 
@@ -23,6 +24,14 @@ class SFTMixin(_Trainer):
         if self.padding_free and isinstance(data_collator, HSADataCollator):
             data_collator = replace(data_collator, padding_free=True)
         self.data_collator = data_collator
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Compute the loss. TRL's metrics read the logits of whole rows: where processes share rows, they are left out."""
+        if context_of(self.model) is None:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        from transformers import Trainer  # here: rows are encoded where no trainer is installed, too
+
+        return Trainer.compute_loss(self, model, inputs, *args, **kwargs)
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str

@@ -68,6 +68,7 @@ def test_what_is_no_such_number_is_refused(field, lang):
         ({OTHER_OPTIONS: "{"}, "Other options"),
         ({OTHER_OPTIONS: "[1]"}, "JSON object"),
         ({OTHER_OPTIONS: '{"noise_widow": 3}'}, "noise_window"),
+        ({OTHER_OPTIONS: '{"context_parallel": 0}'}, "context_parallel = 0 is not allowed"),
         ({OTHER_OPTIONS: '{"noise_window": 3}', "hsa_noise_window": "4"}, "twice"),
         ({OTHER_OPTIONS: '{"hide": 1, "hide": 2}'}, "twice"),
         ({"feedback_on": True, "feedback_token": ""}, "token"),
@@ -81,6 +82,12 @@ def test_what_is_no_such_number_is_refused(field, lang):
 def test_what_is_not_allowed_is_refused(values, said):
     with pytest.raises(UserError, match=said):
         read_blocks(on(**values), "en")
+
+
+def test_how_many_processes_share_a_row_is_no_rule():
+    blocks = read_blocks(on(**{OTHER_OPTIONS: '{"context_parallel": 2}', "hsa_noise_window": "7"}), "en")
+    read = check_args({"stage": "sft", **blocks}, "en")
+    assert (read.hsa, read.context_parallel) == (HSAConfig(noise_window=7), 2)
 
 
 def test_fields_that_are_not_shown_are_not_read():

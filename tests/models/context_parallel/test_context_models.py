@@ -15,6 +15,7 @@ from hsa_factory import HSAConfig, enable_hsa, tiny
 TEXT = ("llama", "qwen2", "qwen3", "mistral", "qwen3_moe")
 MORE = ("gemma2", "gpt_oss", "phi3")
 VISION = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+CONFIG = HSAConfig(noise_window=6)
 LENGTH = 37  # no number of ranks divides it
 
 
@@ -77,19 +78,33 @@ def compare(model, config, group, batch, checkpointing=False):
     return expected[0]
 
 
-def models(rank, ranks, meeting):
+def all_models(rank, ranks, meeting):
     """In a child: all models, all batches."""
     group = joined(rank, ranks, meeting)
-    config = HSAConfig(noise_window=6)
-    for model_type in TEXT if ranks == 3 else TEXT + MORE:
+    for model_type in TEXT + MORE:
         for name in BATCHES if model_type in ("qwen3", "mistral") else ("plain", "left"):
-            compare(tiny.build_model(model_type), config, group, BATCHES[name]())
+            compare(tiny.build_model(model_type), CONFIG, group, BATCHES[name]())
     for model_type in VISION:
+        compare(tiny.build_model(model_type), CONFIG, group, plain())
+    return some_models(group, VISION)
+
+
+def few_models(rank, ranks, meeting):
+    """In a child: all batches, and a model of each kind."""
+    group = joined(rank, ranks, meeting)
+    for name, batch in BATCHES.items():
+        compare(tiny.build_model("mistral" if name in ("packed", "left") else "qwen3"), CONFIG, group, batch())
+    compare(tiny.build_model("qwen3_moe"), CONFIG, group, plain())
+    return some_models(group, VISION[-1:])
+
+
+def some_models(group, vision):
+    """Compare models that see pictures, and what changes how a model is run."""
+    for model_type in vision:
         model = tiny.build_model(model_type)
-        compare(model, config, group, pictures(model))
-        compare(tiny.build_model(model_type), config, group, plain())
-    for reentrant in (False, "reentrant"):
-        compare(tiny.build_model("qwen3"), config, group, plain(), checkpointing=reentrant or "new")
+        compare(model, CONFIG, group, pictures(model))
+    for way in ("new", "reentrant"):
+        compare(tiny.build_model("qwen3"), CONFIG, group, plain(), checkpointing=way)
     only_one = HSAConfig(layers=[1], noise_window=3, backend="blockwise")
     compare(tiny.build_model("mistral"), only_one, group, plain())
     turns = {"turn_ids": torch.arange(LENGTH).expand(2, -1) // 7}
@@ -99,7 +114,8 @@ def models(rank, ranks, meeting):
 
 
 @pytest.mark.parametrize(
-    "ranks", [3, pytest.param(2, marks=pytest.mark.long), pytest.param(4, marks=pytest.mark.long)]
+    ("ranks", "target"),
+    [(3, few_models), *(pytest.param(ranks, all_models, marks=pytest.mark.long) for ranks in (2, 3, 4))],
 )
-def test_loss_and_gradients(ranks, tmp_path):
-    on_ranks(ranks, tmp_path, models)
+def test_loss_and_gradients(ranks, target, tmp_path):
+    on_ranks(ranks, tmp_path, target)

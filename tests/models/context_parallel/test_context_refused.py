@@ -39,6 +39,10 @@ def refused(rank, ranks, meeting):
         model(**batch(), output_attentions=True)
     with pytest.raises(ValueError, match="Qwen3_5.*without softmax attention.*context_parallel"):
         enable_hsa(tiny.build_model("qwen3_5_text"), HSAConfig(), context_parallel=group)
+    shared_out = tiny.build_model("qwen3")
+    shared_out._tp_size = 2
+    with pytest.raises(ValueError, match="Qwen3ForCausalLM is cut up by tensor parallelism"):
+        enable_hsa(shared_out, HSAConfig(), context_parallel=group)
     with pytest.raises(ValueError, match="must be a torch.distributed process group, got int"):
         enable_hsa(model, HSAConfig(), context_parallel=2)
     experts = enable_hsa(tiny.build_model("qwen3_moe"), HSAConfig(), context_parallel=group)
@@ -72,7 +76,8 @@ def test_refused(tmp_path):
 
 
 def test_trainers_of_trl_are_refused():
-    theirs = type("SFTTrainer", (), {"__module__": "trl.trainer.sft_trainer"})
-    with pytest.raises(ValueError, match="TRL's SFTTrainer computes .* cannot be combined with context_parallel"):
-        refuse_trl(type("SFTTrainer", (theirs,), {}))
+    theirs = type("DPOTrainer", (), {"__module__": "trl.trainer.dpo_trainer"})
+    with pytest.raises(ValueError, match="TRL's DPOTrainer computes .* cannot be combined with context_parallel"):
+        refuse_trl(type("DPOTrainer", (theirs,), {}))
+    refuse_trl(type("SFTTrainer", (), {"__module__": "trl.trainer.sft_trainer"}))
     refuse_trl(type("Trainer", (), {"__module__": "transformers.trainer"}))

@@ -12,7 +12,7 @@ import yaml
 
 from ... import strict_json
 from ...config import FeedbackConfig, HSAConfig
-from ...training_file import BLOCKS, SAVED, TrainingFile, read_training_file
+from ...training_file import BLOCKS, SAVED, TrainingFile, read_training_file, split_ranks
 from ...user_errors import UserError
 from ..options import check_stage, check_trainer
 from ..state import Integration
@@ -50,12 +50,13 @@ def read_blocks(values: Mapping[str, Any], lang: str) -> dict[str, Any]:
         raise UserError(message("choice", lang, field=label_of(MODE, lang), value=mode))
     if values[FEEDBACK]:
         blocks["feedback"] = {"token": values["feedback_token"], **_read_options(values, "feedback", lang)}
-    for name, config_class in (("hsa", HSAConfig), ("feedback", FeedbackConfig)):
-        if isinstance(blocks.get(name), dict):
-            try:
-                config_class.from_dict(blocks[name])
-            except ValueError as error:
-                raise UserError(message("refused", lang, reason=error)) from None
+    try:
+        rules, _ = split_ranks(blocks.get("hsa"))
+        for block, config_class in ((rules, HSAConfig), (blocks.get("feedback"), FeedbackConfig)):
+            if isinstance(block, dict):
+                config_class.from_dict(block)
+    except ValueError as error:
+        raise UserError(message("refused", lang, reason=error)) from None
     return blocks
 
 

@@ -13,7 +13,7 @@ from llamafactory.extras.constants import TRAINING_ARGS
 from llamafactory.webui.common import _clean_cmd
 from rich.console import Console
 
-from ...training_file import BLOCKS
+from ...training_file import BLOCKS, split_ranks
 from ...user_errors import UserError
 from ..data.report import REPORT_NAME, DataReport
 from ..model.checkpoint import has_saved_rules, starting_points
@@ -62,7 +62,8 @@ def preview(original: Callable[..., str], args: dict[str, Any]) -> str:
     if not _needs_us(args):
         return original(args)
     text = yaml.safe_dump(_clean_cmd(args), allow_unicode=True, sort_keys=False)
-    torchrun = "FORCE_TORCHRUN=1 " if args.get("deepspeed") else ""
+    _, ranks = split_ranks(args.get("hsa"))
+    torchrun = "FORCE_TORCHRUN=1 " if args.get("deepspeed") or ranks > 1 else ""
     return f"`train.yaml`\n```yaml\n{text}```\n\n```bash\n{torchrun}hsa-factory train train.yaml\n```"
 
 

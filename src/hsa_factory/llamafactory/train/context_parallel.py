@@ -36,8 +36,12 @@ def share_rows(state: Integration, model_args: Any, training_args: Any, finetuni
     """
     ranks = state.context_parallel
     state.context_group = None
-    if ranks == 1 or state.hsa_config is None:
+    if ranks == 1:
         return
+    if state.hsa_config is None:
+        raise ValueError(
+            f"context_parallel = {ranks} shares rows by HSA's rules, but this run has no HSA: switch it on."
+        )
     if finetuning_args.stage not in STAGES:
         raise ValueError(
             f"hsa.context_parallel supports {' and '.join(f'`stage: {name}`' for name in STAGES)}, not `stage: "
@@ -47,14 +51,22 @@ def share_rows(state: Integration, model_args: Any, training_args: Any, finetuni
         if any(getattr(args, option, None) for args in (model_args, training_args, finetuning_args)):
             raise ValueError(f"`{option}` cannot be combined with hsa.context_parallel: {reason}. Remove one of them.")
     check_arguments(training_args, has_metrics=False)
-    processes = training_args.world_size
-    if processes % ranks or not dist.is_initialized():
+    check_processes(ranks, training_args.world_size if dist.is_initialized() else 1)
+    state.context_group, _ = dist.new_subgroups(group_size=ranks, timeout=training_args.ddp_timeout_delta)
+
+
+def check_processes(ranks: int, processes: int) -> None:
+    """Refuse a number of processes that is no multiple of those that share a row.
+
+    Raises:
+        ValueError: Saying what to do.
+    """
+    if processes % ranks:
         raise ValueError(
             f"hsa.context_parallel = {ranks} needs a number of processes that is a multiple of {ranks}, each group of {ranks} "
             f"sharing its rows; this run has {processes}. Set NPROC_PER_NODE (with FORCE_TORCHRUN=1 where there are no GPUs), or "
             "change context_parallel."
         )
-    state.context_group, _ = dist.new_subgroups(group_size=ranks)
 
 
 @cache

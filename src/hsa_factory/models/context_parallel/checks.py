@@ -12,10 +12,16 @@ def check_model(parts: TextModel) -> None:
     """Refuse a model whose rows cannot be cut.
 
     Raises:
-        ValueError: If it has layers without softmax attention, or computes its loss without transformers' `loss_function`.
+        ValueError: If tensor parallelism has cut it up, it has layers without softmax attention, or computes its loss without
+            transformers' `loss_function`.
     """
     base = parts.base
     name = type(base).__name__
+    if (getattr(base, "_tp_size", None) or 1) > 1:
+        raise ValueError(
+            f"{name} is cut up by tensor parallelism (`tp_plan`, `tp_size`), which has not been tried with context_parallel: use "
+            "one of them."
+        )
     if len(parts.attention_layers) < parts.num_layers or has_stateful_layers(parts.text.config):
         raise ValueError(
             f"{name} has layers without softmax attention, whose state would have to be passed on from rank to rank: "
