@@ -8,6 +8,7 @@ from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheLayout
 
 from ..attention.api import run_attention
 from ..attention.layer_rules import LayerRules
+from .causal_kernel import causal_attention
 from .kv_cache import HSASpec
 from .metadata import HSAMetadata, HSAMetadataBuilder, key_rows
 
@@ -131,10 +132,11 @@ class HSAImpl(AttentionImpl[HSAMetadata]):
         for group in attn_metadata.groups:
             held = rows.index_select(0, group.places.view(-1)).view(*group.places.shape, 2 * size)
             batch, queries = group.places.shape[0], group.queries_each
-            asked = query.index_select(0, group.queries).view(batch, queries, *query.shape[1:]).transpose(1, 2)
-            keys, values = held[..., :size], held[..., size:]
+            keys, values, asked = held[..., :size], held[..., size:], query[group.queries]
+            if group.plan is None:
+                causal_attention(asked, keys[0], values[0], self.scale, output[group.queries])
+                continue
+            asked = asked.view(batch, queries, *query.shape[1:]).transpose(1, 2)
             answer, _ = run_attention(asked, keys, values, group.plan, self.rules, scale=self.scale)
-            output.index_copy_(
-                0, group.queries, answer.transpose(1, 2).reshape(-1, *output.shape[1:]).to(output.dtype)
-            )
+            output[group.queries] = answer.transpose(1, 2).reshape(-1, *output.shape[1:])
         return output

@@ -12,11 +12,15 @@ from vllm.v1.attention.backend import AttentionMetadata, AttentionMetadataBuilde
 from vllm.v1.kv_cache_interface import AttentionSpec
 
 from ..attention import AttentionPlan
+from .causal_kernel import has_causal_kernel
 from .listener import Row, rows_of
+from .reach import free_types
 
 
 _UNEVEN = 1.5  # rows attend together if the longest has at most so many times the keys of the shortest
 _FEW = 256  # keys; or so many more
+_RUN = 64  # queries, of which nothing is hidden or faded: as many or more go to vLLM's kernel
+_QUERIES = 128  # that attend together: with more, keys that few of them see cost more than what is gathered less often
 
 
 @dataclass
@@ -26,15 +30,15 @@ class Group:
     Legend: B requests, Q queries of each, K keys of each, Hkv key/value heads.
 
     Attributes:
-        queries: (B·Q,) int64, where the queries stand among the tokens of the forward.
+        queries: (B·Q,) int64, or a slice: where the queries stand among the tokens of the forward.
         places: (B, Hkv, K) int64, where the keys stand in the cache, as rows of `key_rows`.
-        plan: What queries and keys are.
+        plan: What queries and keys are. None: for vLLM's kernel, each query sees all keys up to its own, none faded; B = 1.
         queries_each: Q.
     """
 
-    queries: torch.Tensor
+    queries: torch.Tensor | slice
     places: torch.Tensor
-    plan: AttentionPlan
+    plan: AttentionPlan | None
     queries_each: int
 
 
@@ -74,6 +78,7 @@ class HSAMetadataBuilder(AttentionMetadataBuilder[HSAMetadata]):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         self._heads, self._block_size = kv_cache_spec.num_kv_heads, kv_cache_spec.block_size
         self._rows = rows_of(vllm_config)
+        self._has_kernel = has_causal_kernel(device, kv_cache_spec.head_size)
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
@@ -97,10 +102,13 @@ class HSAMetadataBuilder(AttentionMetadataBuilder[HSAMetadata]):
             row = self._rows.get(index)
             if stop == start:
                 continue
-            pieces = _pieces(row, start, stop - start, lengths[index])
+            pieces = _pieces(row, start, stop - start, lengths[index], self._has_kernel)
             for piece in pieces:
                 piece.slots = self._slots(blocks[index], piece.positions)
-                if len(piece) == 1:
+                if piece.is_plain:
+                    places = self._places(self._tensor(piece.slots[None]))
+                    groups.append(Group(slice(piece.start, piece.stop), places, None, len(piece)))
+                elif len(piece) == 1:
                     single.append(piece)
                 else:
                     groups.append(self._group([piece]))
@@ -144,8 +152,10 @@ class HSAMetadataBuilder(AttentionMetadataBuilder[HSAMetadata]):
             is_packed=False,
             turn_ids=None if pieces[0].turns is None else self._tensor(turns),
         )
-        queries = np.concatenate([np.arange(piece.start, piece.stop) for piece in pieces])
-        return Group(self._tensor(queries), self._places(self._tensor(slots)), plan, len(pieces[0]))
+        queries: torch.Tensor | slice = slice(pieces[0].start, pieces[0].stop)
+        if len(pieces) > 1:
+            queries = self._tensor(np.concatenate([np.arange(piece.start, piece.stop) for piece in pieces]))
+        return Group(queries, self._places(self._tensor(slots)), plan, len(pieces[0]))
 
 
 @dataclass
@@ -159,6 +169,7 @@ class _Piece:
         types: (K,) of the keys.
         turns: (K,) of the keys; None: the rules have no turns.
         slots: (K,) where the keys lie.
+        is_plain: Whether it is for vLLM's kernel.
     """
 
     start: int
@@ -167,12 +178,13 @@ class _Piece:
     types: NDArray[np.uint8]
     turns: NDArray[np.int64] | None = None
     slots: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    is_plain: bool = False
 
     def __len__(self) -> int:
         return self.stop - self.start
 
 
-def _pieces(row: Row | None, place: int, number: int, length: int) -> list[_Piece]:
+def _pieces(row: Row | None, place: int, number: int, length: int, has_kernel: bool) -> list[_Piece]:
     """Return a request's queries in this forward.
 
     Args:
@@ -180,6 +192,7 @@ def _pieces(row: Row | None, place: int, number: int, length: int) -> list[_Piec
         place: Where its first query stands among the tokens of the forward.
         number: How many it has.
         length: Of its tokens up to the last query.
+        has_kernel: Whether vLLM's kernel can take what is plain.
     """
     first = length - number
     if row is None:
@@ -187,12 +200,31 @@ def _pieces(row: Row | None, place: int, number: int, length: int) -> list[_Piec
     tokens = row.tokens
     tokens.read(length)
     pieces = []
-    for start, stop in tokens.pieces(first, length):
-        positions = row.visible(start, stop)
-        types = tokens.types_at(start)[positions]
-        turns = None if tokens.turns is None else tokens.turns[positions]
-        pieces.append(_Piece(place + start - first, place + stop - first, positions, types, turns))
+    for begin, end in tokens.pieces(first, length):
+        types = tokens.types_at(begin)
+        middle = _plain_until(row, types, begin, end) if has_kernel and end - begin >= _RUN else begin
+        for start, stop in [(begin, middle)] * (middle > begin) + _cut(middle, end):
+            positions = row.visible(start, stop)
+            turns = None if tokens.turns is None else tokens.turns[positions]
+            piece = _Piece(place + start - first, place + stop - first, positions, types[positions], turns)
+            piece.is_plain = stop <= middle
+            pieces.append(piece)
     return pieces
+
+
+def _plain_until(row: Row, types: NDArray[np.uint8], start: int, stop: int) -> int:
+    """Return up to where, of queries [start, stop), each sees all keys in sight of the first, and none of them fades."""
+    is_free = free_types(row.tokens.rules)
+    if not is_free[types[row.visible(start, start)]].all():
+        return start
+    limited = np.flatnonzero(~is_free[types[start:stop]])
+    until = start + int(limited[0]) if len(limited) else stop
+    return until if until - start >= _RUN else start
+
+
+def _cut(start: int, stop: int) -> list[tuple[int, int]]:
+    """Cut queries into few enough to leave out most of the keys that none of them sees."""
+    return [(begin, min(begin + _QUERIES, stop)) for begin in range(start, stop, _QUERIES)]
 
 
 def _alike(pieces: list[_Piece]) -> list[list[_Piece]]:
