@@ -12,18 +12,20 @@ from typing import Any
 
 import yaml
 from llamafactory import launcher
-from llamafactory.extras.misc import get_device_count, is_env_enabled, use_ray
+from llamafactory.extras.misc import use_ray
 from llamafactory.extras.packages import is_fastapi_available, is_gradio_available
 
 from ..config import FeedbackConfig, HSAConfig
 from ..loss_weights import LossWeightsConfig
 from ..training_file import SAVED, TrainingFile, is_training_file, read_training_file
 from ..user_errors import UserError
+from .arguments import with_text
 from .data.tokenized_path import check_arrow_files
 from .integration import integrate
 from .model.checkpoint import has_saved_rules, starting_points
 from .options import NO_RAY, check_trainer
 from .plain_run import PlainRunCallback
+from .processes import starts_processes
 from .saved_files import check_models, with_whole_checkpoint
 from .seams import installed
 from .under_way import BeginningCallback, first_answer_begins
@@ -49,8 +51,8 @@ def train(path: str, overrides: Sequence[str]) -> None:
         ValueError: If the file or an option is not allowed.
         subprocess.CalledProcessError: If a process launched by torchrun fails.
     """
-    training_file = read_training_file(path, overrides)
-    if is_env_enabled("FORCE_TORCHRUN") or get_device_count() > 1:
+    training_file = with_text(read_training_file(path, overrides))
+    if starts_processes():
         _rules_to_train_with(training_file)  # what is wrong is said once, not by every process
         # LLaMA-Factory calls `torchrun` by name; it lies beside this Python even if no environment is activated.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -87,7 +89,7 @@ def pass_on(command: str, arguments: Sequence[str]) -> None:
         _launch(command, arguments, hsa, None)
         return
 
-    training_file = read_training_file(arguments[0], arguments[1:])
+    training_file = with_text(read_training_file(arguments[0], arguments[1:]))
     check_models(starting_points(training_file.args))
     if hsa is not None or training_file.hsa is not None:
         hsa = training_file.asked_for

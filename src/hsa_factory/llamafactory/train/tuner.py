@@ -8,12 +8,12 @@ from typing import Any
 import llamafactory.cli
 import llamafactory.launcher
 import llamafactory.train.tuner
-from llamafactory.extras.misc import get_device_count, is_env_enabled
 from llamafactory.hparams import read_args
 
 from ..model.loader import load_model_seam
 from ..model.packing import check_packing
 from ..options import NO_RAY, check_options, check_stage, check_trainer, find_other_loss
+from ..processes import starts_processes
 from ..saved_files import with_whole_checkpoint
 from ..seams import Seam
 from ..state import Integration
@@ -47,7 +47,7 @@ def _launch(original: Any) -> None:
     Raises:
         ValueError: Saying what to do.
     """
-    if sys.argv[1:2] == ["train"] and (is_env_enabled("FORCE_TORCHRUN") or get_device_count() > 1):
+    if sys.argv[1:2] == ["train"] and starts_processes():
         raise ValueError(
             "LLaMA-Factory's launcher would start processes that know neither HSA nor Feedback. Run `hsa-factory train`, "
             "or call run_exp within integrate() in every process."
