@@ -23,7 +23,7 @@ from .arguments import with_text
 from .data.tokenized_path import check_arrow_files
 from .integration import integrate
 from .model.checkpoint import has_saved_rules, starting_points
-from .options import NO_RAY, check_trainer
+from .options import check_trainer
 from .plain_run import PlainRunCallback
 from .processes import starts_processes
 from .saved_files import check_models, with_whole_checkpoint
@@ -152,8 +152,8 @@ def _rules_to_train_with(training_file: TrainingFile) -> HSAConfig | bool | str:
         hsa = False
     if hsa or training_file.feedback is not None or training_file.loss_weights is not None:
         check_trainer(args)
-        if use_ray() or args.get("use_ray"):
-            raise ValueError(NO_RAY)
+        if args.get("use_ray") and not use_ray():
+            raise ValueError("`use_ray` is none of LLaMA-Factory's options: set the environment variable USE_RAY=1.")
     return hsa
 
 

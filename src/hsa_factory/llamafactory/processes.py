@@ -20,7 +20,7 @@ def is_launched() -> bool:
 
 
 def starts_processes() -> bool:
-    """Return whether `train` starts torchrun, as LLaMA-Factory does; never again in a process that was launched."""
-    if is_launched():
+    """Return whether `train` starts torchrun, as LLaMA-Factory does: never in a process that was launched, nor for Ray."""
+    if is_launched() or use_ray():
         return False
-    return is_env_enabled("FORCE_TORCHRUN") or (get_device_count() > 1 and not use_ray())
+    return is_env_enabled("FORCE_TORCHRUN") or get_device_count() > 1
