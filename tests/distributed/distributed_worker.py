@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import accelerate.state
+import deepspeed.ops
 import torch.distributed as dist
 import yaml
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from hsa_factory.llamafactory.launch import train
@@ -81,6 +83,18 @@ def with_fsdp_on_cpu(original):
     return init
 
 
+def with_whole_tensors(original):
+    """Return accelerate's `get_state_dict`, whose tensors are still on their way where they need not be moved to the CPU."""
+
+    def get_state_dict(self, *args, **kwargs):
+        values = original(self, *args, **kwargs)
+        return {name: value.wait() if isinstance(value, AsyncCollectiveTensor) else value for name, value in values.items()}
+
+    return get_state_dict
+
+
 if __name__ == "__main__":
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it takes a minute to compile
+    accelerate.Accelerator.get_state_dict = with_whole_tensors(accelerate.Accelerator.get_state_dict)
     accelerate.state.AcceleratorState.__init__ = with_fsdp_on_cpu(accelerate.state.AcceleratorState.__init__)
     main(*sys.argv[1:])

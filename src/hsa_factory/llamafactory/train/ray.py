@@ -12,7 +12,6 @@ from ..seams import Seam
 from ..state import Integration
 
 
-_LOCAL = "127.0.0.1"
 _INTEGRATION = "hsa_integration"  # beside LLaMA-Factory's own entries of what a worker is given
 
 
@@ -66,7 +65,7 @@ def _train(state: Integration, original: Any, ray_args: Any, config: dict[str, A
 
 
 def _start(ray_args: Any) -> Any:
-    """Connect to the cluster that is there, or start one that listens on this machine only; return the arguments for it."""
+    """Connect to the cluster that is there, or start one on this machine; return the arguments for it."""
     import ray
 
     options = dict(ray_args.ray_init_kwargs or {})
@@ -76,6 +75,6 @@ def _start(ray_args: Any) -> Any:
         ray.init(**options, address="auto")
         return ray_args
     except ConnectionError:
-        options = {"_node_ip_address": _LOCAL, "include_dashboard": False, **options}
-        ray.init(**options)
-        return replace(ray_args, master_addr=ray_args.master_addr or options["_node_ip_address"])
+        ray.init(**{"include_dashboard": False, **options})
+        # LLaMA-Factory would ask the dashboard
+        return replace(ray_args, master_addr=ray_args.master_addr or ray.util.get_node_ip_address())
