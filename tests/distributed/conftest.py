@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from runs import EXAMPLES, SCALING, Runs, make_material
+from paired_runs import EXAMPLES, SCALING, Runs, make_material
 
 
 ROWS = pytest.StashKey()

@@ -16,9 +16,8 @@ import accelerate.state
 import deepspeed.ops
 import torch.distributed as dist
 import yaml
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType
-from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from hsa_factory.llamafactory.launch import train
@@ -48,6 +47,8 @@ def fsdp_variables(path):
     if path is None:
         return {}
     options = yaml.safe_load(Path(path).read_text("utf-8"))["fsdp_config"]
+    if options["fsdp_version"] == 1:  # accelerate sends the weights of the first process from a GPU only
+        options |= {"fsdp_cpu_ram_efficient_loading": False, "fsdp_sync_module_states": False}
     return {"ACCELERATE_USE_FSDP": "true", **{name.upper(): str(value) for name, value in options.items()}}
 
 
@@ -75,7 +76,7 @@ def with_fsdp_on_cpu(original):
     def init(self, *args, fsdp_plugin=None, **kwargs):
         original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
         if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
-            self.distributed_type = DistributedType.FSDP
+            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
             if self._mixed_precision != "no":
                 fsdp_plugin.set_mixed_precision(self._mixed_precision)
             self.fsdp_plugin = fsdp_plugin
@@ -83,18 +84,7 @@ def with_fsdp_on_cpu(original):
     return init
 
 
-def with_whole_tensors(original):
-    """Return accelerate's `get_state_dict`, whose tensors are still on their way where they need not be moved to the CPU."""
-
-    def get_state_dict(self, *args, **kwargs):
-        values = original(self, *args, **kwargs)
-        return {name: value.wait() if isinstance(value, AsyncCollectiveTensor) else value for name, value in values.items()}
-
-    return get_state_dict
-
-
 if __name__ == "__main__":
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it takes a minute to compile
-    accelerate.Accelerator.get_state_dict = with_whole_tensors(accelerate.Accelerator.get_state_dict)
     accelerate.state.AcceleratorState.__init__ = with_fsdp_on_cpu(accelerate.state.AcceleratorState.__init__)
     main(*sys.argv[1:])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from conftest import ENGINES, OF_STAGES, RESUMED, STAGES
-from runs import HSA, history, weights
+from paired_runs import HSA, history, weights
 
 from hsa_factory import HSAConfig
 
@@ -37,7 +37,9 @@ def test_full_with_a_new_token_and_weights(runs, compared, engine):
     assert HSAConfig.from_pretrained(out) == HSAConfig(**HSA)
     config = json.loads((out / "config.json").read_text("utf-8"))
     assert config["vocab_size"] == 1024 + 64 and "hsa" in config
-    report, expected = (json.loads((place / "hsa_report.json").read_text("utf-8")) for place in (out, runs.output("full")))
+    report, expected = (
+        json.loads((place / "hsa_report.json").read_text("utf-8")) for place in (out, runs.output("full"))
+    )
     assert report == expected
     assert (out / "README.md").read_text("utf-8").count("## Hierarchical Semantic Attention") == 1
 
