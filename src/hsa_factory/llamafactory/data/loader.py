@@ -11,6 +11,7 @@ from typing import Any
 import llamafactory.data.converter
 import llamafactory.data.loader
 import llamafactory.data.parser
+import numpy as np
 from datasets import Dataset
 from llamafactory.data.processor import (
     FeedbackDatasetProcessor,
@@ -27,6 +28,7 @@ from ...labeling.formats import FORMATS
 from ...labeling.rule_set import RuleSet
 from ..seams import Seam
 from ..state import Integration
+from .accounts import ACCOUNT_COLUMN, is_account_alone, take_accounts, without_account
 from .aligned import (
     INDEX_COLUMN,
     WithFeatures,
@@ -48,7 +50,7 @@ from .pretraining import TypedPretrainProcessor
 from .processor import TypedPackedProcessor, TypedSupervisedProcessor
 from .report import REPORT_NAME, DataReport
 from .reward import TypedRewardProcessor
-from .token_table import ACCOUNT_COLUMN, LOSS_WEIGHTS_COLUMN
+from .token_table import LOSS_WEIGHTS_COLUMN
 from .tokenized_path import check_arrow_files, check_tokenized, data_options, run_settings
 from .turns import check_replies
 from .untrained import check_trained, staying
@@ -153,7 +155,7 @@ def _align_dataset(state: Integration, original: Any, dataset: Any, attributes: 
     media = media_features(dataset, attributes, samples)
     has_types = attributes.formatting in FORMATS and dataset.features is not None
     if isinstance(dataset, Dataset):
-        dataset = dataset.add_column(INDEX_COLUMN, list(range(len(dataset))))
+        dataset = dataset.add_column(INDEX_COLUMN, np.arange(len(dataset)))
     else:
         dataset = dataset.map(_add_index, with_indices=True)
 
@@ -232,13 +234,7 @@ def _preprocess(state: Integration, original: Any, *args: Any, is_eval: bool) ->
         return None, []
     if not isinstance(processed, Dataset):
         return _preview_stream(state.report, processed)
-    if ACCOUNT_COLUMN not in processed.column_names:
-        return processed, []
-
-    accounts = processed.with_format("arrow")[:][ACCOUNT_COLUMN].to_pylist()
-    rows = [i for i, serialized in enumerate(accounts) if serialized is None]
-    counted = [serialized for serialized in accounts if serialized is not None]
-    return processed.select(rows).remove_columns(ACCOUNT_COLUMN), counted
+    return take_accounts(processed) if ACCOUNT_COLUMN in processed.column_names else (processed, [])
 
 
 def _preview_stream(report: DataReport, stream: Any) -> tuple[Any, list[str]]:
@@ -246,7 +242,7 @@ def _preview_stream(report: DataReport, stream: Any) -> tuple[Any, list[str]]:
     report.note = f"Streaming: these counts cover at most the first {STREAM_PREVIEW:,} rows of each stream."
     previewed = (row.get(ACCOUNT_COLUMN) for row in stream.take(STREAM_PREVIEW))
     counted = [serialized for serialized in previewed if serialized is not None]
-    return stream.filter(_is_sample).map(_without_account, remove_columns=[ACCOUNT_COLUMN]), counted
+    return stream.filter(_is_sample).map(without_account, remove_columns=[ACCOUNT_COLUMN]), counted
 
 
 def _get_dataset(
@@ -315,8 +311,4 @@ def _add_index(example: dict[str, Any], index: int) -> dict[str, Any]:
 
 
 def _is_sample(row: dict[str, Any]) -> bool:
-    return row.get(ACCOUNT_COLUMN) is None
-
-
-def _without_account(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name != ACCOUNT_COLUMN}
+    return not is_account_alone(row.get(ACCOUNT_COLUMN))

@@ -28,7 +28,6 @@ from .turns import run_on
 LOSS_MASK_COLUMN = "loss_mask"
 ROW_SOURCE_COLUMN = "hsa_dataset"
 ROW_SAMPLES_COLUMN = "hsa_samples"  # where each sample of a row starts, and what the cut took from it, as JSON
-ACCOUNT_COLUMN = "hsa_account"  # counts of a batch, as JSON, in the row after its last; None in the others
 _LISTS = ("attention_mask", "position_ids")  # columns of LLaMA-Factory that hold a number for each token
 _FIRST = 1 << 40  # the first place: above every id, so that padding is told from it
 
