@@ -22,9 +22,10 @@ from ...training_file import TrainingFile
 from ..arguments import with_text
 from ..data.aligned import INDEX_COLUMN
 from ..data.collator import trained_labels
-from ..data.loader import STREAM_PREVIEW, NothingToTrain
+from ..data.loader import NothingToTrain
 from ..data.pretraining import TypedPretrainProcessor
 from ..data.report import DatasetAccount
+from ..data.stream import STREAM_PREVIEW
 from ..data.token_table import (
     LOSS_MASK_COLUMN,
     LOSS_WEIGHTS_COLUMN,
