@@ -8,16 +8,17 @@ from paired_runs import EXAMPLES, SCALING, Runs, make_material
 
 ROWS = pytest.StashKey()
 LORA = {"finetuning_type": "lora", "lora_target": "all", "lora_rank": 4}
+ON_CPU = {"use_cpu": True}  # else accelerate calls it "cpu:0"; DeepSpeed must not have it
 ENGINES = {
-    "ddp": {},
-    "fsdp1": {"fsdp": SCALING / "fsdp1.yaml"},
-    "fsdp2": {"fsdp": SCALING / "fsdp2.yaml"},
+    "ddp": ON_CPU,
+    "fsdp1": {"fsdp": SCALING / "fsdp1.yaml", **ON_CPU},
+    "fsdp2": {"fsdp": SCALING / "fsdp2.yaml", **ON_CPU},
     **{f"zero{stage}": {"deepspeed": str(SCALING / f"zero{stage}.json")} for stage in range(4)},
     "zero3_offload": {},
 }
 STAGES = {"dpo": "preference", "kto": "kto", "rm": "reward_model", "pt": "pretraining"}
 OF_STAGES = ("fsdp2", "zero3")
-RESUMED = ("fsdp2", "zero3")  # DDP cannot on a CPU: "cpu:0" is no place that torch.load knows
+RESUMED = ("ddp", "fsdp2", "zero3")
 
 
 @pytest.fixture(scope="session")
