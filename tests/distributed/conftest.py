@@ -8,11 +8,10 @@ from paired_runs import EXAMPLES, SCALING, Runs, make_material
 
 ROWS = pytest.StashKey()
 LORA = {"finetuning_type": "lora", "lora_target": "all", "lora_rank": 4}
-ON_CPU = {"use_cpu": True}  # else accelerate calls it "cpu:0"; DeepSpeed must not have it
 ENGINES = {
-    "ddp": ON_CPU,
-    "fsdp1": {"fsdp": SCALING / "fsdp1.yaml", **ON_CPU},
-    "fsdp2": {"fsdp": SCALING / "fsdp2.yaml", **ON_CPU},
+    "ddp": {},
+    "fsdp1": {"fsdp": SCALING / "fsdp1.yaml"},
+    "fsdp2": {"fsdp": SCALING / "fsdp2.yaml"},
     **{f"zero{stage}": {"deepspeed": str(SCALING / f"zero{stage}.json")} for stage in range(4)},
     "zero3_offload": {},
 }
@@ -37,10 +36,10 @@ def runs(tmp_path_factory):
                 file = EXAMPLES / example / "train.yaml"
                 folder = str(EXAMPLES / example)
                 made.ask(stage, engine, file, dataset_dir=folder, num_train_epochs=None, max_steps=1, **options)
-        if engine in RESUMED:
-            saved = {"save_strategy": "steps", "save_steps": 2, **options}
-            made.ask("resumed", engine, max_steps=2, key="first", **saved)
-            made.ask("resumed", engine, overwrite_output_dir=False, **saved)
+    for engine in RESUMED:  # last: should one fail, the others have been made
+        saved = {"save_strategy": "steps", "save_steps": 2, **engines[engine]}
+        made.ask("resumed", engine, max_steps=2, key="first", **saved)
+        made.ask("resumed", engine, overwrite_output_dir=False, **saved)
     made.make()
     return made
 

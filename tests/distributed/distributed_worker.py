@@ -14,6 +14,7 @@ from pathlib import Path
 
 import accelerate.state
 import deepspeed.ops
+import torch
 import torch.distributed as dist
 import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -84,7 +85,19 @@ def with_fsdp_on_cpu(original):
     return init
 
 
+def with_plain_cpu(original):
+    """Return accelerate's choice of a device, which calls the CPU of several processes "cpu:0": torch can load nothing there."""
+
+    def set_device(self):
+        original(self)
+        if self.device.type == "cpu":
+            self.device = torch.device("cpu")
+
+    return set_device
+
+
 if __name__ == "__main__":
+    PartialState.set_device = with_plain_cpu(PartialState.set_device)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it takes a minute to compile
     accelerate.state.AcceleratorState.__init__ = with_fsdp_on_cpu(accelerate.state.AcceleratorState.__init__)
     main(*sys.argv[1:])

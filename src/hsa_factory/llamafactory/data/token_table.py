@@ -129,10 +129,19 @@ class TokenTable:
         has_turns: Whether tokens have turn numbers.
         rows_run_on: Whether the samples of a packed row see each other, so that its turn numbers run on from one to the next.
         has_weights: Whether rows say by what the loss of each token is multiplied; None: where a sample needs it.
+        numbers_samples: Whether the attention mask numbers the samples of a row (`neat_packing`): there may be more than a
+            byte holds.
     """
 
-    def __init__(self, has_turns: bool = False, rows_run_on: bool = False, has_weights: bool | None = False) -> None:
+    def __init__(
+        self,
+        has_turns: bool = False,
+        rows_run_on: bool = False,
+        has_weights: bool | None = False,
+        numbers_samples: bool = True,
+    ) -> None:
         self.has_turns, self.rows_run_on, self.has_weights = has_turns, rows_run_on, has_weights
+        self.list_types = {"attention_mask": np.int32 if numbers_samples else np.int8, "position_ids": np.int32}
         self.turn_ids = [np.zeros(0, np.int32)]
         self.weights: list[tuple[int, array | None]] = []  # first label of each sample, and its weights
         self.token_ids, self.labels = array("i"), array("i")
@@ -198,7 +207,9 @@ class TokenTable:
     def _look_up(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
         """Look up the columns of one sequence a row."""
         ids, labels = _flatten(rows["input_ids"]), _flatten(rows["labels"])
-        columns: dict[str, Any] = {name: _flatten(rows[name], np.int32) for name in _LISTS if name in rows}
+        columns: dict[str, Any] = {
+            name: _flatten(rows[name], self.list_types[name]) for name in _LISTS if name in rows
+        }
         columns["input_ids"] = _look_up(ids, np.frombuffer(self.token_ids, np.int32))
         columns["labels"] = _look_up(labels, np.frombuffer(self.labels, np.int32))
         semantic_ids = np.frombuffer(self.semantic_ids, np.int8)

@@ -230,7 +230,8 @@ class TypedProcessorMixin(MixedInto):
 
     def _new_table(self) -> TokenTable:
         is_packed = isinstance(self, PackedSupervisedDatasetProcessor)
-        return TokenTable(self.has_turns, is_packed and not self.data_args.neat_packing, self.has_weights)
+        is_neat = is_packed and self.data_args.neat_packing
+        return TokenTable(self.has_turns, is_packed and not is_neat, self.has_weights, numbers_samples=is_neat)
 
     def _finish_rows(self, rows: dict[str, list[Any]], table: TokenTable, accounts: dict[str, DatasetAccount]) -> Any:
         """Look up what the rows are made of, and let the first carry the accounts through map and cache."""
