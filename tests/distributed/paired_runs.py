@@ -107,12 +107,10 @@ class Runs:
         return path
 
     def sft_options(self):
-        """Return a run with everything: types, a new token, weights."""
-        return {
-            **{"stage": "sft", "do_train": True, "finetuning_type": "full", "template": "qwen3_nothink"},
-            **{"dataset": "data", "dataset_dir": str(self.directory), "cutoff_len": 512},
-            **{"gradient_accumulation_steps": 2, "hsa": HSA, "feedback": True},
-        }
+        """Return the example, with everything: types, a new token, weights."""
+        example = yaml.safe_load((SCALING / "train.yaml").read_text("utf-8"))
+        here = {"dataset": "data", "dataset_dir": str(self.directory), "cutoff_len": 512, "bf16": False, "hsa": HSA}
+        return {**example, **here, "gradient_accumulation_steps": 2}
 
     def output(self, case, engine=None):
         return self.directory / "out" / f"{case}-{engine or 'one'}"
