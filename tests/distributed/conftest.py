@@ -10,7 +10,6 @@ ROWS = pytest.StashKey()
 LORA = {"finetuning_type": "lora", "lora_target": "all", "lora_rank": 4}
 ENGINES = {
     "ddp": {},
-    "fsdp1": {"fsdp": SCALING / "fsdp1.yaml"},
     "fsdp2": {"fsdp": SCALING / "fsdp2.yaml"},
     **{f"zero{stage}": {"deepspeed": str(SCALING / f"zero{stage}.json")} for stage in range(4)},
     "zero3_offload": {},
