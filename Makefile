@@ -76,7 +76,7 @@ test-newest: $(NEWEST_INSTALLED)
 	$(NEWEST_BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(NEWEST_TESTS)
 
 test-distributed: $(DISTRIBUTED_INSTALLED)
-	$(DISTRIBUTED_BIN)/python -m pytest tests/distributed
+	$(DISTRIBUTED_BIN)/python -m pytest -o faulthandler_timeout=900 tests/distributed
 
 test-llamafactory-main: $(INSTALLED)
 	@test -d "$(LLAMAFACTORY)/src/llamafactory" || \
