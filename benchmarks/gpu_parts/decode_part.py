@@ -35,8 +35,8 @@ class Sizes:
     model: str = "Qwen3-0.6B"
     config: dict = field(default_factory=lambda: QWEN3_06B)
     lengths: tuple[int, ...] = (2048, 8192, 32768, 131072)
-    steps: int = 24
-    rounds: int = 3
+    steps: int = 12
+    rounds: int = 2
     dtype: torch.dtype = torch.bfloat16
 
     @classmethod

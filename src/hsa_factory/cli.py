@@ -21,6 +21,7 @@ commands of its own:
   pairs IN --out OUT              make preference pairs of the feedback in trajectories, for `stage: dpo`
   inspect FILE.yaml …             show what a model gets to see and is trained on: terminal, JSON, HTML; --check
   quickstart                      train tiny models offline, from nothing to a loss curve
+  serve DIR [options of vLLM]     serve a model with HSA on vLLM
   doctor [--device cuda]          whether this machine can run HSA: versions, backends, a self-test, a small timing
 
 passed on to LLaMA-Factory, which runs models with HSA as such:
@@ -37,7 +38,7 @@ _WITH_A_PARSER = (
     "pairs",
     "doctor",
 )  # argparse begins their messages with the command's name, and so do we
-_PASSED_ON = ("api", "chat", "eval", "export", "webchat", "webui", "env", "version")
+_PASSED_ON = ("api", "chat", "eval", "webchat", "webui", "env", "version")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,6 +97,14 @@ def _find(command: str) -> Callable[[Sequence[str]], int]:
         from .commands import doctor
 
         return doctor.main
+    if command == "export":
+        from .commands import export
+
+        return export.main
+    if command == "serve":
+        from .commands import serve
+
+        return serve.main
     if command == "quickstart":
         from .quickstart import run
 

@@ -21,6 +21,8 @@ BLOCKS = ("hsa", "feedback", "loss_weights")
 SAVED = "saved"
 """In the place of a configuration: the one saved with the checkpoint; no HSA if it has none."""
 
+_RANKS = "context_parallel"
+
 Config = TypeVar("Config", HSAConfig, FeedbackConfig, LossWeightsConfig)
 
 
@@ -36,6 +38,8 @@ class TrainingFile:
         loss_weights: None if the block is missing or off.
         written: What stands in the file or behind it, of LLaMA-Factory's options that YAML reads as a number or as true or
             false: ``no``, ``on``, ``007``. Some of them may take text.
+        context_parallel: How many processes share the tokens of each row. It stands in the block `hsa`, but is no rule: it says
+            how a run is computed, and is saved with no checkpoint.
     """
 
     args: dict[str, Any]
@@ -44,6 +48,7 @@ class TrainingFile:
     hsa_off: bool = False
     loss_weights: LossWeightsConfig | None = None
     written: dict[str, str] = field(default_factory=dict)
+    context_parallel: int = 1
 
     @property
     def is_plain(self) -> bool:
@@ -81,6 +86,7 @@ def read_training_file(path: str | Path, overrides: Sequence[str] = ()) -> Train
     args = _parse(path, overrides)
     _refuse_empty(path, overrides)
     hsa, feedback, loss_weights = (_read_none(args.pop(block, None)) for block in BLOCKS)
+    hsa, context_parallel = _without_ranks(hsa)
     return TrainingFile(
         args,
         hsa=True if hsa is True else _read_block("hsa", hsa, HSAConfig),
@@ -88,6 +94,7 @@ def read_training_file(path: str | Path, overrides: Sequence[str] = ()) -> Train
         hsa_off=hsa is False,
         loss_weights=_read_block("loss_weights", loss_weights, LossWeightsConfig),
         written={name: text for name, text in _written(path, overrides).items() if _is_no_text(args.get(name))},
+        context_parallel=context_parallel,
     )
 
 
@@ -192,6 +199,19 @@ def _empty_below(place: tuple[str, ...], node: yaml.Node) -> Iterator[tuple[str,
 
 def _read_none(block: Any) -> Any:
     return False if isinstance(block, str) and block.lower() == "none" else block
+
+
+def _without_ranks(hsa: Any) -> tuple[Any, int]:
+    """Take `context_parallel` out of the block `hsa`; what is left of a block that says nothing else is ``true``."""
+    if not isinstance(hsa, dict) or _RANKS not in hsa:
+        return hsa, 1
+    rules = {name: value for name, value in hsa.items() if name != _RANKS}
+    ranks = hsa[_RANKS]
+    if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
+        raise UserError(
+            f"hsa.{_RANKS} = {ranks!r} is not allowed: a whole number ≥ 1, how many processes share the tokens of each row."
+        )
+    return rules or True, ranks
 
 
 def _read_block(name: str, block: Any, config_class: type[Config]) -> Config | None:

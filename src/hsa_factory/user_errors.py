@@ -7,7 +7,7 @@ from contextvars import ContextVar
 
 
 DEBUG = "HSA_FACTORY_DEBUG"
-"""Environment variable: if it is set, every error comes with its traceback."""
+"""Environment variable: if it is set, every error comes with its traceback, and context parallelism says what it moves."""
 
 _KINDS = (ValueError, OSError, ImportError)
 _EXTRAS = ("llamafactory", "omegaconf", "rich", "yaml", "matplotlib", "jinja2", "PIL", "pyarrow")

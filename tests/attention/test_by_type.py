@@ -65,3 +65,11 @@ def test_the_mask_of_a_plan_waits_for_nothing(config, packed):
     with Recorder() as recorder:
         plan.once(flex.FlexMask, LayerRules.of(config, sliding_window=200))
     assert recorder.found == set()
+
+
+def test_a_type_that_fades_is_known_without_waiting():
+    plan = AttentionPlan.from_inputs(torch.arange(300)[None] % 3)
+    with Recorder() as recorder:
+        assert not plan.is_causal(LayerRules.of(HSAConfig()))
+    assert recorder.found == set()
+    assert AttentionPlan.from_inputs(torch.zeros(1, 300, dtype=torch.long)).is_causal(LayerRules.of(HSAConfig()))

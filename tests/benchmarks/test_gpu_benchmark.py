@@ -200,5 +200,20 @@ def test_the_table_of_the_page(tmp_path, monkeypatch):
         writer.writerows(row | {"device": "A GPU", "torch": "2.11"} for row in rows)
     lines = gpu_tables.gpu_tables(texts)
     assert lines[0].startswith("Attention on A GPU, torch 2.11") and len(lines) == 5
-    assert lines[2] == "| tokens | head size | causal, ms | 5% | 5%, turns 1 | plan, ms |"
-    assert lines[4] == "| 32,768 | 128 | 40.00 | 7.0× (8.0) | 4.0× (5.0) | 0.70 |"
+    assert (
+        lines[2]
+        == "| tokens | head size | causal flash, ms | causal, torch's choice, ms | 5% | 5%, turns 1 | plan, ms |"
+    )
+    assert lines[4] == "| 32,768 | 128 | 40.00 |  | 7.0× (8.0) | 4.0× (5.0) | 0.70 |"
+    steps = [
+        {"model": "a", "tokens": "4096", "variant": "plain", "status": "ok", "seconds": "0.5", "over_plain": "1.0"}
+    ]
+    steps += [
+        steps[0] | {"variant": "window 50", "over_plain": "0.9"},
+        steps[0] | {"variant": "turns 1", "status": "failed"},
+    ]
+    with open(tmp_path / "gpu" / "a-gpu" / "training.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, [*steps[0], "device"])
+        writer.writeheader()
+        writer.writerows(step | {"device": "A GPU"} for step in steps)
+    assert gpu_tables.gpu_tables(texts)[-1] == "| a | 4,096 | 0.500 | 0.90 |  |"

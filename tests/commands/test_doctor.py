@@ -11,7 +11,7 @@ import torch
 from hsa_factory import cli
 from hsa_factory.attention import api
 from hsa_factory.commands import doctor
-from hsa_factory.doctor import machine, self_test, timing, versions
+from hsa_factory.doctor import display, machine, self_test, timing, versions
 from hsa_factory.doctor.examine import Extent
 from hsa_factory.doctor.imports import try_imports
 from hsa_factory.doctor.output import aligned
@@ -86,7 +86,7 @@ def test_the_json_keeps_its_form(fitting, capsys):
         "packages": dict.fromkeys(("name", "installed", "wanted", "problems", "advice")),
         "auto": dict.fromkeys(("case", "backend", "reason")),
         "refused": dict.fromkeys(("what", "reason", "advice")),
-        "self_test": dict.fromkeys(("backend", "dtype", "case", "status", "error", "tolerance", "what")),
+        "self_test": dict.fromkeys(("backend", "dtype", "case", "status", "error", "tolerance", "what", "seconds")),
         "timing": dict.fromkeys(
             (*("backend", "tokens", "seconds", "causal_seconds", "speed_up", "limit", "note"), "share_of_limit")
         ),
@@ -381,3 +381,14 @@ def test_help(capsys):
     said = capsys.readouterr().out
     assert ended.value.code == 0 and "exit codes: 0 nothing is wrong" in said and "--quick" in said
     assert cli.main(["--help"]) == 0 and "\n  doctor " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("every_s, shown", [(-1.0, [1, 2, 3]), (60.0, [1])])
+def test_a_log_shows_how_far_it_is_now_and_again(every_s, shown, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    monkeypatch.setattr(display, "_EVERY_S", every_s)
+    with display.progress("testing", 3) as advance:
+        for step in (1, 2, 3):
+            advance(f"step {step}")
+    lines = [f"hsa-factory doctor: testing: step {step} ({step} of 3)" for step in shown]
+    assert capsys.readouterr().err.splitlines() == lines

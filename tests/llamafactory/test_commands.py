@@ -194,6 +194,32 @@ def test_an_exported_model_needs_nothing_else(lf, tmp_path, checkpoint):
     assert not (tmp_path / "plain" / "hsa_config.json").exists()
 
 
+def test_a_model_exported_for_vllm(lf, tmp_path, checkpoint, capsys, monkeypatch):
+    """It has another architecture's name, and is the same model to everybody else."""
+    from transformers import AutoModelForCausalLM
+
+    from hsa_factory import cli
+
+    monkeypatch.delenv("HSA_FACTORY_DEBUG", raising=False)
+    values = {"model_name_or_path": str(checkpoint), "template": "qwen3_nothink", "infer_dtype": "float32"}
+    path, served = tmp_path / "export.json", tmp_path / "served"
+    path.write_text(json.dumps({**values, "export_dir": str(served), "export_for": "vllm"}), "utf-8")
+    assert cli.main(["export", str(path)]) == 0
+    assert json.loads((served / "config.json").read_text("utf-8"))["architectures"] == ["HSAQwen3ForCausalLM"]
+    model = enable_hsa(AutoModelForCausalLM.from_pretrained(served))
+    assert get_state(model).config == HSA
+    assert answers(served, "saved") == answers(checkpoint, HSA)
+
+    for change, message in (
+        ("export_for=vlm", "Did you mean 'vllm'"),
+        ("hsa=false", "this one has none"),
+        ("export_hub_model_id=me/model", "Leave export_hub_model_id out"),
+        ("stage=rm", "not for reward models"),
+    ):
+        assert cli.main(["export", str(path), change]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_exporting_a_model_without_hsa_adds_nothing(lf, tmp_path):
     from hsa_factory import cli
 

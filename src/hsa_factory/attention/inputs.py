@@ -1,6 +1,7 @@
 """What a user gives for a plan: checked, and brought into one form."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -60,17 +61,60 @@ def number_documents(
     return documents
 
 
-def check_turns(turn_ids: torch.Tensor, document_ids: torch.Tensor) -> torch.Tensor:
+@dataclass(frozen=True)
+class RowsSeen:
+    """What one look at the rows of a batch tells.
+
+    Attributes:
+        have_padding: Whether a token is padding.
+        are_whole: Whether each row is one document without padding.
+        type_range: The lowest and the highest type; None: there are no tokens.
+    """
+
+    have_padding: bool
+    are_whole: bool
+    type_range: tuple[int, int] | None
+
+
+def look_at_rows(semantic_ids: torch.Tensor, document_ids: torch.Tensor | None) -> RowsSeen:
+    """Look at types and documents, once: for each look the CPU waits until a GPU has done all that it was given before.
+
+    Args:
+        semantic_ids: (B, L) int64.
+        document_ids: (B, L), 0 is padding. None: each row is one document.
+
+    Raises:
+        ValueError: If a type is not 0, 1 or 2.
+    """
+    if semantic_ids.numel() == 0:
+        return RowsSeen(have_padding=False, are_whole=document_ids is None, type_range=None)
+    found = list(semantic_ids.aminmax())
+    if document_ids is not None:
+        found += [(document_ids == 0).any(), (document_ids != document_ids[:, :1]).any()]
+    lowest, highest, *documents = torch.stack([number.long() for number in found]).tolist()
+    if lowest < 0 or highest > 2:
+        wrong = semantic_ids[(semantic_ids < 0) | (semantic_ids > 2)][0].item()
+        raise ValueError(f"semantic_ids holds {wrong}; allowed are 0 (GLOBAL), 1 (LANDMARK) and 2 (NOISE).")
+    return RowsSeen(any(documents[:1]), not any(documents), (lowest, highest))
+
+
+def check_turns(turn_ids: torch.Tensor, document_ids: torch.Tensor, is_whole: bool = False) -> torch.Tensor:
     """Return turn numbers as int32; those at padding are not looked at.
 
     Args:
         turn_ids: (B, L) whole numbers.
         document_ids: (B, L), 0 is padding.
+        is_whole: Whether each row is one document without padding.
 
     Raises:
         ValueError: If shape, device or type do not fit, a number is too large, or the numbers of a document fall.
     """
     check_ids("turn_ids", turn_ids, document_ids)
+    if is_whole and turn_ids.numel():
+        turns = turn_ids.long()
+        is_wrong = (turns[:, 1:] < turns[:, :-1]).any() | (turns.abs().amax() > LARGEST_TURN)
+        if not bool(is_wrong):
+            return turns.int()
     turns = turn_ids.long().masked_fill(document_ids == 0, 0)
     order, starts = by_document(document_ids)
     sorted_turns = turns.gather(1, order)

@@ -16,6 +16,7 @@ def last_seen(
     positions: torch.Tensor,
     turn_ids: torch.Tensor | None,
     rules: LayerRules,
+    is_whole: bool = False,
 ) -> torch.Tensor:
     """Find the last token that sees each key. O(L log L); nothing waits for the device.
 
@@ -27,6 +28,7 @@ def last_seen(
         positions: (B, L) int64, the token's place in its document, going up within it; with gaps if keys are missing.
         turn_ids: (B, L) integers, never falling within a document. None: the rules have no turns.
         rules: What holds in the layer. What `hide` takes away is left out.
+        is_whole: Whether each row is one document without padding, so that nothing need be sorted.
 
     Returns:
         (B, L) int64, the position, in the key's document, of the last of the tokens given that sees it, or, by its
@@ -39,6 +41,8 @@ def last_seen(
     if semantic_ids.numel() == 0:
         return torch.zeros_like(positions)
 
+    if is_whole:
+        return _last_seen_in_rows(semantic_ids, positions, turn_ids, rules)
     order, starts = by_document(document_ids)
     types, places = semantic_ids.gather(1, order), positions.gather(1, order)
     last = places + by_type(types, rules.window_reach, torch.int64)
@@ -52,6 +56,20 @@ def last_seen(
     last = torch.minimum(last, places.gather(1, _document_ends(starts)))
     last = torch.empty_like(last).scatter_(1, order, last)
     return last.masked_fill_(document_ids == 0, -1)
+
+
+def _last_seen_in_rows(
+    types: torch.Tensor, places: torch.Tensor, turn_ids: torch.Tensor | None, rules: LayerRules
+) -> torch.Tensor:
+    """Return what `last_seen` does, for rows of one document without padding."""
+    last = places + by_type(types, rules.window_reach, torch.int64)
+    if turn_ids is not None:
+        turns, reach = turn_ids.long(), by_type(types, rules.turn_reach, torch.int64)
+        after = torch.searchsorted(turns, torch.minimum(turns + reach, turns[:, -1:]), right=True)
+        in_turns = places.gather(1, after.sub_(1).clamp_(min=0))
+        last = torch.where(reach < 0, last, torch.maximum(last, in_turns))
+        last = torch.minimum(last, places + rules.sliding_reach)
+    return torch.minimum(last, places[:, -1:])
 
 
 def _last_in_turns(turns: torch.Tensor, reach: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:

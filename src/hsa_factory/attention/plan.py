@@ -5,8 +5,9 @@ from typing import TypeVar
 
 import torch
 
+from .by_type import by_type
 from .documents import positions_in_documents
-from .inputs import check_ids, check_turns, missing_turns, number_documents
+from .inputs import check_ids, check_turns, look_at_rows, missing_turns, number_documents
 from .last_seen import last_seen
 from .layer_rules import LayerRules
 
@@ -35,6 +36,7 @@ class AttentionPlan:
         is_packed: Whether a row holds more than one document; None: look when it matters.
         turn_ids: (B, L) integers, the number of each key's turn, which never falls within a document; not read at
             padding. None: not known, as rules without turns allow.
+        type_range: The lowest and the highest type there is; None: not known.
 
     Attributes:
         is_padding: (B, L) bool, or None if there is none.
@@ -51,9 +53,10 @@ class AttentionPlan:
         has_clean_padding: bool = False,
         is_packed: bool | None = None,
         turn_ids: torch.Tensor | None = None,
+        type_range: tuple[int, int] | None = None,
     ) -> None:
         self.semantic_ids, self.document_ids, self.positions = semantic_ids, document_ids, positions
-        self.turn_ids = turn_ids
+        self.turn_ids, self.type_range = turn_ids, type_range
         self.batch_size, self.key_length = semantic_ids.shape
         self.query_length, self.has_gaps = query_length, has_gaps
         self._has_clean_padding = has_clean_padding
@@ -93,25 +96,40 @@ class AttentionPlan:
             ValueError: If shapes, devices or types disagree, a type is not 0, 1 or 2, or turn numbers fall.
         """
         check_ids("semantic_ids", semantic_ids, None)
-        if semantic_ids.numel() and not bool(((semantic_ids >= 0) & (semantic_ids <= 2)).all()):
-            wrong = semantic_ids[(semantic_ids < 0) | (semantic_ids > 2)][0].item()
-            raise ValueError(f"semantic_ids holds {wrong}; allowed are 0 (GLOBAL), 1 (LANDMARK) and 2 (NOISE).")
-
         length = semantic_ids.shape[1]
         query_length = length if query_length is None else query_length
         if not 0 <= query_length <= length:
             raise ValueError(f"query_length {query_length} does not fit {length} semantic_ids.")
 
         types, documents = semantic_ids.long(), number_documents(semantic_ids, attention_mask, document_ids)
-        turns = None if turn_ids is None else check_turns(turn_ids, documents)
-        if positions is None:
-            return cls(types, documents, positions_in_documents(documents), query_length, turn_ids=turns)
-
-        check_ids("positions", positions, semantic_ids)
-        plan = cls(types, documents, positions.long(), query_length, has_gaps=True, turn_ids=turns)
-        if plan.has_packed_rows():
+        rows = look_at_rows(types, None if attention_mask is None and document_ids is None else documents)
+        turns = None if turn_ids is None else check_turns(turn_ids, documents, rows.are_whole)
+        has_gaps = positions is not None
+        if positions is not None:
+            check_ids("positions", positions, semantic_ids)
+        elif rows.are_whole:
+            positions = torch.arange(length, device=types.device).expand_as(types).contiguous()
+        else:
+            positions = positions_in_documents(documents)
+        plan = cls(
+            types,
+            documents,
+            positions.long(),
+            query_length,
+            has_gaps,
+            rows.have_padding,
+            is_packed=False if rows.are_whole else None,
+            turn_ids=turns,
+            type_range=rows.type_range,
+        )
+        if has_gaps and plan.has_packed_rows():
             raise ValueError("positions go with rows of one document, not with packed rows.")
         return plan
+
+    @property
+    def has_whole_rows(self) -> bool:
+        """Whether each row is known to be one document without padding."""
+        return self.is_padding is None and self._packed is False
 
     @property
     def device(self) -> torch.device:
@@ -273,11 +291,14 @@ class AttentionPlan:
 def _is_causal(plan: AttentionPlan, rules: LayerRules) -> bool:
     if plan.query_length != plan.key_length or plan.has_gaps or plan.is_padding is not None or rules.hide:
         return False
+    if any(rules.decays[kind] for kind in plan.type_range or ()):
+        return False  # without a look, for which the CPU would wait
     free = [decay == 0 for decay in rules.decays]
-    all_free = torch.tensor(free, device=plan.device)[plan.semantic_ids].all()
+    all_free = by_type(plan.semantic_ids, free, torch.bool).all()
     all_free &= (plan.last_seen(rules) == plan.key_length - 1).all()
     return bool(all_free) and not plan.has_packed_rows()
 
 
 def _last_seen(plan: AttentionPlan, rules: LayerRules) -> torch.Tensor:
-    return last_seen(plan.semantic_ids, plan.document_ids, plan.positions, plan.turns(rules), rules)
+    turns, is_whole = plan.turns(rules), plan.has_whole_rows
+    return last_seen(plan.semantic_ids, plan.document_ids, plan.positions, turns, rules, is_whole)

@@ -12,7 +12,8 @@ from ..doctor.output import write_report
 
 DESCRIPTION = """\
 Look at this machine: versions and whether they fit together, which backend of the attention is taken here and why, a
-self-test of every backend against the reference, and a small timing against attention without HSA. About a minute.
+self-test of every backend against the reference, and a small timing against attention without HSA. About a minute; two
+on a GPU whose machine is slow to compile kernels.
 """
 EPILOG = """\
 examples:
@@ -35,7 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:1 (the GPU where there is one)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    parser.add_argument("--quick", action="store_true", help="import no packages and time nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="import no packages and time nothing; no float32 on a GPU"
+    )
     return parser
 
 

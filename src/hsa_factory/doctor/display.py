@@ -1,13 +1,17 @@
 """A progress display on standard error for the parts that take a while."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
+_EVERY_S = 5.0  # between two lines where there is no terminal, as in a log
+
+
 @contextmanager
 def progress(title: str, steps: int) -> Iterator[Callable[[str], None]]:
-    """Show how far a part is: a bar in a terminal where rich is installed, else one line.
+    """Show how far a part is: a bar in a terminal where rich is installed, else a line every few seconds.
 
     Args:
         title: What is done.
@@ -20,14 +24,14 @@ def progress(title: str, steps: int) -> Iterator[Callable[[str], None]]:
         from rich.console import Console
         from rich.progress import Progress
     except ImportError:
-        print(f"hsa-factory doctor: {title}", file=sys.stderr, flush=True)
-        yield lambda _step: None
+        yield _lines(title, steps)
         return
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        print(f"hsa-factory doctor: {title}", file=sys.stderr, flush=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield _lines(title, steps)
+        return
+    with Progress(console=console, transient=True) as bar:
         task = bar.add_task(title, total=steps)
         begun = 0
 
@@ -37,3 +41,17 @@ def progress(title: str, steps: int) -> Iterator[Callable[[str], None]]:
             begun += 1
 
         yield advance
+
+
+def _lines(title: str, steps: int) -> Callable[[str], None]:
+    """Return a function that prints the first step, and then one now and again."""
+    begun, printed = 0, float("-inf")
+
+    def advance(step: str) -> None:
+        nonlocal begun, printed
+        begun += 1
+        if time.monotonic() - printed > _EVERY_S:
+            printed = time.monotonic()
+            print(f"hsa-factory doctor: {title}: {step} ({begun} of {steps})", file=sys.stderr, flush=True)
+
+    return advance

@@ -31,16 +31,18 @@ class Extent:
         imports: Whether packages are imported.
         test_length: Tokens of a row of the self-test; None: as set there.
         timed_lengths: Tokens of the rows that are timed; None: as set there.
+        float32: Whether float32 is tested on a GPU, too, for which kernels are compiled anew.
     """
 
     imports: bool = True
     test_length: int | None = None
     timed_lengths: Sequence[int] | None = None
+    float32: bool = True
 
     @classmethod
     def quick(cls) -> "Extent":
-        """Return what takes a few seconds: no imports, no timing."""
-        return cls(imports=False, timed_lengths=())
+        """Return what takes a few seconds, or a minute where kernels are compiled: no imports, no timing."""
+        return cls(imports=False, timed_lengths=(), float32=False)
 
 
 def examine(device_name: str | None, extent: Extent, display: Display) -> Report:
@@ -95,7 +97,7 @@ def _look(report: Report, device: "torch.device", extent: Extent, display: Displ
         torch.cuda.set_device(device)
         torch._dynamo.config.recompile_limit = _KERNELS
     half = torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    dtypes = [half, torch.float32] if on_gpu else [torch.float32]
+    dtypes = [half] * on_gpu + [torch.float32] * (extent.float32 or not on_gpu)
     report.machine = find_machine(device)
     report.choices = find_choices(device, dtypes[0])
     report.refusals = find_refusals(device, dtypes[0])

@@ -126,7 +126,9 @@ def _test_rows(report: Report) -> Rows:
         status = "failed" if failed else "passed" if len(passed) == len(outcomes) else "not run"
         worst = max((outcome.error for outcome in outcomes if outcome.error is not None), default=None)
         error = "" if worst is None else f"largest error {worst:.0e}, allowed {outcomes[0].tolerance:.0e}"
-        rows.append((backend, dtype, status, f"{len(passed)} of {len(outcomes)} cases; {error}".rstrip("; ")))
+        taken = sum(outcome.seconds or 0 for outcome in outcomes)
+        about = f"{len(passed)} of {len(outcomes)} cases in {taken:.1f} s; {error}".rstrip("; ")
+        rows.append((backend, dtype, status, about))
         rows += [("", "", "", f"{outcome.case}: {outcome.what}") for outcome in failed]
     return rows
 

@@ -31,6 +31,7 @@ class Outcome:
         error: Largest difference, as a share of the largest value expected; None: nothing to compare.
         tolerance: What is allowed.
         what: What is wrong, in words; empty: nothing is.
+        seconds: It took, the compilation of a kernel included; None: it was not run.
     """
 
     backend: str
@@ -40,6 +41,7 @@ class Outcome:
     error: float | None
     tolerance: float
     what: str = ""
+    seconds: float | None = None
 
 
 def run_self_test(
@@ -84,13 +86,14 @@ def count_tests(backends: Sequence[str], dtypes: Sequence[torch.dtype]) -> int:
 
 
 def _test(backend: str, device: torch.device, dtype: torch.dtype, case: Case, expected: list[torch.Tensor]) -> Outcome:
-    tolerance = _tolerance(device, dtype)
+    tolerance, start = _tolerance(device, dtype), time.monotonic()
     try:
         actual = _attend(backend, case, dtype, device)
         error, what = _compare(actual, expected, tolerance)
     except Exception as failure:  # of a kernel or its compiler: anything can come
         error, what = None, scrub(failure)
-    return Outcome(backend, _name(dtype), case.name, FAILED if what else PASSED, error, tolerance, what)
+    status, seconds = FAILED if what else PASSED, round(time.monotonic() - start, 3)
+    return Outcome(backend, _name(dtype), case.name, status, error, tolerance, what, seconds)
 
 
 def _compare(actual: list[torch.Tensor], expected: list[torch.Tensor], tolerance: float) -> tuple[float | None, str]:

@@ -51,6 +51,7 @@ train.kto.trainer.CustomKTOTrainer.forward(self, model, batch, prefix)
 train.pt.workflow.get_dataset(template, model_args, data_args, training_args, stage, tokenizer, processor)
 train.pt.workflow.load_model(tokenizer, model_args, finetuning_args, is_trainable, add_valuehead)
 train.pt.workflow.DataCollatorForLanguageModeling
+train.pt.workflow.CustomTrainer
 train.pt.workflow.create_modelcard_and_push(trainer, model_args, data_args, training_args, finetuning_args)
 train.rm.workflow.get_dataset(template, model_args, data_args, training_args, stage, tokenizer, processor)
 train.rm.workflow.load_model(tokenizer, model_args, finetuning_args, is_trainable, add_valuehead)

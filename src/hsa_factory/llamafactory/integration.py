@@ -40,6 +40,7 @@ def integrate(
     hsa: HSAConfig | bool | str | None = None,
     feedback: FeedbackConfig | None = None,
     loss_weights: LossWeightsConfig | None = None,
+    context_parallel: int = 1,
 ) -> Iterator[Integration]:
     """Install HSA and Feedback into LLaMA-Factory for the duration of a `with` block.
 
@@ -48,6 +49,7 @@ def integrate(
             checkpoint, and is no HSA if it has none. False: no HSA; None: no HSA, and a warning if a checkpoint has it.
         feedback: None: labels stay as they are.
         loss_weights: What labels of steps mean, and weights by role; None: the defaults.
+        context_parallel: How many consecutive processes share the tokens of each row in training; 1: each has whole rows.
 
     Yields:
         The integration; its `report` holds the counts once data has been prepared.
@@ -67,14 +69,15 @@ def integrate(
             f"version: pip install llamafactory=={LLAMAFACTORY_ADVISED}"
         )
     if _active is not None:
-        wanted = (hsa, feedback, loss_weights or LossWeightsConfig())
-        if (_active.hsa, _active.feedback_config, _active.loss_weights) != wanted:
+        wanted = (hsa, feedback, loss_weights or LossWeightsConfig(), context_parallel)
+        active = (_active.hsa, _active.feedback_config, _active.loss_weights, _active.context_parallel)
+        if active != wanted:
             raise RuntimeError("hsa-factory is already integrated with other settings; leave that block first.")
         yield _active
         return
 
-    state = Integration(hsa, feedback, loss_weights)
-    state.integrated = partial(integrate, hsa, feedback, loss_weights)
+    state = Integration(hsa, feedback, loss_weights, context_parallel)
+    state.integrated = partial(integrate, hsa, feedback, loss_weights, context_parallel)
     with installed(all_seams(state)), _shown_log():
         _active = state
         try:

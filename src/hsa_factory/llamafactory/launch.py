@@ -28,6 +28,7 @@ from .plain_run import PlainRunCallback
 from .processes import starts_processes
 from .saved_files import check_models, with_whole_checkpoint
 from .seams import installed
+from .serving_export import EXPORT_FOR, exported_for
 from .under_way import BeginningCallback, first_answer_begins
 
 
@@ -75,7 +76,8 @@ def run(training_file: TrainingFile) -> None:
     check_arrow_files(training_file.args.get("tokenized_path"))
     hsa = _rules_to_train_with(training_file)
     callbacks = [BeginningCallback()] if hsa else [BeginningCallback(), PlainRunCallback()]
-    with _integration(hsa, training_file.feedback, training_file.loss_weights):
+    ranks = training_file.context_parallel
+    with _integration(hsa, training_file.feedback, training_file.loss_weights, context_parallel=ranks):
         run_exp(dict(training_file.args), callbacks=callbacks)
 
 
@@ -93,9 +95,11 @@ def pass_on(command: str, arguments: Sequence[str]) -> None:
     check_models(starting_points(training_file.args))
     if hsa is not None or training_file.hsa is not None:
         hsa = training_file.asked_for
-    with tempfile.TemporaryDirectory() as directory:
+    args = dict(training_file.args)
+    engine = args.pop(EXPORT_FOR, None) if command == "export" else None
+    with exported_for(engine, args, hsa), tempfile.TemporaryDirectory() as directory:
         plain = Path(directory) / "arguments.yaml"
-        plain.write_text(yaml.safe_dump(training_file.args, allow_unicode=True), encoding="utf-8")
+        plain.write_text(yaml.safe_dump(args, allow_unicode=True), encoding="utf-8")
         _launch(command, [str(plain)], hsa, training_file.feedback)
 
 
@@ -118,9 +122,10 @@ def _integration(
     feedback: FeedbackConfig | None,
     loss_weights: LossWeightsConfig | None = None,
     command: str = "train",
+    context_parallel: int = 1,
 ) -> Any:
     if hsa or feedback is not None or loss_weights is not None or command in _BOARDS:
-        return integrate(hsa, feedback, loss_weights)
+        return integrate(hsa, feedback, loss_weights, context_parallel)
     if command == "api" and is_fastapi_available():
         return installed(api_seams())  # a server is as careful without HSA
     return nullcontext()

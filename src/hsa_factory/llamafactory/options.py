@@ -174,7 +174,8 @@ def check_serving(hsa: HSAConfig | bool | str, model_args: Any, finetuning_args:
         raise ValueError(
             f"`infer_backend: {backend}` cannot run a model with HSA: it has attention kernels and a cache of its own, "
             "in which every key stays visible, so that its answers would be those of another model. Use "
-            f"`infer_backend: {EngineName.HF.value}`, or `hsa: false` in a YAML to run it without HSA."
+            f"`infer_backend: {EngineName.HF.value}`, `hsa-factory serve` for vLLM with HSA, or `hsa: false` in a YAML to run it "
+            "without HSA."
         )
     check_stage(finetuning_args.stage)
     _refuse(_REPLACED | {"mixture_of_depths": _REPLACED_ATTENTION["mixture_of_depths"]}, model_args, finetuning_args)

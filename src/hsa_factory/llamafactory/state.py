@@ -32,6 +32,8 @@ class Integration:
         hsa_config: The rules of the run; before `resolve` what can be said without a checkpoint. None: no HSA.
         feedback_config: None: labels stay as they are.
         loss_weights: What labels of steps mean, and weights by role.
+        context_parallel: How many consecutive processes share the tokens of each row in training.
+        context_group: The process group of those that share rows with this one, once a run's processes are known; None: none do.
         loss_elsewhere: Why the run's loss is not computed from the logits of each token, as weights need it; empty: it is.
         has_weights: Whether the data set being tokenized has weights besides 0 and 1; None: not known, it is a stream.
         feedback_token: The feedback token in the run's tokenizer; None before it is known, and without Feedback.
@@ -50,8 +52,11 @@ class Integration:
         hsa: HSAConfig | bool | str | None,
         feedback: FeedbackConfig | None,
         loss_weights: LossWeightsConfig | None = None,
+        context_parallel: int = 1,
     ) -> None:
         self.ask_for(hsa, feedback)
+        self.context_parallel = context_parallel
+        self.context_group: Any = None
         self.stage = "sft"
         self.loss_weights = LossWeightsConfig() if loss_weights is None else loss_weights
         self.loss_elsewhere = ""

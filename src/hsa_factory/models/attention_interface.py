@@ -119,6 +119,8 @@ def hsa_attention_forward(
             raise ValueError(f"{state.model_name} gives its attention {name!r}, which HSA cannot honour.")
 
     plan, rules = forward.reach(layer, kwargs.get("sliding_window"))
+    if forward.context is not None:
+        key, value, plan = forward.context.exchange(key, value, rules, layer)
     plan.check(query, key)
     output, weights = run_attention(
         query,

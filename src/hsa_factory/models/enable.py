@@ -7,12 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedConfig
 
 from ..attention.api import check_backend
 from ..config import CONFIG_NAME, HSAConfig
 from .attention_interface import IMPLEMENTATION, register_interface
+from .context_parallel import ContextGroup, check_model, cut_to_slice, install_loss, remove_loss
 from .forward_hooks import (
     after_forward,
     after_outer_forward,
@@ -30,7 +32,9 @@ from .text_model import TextModel, find_text_model, has_stateful_layers, sliding
 logger = logging.getLogger(__name__)
 
 
-def enable_hsa(model: nn.Module, config: HSAConfig | None = None) -> nn.Module:
+def enable_hsa(
+    model: nn.Module, config: HSAConfig | None = None, context_parallel: "dist.ProcessGroup | None" = None
+) -> nn.Module:
     """Switch HSA on for a transformers model, PEFT-wrapped or not. Only the text model's attention changes.
 
     From then on `model(input_ids=…, attention_mask=…, semantic_ids=…)` attends with HSA; in training a forward
@@ -43,6 +47,9 @@ def enable_hsa(model: nn.Module, config: HSAConfig | None = None) -> nn.Module:
     Args:
         model: The model.
         config: The rules; None: those saved beside the checkpoint the model was loaded from, else the defaults.
+        context_parallel: The process group of the ranks that share the tokens of every row, for training and evaluation:
+            each calls the model with the same whole rows, runs it on its slice, and returns the logits of that and the loss
+            of all. None: this process has whole rows.
 
     Returns:
         The same model.
@@ -59,13 +66,20 @@ def enable_hsa(model: nn.Module, config: HSAConfig | None = None) -> nn.Module:
     check_backend(config.backend)
     parts = find_text_model(model)
     _check_layers(parts, config)
+    context = None if context_parallel is None else ContextGroup(context_parallel)
+    if context is not None:
+        check_model(parts)
     register_interface()
 
     state = get_state(model)
     if state is None:
         state = _install(model, parts, config)
-    state.config = config
+    state.config, state.context = config, context
     _install_on_base(parts, state)
+    if context is not None:
+        install_loss(parts.base, state)
+    else:
+        remove_loss(parts.base)
     install_saving(wrapping(model), state)
 
     used = len(parts.attention_layers if config.layers is None else config.layers)
@@ -89,6 +103,7 @@ def disable_hsa(model: nn.Module) -> nn.Module:
 
     parts = find_text_model(model)
     state.is_on = False
+    remove_loss(parts.base)
     for module in {parts.entry, parts.base}:
         for name in ("hsa_handles", "hsa_outer_handles"):
             for handle in vars(module).pop(name, ()):
@@ -155,6 +170,7 @@ def _install(model: nn.Module, parts: TextModel, config: HSAConfig) -> HSAState:
         parts.entry.register_forward_pre_hook(partial(before_forward, state), with_kwargs=True),
         parts.entry.register_forward_hook(partial(after_forward, state), with_kwargs=True, always_call=True),
         parts.text.register_forward_pre_hook(before_text_forward, with_kwargs=True),
+        parts.text.register_forward_pre_hook(cut_to_slice, with_kwargs=True),
     ]
     return state
 

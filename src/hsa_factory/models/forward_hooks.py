@@ -1,6 +1,6 @@
 """The forward hooks that turn `semantic_ids` into one plan per forward and check that it arrived."""
 
-import inspect
+import logging
 from typing import Any
 
 import torch
@@ -8,7 +8,10 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from ..attention import AttentionPlan
+from ..user_errors import shows_tracebacks
+from .by_name import by_name, signature
 from .cache.hsa_cache import HSACache
+from .context_parallel.checks import check_liger, check_router
 from .forward_pass import (
     KEYWORD,
     ForwardPass,
@@ -27,6 +30,8 @@ from .text_model import SLIDING_LAYERS
 from .transformers_versions import CACHE, find_cache
 
 
+logger = logging.getLogger(__name__)
+
 _USE_HSA_CACHE = f"Pass {CACHE}=hsa_factory.models.HSACache(config), or call model.generate, which makes one"
 
 
@@ -37,7 +42,7 @@ def before_forward(
 
     Raises:
         ValueError: If a training forward has no `semantic_ids`, they do not fit the input, the rules need `turn_ids` and
-            there are none, the batch has weights, or sequences are cut up among devices.
+            there are none, the batch has weights, or sequences are cut up among devices in a way that HSA does not know.
     """
     state.is_reached = True
     _leave(state, module)
@@ -52,6 +57,11 @@ def before_forward(
     semantic_ids = kwargs.pop("semantic_ids", None)
     document_ids, turn_ids = kwargs.pop("document_ids", None), kwargs.pop("turn_ids", None)
     cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, HSACache)), None)
+    if state.context is not None and (cache is not None or semantic_ids is None):
+        raise ValueError(
+            f"{state.model_name} shares its rows among ranks (context_parallel), which needs `semantic_ids` and knows no cache: "
+            "generate, or attend without types, on a model enabled without context_parallel."
+        )
     if cache is None and semantic_ids is None:
         if module.training and torch.is_grad_enabled():
             raise ValueError(
@@ -62,12 +72,16 @@ def before_forward(
         enter(ForwardPass(state))
         return args, kwargs
 
-    kwargs = _by_name(module, args, kwargs)
+    kwargs = by_name(module, args, kwargs)
     if cache is not None:
         forward = _pass_with_cache(state, module, cache, kwargs, semantic_ids, document_ids, turn_ids)
     else:
         check_parallelism()
-        forward = ForwardPass(state, _plan_of(state, kwargs, semantic_ids, document_ids, turn_ids))
+        plan = _plan_of(state, kwargs, semantic_ids, document_ids, turn_ids)
+        forward = ForwardPass(state, plan)
+        if state.context is not None:
+            check_router(module, kwargs)
+            forward.context = state.context.begin(plan, kwargs)
         kwargs = without_documents(kwargs, keeps_lengths=state.is_hybrid)
     enter(forward)
     return (), {**kwargs, KEYWORD: forward}
@@ -77,7 +91,7 @@ def before_text_forward(module: PreTrainedModel, args: tuple[Any, ...], kwargs: 
     """Tell the cache of a pass the rotary positions with which the text model is called, whoever has found them."""
     forward: ForwardPass | None = kwargs.get(KEYWORD)
     if forward is not None and forward.cache is not None:
-        positions: torch.Tensor | None = _by_name(module, args, kwargs).get("position_ids")
+        positions: torch.Tensor | None = by_name(module, args, kwargs).get("position_ids")
         if positions is not None and positions.dim() == 3:
             positions = positions[-forward.text_axes :].amax(dim=0)
         forward.cache.note_rope_positions(positions)
@@ -94,6 +108,8 @@ def after_forward(
     forward = _leave(state, module)
     if forward is None:
         return
+    if forward.context is not None and shows_tracebacks():
+        logger.info(f"HSA context parallelism: {forward.context.traffic()}.")
     has_failed = output is None
     problem = None if has_failed or forward.plan is None else _left_out(forward, module)
     if has_failed or problem:
@@ -107,7 +123,13 @@ def after_forward(
 def before_outer_forward(
     state: HSAState, module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    """Note that the model's head follows its text model: what a cache takes in counts once that has ended well, too."""
+    """Note that the model's head follows its text model: what a cache takes in counts once that has ended well, too.
+
+    Raises:
+        ValueError: If rows are cut among ranks, and Liger has replaced the forward meanwhile.
+    """
+    if state.context is not None:
+        check_liger(module)
     enter_outer(state)
 
 
@@ -202,22 +224,13 @@ def _pass_with_cache(
     except BaseException:
         cache.abort()
         raise
-    if position_ids is not None and "position_ids" in _signature(type(module)).parameters:
+    if position_ids is not None and "position_ids" in signature(type(module)).parameters:
         kwargs["position_ids"] = position_ids
     forward = ForwardPass(state, next(iter(layer_plans.values())), layer_plans, cache)
     if has_mrope(module):
         forward.own_rope_deltas, module.rope_deltas = module.rope_deltas, cache.rope_deltas
         forward.text_axes = text_axes(module)
     return forward
-
-
-def _by_name(module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return a forward's arguments by their names."""
-    if not args:
-        return kwargs
-    signature = _signature(type(module))
-    signature.bind_partial(module, *args, **kwargs)  # the error that the call itself would be
-    return {**dict(zip(list(signature.parameters)[1:], args)), **kwargs}
 
 
 def _tokens(state: HSAState, given: dict[str, Any]) -> torch.Tensor:
@@ -286,13 +299,3 @@ def _past_length(state: HSAState, past: Any, query_length: int) -> int:
             f"tokens before (it has a fixed size, or forgets what a sliding window hides). {_USE_HSA_CACHE}."
         )
     return length
-
-
-_signatures: dict[type, inspect.Signature] = {}
-
-
-def _signature(model_class: type[PreTrainedModel]) -> inspect.Signature:
-    """Return a forward's signature; to make one is slow enough to be seen in a short step."""
-    if model_class not in _signatures:
-        _signatures[model_class] = inspect.signature(model_class.forward)
-    return _signatures[model_class]

@@ -1,13 +1,18 @@
 """What a model with HSA has, and what one forward pass of it has: the latter is handed to the layers as a keyword."""
 
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..attention import AttentionPlan, LayerRules
+from ..attention.context_parallel import ContextPass
 from ..config import HSAConfig
 from .cache.hsa_cache import HSACache
+
+
+if TYPE_CHECKING:
+    from .context_parallel.group import ContextGroup
 
 
 KEYWORD = "hsa_forward"  # under which a layer gets its forward pass
@@ -28,6 +33,8 @@ class HSAState:
         layer_rules: What holds in each of these layers.
         is_on: False once `disable_hsa` was called.
         tokenizer: For rules that look at the text of generated tokens, where `generate` is given none; None: unknown.
+        context: The ranks that share the tokens of every row; None: this process has all of them. It belongs to the process, so
+            that a copy of the model has none.
         is_reached: Whether a forward has come to where types are read: the model calls its base model as a whole.
     """
 
@@ -44,7 +51,12 @@ class HSAState:
         self.is_on = True
         self.is_reached = False
         self.tokenizer: Any = None
+        self.context: ContextGroup | None = None
         self.config = config
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is copied and pickled: a process group is neither."""
+        return {**vars(self), "context": None}
 
     @property
     def config(self) -> HSAConfig:
@@ -84,6 +96,7 @@ class ForwardPass:
 
     Attributes:
         config: The rules.
+        context: How the rows are cut among ranks; None: they are not, and `plan` is that of the attention.
         layers_reached: Numbers of the layers that have attended with it.
         own_rope_deltas: What an M-RoPE model remembers of a conversation without an `HSACache`.
         text_axes: How many of the last axes of M-RoPE positions say where text after a token goes on: by the furthest.
@@ -100,6 +113,7 @@ class ForwardPass:
     ) -> None:
         self.state, self.plan, self.layer_plans, self.cache = state, plan, layer_plans, cache
         self.config, self._layer_rules = state.config, state.layer_rules
+        self.context: ContextPass | None = None
         self.own_rope_deltas: torch.Tensor | None = None
         self.text_axes = 3
         self.layers_reached: set[int] = set()

@@ -46,7 +46,8 @@ def check_parallelism(parallelism_config: Any = None, deepspeed_config: Mapping[
     for option, reason in found:
         raise ValueError(
             f"{option} cannot be combined with HSA yet: {reason}. Switch it off; data parallelism (DDP, FSDP, ZeRO) and "
-            'transformers\' tensor parallelism (tp_plan="auto") work.'
+            "transformers' tensor parallelism (tp_plan=\"auto\") work. HSA's own way to share a row among devices is "
+            "enable_hsa(…, context_parallel=process_group), or `hsa: {context_parallel: R}`."
         )
 
 

@@ -4,13 +4,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from ..feedback import IGNORE_INDEX
+from ..models.context_parallel import ContextGroup
+from ..models.context_parallel.loss import of_whole
 from .columns import LOSS_WEIGHTS_COLUMN
-
-
-_Trainer: Any = object  # the trainer's own class stands behind the mixin
+from .context_parallel import ContextParallelMixin, context_of
 
 
 def weighted_loss(
@@ -19,6 +19,7 @@ def weighted_loss(
     num_items_in_batch: torch.Tensor | None = None,
     weights: torch.Tensor | None = None,
     label_smoothing: float = 0.0,
+    context: ContextGroup | None = None,
 ) -> torch.Tensor:
     """Compute the loss of a batch, as transformers' `compute_loss_func` does.
 
@@ -29,6 +30,8 @@ def weighted_loss(
             included; None: of this batch.
         weights: (B, L) what the loss of each label is multiplied by; None: by 1.
         label_smoothing: As the trainer's `label_smoothing_factor`.
+        context: The ranks that share the tokens of every row, if they do: the logits are those of the own slice, and the
+            gradient is R times that of its part. None: the logits are those of whole rows.
 
     Returns:
         A number, float32, with a gradient even if nothing is trained.
@@ -43,18 +46,27 @@ def weighted_loss(
             + ("returns no logits" if logits is None else "adds the loss of its router (`output_router_logits`)")
             + ": its loss cannot be weighed. Remove the weights."
         )
-    following = labels[:, 1:].to(logits.device)
-    is_trained = following != IGNORE_INDEX
-    weight = is_trained.float() if weights is None else weights[:, 1:].to(logits.device)
-    weight = weight[is_trained]
-    losses = cross_entropy(
-        logits[:, :-1][is_trained].float(), following[is_trained], reduction="none", label_smoothing=label_smoothing
-    )
+    following = _following(labels, IGNORE_INDEX, logits.device)
+    weight = torch.ones_like(following).float() if weights is None else _following(weights, 0, logits.device)
+    weight = weight.masked_fill(following == IGNORE_INDEX, 0)
     total = weight.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=logits.device)
-    return (losses * weight).sum() / total
+    if context is not None and context.last is not None:
+        slices = context.last.slices
+        following, weight = slices.cut(following, IGNORE_INDEX), slices.cut(weight)
+    is_trained = following != IGNORE_INDEX
+    losses = cross_entropy(
+        logits[is_trained].float(), following[is_trained], reduction="none", label_smoothing=label_smoothing
+    )
+    loss = (losses * weight[is_trained]).sum() / total
+    return loss if context is None else of_whole(loss, context.process_group)
 
 
-class WeightedLossMixin(_Trainer):
+def _following(tensor: torch.Tensor, value: float, device: torch.device) -> torch.Tensor:
+    """Return for each token, (B, L), what stands at the one that follows; `value` at the last."""
+    return pad(tensor.to(device)[:, 1:], (0, 1), value=value)
+
+
+class WeightedLossMixin(ContextParallelMixin):
     """Weighs the loss of batches with `loss_weights`; all else is left to the trainer it is mixed into.
 
     Args:
@@ -71,7 +83,9 @@ class WeightedLossMixin(_Trainer):
         self.loss_elsewhere = loss_elsewhere or find_other_loss(self.args)
         if not self.loss_elsewhere and self.compute_loss_func is not None:
             self.loss_elsewhere = "the trainer has a loss of its own (`compute_loss_func`)."
-        self._weigh = partial(weighted_loss, label_smoothing=self.args.label_smoothing_factor)
+        self._weigh = partial(
+            weighted_loss, label_smoothing=self.args.label_smoothing_factor, context=context_of(self.model)
+        )
         # Rows of a stream have weights where they need them: one process must not count otherwise than another.
         self._counts_weights = not self.loss_elsewhere and _has_weights(self.train_dataset)
         if self._counts_weights:

@@ -217,8 +217,9 @@ class TestBlockLists:
 
 class TestReorder:
     def test_gradients(self):
-        order = torch.stack([torch.randperm(7) for _ in range(2)])
-        inverse = order.argsort(dim=1)
+        places = torch.stack([torch.randperm(7) for _ in range(2)])
+        order = flex._end_to_end(places)
+        inverse = flex._end_to_end(places.argsort(dim=1))
         tensor = torch.randn(2, 3, 7, 4, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(lambda tensor: flex._Reorder.apply(tensor, order, inverse), tensor)
 
@@ -233,10 +234,10 @@ class TestCompilation:
 
     def test_lengths_types_and_rules_share_kernels(self, monkeypatch):
         counter = self.compile(monkeypatch)
-        for length in (130, 200, 333, 512, 1000):
+        for length in (256, 512, 1000, 2048, 130):  # as many blocks as heads of keys, heads, then a head's 16 numbers
             plan = AttentionPlan.from_inputs(random_types(1, length))
             flex.flex_hsa_attention(*draw(1, 4, 2, length), plan, LayerRules.of(HSAConfig(noise_window=length // 10)))
-        assert counter.frame_count <= 2  # a second one where a first length happens to equal a number of heads
+        assert counter.frame_count == 1
 
     def test_the_recompile_limit_is_an_error(self, monkeypatch):
         self.compile(monkeypatch)

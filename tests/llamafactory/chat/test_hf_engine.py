@@ -20,6 +20,8 @@ from hsa_factory.llamafactory.chat.hf_engine import type_messages
 from hsa_factory.models.enable import get_state
 from hsa_factory.models.generation.generate import generation_lock
 from hsa_factory.typed.text import TypedText
+from hsa_factory.vllm.server.chat_prompt import ChatTyper
+from hsa_factory.vllm.types import types_of as prompt_types
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +99,30 @@ def test_prompts_are_those_of_plain_llamafactory(lf, template, thinking):
                 assert ours["inputs"].tolist() == theirs["inputs"].tolist()
                 assert "semantic_ids" not in theirs
                 assert set(ours["semantic_ids"].flatten().tolist()) <= {G, N}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        HSA,
+        HSAConfig(
+            default_type="NOISE", generated_type="LANDMARK", rules=[{"role": "user", "turn": 1, "type": "GLOBAL"}]
+        ),
+        HSAConfig(noise_turns=1, default_type="LANDMARK", rules=[{"tag": "think", "type": "NOISE"}]),
+    ],
+)
+def test_a_vllm_server_types_prompts_alike(lf, config):
+    """Both servers say the same of the same conversation, where the two templates write the same."""
+    with chat_model(lf.model_dir("qwen3"), config, template="chatml") as model:
+        tokenizer = model.engine.tokenizer
+        messages = talk(lf, "user", "assistant", "user", "assistant", "user", m3="GLOBAL", m4=1)
+        messages[1]["content"] += f"<think>{lf.MARKS[8]}</think>"
+        ours = prompt_of(model, messages, TypedText("Be brief.", L))
+        ids = ours["inputs"][0].tolist()
+        chat = [{"role": "system", "content": "Be brief.", "semantic_type": "LANDMARK"}, *messages]
+        prompt = prompt_types(ChatTyper(tokenizer, config).fields(chat, ids), len(ids), config)
+        assert prompt.types.tolist() == ours["semantic_ids"][0].tolist()
+        assert prompt.turns is None or prompt.turns.tolist() == ours["turn_ids"][0].tolist()
 
 
 def test_pictures_have_the_type_of_their_message(lf, tmp_path):

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.fx.experimental._config as shapes
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from ..by_type import by_type
@@ -55,13 +56,15 @@ def flex_hsa_attention(
     """
     query, key, value = plan.zero_padding(query, key, value)
     mask = plan.once(FlexMask, rules)
-    if mask.order is not None and mask.inverse is not None:
-        key, value = (_reorder(tensor, mask.order, mask.inverse) for tensor in (key, value))
+    if mask.row_order is not None and mask.row_inverse is not None:
+        key, value = (_reorder(tensor, mask.row_order, mask.row_inverse) for tensor in (key, value))
 
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     arguments = (query, key, value, mask.block_mask, mask.slope, mask.query_place, mask.key_place, scale)
     if not compiled:
         return _attend(*arguments)
+    before = shapes.use_duck_shape
+    shapes.use_duck_shape = False  # else numbers equal by chance, as of heads and blocks, would have to stay so
     try:
         return _compiled_attend(query.device.type)(*arguments)
     except torch._dynamo.exc.FailOnRecompileLimitHit as error:
@@ -70,6 +73,8 @@ def flex_hsa_attention(
             "N×N logits. Raise torch._dynamo.config.recompile_limit, or take another backend (`hsa: {backend: "
             "blockwise}`)."
         ) from error
+    finally:
+        shapes.use_duck_shape = before
 
 
 def _attend(
@@ -130,17 +135,29 @@ class _Reorder(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(inverse)
-        return tensor.take_along_dim(order[:, None, :, None], dim=2)
+        return _take(tensor, order)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
-        return grad.take_along_dim(inverse[:, None, :, None], dim=2), None, None
+        return _take(grad, inverse), None, None
 
 
 def _reorder(tensor: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
     reordered: torch.Tensor = _Reorder.apply(tensor, order, inverse)  # type: ignore[no-untyped-call]
     return reordered
+
+
+def _take(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Take the keys at (B·L,) places of the rows laid end to end. (B, Hkv, L, D) → the same shape.
+
+    All heads of a key are copied as one piece of memory, which is how a model's projections lay them: `take_along_dim` would
+    write an index for each number.
+    """
+    batch_size, heads, length, size = tensor.shape
+    keys = tensor.transpose(1, 2).reshape(batch_size * length, heads * size)
+    taken = keys.gather(0, rows[:, None].expand(-1, heads * size))
+    return taken.view(batch_size, length, heads, size).transpose(1, 2)
 
 
 class FlexMask:
@@ -157,6 +174,7 @@ class FlexMask:
     Attributes:
         order: (B, L) int64, the key that stands at each place of the reordered keys. None: they stay in order.
         inverse: (B, L) int64, where each key has gone. None: nowhere.
+        row_order: (B·L,) int64, `order` among the rows laid end to end; `row_inverse` likewise.
         query_place: (B, Q) int32; −1 at padding.
         key_place: (B, L) int32, reordered: also the first place that sees the key.
         slope: (B, L) float32, decay of each reordered key.
@@ -164,18 +182,23 @@ class FlexMask:
     """
 
     def __init__(self, plan: AttentionPlan, rules: LayerRules) -> None:
-        device, types, padding = plan.device, plan.semantic_ids, plan.document_ids == 0
+        types, padding = plan.semantic_ids, plan.is_padding
         rows = slice(plan.key_length - plan.query_length, None)
-        place = _places(plan)
-        last_seen = place - plan.positions + plan.last_seen(rules)
+        place, last_seen = _places(plan), plan.last_seen(rules)
+        if plan.has_packed_rows():
+            last_seen = place - plan.positions + last_seen
         self.order, self.inverse = _order(plan, rules, place)
-        self.query_place = place[:, rows].masked_fill(padding[:, rows], -1).int()
-        self.key_place = self._reorder(place.masked_fill(padding, _NOWHERE)).int()
-        last_seen = self._reorder(last_seen.masked_fill(padding, -1)).int()
+        self.row_order, self.row_inverse = _end_to_end(self.order), _end_to_end(self.inverse)
+        query_place = place[:, rows]
+        if padding is not None:
+            query_place = query_place.masked_fill(padding[:, rows], -1)
+            place, last_seen = place.masked_fill(padding, _NOWHERE), last_seen.masked_fill(padding, -1)
+        self.query_place = query_place.to(torch.int32, memory_format=torch.contiguous_format)
+        self.key_place, last_seen = (self._reorder(numbers).int() for numbers in (place, last_seen))
         self.slope = self._reorder(by_type(types, rules.decays, torch.float32))
         mask_mod = _mask_mod(self.query_place, self.key_place, last_seen)
         if rules.hide:
-            pairs = _hidden_pairs(rules, device)
+            pairs = _hidden_pairs(rules, plan.device)
             mask_mod = _hiding(mask_mod, self.query_place, self.key_place, types[:, rows], self._reorder(types), pairs)
         self.block_mask = self._block_mask(plan, last_seen, mask_mod, may_be_full=not rules.hide)
 
@@ -186,22 +209,23 @@ class FlexMask:
         self, plan: AttentionPlan, last_seen: torch.Tensor, mask_mod: Callable[..., torch.Tensor], may_be_full: bool
     ) -> BlockMask:
         """Find the blocks that hold a visible pair, and those that hold only such."""
-        first_key, last_key = _by_block(self.key_place, fill=_NOWHERE), _by_block(last_seen, fill=-1)
+        earliest, latest = (ends[:, None] for ends in _by_block(self.key_place, fill=_NOWHERE).aminmax(dim=2))
+        soonest_end, last_end = (ends[:, None] for ends in _by_block(last_seen, fill=-1).aminmax(dim=2))
         # rows past the end join any block, padded ones only those that have a mask
-        lowest = _by_block(self.query_place, fill=_NOWHERE).amin(2)[:, :, None]
-        lowest_real = _by_block(self.query_place.masked_fill(self.query_place < 0, _NOWHERE), _NOWHERE).amin(2)
+        queries = _by_block(self.query_place, fill=_NOWHERE)
+        lowest = lowest_real = queries.amin(2)[:, :, None]
+        if plan.is_padding is not None:
+            lowest_real = queries.masked_fill(queries < 0, _NOWHERE).amin(2)[:, :, None]
         highest = _by_block(self.query_place, fill=-1).amax(2)[:, :, None]
 
-        visible = (first_key.amin(2)[:, None] <= highest) & (last_key.amax(2)[:, None] >= lowest_real[:, :, None])
-        full = (first_key.amax(2)[:, None] <= lowest) & (last_key.amin(2)[:, None] >= highest)
+        visible = (earliest <= highest) & (last_end >= lowest_real)
+        full = (latest <= lowest) & (soonest_end >= highest)
         full = full & visible if may_be_full else torch.zeros_like(visible)
-        partial = visible & ~full
+        blocks = torch.stack([visible & ~full, full])
         return BlockMask(
             (plan.query_length, plan.key_length),
-            *_listed(partial),
-            *_listed(full),
-            *_listed(partial.transpose(1, 2)),  # for the gradients of keys and values
-            *_listed(full.transpose(1, 2)),
+            *_listed(blocks),
+            *_listed(blocks.transpose(2, 3)),  # for the gradients of keys and values
             BLOCK_SIZE=(BLOCK, BLOCK),
             mask_mod=mask_mod,
         )
@@ -240,7 +264,7 @@ def _hidden_pairs(rules: LayerRules, device: torch.device) -> torch.Tensor:
 
 def _places(plan: AttentionPlan) -> torch.Tensor:
     """Number tokens so that a document's are consecutive, up to keys that are missing: (B, L) int64."""
-    if not plan.has_packed_rows():
+    if plan.has_gaps or not plan.has_packed_rows():  # with gaps, positions go on from document to document
         return plan.positions
     order, _ = by_document(plan.document_ids)
     numbers = torch.arange(plan.key_length, device=plan.device).expand_as(order)
@@ -259,23 +283,42 @@ def _order(
     run_of_type = [next(number for number, run in enumerate(runs) if kind in run) for kind in range(3)]
     run = by_type(plan.semantic_ids, run_of_type, torch.int64)
     within = torch.where(run % 2 == 0, place, _NOWHERE - 1 - place)
-    rank = (run * _NOWHERE + within).masked_fill_(plan.document_ids == 0, len(runs) * _NOWHERE)
+    rank = within.add_(run, alpha=_NOWHERE)
+    if plan.is_padding is not None:
+        rank.masked_fill_(plan.is_padding, len(runs) * _NOWHERE)
     order = torch.argsort(rank, dim=1, stable=True)
     numbers = torch.arange(plan.key_length, device=plan.device).expand_as(order)
     return order, torch.empty_like(order).scatter_(1, order, numbers)
 
 
+def _end_to_end(places: torch.Tensor | None) -> torch.Tensor | None:
+    """Turn (B, L) places within rows into (B·L,) places in all rows laid end to end."""
+    if places is None or places.shape[0] == 1:
+        return None if places is None else places[0]
+    starts = torch.arange(places.shape[0], device=places.device)[:, None] * places.shape[1]
+    return (places + starts).flatten()
+
+
 def _by_block(values: torch.Tensor, fill: int) -> torch.Tensor:
     """Cut (B, L) into (B, blocks, 128)."""
     missing = -values.shape[1] % BLOCK
-    return torch.nn.functional.pad(values, (0, missing), value=fill).view(values.shape[0], -1, BLOCK)
+    values = torch.nn.functional.pad(values, (0, missing), value=fill) if missing else values
+    return values.view(values.shape[0], -1, BLOCK)
 
 
-def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn (B, rows, columns) bool into the numbers and indices of a BlockMask, for all heads."""
-    columns = blocks.shape[2]
-    number = blocks.cumsum(2)
-    places = torch.where(blocks, number - 1, columns)  # those not listed go to a last column that is cut off
-    index = torch.zeros(*blocks.shape[:2], columns + 1, dtype=torch.int32, device=blocks.device)
-    index.scatter_(2, places, torch.arange(columns, dtype=torch.int32, device=blocks.device).expand_as(blocks))
-    return number[:, None, :, -1].int().contiguous(), index[:, None, :, :columns].contiguous()
+def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Turn (2, B, rows, columns) bool into a BlockMask's numbers and indices of the one kind of blocks, then of the other."""
+    columns = blocks.shape[3]
+    number = blocks.cumsum(3)
+    places = (number - 1).masked_fill_(~blocks, columns)  # those not listed go to a last column that is cut off
+    index = torch.zeros(*blocks.shape[:3], columns + 1, dtype=torch.int32, device=blocks.device)
+    index.scatter_(3, places, torch.arange(columns, dtype=torch.int32, device=blocks.device).expand_as(blocks))
+    numbers, indices = number[:, :, None, :, -1], index[:, :, None, :, :columns]
+    # tensors of their own, not views: a compiled kernel copies inputs that do not begin at a multiple of 16 bytes
+    own = torch.contiguous_format
+    return (
+        numbers[0].int(),
+        indices[0].clone(memory_format=own),
+        numbers[1].int(),
+        indices[1].clone(memory_format=own),
+    )

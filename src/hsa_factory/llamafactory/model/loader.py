@@ -74,7 +74,7 @@ def _load_model(
     _check_files(model_args)
     hsa_config = state.resolve(model_args)
     model = original(tokenizer, model_args, finetuning_args, is_trainable, *args, **kwargs)
-    _switch_on(model, hsa_config, tokenizer)
+    _switch_on(model, hsa_config, tokenizer, state.context_group)
     if is_trainable:
         _warn_of_frozen_row(state, finetuning_args)
     return model
@@ -105,10 +105,10 @@ def _check_files(model_args: Any) -> None:
     check_models([*(model_args.adapter_name_or_path or ()), model_args.model_name_or_path])
 
 
-def _switch_on(model: Any, config: HSAConfig | None, tokenizer: Any) -> None:
+def _switch_on(model: Any, config: HSAConfig | None, tokenizer: Any, context_group: Any = None) -> None:
     if config is None:
         return
-    enable_hsa(model, config)
+    enable_hsa(model, config, context_parallel=context_group)
     hsa = get_state(model)
     if hsa is not None:
         hsa.tokenizer = tokenizer

@@ -1,5 +1,6 @@
 """Stage `pt`: raw text, each token a label."""
 
+from functools import partial
 from typing import Any
 
 import llamafactory.train.pt.workflow
@@ -8,12 +9,25 @@ from ..data.pretrain_collator import HSAPretrainCollator
 from ..seams import Seam
 from ..state import Integration
 from .common import common_seams
+from .context_parallel import context_parallel_trainer, report_traffic
 
 
 def pt_seams(state: Integration) -> list[Seam]:
     """Return what is replaced in LLaMA-Factory's training on raw text."""
     workflow = llamafactory.train.pt.workflow
-    return common_seams(workflow, state, "pt", "DataCollatorForLanguageModeling", HSAPretrainCollator)
+    return [
+        *common_seams(workflow, state, "pt", "DataCollatorForLanguageModeling", HSAPretrainCollator),
+        Seam(workflow, "CustomTrainer", partial(_make_trainer, state)),
+    ]
+
+
+def _make_trainer(state: Integration, original: Any, *args: Any, **kwargs: Any) -> Any:
+    """Make the trainer, which deals batches to groups of processes where these share rows."""
+    if state.context_group is None:
+        return original(*args, **kwargs)
+    trainer = context_parallel_trainer(original)(*args, **kwargs)
+    report_traffic(state, trainer)
+    return trainer
 
 
 def check_pt(state: Integration, finetuning_args: Any) -> None:

@@ -10,6 +10,7 @@ from ..data.collator import HSADataCollator
 from ..seams import Seam
 from ..state import Integration
 from .common import common_seams
+from .context_parallel import report_traffic
 from .weighted_loss import weighted_trainer
 
 
@@ -25,7 +26,9 @@ def sft_seams(state: Integration) -> list[Seam]:
 
 def _make_trainer(state: Integration, original: Any, *args: Any, **kwargs: Any) -> Any:
     """Make the trainer that weighs the loss where the data say so."""
-    return weighted_trainer(original)(*args, loss_elsewhere=state.loss_elsewhere, **kwargs)
+    trainer = weighted_trainer(original)(*args, loss_elsewhere=state.loss_elsewhere, **kwargs)
+    report_traffic(state, trainer)
+    return trainer
 
 
 def _prediction_step(

@@ -17,6 +17,7 @@ from ..processes import starts_processes
 from ..saved_files import with_whole_checkpoint
 from ..seams import Seam
 from ..state import Integration
+from .context_parallel import share_rows
 from .ray import ray_seams
 from .reference import reference_seams
 from .stages import STAGES
@@ -69,6 +70,7 @@ def _get_train_args(state: Integration, original: Any, args: Any = None) -> Any:
     hsa_config = state.resolve(model_args, training_args)
     check_options(model_args, data_args, training_args, finetuning_args, hsa_config)
     STAGES[finetuning_args.stage].check(state, finetuning_args)
+    share_rows(state, model_args, training_args, finetuning_args)
     state.loss_elsewhere = find_other_loss(model_args, training_args, finetuning_args)
     if hsa_config is not None:
         check_packing(model_args, data_args)

@@ -1,0 +1,112 @@
+"""What is settled when an engine starts with a model that has HSA: fitting options, and what is refused by name."""
+
+import sys
+from pathlib import Path
+
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+from vllm.model_executor.models.config import VerifyAndUpdateConfig
+
+from ..config import CONFIG_NAME, HSAConfig
+from ..labeling.rule_set import RuleSet
+from .server.admission import Admission
+from .serving_config import serving_config
+
+
+logger = init_logger(f"vllm.{__name__}")  # under the name of the logger that vLLM lets print
+
+BLOCK_SIZE = 16
+"""Tokens of a block where the user names none: the smaller, the more of what is out of sight goes back."""
+
+_API_SERVER = "vllm.entrypoints.launchers.api_server.entry"  # imported where requests come over HTTP
+
+SCHEDULER = "hsa_factory.vllm.scheduler.HSAScheduler"
+LISTENER = (
+    "hsa_factory.vllm.listener:TypeListener"  # named here: as an entry point it would be in every model's engine
+)
+
+
+class HSAModelConfig(VerifyAndUpdateConfig):
+    """vLLM calls it for each architecture with HSA, before the engine is made."""
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: VllmConfig) -> None:
+        """Set what HSA needs.
+
+        Raises:
+            ValueError: If something is switched on that cannot be honoured.
+        """
+        config = serving_config(vllm_config)
+        assert config is not None, "vLLM calls this for models with HSA only"
+        refuse(vllm_config, config)
+        if not vllm_config.cache_config.user_specified_block_size:
+            vllm_config.cache_config.block_size = BLOCK_SIZE
+            vllm_config.cache_config.user_specified_block_size = True
+        vllm_config.scheduler_config.scheduler_cls = SCHEDULER
+        vllm_config.scheduler_config.async_scheduling = False
+        model_config = vllm_config.model_config
+        model_config.logits_processors = [*(model_config.logits_processors or ()), LISTENER]
+        Admission.needs_types |= _API_SERVER in sys.modules
+        logger.info("%s", describe(vllm_config, config))
+
+
+class UnnamedHSAConfig(VerifyAndUpdateConfig):
+    """vLLM calls it for the architectures that have a twin with HSA: a model with rules is not served without them."""
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: VllmConfig) -> None:
+        """Refuse a checkpoint with HSA whose architecture does not say so.
+
+        Raises:
+            ValueError: It says what to do.
+        """
+        model = vllm_config.model_config.model
+        if (Path(model) / CONFIG_NAME).is_file():
+            raise ValueError(
+                f"{model} has an {CONFIG_NAME}, but its architecture does not say HSA, so that vLLM would serve another model. "
+                f"Start it with `hsa-factory serve {model}`, or write a checkpoint that says so: hsa-factory export {model} "
+                "--export_for vllm --export_dir DIR. To serve it with plain attention, copy it without that file."
+            )
+
+
+def describe(vllm_config: VllmConfig, config: HSAConfig) -> str:
+    """Return the line that says what is on."""
+    options = {name: value for name, value in config.attention_options().items() if value not in (None, 0.0, ())}
+    rules = ", ".join(f"{name}={value}" for name, value in options.items())
+    typed = "by rules" if config.rules is not None else f"{config.generated.name}"
+    gives_back = config.layers is None
+    return (
+        f"HSA is on ({rules}); generated tokens are typed {typed}; blocks of {vllm_config.cache_config.block_size} tokens "
+        f"{'are given back when out of sight' if gives_back else 'all stay, as some layers have no HSA'}."
+    )
+
+
+def refuse(vllm_config: VllmConfig, config: HSAConfig) -> None:
+    """Refuse what HSA in vLLM cannot honour.
+
+    Raises:
+        ValueError: With its name and what to do.
+    """
+    cache, parallel, scheduler = vllm_config.cache_config, vllm_config.parallel_config, vllm_config.scheduler_config
+    refused = {
+        "speculative decoding": vllm_config.speculative_config is not None,
+        "a KV connector (disaggregated prefill, offloading)": vllm_config.kv_transfer_config is not None,
+        f"kv_cache_dtype={cache.cache_dtype}": cache.cache_dtype not in ("auto", "float16", "bfloat16", "float32"),
+        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
+        "decode context parallelism": parallel.decode_context_parallel_size > 1,
+        "prefill context parallelism": parallel.prefill_context_parallel_size > 1,
+        "dual-batch overlap": parallel.enable_dbo,
+        "model runner V2 (set VLLM_USE_V2_MODEL_RUNNER=0)": vllm_config.use_v2_model_runner,
+        f"the scheduler {scheduler.scheduler_cls}": scheduler.scheduler_cls not in (None, SCHEDULER),
+    }
+    for what, is_on in refused.items():
+        if is_on:
+            raise ValueError(f"HSA in vLLM cannot be served with {what}: leave it out.")
+    if vllm_config.model_config.runner_type != "generate":
+        raise ValueError("HSA in vLLM serves models that generate, not pooling.")
+    for rule in () if config.rules is None else RuleSet.parse(config.rules):
+        if any(turn < 0 for turn in rule.turn):
+            raise ValueError(
+                f"HSAConfig.rules: rule {rule.name!r} counts turns from the conversation's end, which a server does not know: "
+                "types of a prefix would change with every message. Leave the rule out."
+            )

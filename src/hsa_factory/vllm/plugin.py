@@ -1,0 +1,21 @@
+"""What vLLM calls in each of its processes, by the entry point ``vllm.general_plugins``."""
+
+from vllm.model_executor.models import ModelRegistry
+from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+from ..models.serving import ARCHITECTURES, PREFIX
+
+
+def register() -> None:
+    """Make HSA known to vLLM: architectures, their settings at start, the KV cache. Models without HSA are untouched.
+
+    It may be called any number of times.
+    """
+    from .at_start import HSAModelConfig, UnnamedHSAConfig  # here: vLLM loads plugins before it is imported whole
+    from .kv_cache import register_kv_cache
+
+    register_kv_cache()
+    for name in ARCHITECTURES:
+        ModelRegistry.register_model(f"{PREFIX}{name}", f"hsa_factory.vllm.models:{PREFIX}{name}")
+        MODELS_CONFIG_MAP[f"{PREFIX}{name}"] = HSAModelConfig
+        MODELS_CONFIG_MAP.setdefault(name, UnnamedHSAConfig)

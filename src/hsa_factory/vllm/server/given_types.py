@@ -1,0 +1,155 @@
+"""The types that a client sends with chat messages and their parts. What vLLM makes of the messages has none any more."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...labeling.parts import SPANS_KEY, TYPE_KEY, write_spans
+from ...semantics import SemanticType
+from ...suggestions import misspelt
+from ..types import FIELDS, InvalidTypes
+
+
+_KEYS = (TYPE_KEY, SPANS_KEY)
+_JOINT = "\n"  # vLLM writes it between the texts of parts where the chat template takes texts only
+
+
+@dataclass(frozen=True)
+class GivenTypes:
+    """What a client says of one message.
+
+    Attributes:
+        message: Its type; None: not said.
+        parts: For each part of its content, its type or None. Empty: the content is one text, or no part has a type.
+        texts: For each part, its text; None: it is none of text.
+    """
+
+    message: SemanticType | None = None
+    parts: tuple[SemanticType | None, ...] = ()
+    texts: tuple[str | None, ...] = ()
+
+
+def read_given(request: Any) -> list[GivenTypes]:
+    """Read the types in the body of a chat request; what else is in it is left to vLLM.
+
+    Args:
+        request: The body, as JSON. One without a list of messages has no types.
+
+    Returns:
+        One for each message.
+
+    Raises:
+        InvalidTypes: If a type is none, or a key is misspelt or stands where nobody reads it; it names the message and part.
+    """
+    if not isinstance(request, Mapping):
+        return []
+    refuse_fields(request)
+    messages = request.get("messages")
+    if not isinstance(messages, Sequence) or isinstance(messages, str):
+        return []
+    return [_read_message(message, f"messages[{number}]") for number, message in enumerate(messages)]
+
+
+def refuse_fields(request: Mapping[str, Any]) -> None:
+    """Refuse types that stand beside the messages of a request, where vLLM does not read them.
+
+    Raises:
+        InvalidTypes: It says where they belong.
+    """
+    for name in request:
+        if name in FIELDS:
+            raise InvalidTypes(f'{name} is not read here. Send it within "vllm_xargs": {{"{name}": …}}.')
+        if name in _KEYS or name == "semantic_ids":
+            raise InvalidTypes(
+                f"{name} is not read here. Give each message its {TYPE_KEY}, or a prompt {FIELDS[0]} within vllm_xargs."
+            )
+
+
+def _read_message(message: Any, where: str) -> GivenTypes:
+    if not isinstance(message, Mapping):
+        return GivenTypes()
+    kind = _read_type(message, where)
+    content = message.get("content")
+    if not isinstance(content, list):
+        return GivenTypes(kind)
+    parts = tuple(
+        _read_type(part, f"{where}.content[{place}]") if isinstance(part, Mapping) else None
+        for place, part in enumerate(content)
+    )
+    return (
+        GivenTypes(kind, parts, tuple(map(_text_of, content)))
+        if any(p is not None for p in parts)
+        else GivenTypes(kind)
+    )
+
+
+def _read_type(holder: Mapping[str, Any], where: str) -> SemanticType | None:
+    for key in holder:
+        if key == SPANS_KEY:
+            raise InvalidTypes(
+                f"{where}.{key}: is not read here. Send the content as parts, each with its {TYPE_KEY}."
+            )
+        if meant := misspelt(key, (TYPE_KEY,)):
+            raise InvalidTypes(f"{where}.{str(key)[:40]}: there is no such key. Did you mean {meant!r}?")
+    value = holder.get(TYPE_KEY)
+    try:
+        return None if value is None else SemanticType.parse(value)
+    except ValueError as error:
+        raise InvalidTypes(f"{where}.{TYPE_KEY}: {error}") from None
+
+
+def _text_of(part: Any) -> str | None:
+    if isinstance(part, str):
+        return part
+    text = part.get("text") if isinstance(part, Mapping) else None
+    return text if isinstance(text, str) else None
+
+
+def put_types(conversation: Sequence[Mapping[str, Any]], given: Sequence[GivenTypes]) -> list[dict[str, Any]]:
+    """Put a client's types to the messages as vLLM gives them to the chat template.
+
+    Args:
+        conversation: The messages, with content as text or as a list of parts.
+        given: What the client said of each.
+
+    Raises:
+        InvalidTypes: If a type's part cannot be found again.
+    """
+    if not given:
+        return [dict(message) for message in conversation]
+    if len(given) != len(conversation):
+        raise InvalidTypes(
+            f"messages: {len(given)} were sent, and the chat template gets {len(conversation)}, so that nobody can tell which "
+            f"{TYPE_KEY} belongs to which."
+        )
+    return [_with_types(dict(message), types, n) for n, (message, types) in enumerate(zip(conversation, given))]
+
+
+def _with_types(message: dict[str, Any], given: GivenTypes, number: int) -> dict[str, Any]:
+    if given.message is not None:
+        message[TYPE_KEY] = given.message.name
+    if not given.parts:
+        return message
+    content = message.get("content")
+    if isinstance(content, list) and len(content) == len(given.parts):
+        message["content"] = [_typed_part(part, kind) for part, kind in zip(content, given.parts)]
+        return message
+    texts = [text for text in given.texts if text is not None]
+    if len(texts) < len(given.texts) or content != _JOINT.join(texts):
+        raise InvalidTypes(
+            f"messages[{number}].content: a part has a {TYPE_KEY}, and the parts cannot be followed into the prompt. Send texts "
+            "only, or give the type to the message."
+        )
+    spans, start = [], 0
+    for text, kind in zip(texts, given.parts):
+        if kind is not None and text:
+            spans.append((start, start + len(text), int(kind)))
+        start += len(text) + len(_JOINT)
+    message[SPANS_KEY] = write_spans(tuple(spans))
+    return message
+
+
+def _typed_part(part: Any, kind: SemanticType | None) -> Any:
+    if kind is None:
+        return part
+    return {**({"type": "text", "text": part} if isinstance(part, str) else part), TYPE_KEY: kind.name}

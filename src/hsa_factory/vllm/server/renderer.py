@@ -1,0 +1,146 @@
+"""What vLLM makes of a request's text, and the types with it: they go on with its sampling parameters."""
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.exceptions import VLLMValidationError
+from vllm.renderers.online_renderer import OnlineRenderer
+
+from ...config import HSAConfig
+from ..types import DEFAULT, FIELDS, TYPES, InvalidTypes, types_of
+from .chat_prompt import ChatTyper
+from .given_types import GivenTypes, put_types, refuse_fields
+
+
+class TypedRenderer:
+    """vLLM's renderer, which renders as before, and puts the types of the prompt to the request.
+
+    Args:
+        renderer: vLLM's.
+        typer: Types chat prompts; from one thread.
+        config: The model's rules.
+    """
+
+    def __init__(self, renderer: OnlineRenderer, typer: ChatTyper, config: HSAConfig) -> None:
+        self._renderer, self._typer, self._config = renderer, typer, config
+        self._thread = ThreadPoolExecutor(1, "hsa-types")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._renderer, name)
+
+    async def render_chat(self, request: Any, *, skip_mm_cache: bool = False) -> Any:
+        """Render a conversation, and type its prompt.
+
+        Raises:
+            VLLMValidationError: For types that are wrong, and what cannot be done with types; answered with 400.
+        """
+        _refuse(request)
+        result = await self._renderer.render_chat(request, skip_mm_cache=skip_mm_cache)
+        if isinstance(result, ErrorResponse):
+            return result
+        conversation, inputs = result
+        given: Sequence[GivenTypes] = getattr(request, "given_types", ())
+        with refusals():
+            for prompt_ids in map(_ids_of, inputs):
+                if _own_fields(request):
+                    self._check_own(request, [prompt_ids], given)
+                    continue
+                messages = put_types(conversation, given)
+                work = partial(self._typer.fields, messages, prompt_ids, **self._read_by_template(request))
+                fields = await asyncio.get_running_loop().run_in_executor(self._thread, work)
+                request.vllm_xargs = {**(request.vllm_xargs or {}), **fields}
+        return result
+
+    async def render_completion(self, request: Any, *, skip_mm_cache: bool = False) -> Any:
+        """Render prompts; those without types have the default type of the rules.
+
+        Raises:
+            VLLMValidationError: As `render_chat`.
+        """
+        _refuse(request)
+        result = await self._renderer.render_completion(request, skip_mm_cache=skip_mm_cache)
+        if isinstance(result, ErrorResponse):
+            return result
+        with refusals():
+            if TYPES not in _own_fields(request):
+                request.vllm_xargs = {**(request.vllm_xargs or {}), TYPES: DEFAULT}
+            self._check_own(request, list(map(_ids_of, result)), ())
+        return result
+
+    def _check_own(self, request: Any, prompts: Sequence[Sequence[int]], given: Sequence[GivenTypes]) -> None:
+        """Check the fields that a client sends itself.
+
+        Raises:
+            InvalidTypes: If they do not fit.
+        """
+        if any(types != GivenTypes() for types in given):
+            raise InvalidTypes(
+                f"The request has both: {TYPES} in vllm_xargs, and semantic_type at messages. Send one."
+            )
+        for number, prompt_ids in enumerate(prompts):
+            try:
+                self._typer.tagger(types_of(request.vllm_xargs, len(prompt_ids), self._config).roles)
+            except InvalidTypes as error:
+                several = f"prompt {number} of {len(prompts)}, which share vllm_xargs: " if len(prompts) > 1 else ""
+                raise InvalidTypes(f"{several}{error}") from None
+
+    def _read_by_template(self, request: Any) -> dict[str, Any]:
+        """Return what the chat template read beside the messages, as `ChatTyper.fields` takes it."""
+        inner = self._renderer
+        no_tools = request.tool_choice == "none" and inner.exclude_tools_when_tool_choice_none
+        tools = None if request.tools is None or no_tools else [tool.model_dump() for tool in request.tools]
+        return {
+            "tools": tools,
+            "chat_template": request.chat_template or inner.chat_template,
+            "options": inner.effective_chat_template_kwargs(request),
+            "is_cut": request.truncate_prompt_tokens is not None,
+        }
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turn wrong types into what vLLM answers with 400."""
+    try:
+        yield
+    except InvalidTypes as error:
+        raise VLLMValidationError(str(error)) from error
+
+
+def _refuse(request: Any) -> None:
+    """Refuse what has no types, or loses them on its way.
+
+    Raises:
+        VLLMValidationError: It names the field.
+    """
+    extra: Mapping[str, Any] = getattr(request, "model_extra", None) or {}
+    with refusals():
+        refuse_fields(extra)
+        for name, why in (
+            ("use_beam_search", "vLLM's beam search sends on prompts without their types"),
+            ("prompt_embeds", "types belong to tokens"),
+            ("kv_transfer_params", "keys of another engine have no types"),
+        ):
+            if getattr(request, name, None):
+                raise InvalidTypes(f"{name}: cannot be honoured with HSA: {why}. Leave it out.")
+
+
+def _own_fields(request: Any) -> Mapping[str, Any]:
+    return {name: value for name, value in (request.vllm_xargs or {}).items() if name in FIELDS}
+
+
+def _ids_of(engine_input: Any) -> list[int]:
+    """Return the tokens of a prompt.
+
+    Raises:
+        InvalidTypes: If it is more than tokens.
+    """
+    if engine_input.get("type") != "token":
+        raise InvalidTypes(
+            "Prompts of text only can be typed here: pictures, videos, audio and embeddings are not served with HSA."
+        )
+    return list(engine_input["prompt_token_ids"])

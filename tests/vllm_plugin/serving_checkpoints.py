@@ -1,0 +1,15 @@
+"""Tiny HSA checkpoints as a server gets them, and prompts for them."""
+
+from hsa_factory import HSAConfig, enable_hsa, tiny
+from hsa_factory.models.serving import write_serving_architecture
+
+
+def save_checkpoint(directory, tokenizer, model_type="qwen3", config=None, **overrides):
+    """Save a tiny model with HSA and its tokenizer, its architecture named HSA…, and return the model."""
+    options = {"num_hidden_layers": 3, **overrides}
+    model = tiny.build_model(model_type, tokenizer, **options)
+    enable_hsa(model, config or HSAConfig())
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    write_serving_architecture(directory)
+    return model
