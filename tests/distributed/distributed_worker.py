@@ -8,13 +8,14 @@ import gc
 import json
 import os
 import sys
+import time
 import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
 import accelerate.state
 import deepspeed.ops
-import torch
+import plain_cpu
 import torch.distributed as dist
 import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -34,6 +35,7 @@ def main(jobs_file, results):
     """
     rank = os.environ.get("RANK", "0")
     for job in json.loads(Path(jobs_file).read_text("utf-8")):
+        print(f"{time.monotonic():.0f} {job['name']}", flush=True)
         try:
             with fresh(fsdp_variables(job["fsdp"]) if "RANK" in os.environ else {}):
                 train(job["file"], job["overrides"])
@@ -85,19 +87,8 @@ def with_fsdp_on_cpu(original):
     return init
 
 
-def with_plain_cpu(original):
-    """Return accelerate's choice of a device, which calls the CPU of several processes "cpu:0": torch can load nothing there."""
-
-    def set_device(self):
-        original(self)
-        if self.device.type == "cpu":
-            self.device = torch.device("cpu")
-
-    return set_device
-
-
 if __name__ == "__main__":
-    PartialState.set_device = with_plain_cpu(PartialState.set_device)
+    plain_cpu.install()
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it takes a minute to compile
     accelerate.state.AcceleratorState.__init__ = with_fsdp_on_cpu(accelerate.state.AcceleratorState.__init__)
     main(*sys.argv[1:])

@@ -27,7 +27,7 @@ SECONDS = 900
 def environment(**more):
     """Return the variables of a run on this machine alone, whatever the tests themselves run in."""
     clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    paths = [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT / "src"), str(WORKER.parent), os.environ.get("PYTHONPATH", "")]
     return clean | {
         **{"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
         **{"PYTHONPATH": os.pathsep.join(filter(None, paths)), "GLOO_SOCKET_IFNAME": "lo"},

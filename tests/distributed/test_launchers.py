@@ -90,7 +90,8 @@ def test_two_nodes(material, expected, compared):
 def test_ray_with_a_worker_that_dies_and_a_run_that_goes_on(material, expected, compared):
     """The run ends with a message when a worker dies, and the resumed one has the numbers of a run that nothing happened to."""
     saved = {"ray_num_workers": PROCESSES, "save_strategy": "steps", "save_steps": 1}
-    saved["deepspeed"] = str(SCALING / "zero2.json")  # a run of DDP on a CPU cannot be resumed, Ray or not
+    hook = {"worker_process_setup_hook": "plain_cpu.install"}
+    saved |= {"ddp_backend": "gloo", "ray_init_kwargs": {"runtime_env": hook, "num_cpus": PROCESSES}}
     log, out = material.directory / "ray.log", material.output("full", "ray")
     file = material.ask("full", "ray", key="long", max_steps=2000, **saved)
     run = _start([sys.executable, str(DRIVER), str(file)], log, **RAY)
