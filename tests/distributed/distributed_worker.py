@@ -50,8 +50,6 @@ def fsdp_variables(path):
     if path is None:
         return {}
     options = yaml.safe_load(Path(path).read_text("utf-8"))["fsdp_config"]
-    if options["fsdp_version"] == 1:  # accelerate sends the weights of the first process from a GPU only
-        options |= {"fsdp_cpu_ram_efficient_loading": False, "fsdp_sync_module_states": False}
     return {"ACCELERATE_USE_FSDP": "true", **{name.upper(): str(value) for name, value in options.items()}}
 
 

@@ -8,8 +8,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hsa_factory import tiny
 
@@ -41,6 +42,9 @@ def make_material(directory):
     numbers = random.Random(0)
     syllables = [f"{a}{b}{c} " for a in "bdfgklmnprstvz" for b in "aeiou" for c in "lmnrst"]
     tiny.save_tiny("qwen3", directory / "qwen3", [" ".join(WORDS), *syllables])
+    size = json.loads((directory / "qwen3" / "config.json").read_text("utf-8"))["hidden_size"]
+    head = {"v_head.summary.weight": torch.linspace(-1, 1, size)[None], "v_head.summary.bias": torch.zeros(1)}
+    save_file(head, directory / "qwen3" / "value_head.safetensors")  # else every engine draws one of its own
 
     def text(words):
         return " ".join(numbers.choice(WORDS) for _ in range(words))
@@ -95,7 +99,8 @@ class Runs:
         own |= {"disable_tqdm": True, "dataloader_pin_memory": False, "lr_scheduler_type": "constant"}
         own |= {"model_name_or_path": str(self.directory / "qwen3"), "cache_dir": str(self.directory / "cache")}
         own |= {"overwrite_output_dir": True, "max_steps": 4, "preprocessing_num_workers": 1, "learning_rate": 1e-3}
-        own["per_device_train_batch_size"] = 2 if engine else 2 * PROCESSES
+        rows = 2 if file is None else 1  # the examples have few: all steps are to be whole
+        own["per_device_train_batch_size"] = rows if engine else rows * PROCESSES
         own |= {"ddp_backend": "gloo"} if engine else {}
         args = yaml.safe_load(Path(file).read_text("utf-8")) if file else self.sft_options()
         args = {name: value for name, value in {**args, **own, **options}.items() if value is not None}

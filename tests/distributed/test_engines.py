@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import ENGINES, OF_STAGES, RESUMED, STAGES
+from conftest import ENGINES, OF_STAGES, RESUMED
 from paired_runs import HSA, history, weights
 
 from hsa_factory import HSAConfig
@@ -24,6 +24,8 @@ def check(runs, compared, case, engine, as_case=None):
         norms = [history(place, "grad_norm") for place in (alone, together)]
         assert norms[1] == pytest.approx(norms[0], rel=1e-3)
     saved, here = weights(alone), weights(together)
+    if (engine, case) == ("zero3", "lora"):  # DeepSpeed leaves out what is frozen, as the tables are that have grown
+        saved = {name: value for name, value in saved.items() if "lora" in name}
     assert saved.keys() == here.keys() and saved
     for name, value in saved.items():
         assert (here[name].float() - value.float()).abs().max() < 1e-4, name
@@ -57,8 +59,7 @@ def test_a_run_that_is_resumed(runs, compared, engine):
     assert [HSAConfig.from_pretrained(out / f"checkpoint-{step}") for step in (2, 4)] == [HSAConfig(**HSA)] * 2
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("engine", OF_STAGES)
+@pytest.mark.parametrize(("engine", "stage"), [(engine, stage) for engine in OF_STAGES for stage in OF_STAGES[engine]])
 def test_other_stages(runs, compared, engine, stage):
     check(runs, compared, stage, engine)
 

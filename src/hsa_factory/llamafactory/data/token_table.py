@@ -22,7 +22,7 @@ from ...semantics import SemanticType
 from ...training.columns import LOSS_WEIGHTS_COLUMN, SEMANTIC_COLUMN, TURN_COLUMN
 from ...typed.ids import TypedTokenId, read_off, weights_of
 from .aligned import to_arrow
-from .turns import run_on
+from .turns import run_on, to_stored
 
 
 LOSS_MASK_COLUMN = "loss_mask"
@@ -221,10 +221,10 @@ class TokenTable:
         starts = self._starts_in(ids)
         if self.has_turns:
             turn_ids = _look_up(ids, np.concatenate(self.turn_ids), 0)
+            values = turn_ids.values
             if self.rows_run_on:
-                values = run_on(turn_ids.values, ids.bounds, starts, ids.values < _FIRST)
-                turn_ids = Ragged(values, ids.bounds)
-            columns[TURN_COLUMN] = turn_ids
+                values = run_on(values, ids.bounds, starts, ids.values < _FIRST)
+            columns[TURN_COLUMN] = Ragged(to_stored(values), ids.bounds)
 
         samples = self._samples_of(ids, starts)
         columns[ROW_SOURCE_COLUMN] = [", ".join(dict.fromkeys(one["dataset"] for one in row)) for row in samples]
