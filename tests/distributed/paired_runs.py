@@ -42,8 +42,11 @@ def make_material(directory):
     numbers = random.Random(0)
     syllables = [f"{a}{b}{c} " for a in "bdfgklmnprstvz" for b in "aeiou" for c in "lmnrst"]
     tiny.save_tiny("qwen3", directory / "qwen3", [" ".join(WORDS), *syllables])
-    size = json.loads((directory / "qwen3" / "config.json").read_text("utf-8"))["hidden_size"]
-    head = {"v_head.summary.weight": torch.linspace(-1, 1, size)[None], "v_head.summary.bias": torch.zeros(1)}
+    path = directory / "qwen3" / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**config, "summary_dropout_prob": 0.0}), "utf-8")  # of the value head
+    weight = torch.linspace(-1, 1, config["hidden_size"])[None]
+    head = {"v_head.summary.weight": weight, "v_head.summary.bias": torch.zeros(1)}
     save_file(head, directory / "qwen3" / "value_head.safetensors")  # else every engine draws one of its own
 
     def text(words):
