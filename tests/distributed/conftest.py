@@ -14,8 +14,8 @@ ENGINES = {
     **{f"zero{stage}": {"deepspeed": str(SCALING / f"zero{stage}.json")} for stage in range(4)},
     "zero3_offload": {},
 }
-STAGES = {"dpo": "preference", "kto": "kto", "pt": "pretraining"}  # reward models draw a value head of their own
-OF_STAGES = {"fsdp2": tuple(STAGES), "zero3": tuple(STAGES)}
+STAGES = {"dpo": "preference", "kto": "kto", "rm": "reward_model", "pt": "pretraining"}
+OF_STAGES = {"fsdp2": ("dpo", "kto", "pt"), "zero3": tuple(STAGES)}  # no reward model with FSDP2: docs/scaling.md
 RESUMED = ("ddp", "fsdp2", "zero3")
 
 

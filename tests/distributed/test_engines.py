@@ -28,7 +28,7 @@ def check(runs, compared, case, engine, as_case=None):
         saved = {name: value for name, value in saved.items() if "lora" in name}
     assert saved.keys() == here.keys() and saved
     for name, value in saved.items():
-        assert (here[name].float() - value.float()).abs().max() < 1e-4, name
+        assert (here[name].float() - value.float()).abs().max() < 2e-4, name
     return together
 
 
