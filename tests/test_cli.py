@@ -376,9 +376,9 @@ def test_another_stage_of_a_model_with_hsa(file, capsys, checkpoint, monkeypatch
     assert "`stage: ppo` does not start in this LLaMA-Factory" in capsys.readouterr().err
 
 
-def test_ray_is_refused_for_a_checkpoint_with_hsa(file, checkpoint, capsys):
+def test_an_option_for_ray_is_none(file, checkpoint, capsys):
     assert cli.main(["train", file(model_name_or_path=checkpoint, use_ray=True)]) == 2
-    assert "Ray is not supported" in capsys.readouterr().err
+    assert "set the environment variable USE_RAY=1" in capsys.readouterr().err
 
 
 def test_eval_is_gone(file, capsys):
@@ -442,15 +442,6 @@ def test_other_trainers_are_refused(file, monkeypatch, capsys, variable):
         assert f"{variable} is set" in str(error)
     else:
         assert code != 0 and f"{variable} is set" in capsys.readouterr().err
-
-
-def test_ray_is_refused(file, capsys):
-    try:
-        code = cli.main(["train", file(hsa=True, use_ray=True)])
-    except ValueError as error:
-        assert "Ray is not supported" in str(error)
-    else:
-        assert code != 0 and "Ray is not supported" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["api", "chat", "export", "webchat"])

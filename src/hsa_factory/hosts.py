@@ -20,9 +20,6 @@ OTHER_TRAINER_VARIABLES = {
 }
 """Environment variables that let LLaMA-Factory train with something else than its own trainer, and why that is refused."""
 
-RAY_VARIABLE = "USE_RAY"
-"""Environment variable that lets LLaMA-Factory start Ray's workers: refused."""
-
 
 def is_known_llamafactory(version: str) -> bool:
     """Whether a version of LLaMA-Factory is one whose seams are known."""

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +36,8 @@ class TrainingFile:
         feedback: None if the block is missing or off.
         hsa_off: Whether the file says ``hsa: false``: then a checkpoint's own rules are not used either.
         loss_weights: None if the block is missing or off.
+        written: What stands in the file or behind it, of LLaMA-Factory's options that YAML reads as a number or as true or
+            false: ``no``, ``on``, ``007``. Some of them may take text.
         context_parallel: How many processes share the tokens of each row. It stands in the block `hsa`, but is no rule: it says
             how a run is computed, and is saved with no checkpoint.
     """
@@ -45,6 +47,7 @@ class TrainingFile:
     feedback: FeedbackConfig | None
     hsa_off: bool = False
     loss_weights: LossWeightsConfig | None = None
+    written: dict[str, str] = field(default_factory=dict)
     context_parallel: int = 1
 
     @property
@@ -90,6 +93,7 @@ def read_training_file(path: str | Path, overrides: Sequence[str] = ()) -> Train
         feedback=_read_block("feedback", feedback, FeedbackConfig),
         hsa_off=hsa is False,
         loss_weights=_read_block("loss_weights", loss_weights, LossWeightsConfig),
+        written={name: text for name, text in _written(path, overrides).items() if _is_no_text(args.get(name))},
         context_parallel=context_parallel,
     )
 
@@ -122,6 +126,24 @@ def _parse(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     if not isinstance(args, dict):
         raise UserError(f"{path}: expected a mapping of options.")
     return {str(name): value for name, value in args.items()}
+
+
+def _written(path: Path, overrides: Sequence[str]) -> dict[str, str]:
+    """Return the options whose value is one word without quotes, as it was written. JSON says itself what is text."""
+    document = None if path.suffix == ".json" else yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+    words = {
+        str(name.value): str(value.value)
+        for name, value in getattr(document, "value", None) or ()
+        if isinstance(value, yaml.ScalarNode) and value.style is None
+    }
+    for override in overrides:
+        name, _, text = override.partition("=")
+        words[name] = text.strip()
+    return {name: text for name, text in words.items() if "${" not in text}
+
+
+def _is_no_text(value: Any) -> bool:
+    return isinstance(value, (bool, int, float))
 
 
 def _refuse_empty(path: Path, overrides: Sequence[str]) -> None:

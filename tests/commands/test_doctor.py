@@ -28,7 +28,7 @@ CPU, FLOAT = torch.device("cpu"), torch.float32
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch):
-    for name in ("USE_V1", "USE_MCA", "USE_RAY", "ACCELERATE_USE_PARALLELISM_CONFIG", "TORCHDYNAMO_DISABLE"):
+    for name in ("USE_V1", "USE_MCA", "ACCELERATE_USE_PARALLELISM_CONFIG", "TORCHDYNAMO_DISABLE"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -336,14 +336,13 @@ def test_gpus_are_counted(monkeypatch):
 
 def test_variables_that_are_refused(monkeypatch):
     assert [one.what for one in find_refusals(CPU, FLOAT)] == ["backend: flex"]
-    for name, value in {"USE_V1": "1", "USE_RAY": "true", "USE_MCA": "0", "PARALLELISM_CONFIG_CP_SIZE": "2"}.items():
+    for name, value in {"USE_V1": "1", "USE_MCA": "0", "PARALLELISM_CONFIG_CP_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
     monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
     whats = [one.what for one in find_refusals(CPU, FLOAT)]
     assert whats[1:] == [
         "USE_V1 is set",
-        "USE_RAY is set",
         "TORCHDYNAMO_DISABLE is set",
         "context or sequence parallelism",
     ]

@@ -270,6 +270,7 @@ class Pipeline:
         self, template: Any, tokenizer: Any, data_args: Any, samples: Any, feedback: Any = None, processor: Any = None
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Run the typed processor over one batch (as in `Oracle`); return its rows and its account."""
+        from hsa_factory.llamafactory.data.accounts import is_account_alone
         from hsa_factory.llamafactory.data.processor import TypedPackedProcessor, TypedSupervisedProcessor
 
         made = (TypedPackedProcessor if data_args.packing else TypedSupervisedProcessor)(
@@ -282,9 +283,9 @@ class Pipeline:
             feedback_config=feedback,
         )
         columns = made.preprocess_dataset(Oracle.columns(samples))
-        *_, account = columns.pop("hsa_account")
+        account, *_ = columns.pop("hsa_account")
         rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
-        return rows[:-1], json.loads(account)["data"]
+        return ([] if is_account_alone(account) else rows), json.loads(account)["data"]
 
     # -- conversations -----------------------------------------------------------------------------------------
 

@@ -13,8 +13,10 @@ import pytest
 from llamafactory.hparams import get_train_args
 
 from hsa_factory import FeedbackConfig, HSAConfig
-from hsa_factory.llamafactory import integrate
+from hsa_factory.llamafactory import integrate, integration
 from hsa_factory.llamafactory.options import check_options, check_stage
+from hsa_factory.llamafactory.train import ray
+from hsa_factory.user_errors import UserError
 
 
 HSA, FEEDBACK = HSAConfig(), FeedbackConfig()
@@ -117,11 +119,23 @@ def test_the_command_of_llamafactory_with_another_launcher(monkeypatch, nothing_
 
 
 @SETTINGS
-def test_ray_is_refused(lf, tmp_path, monkeypatch, nothing_is_loaded, settings):
-    """Its workers are processes of their own."""
+def test_ray_that_is_not_installed(lf, tmp_path, monkeypatch, nothing_is_loaded, settings):
     monkeypatch.setenv("USE_RAY", "1")
-    with pytest.raises(ValueError, match="Ray is not supported"), integrate(*settings):
+    monkeypatch.setattr(ray, "is_ray_available", lambda: False)
+    with pytest.raises(UserError, match="ray is not installed: pip install ray"), integrate(*settings):
         tuner.run_exp(lf.args(tmp_path, "data"))
+
+
+def test_a_worker_of_ray_installs_the_integration_of_its_run(monkeypatch):
+    """It is another process, in which nothing is installed."""
+    handed, seen = {}, []
+    monkeypatch.setattr(tuner, "_training_function", lambda config: seen.append((config, integration._active.hsa)))
+    worker = object.__new__(ray.TypedWorker)
+    with integrate(HSA) as state:
+        handed = {"args": 1, ray._INTEGRATION: state.integrated}
+    assert integration._active is None
+    worker._training_function(handed)
+    assert seen == [({"args": 1}, HSA)] and ray._INTEGRATION in handed
 
 
 @SETTINGS

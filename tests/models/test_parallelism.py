@@ -133,10 +133,16 @@ def test_the_deepspeed_plugin_of_accelerate(accelerate_state):
 
 def test_a_sequence_parallel_group_of_deepspeed(monkeypatch):
     """A stand-in for DeepSpeed, in whose own loops accelerate has no part."""
-    sizes = iter([1, 2])
-    groups = SimpleNamespace(_get_sequence_parallel_world_size=lambda: next(sizes))
+
+    def not_started():
+        raise AssertionError("dist is not initialized")
+
+    groups = SimpleNamespace(mpu=None, mesh_device=None, _get_sequence_parallel_world_size=not_started)
     monkeypatch.setitem(sys.modules, "deepspeed.utils.groups", groups)
+    check_parallelism()  # loaded by somebody, and not in use
+    groups.mesh_device, groups._get_sequence_parallel_world_size = object(), lambda: 1
     check_parallelism()
+    groups._get_sequence_parallel_world_size = lambda: 2
     with pytest.raises(ValueError, match=f"DeepSpeed's sequence parallel group of 2 {SEQUENCE}"):
         check_parallelism()
 

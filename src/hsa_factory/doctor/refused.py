@@ -8,7 +8,7 @@ import torch
 
 from ..attention.api import COMPILER_SWITCHES, NEEDS_CUDA, available_backends, flex_obstacle
 from ..config import BACKENDS
-from ..hosts import OTHER_TRAINER_VARIABLES, RAY_VARIABLE
+from ..hosts import OTHER_TRAINER_VARIABLES
 from ..models.parallelism import check_parallelism
 from .machine import find_compiler
 from .scrub import scrub
@@ -81,8 +81,6 @@ def _variables() -> list[Refusal]:
         for name, reason in OTHER_TRAINER_VARIABLES.items()
         if _is_on(name)
     ]
-    if _is_on(RAY_VARIABLE):
-        found.append(Refusal(f"{RAY_VARIABLE} is set", "Ray's workers know neither HSA nor Feedback", "unset it"))
     found += [
         Refusal(f"{name} is set", "the flex backend needs torch's compiler", "unset it")
         for name in COMPILER_SWITCHES

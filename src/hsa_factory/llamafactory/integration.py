@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from llamafactory.extras.env import VERSION
 from llamafactory.extras.packages import is_fastapi_available
@@ -78,6 +79,7 @@ def integrate(
         return
 
     state = Integration(hsa, feedback, loss_weights, context_parallel)
+    state.integrated = partial(integrate, hsa, feedback, loss_weights, context_parallel)
     with installed(all_seams(state)), _shown_log():
         _active = state
         try:

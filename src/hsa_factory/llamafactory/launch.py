@@ -12,18 +12,20 @@ from typing import Any
 
 import yaml
 from llamafactory import launcher
-from llamafactory.extras.misc import get_device_count, is_env_enabled, use_ray
+from llamafactory.extras.misc import use_ray
 from llamafactory.extras.packages import is_fastapi_available, is_gradio_available
 
 from ..config import FeedbackConfig, HSAConfig
 from ..loss_weights import LossWeightsConfig
 from ..training_file import SAVED, TrainingFile, is_training_file, read_training_file
 from ..user_errors import UserError
+from .arguments import with_text
 from .data.tokenized_path import check_arrow_files
 from .integration import integrate
 from .model.checkpoint import has_saved_rules, starting_points
-from .options import NO_RAY, check_trainer
+from .options import check_trainer
 from .plain_run import PlainRunCallback
+from .processes import starts_processes
 from .saved_files import check_models, with_whole_checkpoint
 from .seams import installed
 from .serving_export import EXPORT_FOR, exported_for
@@ -51,8 +53,8 @@ def train(path: str, overrides: Sequence[str]) -> None:
         ValueError: If the file or an option is not allowed.
         subprocess.CalledProcessError: If a process launched by torchrun fails.
     """
-    training_file = read_training_file(path, overrides)
-    if is_env_enabled("FORCE_TORCHRUN") or get_device_count() > 1:
+    training_file = with_text(read_training_file(path, overrides))
+    if starts_processes():
         _rules_to_train_with(training_file)  # what is wrong is said once, not by every process
         check_processes(training_file.context_parallel, _processes())
         # LLaMA-Factory calls `torchrun` by name; it lies beside this Python even if no environment is activated.
@@ -97,7 +99,7 @@ def pass_on(command: str, arguments: Sequence[str]) -> None:
         _launch(command, arguments, hsa, None)
         return
 
-    training_file = read_training_file(arguments[0], arguments[1:])
+    training_file = with_text(read_training_file(arguments[0], arguments[1:]))
     check_models(starting_points(training_file.args))
     if hsa is not None or training_file.hsa is not None:
         hsa = training_file.asked_for
@@ -163,8 +165,8 @@ def _rules_to_train_with(training_file: TrainingFile) -> HSAConfig | bool | str:
         hsa = False
     if hsa or training_file.feedback is not None or training_file.loss_weights is not None:
         check_trainer(args)
-        if use_ray() or args.get("use_ray"):
-            raise ValueError(NO_RAY)
+        if args.get("use_ray") and not use_ray():
+            raise ValueError("`use_ray` is none of LLaMA-Factory's options: set the environment variable USE_RAY=1.")
     return hsa
 
 

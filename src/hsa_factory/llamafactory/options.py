@@ -13,6 +13,7 @@ from ..config import HSAConfig
 from ..hosts import OTHER_TRAINER_VARIABLES
 from ..models.parallelism import check_parallelism
 from ..training.weighted_loss import find_other_loss as find_other_loss_of_arguments
+from .engines import check_engine, deepspeed_config
 from .flash_attention import check_flash_attention
 from .model.checkpoint import resolve_config
 from .train.stages import STAGES
@@ -22,7 +23,6 @@ logger = logging.get_logger(__name__)
 
 SUPPORTED_STAGES = tuple(STAGES)
 _PACKED_STAGES = ("sft", "pt")
-NO_RAY = "Ray is not supported with HSA and Feedback: its workers know neither. Use torchrun (FORCE_TORCHRUN=1)."
 
 _OTHER_TRAINERS = {
     "use_hyper_parallel": "it has a training loop of its own, with LLaMA-Factory's own collator",
@@ -119,13 +119,14 @@ def check_options(
     if data_args.streaming and training_args.dataloader_num_workers < 1:
         logger.warning_rank0("`streaming` needs a data loading worker; `dataloader_num_workers` is set to 1.")
         training_args.dataloader_num_workers = 1
+    check_engine(model_args, training_args, finetuning_args)
     if hsa_config is None:
         check_flash_attention(model_args)
         return
 
     check_parallelism(
         parallelism_config=training_args.parallelism_config,
-        deepspeed_config=_deepspeed_config(training_args),
+        deepspeed_config=deepspeed_config(training_args),
     )
     flash_attn = getattr(model_args.flash_attn, "value", model_args.flash_attn)
     if flash_attn not in ("auto", "sdpa"):
@@ -184,9 +185,3 @@ def _refuse(options: Mapping[str, str], *arguments: Any) -> None:
     for option, reason in options.items():
         if any(getattr(args, option, None) for args in arguments):
             raise ValueError(f"`{option}` cannot be combined with HSA / Feedback: {reason}. Remove it.")
-
-
-def _deepspeed_config(training_args: Any) -> Mapping[str, Any] | None:
-    """Return the DeepSpeed configuration of a run as transformers has read it from a file or a mapping."""
-    read = getattr(training_args, "hf_deepspeed_config", None)
-    return getattr(read, "config", None)

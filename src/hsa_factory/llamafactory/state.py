@@ -1,5 +1,7 @@
 """What one installed integration knows: the configurations, and what it found out along the way of a run."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from ..attention.api import check_backend
@@ -41,6 +43,7 @@ class Integration:
         report: Counts per data set.
         aligned: The converted samples of each data set, by name.
         staying: Data sets whose samples stay though nothing of them is trained; see `data.untrained`.
+        integrated: Installs the same in another process of the run, as Ray starts them; None: nobody has installed it.
         shows_example: Whether LLaMA-Factory prints an example of the prepared data, as it does in training.
     """
 
@@ -64,6 +67,7 @@ class Integration:
         self.report = DataReport()
         self.aligned: dict[str, Any] = {}
         self.staying: frozenset[str] = frozenset()
+        self.integrated: Callable[[], AbstractContextManager[Any]] | None = None
         self.shows_example = True
 
     def ask_for(self, hsa: HSAConfig | bool | str | None, feedback: FeedbackConfig | None) -> None:

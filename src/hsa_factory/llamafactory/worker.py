@@ -7,7 +7,6 @@ if __name__ == "__main__":
     # Python puts a script's directory first, in which our `inspect` would hide Python's own.
     sys.path.pop(0)
 
-    from hsa_factory.llamafactory.launch import run
-    from hsa_factory.training_file import read_training_file
+    from hsa_factory.cli import main
 
-    run(read_training_file(sys.argv[1], sys.argv[2:]))
+    sys.exit(main(["train", *sys.argv[1:]]))

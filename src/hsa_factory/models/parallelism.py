@@ -92,8 +92,8 @@ def _from_accelerate() -> Iterator[tuple[str, str]]:
 
 def _from_deepspeed() -> Iterator[tuple[str, str]]:
     module = sys.modules.get("deepspeed.utils.groups")
-    if module is None:
-        return
+    if module is None or (module.mpu is None and module.mesh_device is None):
+        return  # loaded, and nothing is split; asking would fail where DeepSpeed itself has not been started
     size = module._get_sequence_parallel_world_size()
     if size > 1:
         yield f"DeepSpeed's sequence parallel group of {size}", _SIZES["sp_size"]

@@ -192,5 +192,5 @@ def test_a_bos_takes_the_place_of_a_block_s_first_token(lf, tmp_path):
         parts = (prepared.template, tokenizer, None, prepared.data_args)
         plain = PretrainDatasetProcessor(*parts).preprocess_dataset(examples)
         typed = TypedPretrainProcessor(*parts).preprocess_dataset(examples)
-        assert typed["input_ids"][:-1] == plain["input_ids"] and typed["semantic_ids"][0] == [L] * 16
+        assert typed["input_ids"] == plain["input_ids"] and typed["semantic_ids"][0] == [L] * 16
         assert typed["input_ids"][0][0] == tokenizer.bos_token_id

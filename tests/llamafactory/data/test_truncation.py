@@ -11,6 +11,7 @@ from llamafactory.hparams import DataArguments
 from transformers import AutoProcessor
 
 from hsa_factory import FeedbackConfig, HSAConfig, tiny
+from hsa_factory.llamafactory.data.accounts import is_account_alone
 from hsa_factory.llamafactory.data.processor import TypedSupervisedProcessor
 
 
@@ -67,9 +68,9 @@ class Trajectory:
         columns = self.lf.Oracle.columns([(self.messages, "", 0, "")])
         columns["_images"] = [list(self.paths)]
         columns = processor.preprocess_dataset(columns)
-        *_, account = columns.pop("hsa_account")
-        rows = [dict(zip(columns, values)) for values in zip(*columns.values())][:-1]
-        return (rows[0] if rows else None), json.loads(account)["data"]
+        account, *_ = columns.pop("hsa_account")
+        rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
+        return (None if is_account_alone(account) else rows[0]), json.loads(account)["data"]
 
     def expected(self, **options):
         """Return ids, labels, types and pictures that must remain, and whether whole turns go for them."""

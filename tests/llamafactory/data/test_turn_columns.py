@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hsa_factory import FeedbackConfig, HSAConfig
-from hsa_factory.llamafactory.data.turns import number_tokens, run_on
+from hsa_factory.llamafactory.data.turns import number_tokens, run_on, to_stored
 
 
 TURNS = HSAConfig(noise_turns=1)
@@ -94,7 +94,7 @@ def test_the_history_of_alpaca_data(lf, tmp_path):
 def test_evaluation_data_and_streams_have_the_column(lf, tmp_path):
     data = [lf.dialogue([0, 2, 1, 2, 2, 1][: 2 + 2 * (k % 3)], words=1 + k) for k in range(8)]
     prepared = prepare(lf, tmp_path, data=data, val_size=0.25)
-    assert prepared.module["train_dataset"].features["turn_ids"].feature.dtype == "int32"
+    assert prepared.module["train_dataset"].features["turn_ids"].feature.dtype == "uint16"
     rows = turns_by_mark(lf, prepared) + turns_by_mark(lf, prepared, "eval")
     assert sorted(map(len, rows)) == [2, 2, 2, 4, 4, 4, 6, 6]
     for turns in rows:
@@ -131,6 +131,13 @@ def test_samples_that_see_each_other_are_counted_on():
     is_padding = np.array([0, 0, 0, 0, 0, 1, 0, 0, 0, 1], np.bool_)
     numbers = run_on(turn_ids, np.array([0, 6, 10]), np.array([0, 3, 6, 8]), is_padding)
     assert numbers.tolist() == [0, 0, 1, 2, 3, 3, 0, 2 - 0, 3, 3]
+
+
+def test_more_turns_than_two_bytes_number():
+    most = np.array([0, 65_535], np.int32)
+    assert to_stored(most).dtype == np.uint16 and to_stored(most).tolist() == [0, 65_535]
+    with pytest.raises(ValueError, match="65536 replies.* at most 65535: cut it up, or use windows"):
+        to_stored(most + 1)
 
 
 # -- batches --------------------------------------------------------------------------------------------------------

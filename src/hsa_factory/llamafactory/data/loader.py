@@ -2,6 +2,7 @@
 
 import os
 from contextlib import nullcontext, redirect_stdout
+from copy import copy
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import llamafactory.data.converter
 import llamafactory.data.loader
 import llamafactory.data.parser
+import numpy as np
 from datasets import Dataset
 from llamafactory.data.processor import (
     FeedbackDatasetProcessor,
@@ -27,6 +29,7 @@ from ...labeling.formats import FORMATS
 from ...labeling.rule_set import RuleSet
 from ..seams import Seam
 from ..state import Integration
+from .accounts import ACCOUNT_COLUMN, take_accounts
 from .aligned import (
     INDEX_COLUMN,
     WithFeatures,
@@ -48,13 +51,12 @@ from .pretraining import TypedPretrainProcessor
 from .processor import TypedPackedProcessor, TypedSupervisedProcessor
 from .report import REPORT_NAME, DataReport
 from .reward import TypedRewardProcessor
-from .token_table import ACCOUNT_COLUMN, LOSS_WEIGHTS_COLUMN
+from .stream import NOTE, PREVIEW_BATCH, preview, without_accounts
+from .token_table import LOSS_WEIGHTS_COLUMN
 from .tokenized_path import check_arrow_files, check_tokenized, data_options, run_settings
 from .turns import check_replies
 from .untrained import check_trained, staying
 
-
-STREAM_PREVIEW = 1000  # rows of a stream that are looked at before training
 
 _TYPED_PROCESSORS = {
     SupervisedDatasetProcessor: TypedSupervisedProcessor,
@@ -153,7 +155,7 @@ def _align_dataset(state: Integration, original: Any, dataset: Any, attributes: 
     media = media_features(dataset, attributes, samples)
     has_types = attributes.formatting in FORMATS and dataset.features is not None
     if isinstance(dataset, Dataset):
-        dataset = dataset.add_column(INDEX_COLUMN, list(range(len(dataset))))
+        dataset = dataset.add_column(INDEX_COLUMN, np.arange(len(dataset)))
     else:
         dataset = dataset.map(_add_index, with_indices=True)
 
@@ -224,29 +226,25 @@ def _get_preprocessed_dataset(
     return rows
 
 
-def _preprocess(state: Integration, original: Any, *args: Any, is_eval: bool) -> tuple[Any, list[str]]:
+def _preprocess(
+    state: Integration, original: Any, dataset: Any, data_args: Any, *args: Any, is_eval: bool
+) -> tuple[Any, list[str]]:
     """Take the accounts out of the processed data; print the example of them only where it is not in the way."""
     with nullcontext() if state.shows_example else redirect_stdout(StringIO()):
-        processed = original(*args, is_eval=is_eval)
+        processed = original(dataset, data_args, *args, is_eval=is_eval)
     if processed is None:
         return None, []
-    if not isinstance(processed, Dataset):
-        return _preview_stream(state.report, processed)
-    if ACCOUNT_COLUMN not in processed.column_names:
-        return processed, []
+    if isinstance(processed, Dataset):
+        return take_accounts(processed) if ACCOUNT_COLUMN in processed.column_names else (processed, [])
 
-    accounts = processed.with_format("arrow")[:][ACCOUNT_COLUMN].to_pylist()
-    rows = [i for i, serialized in enumerate(accounts) if serialized is None]
-    counted = [serialized for serialized in accounts if serialized is not None]
-    return processed.select(rows).remove_columns(ACCOUNT_COLUMN), counted
+    def in_small_batches() -> Any:
+        few = copy(data_args)
+        few.preprocessing_batch_size = min(PREVIEW_BATCH, data_args.preprocessing_batch_size)
+        with redirect_stdout(StringIO()):
+            return original(dataset, few, *args, is_eval=is_eval)
 
-
-def _preview_stream(report: DataReport, stream: Any) -> tuple[Any, list[str]]:
-    """Count the start of a stream; its rows pass on without the accounts."""
-    report.note = f"Streaming: these counts cover at most the first {STREAM_PREVIEW:,} rows of each stream."
-    previewed = (row.get(ACCOUNT_COLUMN) for row in stream.take(STREAM_PREVIEW))
-    counted = [serialized for serialized in previewed if serialized is not None]
-    return stream.filter(_is_sample).map(_without_account, remove_columns=[ACCOUNT_COLUMN]), counted
+    state.report.note = NOTE
+    return without_accounts(processed), preview(in_small_batches)
 
 
 def _get_dataset(
@@ -312,11 +310,3 @@ def _check_loss(state: Integration, module: dict[str, Any]) -> None:
 
 def _add_index(example: dict[str, Any], index: int) -> dict[str, Any]:
     return {**example, INDEX_COLUMN: index}
-
-
-def _is_sample(row: dict[str, Any]) -> bool:
-    return row.get(ACCOUNT_COLUMN) is None
-
-
-def _without_account(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name != ACCOUNT_COLUMN}

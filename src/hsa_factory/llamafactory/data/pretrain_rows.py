@@ -140,7 +140,7 @@ def make_columns(
     located: Sequence[Sequence[TextPart]],
     has_mask: bool,
 ) -> dict[str, Any]:
-    """Return the columns of the rows, and of one row more that stands for none: one token of padding.
+    """Return the columns of the rows; where there are none, of one that stands for no sample: one token of padding.
 
     Args:
         texts: Those that the rows are made of.
@@ -148,17 +148,16 @@ def make_columns(
         located: What each holds of the texts.
         has_mask: Whether they say what of them is not trained.
     """
-    ids = join([*rows, [0]])
-    kinds, masks = zip(*map(read_off, rows)) if rows else ((), ())
+    ids = join(rows or [[0]])
+    kinds, masks = zip(*map(read_off, rows)) if rows else ((bytes([SemanticType.NOISE]),), (b"\0",))
     columns: dict[str, Any] = {"input_ids": ids}
-    columns[SEMANTIC_COLUMN] = _of_bytes([*kinds, bytes([SemanticType.NOISE])], ids)
+    columns[SEMANTIC_COLUMN] = _of_bytes(kinds, ids)
     if has_mask:
-        columns[LOSS_MASK_COLUMN] = _of_bytes([*masks, b"\0"], ids)
+        columns[LOSS_MASK_COLUMN] = _of_bytes(masks, ids)
     described = [[_describe(texts[part.text], part) for part in parts] for parts in located]
-    columns[ROW_SOURCE_COLUMN] = [", ".join(dict.fromkeys(part["dataset"] for part in row)) for row in described] + [
-        ""
-    ]
-    columns[ROW_SAMPLES_COLUMN] = [*map(json.dumps, described), "[]"]
+    described = described or [[]]
+    columns[ROW_SOURCE_COLUMN] = [", ".join(dict.fromkeys(part["dataset"] for part in row)) for row in described]
+    columns[ROW_SAMPLES_COLUMN] = list(map(json.dumps, described))
     return columns
 
 

@@ -15,13 +15,14 @@ from ...typed.ids import TypedTokenId, count_plain, fill_types, mark_untrained
 from ...typed.spans import decode_spans
 from ...typed.text import TypedText
 from ...visible_text import show_hidden
+from .accounts import ACCOUNT_COLUMN, account_column, is_account_alone
 from .aligned import INDEX_COLUMN, RULES_COLUMN, SOURCE_COLUMN, SPANS_KEY, TYPED_COLUMN
 from .pretrain_rows import EMPTY_BLOCK, SEEN_ACROSS, RawText, count_rows, join, locate, make_columns
 from .report import DatasetAccount, serialize_accounts
 from .sample_errors import INVALID, NO_MARKER, NOTHING_TO_TRAIN, SampleDropped, check_contents, errors_name
 from .template import TYPE_KEY, WEIGHT_KEY
 from .text_tokenizer import TypedTextTokenizer
-from .token_table import ACCOUNT_COLUMN, to_lists, to_table
+from .token_table import to_lists, to_table
 from .typed_processor import TypedProcessorMixin
 
 
@@ -131,7 +132,7 @@ class TypedPretrainProcessor(TypedProcessorMixin, PretrainDatasetProcessor):
         return bool(self.tokenizer.truncation_side == "left")
 
     def _finish(self, columns: dict[str, list[Any]], texts: list[RawText], accounts: Accounts) -> Any:
-        """Read off what the ids carry, and append a row that carries the accounts through map and cache."""
+        """Read off what the ids carry, and let the first row carry the accounts through map and cache."""
         plain_rows = columns.pop("input_ids")
         rows = [fill_types(ids, self.hsa_config.default) for ids in plain_rows]
         located = locate(texts, rows, self.data_args.packing, self._cuts_front)
@@ -149,12 +150,12 @@ class TypedPretrainProcessor(TypedProcessorMixin, PretrainDatasetProcessor):
         rows, located = [rows[r] for r in kept], [located[r] for r in kept]
         count_rows(texts, rows, located, accounts, self.tokenizer.pad_token_id)
         result = make_columns(texts, rows, located, has_mask)
-        result |= {name: join([*(values[r] for r in kept), [0]]) for name, values in columns.items()}
-        result[ACCOUNT_COLUMN] = [None] * len(kept) + [serialize_accounts(accounts)]
+        result |= {name: join([values[r] for r in kept] or [[0]]) for name, values in columns.items()}
+        result[ACCOUNT_COLUMN] = account_column(serialize_accounts(accounts), len(kept))
         return to_table(result, self.media) if self.as_table else to_lists(result)
 
     def print_data_example(self, example: dict[str, Any]) -> None:
-        if example.get(ACCOUNT_COLUMN) is not None:
+        if is_account_alone(example.get(ACCOUNT_COLUMN)):
             return
         with redirect_stdout(StringIO()) as printed:
             PretrainDatasetProcessor.print_data_example(self, example)

@@ -22,13 +22,12 @@ from ...semantics import SemanticType
 from ...training.columns import LOSS_WEIGHTS_COLUMN, SEMANTIC_COLUMN, TURN_COLUMN
 from ...typed.ids import TypedTokenId, read_off, weights_of
 from .aligned import to_arrow
-from .turns import run_on
+from .turns import run_on, to_stored
 
 
 LOSS_MASK_COLUMN = "loss_mask"
 ROW_SOURCE_COLUMN = "hsa_dataset"
 ROW_SAMPLES_COLUMN = "hsa_samples"  # where each sample of a row starts, and what the cut took from it, as JSON
-ACCOUNT_COLUMN = "hsa_account"  # counts of a batch, as JSON, in the row after its last; None in the others
 _LISTS = ("attention_mask", "position_ids")  # columns of LLaMA-Factory that hold a number for each token
 _FIRST = 1 << 40  # the first place: above every id, so that padding is told from it
 
@@ -130,10 +129,19 @@ class TokenTable:
         has_turns: Whether tokens have turn numbers.
         rows_run_on: Whether the samples of a packed row see each other, so that its turn numbers run on from one to the next.
         has_weights: Whether rows say by what the loss of each token is multiplied; None: where a sample needs it.
+        numbers_samples: Whether the attention mask numbers the samples of a row (`neat_packing`): there may be more than a
+            byte holds.
     """
 
-    def __init__(self, has_turns: bool = False, rows_run_on: bool = False, has_weights: bool | None = False) -> None:
+    def __init__(
+        self,
+        has_turns: bool = False,
+        rows_run_on: bool = False,
+        has_weights: bool | None = False,
+        numbers_samples: bool = True,
+    ) -> None:
         self.has_turns, self.rows_run_on, self.has_weights = has_turns, rows_run_on, has_weights
+        self.list_types = {"attention_mask": np.int32 if numbers_samples else np.int8, "position_ids": np.int32}
         self.turn_ids = [np.zeros(0, np.int32)]
         self.weights: list[tuple[int, array | None]] = []  # first label of each sample, and its weights
         self.token_ids, self.labels = array("i"), array("i")
@@ -199,7 +207,9 @@ class TokenTable:
     def _look_up(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
         """Look up the columns of one sequence a row."""
         ids, labels = _flatten(rows["input_ids"]), _flatten(rows["labels"])
-        columns: dict[str, Any] = {name: _flatten(rows[name], np.int32) for name in _LISTS if name in rows}
+        columns: dict[str, Any] = {
+            name: _flatten(rows[name], self.list_types[name]) for name in _LISTS if name in rows
+        }
         columns["input_ids"] = _look_up(ids, np.frombuffer(self.token_ids, np.int32))
         columns["labels"] = _look_up(labels, np.frombuffer(self.labels, np.int32))
         semantic_ids = np.frombuffer(self.semantic_ids, np.int8)
@@ -211,10 +221,10 @@ class TokenTable:
         starts = self._starts_in(ids)
         if self.has_turns:
             turn_ids = _look_up(ids, np.concatenate(self.turn_ids), 0)
+            values = turn_ids.values
             if self.rows_run_on:
-                values = run_on(turn_ids.values, ids.bounds, starts, ids.values < _FIRST)
-                turn_ids = Ragged(values, ids.bounds)
-            columns[TURN_COLUMN] = turn_ids
+                values = run_on(values, ids.bounds, starts, ids.values < _FIRST)
+            columns[TURN_COLUMN] = Ragged(to_stored(values), ids.bounds)
 
         samples = self._samples_of(ids, starts)
         columns[ROW_SOURCE_COLUMN] = [", ".join(dict.fromkeys(one["dataset"] for one in row)) for row in samples]

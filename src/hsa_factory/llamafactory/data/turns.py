@@ -10,6 +10,9 @@ from ...feedback import REPLIES
 from ...typed.turns import number_messages
 
 
+_MOST_TURNS = np.iinfo(np.uint16).max
+
+
 def has_turns(config: HSAConfig | None) -> bool:
     """Whether the rules of a run need turn numbers; None: there are none."""
     return config is not None and config.has_turns
@@ -73,6 +76,20 @@ def run_on(turn_ids: np.ndarray, bounds: np.ndarray, starts: np.ndarray, is_padd
     risen = np.cumsum(steps, dtype=np.int64)
     first = bounds[:-1]
     return (risen - np.repeat(risen[first] - turn_ids[first], np.diff(bounds))).astype(np.int32)
+
+
+def to_stored(turn_ids: np.ndarray) -> np.ndarray:
+    """Return turn numbers as a data set stores them, (n,) uint16: two bytes a token.
+
+    Raises:
+        ValueError: If a conversation has too many turns for that.
+    """
+    if turn_ids.max(initial=0) > _MOST_TURNS:
+        raise ValueError(
+            f"A conversation has {turn_ids.max()} replies, and rules with turns number at most {_MOST_TURNS}: cut it up, or use "
+            "windows (`hsa.noise_window`) in place of turns."
+        )
+    return turn_ids.astype(np.uint16)
 
 
 def check_replies(without: Sequence[str], config: HSAConfig | None) -> None:

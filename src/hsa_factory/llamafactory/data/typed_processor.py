@@ -20,6 +20,7 @@ from ...typed.ids import TypedTokenId
 from ...typed.spans import decode_spans
 from ...typed.text import TypedText
 from ...visible_text import show_hidden
+from .accounts import ACCOUNT_COLUMN, account_column, is_account_alone
 from .aligned import (
     INDEX_COLUMN,
     MEDIA_COLUMNS,
@@ -36,7 +37,7 @@ from .sample_errors import SampleDropped, check_contents, check_media_numbers
 from .sight import SeenTokens, Turns, common_end
 from .template import TEXT_KEY, TYPE_KEY, Pairs, typed_template
 from .text_encoder import known_texts
-from .token_table import ACCOUNT_COLUMN, LOSS_MASK_COLUMN, Tokens, TokenTable, padding_row, to_lists, to_table
+from .token_table import LOSS_MASK_COLUMN, Tokens, TokenTable, padding_row, to_lists, to_table
 from .truncation import Counts, Cut, media_token_ids
 from .turns import has_turns
 
@@ -100,7 +101,7 @@ class TypedProcessorMixin(MixedInto):
 
     hsa_config: HSAConfig = field(default_factory=HSAConfig)
     feedback_config: FeedbackConfig | None = None
-    version: str = __version__  # part of the cache's key: other versions may type or mask otherwise
+    version: str = f"{__version__}-2"  # part of the cache's key: others may type, mask or lay out otherwise
     attention_config: HSAConfig | None = None  # the rules of the run's attention; None: no HSA
     as_table: bool = False  # an Arrow table, which `datasets` writes as it is
     media: dict[str, Any] = field(default_factory=dict)  # types of its media columns, by name
@@ -229,20 +230,22 @@ class TypedProcessorMixin(MixedInto):
 
     def _new_table(self) -> TokenTable:
         is_packed = isinstance(self, PackedSupervisedDatasetProcessor)
-        return TokenTable(self.has_turns, is_packed and not self.data_args.neat_packing, self.has_weights)
+        is_neat = is_packed and self.data_args.neat_packing
+        return TokenTable(self.has_turns, is_packed and not is_neat, self.has_weights, numbers_samples=is_neat)
 
     def _finish_rows(self, rows: dict[str, list[Any]], table: TokenTable, accounts: dict[str, DatasetAccount]) -> Any:
-        """Look up what the rows are made of, and append one that carries the accounts through map and cache."""
+        """Look up what the rows are made of, and let the first carry the accounts through map and cache."""
         number = len(rows[f"{self.prefixes[0]}input_ids"])
         is_packed = isinstance(self, PackedSupervisedDatasetProcessor)
-        last = padding_row(is_packed, is_packed and self.data_args.neat_packing, self.prefixes)
-        rows = {name: [*rows[name], last.get(name)] for name in dict.fromkeys([*rows, *last])}
+        padding = padding_row(is_packed, is_packed and self.data_args.neat_packing, self.prefixes)
+        names = dict.fromkeys([*rows, *padding])
+        rows = {name: rows.get(name, [None] * number) if number else [padding.get(name)] for name in names}
         columns = table.look_up(rows, self.prefixes)
-        columns[ACCOUNT_COLUMN] = [None] * number + [serialize_accounts(accounts)]
+        columns[ACCOUNT_COLUMN] = account_column(serialize_accounts(accounts), number)
         return to_table(columns, self.media) if self.as_table else to_lists(columns)
 
     def print_data_example(self, example: dict[str, Any]) -> None:
-        if example.get(ACCOUNT_COLUMN) is not None:
+        if is_account_alone(example.get(ACCOUNT_COLUMN)):
             return
         for prefix in self.prefixes:  # labels as the collator will hand them to the model
             labels, loss_mask = f"{prefix}labels", example.get(f"{prefix}{LOSS_MASK_COLUMN}")

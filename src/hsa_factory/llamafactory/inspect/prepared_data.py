@@ -19,11 +19,13 @@ from ...config import FeedbackConfig, HSAConfig
 from ...feedback import IGNORE_INDEX, Reason
 from ...inspection.inspected_sample import InspectedSample, Part, RowSummary, Turn, number_tokens
 from ...training_file import TrainingFile
+from ..arguments import with_text
 from ..data.aligned import INDEX_COLUMN
 from ..data.collator import trained_labels
-from ..data.loader import STREAM_PREVIEW, NothingToTrain
+from ..data.loader import NothingToTrain
 from ..data.pretraining import TypedPretrainProcessor
 from ..data.report import DatasetAccount
+from ..data.stream import STREAM_PREVIEW
 from ..data.token_table import (
     LOSS_MASK_COLUMN,
     LOSS_WEIGHTS_COLUMN,
@@ -256,7 +258,7 @@ def load_samples(training_file: TrainingFile, split: str = "train", allow_empty:
         ValueError: If the file has no such data, or it is not allowed.
     """
     with tempfile.TemporaryDirectory() as directory:
-        args = {name: value for name, value in training_file.args.items() if name not in _RUN_OPTIONS}
+        args = {name: value for name, value in with_text(training_file).args.items() if name not in _RUN_OPTIONS}
         args |= {"output_dir": directory, "overwrite_output_dir": True, "report_to": "none", "do_train": True}
         if args.get("tokenized_path") and not has_tokenized_data(args["tokenized_path"]):
             del args["tokenized_path"]  # looking must not write it

@@ -11,6 +11,7 @@ from llamafactory.extras import logging
 from ...config import HSAConfig
 from ...models import enable_hsa
 from ...models.enable import get_state
+from ..engines import way_to_train_embeddings
 from ..saved_files import check_models
 from ..seams import Seam
 from ..state import Integration
@@ -121,5 +122,5 @@ def _warn_of_frozen_row(state: Integration, finetuning_args: Any) -> None:
         logger.warning_rank0(
             f"{token.token} is new to this model, and {finetuning_args.finetuning_type} does not train its embedding: "
             "it stays at the mean of the others. To train it, set `additional_target: embed_tokens,lm_head` (with "
-            "`finetuning_type: lora`)."
+            f"`finetuning_type: lora`).{way_to_train_embeddings()}"
         )

@@ -8,16 +8,17 @@ from typing import Any
 import llamafactory.cli
 import llamafactory.launcher
 import llamafactory.train.tuner
-from llamafactory.extras.misc import get_device_count, is_env_enabled
 from llamafactory.hparams import read_args
 
 from ..model.loader import load_model_seam
 from ..model.packing import check_packing
-from ..options import NO_RAY, check_options, check_stage, check_trainer, find_other_loss
+from ..options import check_options, check_stage, check_trainer, find_other_loss
+from ..processes import starts_processes
 from ..saved_files import with_whole_checkpoint
 from ..seams import Seam
 from ..state import Integration
 from .context_parallel import share_rows
+from .ray import ray_seams
 from .reference import reference_seams
 from .stages import STAGES
 
@@ -28,9 +29,9 @@ def train_seams(state: Integration) -> list[Seam]:
     return [
         Seam(llamafactory.cli, "main", _main),
         Seam(llamafactory.launcher, "launch", _launch),
-        Seam(tuner, "_ray_training_function", _refuse_ray),
         Seam(tuner, "get_train_args", partial(_get_train_args, state)),
         load_model_seam(tuner, state),  # of `export`
+        *ray_seams(state),
         *reference_seams(state),
         *(seam for stage in STAGES.values() for seam in stage.seams(state)),
     ]
@@ -48,21 +49,12 @@ def _launch(original: Any) -> None:
     Raises:
         ValueError: Saying what to do.
     """
-    if sys.argv[1:2] == ["train"] and (is_env_enabled("FORCE_TORCHRUN") or get_device_count() > 1):
+    if sys.argv[1:2] == ["train"] and starts_processes():
         raise ValueError(
             "LLaMA-Factory's launcher would start processes that know neither HSA nor Feedback. Run `hsa-factory train`, "
             "or call run_exp within integrate() in every process."
         )
     original()
-
-
-def _refuse_ray(original: Any, *args: Any, **kwargs: Any) -> None:
-    """Refuse Ray: its workers know neither HSA nor Feedback.
-
-    Raises:
-        ValueError: Always.
-    """
-    raise ValueError(NO_RAY)
 
 
 def _get_train_args(state: Integration, original: Any, args: Any = None) -> Any:
