@@ -1,5 +1,8 @@
 """Blocks go back when nobody can see their keys again; a pool too small for the plain model serves HSA's requests."""
 
+import json
+import shutil
+
 import pytest
 from engines import random_request
 from vllm import LLM
@@ -40,19 +43,14 @@ def test_without_a_prefix_cache(serve, rng):
     assert served.scheduler.counts.freed > 100 and holds_nothing(served)
 
 
-def test_the_plain_model_needs_a_larger_one(serve):
-    import json
-
+def test_the_plain_model_needs_a_larger_one(serve, tmp_path):
     served = serve(config=FULL_SIGHT, num_gpu_blocks_override=60, max_num_batched_tokens=256)
-    config = served.directory / "config.json"
-    values = json.loads(config.read_text())
-    try:
-        config.write_text(json.dumps({**values, "architectures": ["Qwen3ForCausalLM"]}))
-        with pytest.raises(ValueError, match="KV cache is needed"):
-            LLM(str(served.directory), dtype="float32", enforce_eager=True, distributed_executor_backend="uni",
-                max_model_len=4096, num_gpu_blocks_override=60, block_size=32, max_num_batched_tokens=256)  # fmt: skip
-    finally:
-        config.write_text(json.dumps(values))
+    plain = shutil.copytree(served.directory, tmp_path / "plain", ignore=shutil.ignore_patterns("hsa_config.json"))
+    values = json.loads((plain / "config.json").read_text())
+    (plain / "config.json").write_text(json.dumps({**values, "architectures": ["Qwen3ForCausalLM"]}))
+    with pytest.raises(ValueError, match="KV cache is needed"):
+        LLM(str(plain), dtype="float32", enforce_eager=True, distributed_executor_backend="uni",
+            max_model_len=4096, num_gpu_blocks_override=60, block_size=32, max_num_batched_tokens=256)  # fmt: skip
 
 
 def test_preempted_requests_are_computed_anew(serve, rng, preempted):

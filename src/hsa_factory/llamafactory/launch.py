@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 from llamafactory import launcher
-from llamafactory.extras.misc import use_ray
+from llamafactory.extras.misc import get_device_count, use_ray
 from llamafactory.extras.packages import is_fastapi_available, is_gradio_available
 
 from ..config import FeedbackConfig, HSAConfig

@@ -79,3 +79,23 @@ def test_the_first_process_counts_for_all(monkeypatch):
         rows_of.made = 0
         answers[rank] = [stream.preview(make), stream.preview(make)]
     assert answers[0] == answers[1] and len(kept) == 2
+
+
+def test_a_first_process_that_fails_lets_no_other_wait(monkeypatch):
+    kept = {}
+
+    class Store:
+        set, get = staticmethod(kept.__setitem__), staticmethod(kept.__getitem__)
+
+    for name, value in {"is_initialized": True, "get_world_size": 2}.items():
+        monkeypatch.setattr(dist, name, lambda value=value: value)
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: Store)
+
+    def make():
+        raise ValueError("line 3 is broken")
+
+    for rank, kind in ((0, ValueError), (1, RuntimeError)):
+        monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(stream, "_numbers", iter(range(1)))
+        with pytest.raises(kind, match="line 3 is broken"):
+            stream.preview(make)

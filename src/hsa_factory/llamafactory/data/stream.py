@@ -30,15 +30,25 @@ def preview(make: Callable[[], Iterable[dict[str, Any]]]) -> list[str]:
 
     Args:
         make: Returns rows with accounts; called in the first process.
+
+    Raises:
+        RuntimeError: In the other processes, if the first cannot make them.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return _count(make())
     store, key = dist.distributed_c10d._get_default_store(), f"hsa_factory/preview/{next(_numbers)}"
     if dist.get_rank() == 0:
-        counted = _count(make())
+        try:
+            counted = _count(make())
+        except Exception as error:
+            store.set(key, json.dumps({"error": f"{type(error).__name__}: {error}"}))
+            raise
         store.set(key, json.dumps(counted))
         return counted
-    return json.loads(store.get(key))
+    found = json.loads(store.get(key))
+    if isinstance(found, dict):
+        raise RuntimeError(f"The first process could not make the rows of a stream: {found['error']}")
+    return list(found)
 
 
 def without_accounts(stream: Any) -> Any:
