@@ -38,7 +38,7 @@ def test_what_is_plain_goes_to_the_kernel(serve, rng, monkeypatch):
     ids = rng.integers(0, 280, 900).tolist()
     requests = [(ids, [0] * 900), (ids[:700], [0] * 400 + [2] * 30 + [0] * 270), (ids[:300], [0, 1, *[0] * 298])]
     for chunk in (4096, 256):
-        served = serve(max_num_batched_tokens=chunk, max_num_seqs=16)
+        served = serve(model={"head_dim": 32}, max_num_batched_tokens=chunk, max_num_seqs=16)
         for request, whole in zip(requests, ({(900, 900)}, {(400, 400)}, set())):
             served.llm.reset_prefix_cache()
             seen.clear()
