@@ -39,6 +39,9 @@ def test_everything_is_taken_back():
     before = snapshot()
     with integrate(HSA, FEEDBACK) as active:
         during = changed(before, snapshot())
+        during = [
+            key for key in during if len(key) == 2 or key[:2] not in during
+        ]  # a class in another's place brings its own
         seams = {(*str(seam).rsplit(".", 1),) for seam in integration.all_seams(active)}
     assert changed(before, snapshot()) == []
     assert {(key[-2].split(".")[-1] if len(key) == 3 else key[0], key[-1]) for key in during} == seams

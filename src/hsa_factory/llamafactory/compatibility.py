@@ -30,6 +30,7 @@ data.template.Template.fix_special_tokens(self, tokenizer)
 model.loader.patch_model(model, tokenizer, model_args, is_trainable, add_valuehead)
 cli.main()
 launcher.launch()
+train.tuner.Worker
 train.tuner._ray_training_function(ray_args, config)
 train.tuner.get_train_args(args)
 train.tuner.load_model(tokenizer, model_args, finetuning_args, is_trainable, add_valuehead)

@@ -25,6 +25,8 @@ class ContextParallelMixin(_Trainer):
     The order of the samples is that of a run with one process a group, so that another number of ranks goes on with it.
     """
 
+    _counts_labels = False  # then the number of processes is wanted, not that of groups
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         context = context_of(self.model)
@@ -72,7 +74,15 @@ class ContextParallelMixin(_Trainer):
     def get_cp_size(self) -> int:
         """Return how many processes share a row, by which the trainer divides its number of samples a step."""
         size: int = super().get_cp_size()
-        return size * self._sharing
+        return size if self._counts_labels else size * self._sharing
+
+    def _get_num_items_in_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Count the labels of all processes: newer transformers divide them by `get_cp_size`, and multiply the loss by all."""
+        self._counts_labels = True
+        try:
+            return super()._get_num_items_in_batch(*args, **kwargs)
+        finally:
+            self._counts_labels = False
 
 
 def context_of(model: Any) -> ContextGroup | None:

@@ -75,9 +75,9 @@ def test_a_reference_without_hsa_would_show(lf, tmp_path, monkeypatch):
 
     enable_hsa, forward, models = loader.enable_hsa, kto._forward, []
 
-    def enable_the_first(model, config):
+    def enable_the_first(model, config, **options):
         models.append(model)
-        return enable_hsa(model, config) if len(models) == 1 else model
+        return enable_hsa(model, config, **options) if len(models) == 1 else model
 
     def forward_with_types_where_they_are_known(original, trainer, model, batch, prefix=""):
         known = batch if get_state(model) is not None else {k: v for k, v in batch.items() if "semantic_ids" not in k}
