@@ -3,10 +3,14 @@
 import json
 
 import pytest
+import torch
+import yaml
 from conftest import ENGINES, OF_STAGES, RESUMED
 from paired_runs import HSA, history, weights
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hsa_factory import HSAConfig
+from hsa_factory import HSAConfig, cli, enable_hsa
 
 
 CLOSE = 2e-5
@@ -51,6 +55,36 @@ def test_full_with_a_new_token_and_weights(runs, compared, engine):
 def test_lora_with_gradient_checkpointing(runs, compared, engine):
     out = check(runs, compared, "lora", engine)
     assert HSAConfig.from_pretrained(out) == HSAConfig(**HSA)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero3"])
+def test_an_adapter_is_merged_in_one_process(runs, tmp_path, engine):
+    """ZeRO-3 saves no tables, so that the row of the new token is made anew: it must be the one that was trained with."""
+    adapter, base = runs.output("lora", engine), str(runs.directory / "qwen3")
+    args = {"model_name_or_path": base, "adapter_name_or_path": str(adapter), "template": "qwen3_nothink"}
+    args |= {"export_dir": str(tmp_path / "merged"), "infer_dtype": "float32", "feedback": {"token": "<|feedback|>"}}
+    (tmp_path / "export.yaml").write_text(yaml.safe_dump(args), "utf-8")
+    assert cli.main(["export", str(tmp_path / "export.yaml")]) == 0
+
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    new = AutoTokenizer.from_pretrained(tmp_path / "merged").convert_tokens_to_ids("<|feedback|>")
+    trained_with = weights(runs.output("lora"))  # one process saves the tables beside its adapter
+    stock = AutoModelForCausalLM.from_pretrained(base)
+    assert stock.get_input_embeddings().num_embeddings <= new < merged.config.vocab_size
+    stock.resize_token_embeddings(merged.config.vocab_size, mean_resizing=False)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        table = trained_with[f"base_model.model.{name}"]
+        assert torch.equal(merged.get_parameter(name), table)
+        stock.get_parameter(name).data.copy_(table)
+
+    ids = torch.randint(new, (1, 60), generator=torch.Generator().manual_seed(0))
+    ids[0, 40] = new
+    inputs = {"input_ids": ids, "semantic_ids": (torch.arange(60) % 3)[None]}
+    unmerged = enable_hsa(PeftModel.from_pretrained(stock, adapter), HSAConfig.from_pretrained(adapter)).eval()
+    with torch.no_grad():
+        expected, found = unmerged(**inputs).logits, enable_hsa(merged).eval()(**inputs).logits
+    assert HSAConfig.from_pretrained(tmp_path / "merged") == HSAConfig(**HSA)
+    assert (found - expected).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("engine", RESUMED)

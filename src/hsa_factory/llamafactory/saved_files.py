@@ -35,6 +35,21 @@ def check_models(directories: Iterable[str]) -> None:
             raise ValueError(f"{problem}. Copy or download it anew, or train from another checkpoint.")
 
 
+def lost_tokens(directory: str | Path, tokenizer: Any) -> list[str]:
+    """Return the tokens that an adapter was trained with and this run's tokenizer lacks, in the order of their ids.
+
+    Args:
+        directory: The adapter's; a name on a hub, or one without a tokenizer, has none.
+        tokenizer: The run's, complete.
+    """
+    path = Path(directory) / "tokenizer.json"
+    if not path.is_file():
+        return []
+    added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens", [])
+    known = tokenizer.get_vocab()
+    return [token["content"] for token in added if token["content"] not in known]
+
+
 def with_whole_checkpoint(args: Mapping[str, Any]) -> dict[str, Any]:
     """Return arguments that go on from the last checkpoint that is whole, if a run is to go on from one that is not.
 

@@ -117,8 +117,25 @@ def find_text_model(model: nn.Module) -> TextModel:
                 "so HSA cannot reach its attention."
             )
 
+    if entry is base and _is_adapted(model, base):
+        raise ValueError(
+            f"PEFT calls {name} past its hooks, and it has no base model of its own below its head, so that HSA cannot read "
+            "semantic_ids there. Train it in full (`finetuning_type: full`), merge the adapter first "
+            "(model.merge_and_unload()), or give PEFT no task_type."
+        )
+
     num_layers = getattr(text_config, "num_hidden_layers", len(layers))
     return TextModel(base, entry, text, layers, num_layers)
+
+
+def _is_adapted(model: nn.Module, base: PreTrainedModel) -> bool:
+    """Whether adapters of PEFT (LoRA and its like) lie around a model and call its `forward`, not the model.
+
+    Only `PeftModel` itself, which has no task type, calls the model.
+    """
+    outer = [module for module in wrapping(model) if module is not base and type(module).__name__ != "PeftModel"]
+    tuners = [getattr(module, "base_model", None) for module in outer]
+    return any(tuner is not base and getattr(tuner, "model", None) is base for tuner in tuners)
 
 
 def has_stateful_layers(config: PreTrainedConfig) -> bool:

@@ -341,6 +341,21 @@ def test_chat_and_export_have_plain_ids(lf, tiny_qwen3, tmp_path):
         assert vocabulary == plain.get_vocab()
 
 
+def test_an_adapter_without_its_token(lf, tiny_qwen3, tmp_path, caplog):
+    """ZeRO-3 saves no tables with an adapter, and Qwen has rows to spare: loading it gives no error then."""
+    data = lf.write_data(tmp_path, data=[dialogue(lf, "<m0>", M + "<m1>")])
+    args = lf.args(data, "data", tiny_qwen3, finetuning_type="lora", lora_rank=2)
+    tokenizer, model = lf.load(args, None, FeedbackConfig())
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    args["adapter_name_or_path"] = str(tmp_path / "adapter")
+    for feedback in (FeedbackConfig(), None):
+        caplog.clear()
+        with caplog.at_level("WARNING"):
+            lf.load(args, HSA, feedback)
+        assert (f"was trained with tokens that this run lacks: {M}." in caplog.text) == (feedback is None)
+
+
 @pytest.mark.long
 def test_the_rows_that_qwen_has_to_spare(lf, tmp_path, monkeypatch):
     """They keep their values, that of a template's token too; only the feedback token's own is set."""

@@ -12,7 +12,7 @@ from ...config import HSAConfig
 from ...models import enable_hsa
 from ...models.enable import get_state
 from ..engines import way_to_train_embeddings
-from ..saved_files import check_models
+from ..saved_files import check_models, lost_tokens
 from ..seams import Seam
 from ..state import Integration
 from .checkpoint import resolve_config
@@ -72,6 +72,7 @@ def _load_model(
 ) -> Any:
     """Switch HSA on at the end of LLaMA-Factory's own loading."""
     _check_files(model_args)
+    _warn_of_lost_tokens(model_args, tokenizer)
     hsa_config = state.resolve(model_args)
     model = original(tokenizer, model_args, finetuning_args, is_trainable, *args, **kwargs)
     _switch_on(model, hsa_config, tokenizer, state.context_group)
@@ -103,6 +104,17 @@ def load_reference(
 
 def _check_files(model_args: Any) -> None:
     check_models([*(model_args.adapter_name_or_path or ()), model_args.model_name_or_path])
+
+
+def _warn_of_lost_tokens(model_args: Any, tokenizer: Any) -> None:
+    """Say that an adapter's new tokens are not there: where no tables lie beside it, nothing else would."""
+    for adapter in model_args.adapter_name_or_path or ():
+        lost = lost_tokens(adapter, tokenizer)
+        if lost:
+            logger.warning_rank0(
+                f"{adapter} was trained with tokens that this run lacks: {', '.join(lost[:10])}. What it learnt of them is "
+                "lost. Keep what added them in the file, such as the block `feedback`."
+            )
 
 
 def _switch_on(model: Any, config: HSAConfig | None, tokenizer: Any, context_group: Any = None) -> None:
