@@ -35,7 +35,9 @@ def rows(number, seed):
 def collate(batch):
     fill = {"input_ids": 0, "labels": -100, "semantic_ids": 2, "loss_weights": 0.0}
     columns = {
-        name: torch.nn.utils.rnn.pad_sequence([row[name] for row in batch], batch_first=True, padding_value=fill[name])
+        name: torch.nn.utils.rnn.pad_sequence(
+            [torch.as_tensor(row[name]) for row in batch], batch_first=True, padding_value=fill[name]
+        )
         for name in batch[0]
     }
     lengths = torch.tensor([len(row["input_ids"]) for row in batch])
@@ -66,7 +68,7 @@ def untrained_rows():
 def table_of(data):
     """Return rows as TRL takes them."""
     plain = [{name: values.tolist() for name, values in row.items()} for row in data]
-    return datasets.Dataset.from_list(plain).with_format("torch")
+    return datasets.Dataset.from_list(plain)
 
 
 class Streamed(torch.utils.data.IterableDataset):
