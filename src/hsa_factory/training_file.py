@@ -130,16 +130,21 @@ def _parse(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
 def _written(path: Path, overrides: Sequence[str]) -> dict[str, str]:
     """Return the options whose value is one word without quotes, as it was written. JSON says itself what is text."""
-    document = None if path.suffix == ".json" else yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
     words = {
         str(name.value): str(value.value)
-        for name, value in getattr(document, "value", None) or ()
+        for name, value in _entries(path)
         if isinstance(value, yaml.ScalarNode) and value.style is None
     }
     for override in overrides:
         name, _, text = override.partition("=")
         words[name] = text.strip()
     return {name: text for name, text in words.items() if "${" not in text}
+
+
+def _entries(path: Path) -> Sequence[tuple[yaml.Node, yaml.Node]]:
+    """Return names and values of a YAML file as they are written; none of a JSON file."""
+    document = None if path.suffix == ".json" else yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+    return getattr(document, "value", None) or ()
 
 
 def _is_no_text(value: Any) -> bool:
@@ -180,8 +185,7 @@ def _how_to_say_none(option: tuple[str, ...]) -> str:
 
 def _written_empty(path: Path) -> Iterator[tuple[str, ...]]:
     """Yield the blocks, and what is in them, behind whose colon nothing is written. A null that is written is none."""
-    document = None if path.suffix == ".json" else yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
-    for name, block in getattr(document, "value", None) or ():
+    for name, block in _entries(path):
         if name.value in BLOCKS:
             yield from _empty_below((name.value,), block)
 

@@ -132,6 +132,15 @@ class Pipeline:
             paths.append(str(path))
         return paths
 
+    def with_pictures(self, conversations: list[list[dict]], directory: Path) -> list[dict[str, Any]]:
+        """Return samples whose first message begins with a picture, of different sizes, written to `directory`."""
+        sizes = [[(56, 56), (84, 56), (56, 84)][number % 3] for number in range(len(conversations))]
+        samples = []
+        for messages, path in zip(conversations, self.images(directory, sizes), strict=True):
+            messages[0]["content"] = "<image>" + messages[0]["content"]
+            samples.append({"messages": messages, "images": [path]})
+        return samples
+
     def args(self, data_dir: Path, dataset: str | None, model: Path | None = None, **more: Any) -> dict[str, Any]:
         """Return LLaMA-Factory's arguments for a small run on the CPU."""
         values = {

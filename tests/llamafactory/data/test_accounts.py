@@ -62,7 +62,9 @@ def test_a_preview_ends_with_rows_or_tokens(tokens, most):
     assert len(counted) == rows_of.made // stream.PREVIEW_BATCH
 
 
-def test_the_first_process_counts_for_all(monkeypatch):
+@pytest.fixture
+def as_rank(monkeypatch):
+    """Make this the first or the second of two processes, before its first preview; `kept` is what lies in their store."""
     kept = {}
 
     class Store:
@@ -71,31 +73,30 @@ def test_the_first_process_counts_for_all(monkeypatch):
     for name, value in {"is_initialized": True, "get_world_size": 2}.items():
         monkeypatch.setattr(dist, name, lambda value=value: value)
     monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: Store)
+
+    def become(rank):
+        monkeypatch.setattr(dist, "get_rank", lambda: rank)
+        monkeypatch.setattr(stream, "_numbers", iter(range(2)))
+
+    become.kept = kept
+    return become
+
+
+def test_the_first_process_counts_for_all(as_rank):
     answers = {}
     for rank in (0, 1):
-        monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
-        monkeypatch.setattr(stream, "_numbers", iter(range(2)))
+        as_rank(rank)
         make = (lambda: rows_of(20, 5, 10)) if rank == 0 else lambda: pytest.fail("made again")
         rows_of.made = 0
         answers[rank] = [stream.preview(make), stream.preview(make)]
-    assert answers[0] == answers[1] and len(kept) == 2
+    assert answers[0] == answers[1] and len(as_rank.kept) == 2
 
 
-def test_a_first_process_that_fails_lets_no_other_wait(monkeypatch):
-    kept = {}
-
-    class Store:
-        set, get = staticmethod(kept.__setitem__), staticmethod(kept.__getitem__)
-
-    for name, value in {"is_initialized": True, "get_world_size": 2}.items():
-        monkeypatch.setattr(dist, name, lambda value=value: value)
-    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: Store)
-
+def test_a_first_process_that_fails_lets_no_other_wait(as_rank):
     def make():
         raise ValueError("line 3 is broken")
 
     for rank, kind in ((0, ValueError), (1, RuntimeError)):
-        monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
-        monkeypatch.setattr(stream, "_numbers", iter(range(1)))
+        as_rank(rank)
         with pytest.raises(kind, match="line 3 is broken"):
             stream.preview(make)

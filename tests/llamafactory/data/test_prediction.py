@@ -173,11 +173,7 @@ def test_rules_that_read_the_answer(lf, tmp_path):
 
 
 def test_pictures(lf, tmp_path):
-    images = lf.images(tmp_path / "images", [(56, 56), (84, 56), (56, 84)])
-    data = []
-    for messages, image in zip(samples(lf), images):
-        messages[0]["content"] = "<image>" + messages[0]["content"]
-        data.append({"messages": messages, "images": [image]})
+    data = lf.with_pictures(samples(lf), tmp_path / "images")
     args = predict_args(lf, tmp_path, data, lf.model_dir("qwen2_5_vl"), template="qwen2_vl")
     args["per_device_eval_batch_size"] = 1
     alone = run(lf, args, HSA)

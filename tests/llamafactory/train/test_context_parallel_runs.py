@@ -91,11 +91,7 @@ def example(text):
 
 @pytest.fixture
 def pictures(lf, tmp_path):
-    paths = lf.images(tmp_path / "images", [(56, 56), (84, 56), (56, 84)])
-    samples = []
-    for messages, path in zip(conversations(lf), paths):
-        messages[0]["content"] = "<image>" + messages[0]["content"]
-        samples.append({"messages": messages, "images": [path]})
+    samples = lf.with_pictures(conversations(lf, 3), tmp_path / "images")
     data = lf.write_data(tmp_path / "data", data=samples)
     return lf.args(data, "data", lf.model_dir("qwen2_5_vl"), template="qwen2_vl")
 

@@ -45,12 +45,7 @@ def text(lf, tmp_path):
 @pytest.fixture
 def pictures(lf, tmp_path):
     """Arguments for a run with pictures."""
-    paths = lf.images(tmp_path / "images", [(56, 56), (84, 56), (56, 84)])
-    samples = []
-    for messages, path in zip(conversations(lf), paths):
-        messages[0]["content"] = "<image>" + messages[0]["content"]
-        samples.append({"messages": messages, "images": [path]})
-    data = lf.write_data(tmp_path, data=samples)
+    data = lf.write_data(tmp_path, data=lf.with_pictures(conversations(lf), tmp_path / "images"))
     return lf.args(data, "data", lf.model_dir("qwen2_5_vl"), template="qwen2_vl")
 
 

@@ -41,11 +41,7 @@ def text(lf, tmp_path):
 @pytest.fixture
 def pictures(lf, tmp_path):
     """Arguments for a run with pictures, which stand in what is never out of sight."""
-    samples = [{"messages": messages} for messages in conversations(lf)]
-    for sample, path in zip(samples, lf.images(tmp_path / "images", [(56, 56), (84, 56), (56, 84), (56, 56)])):
-        sample["messages"][0]["content"] = "<image>" + sample["messages"][0]["content"]
-        sample["images"] = [path]
-    data = lf.write_data(tmp_path, data=samples)
+    data = lf.write_data(tmp_path, data=lf.with_pictures(conversations(lf), tmp_path / "images"))
     return lf.args(data, "data", lf.model_dir("qwen2_5_vl"), template="qwen2_vl")
 
 
