@@ -62,9 +62,9 @@ class Plan:
         """Return the stage that trains a system."""
         return self._trained[system.weights_of or system.name, seed]
 
-    def _stage(self, name: str, work: Any, *needs: Stage, **settings: Any) -> Stage:
+    def _stage(self, name: str, work: Any, *needs: Stage, goes_on: bool = False, **settings: Any) -> Stage:
         games = {"environment": self.environment, "options": dict(self.settings.options)}
-        return Stage(name, work, {**games, **settings}, needs)
+        return Stage(name, work, {**games, **settings}, needs, goes_on)
 
     # -- what all seeds share --------------------------------------------------------------------------------------
 
@@ -128,6 +128,7 @@ class Plan:
                 init,
                 self.gold,
                 self.shown,
+                goes_on=True,
                 system=described,
                 training=asdict(settings.training),
                 seed=seed,

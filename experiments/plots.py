@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 
 def write_plots(directory: Path, pictures: Path | None = None, prefix: str = "") -> list[Path]:
     """Draw what CSV files in a directory hold, and return the pictures.
@@ -14,9 +16,6 @@ def write_plots(directory: Path, pictures: Path | None = None, prefix: str = "")
         pictures: Where they are written; None: beside the tables.
         prefix: Of their names.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
     kinds = {"success": _bars, "curve": _curves, "cost": _against_cost, "further": _further}
     place = pictures or directory
     made = [_draw(directory, name, draw, place / f"{prefix}{name}.png") for name, draw in kinds.items()]
@@ -24,16 +23,14 @@ def write_plots(directory: Path, pictures: Path | None = None, prefix: str = "")
 
 
 def _draw(directory: Path, name: str, draw: Any, path: Path) -> Path | None:
-    from matplotlib import pyplot
-
     file = directory / f"{name}.csv"
     if not file.is_file():
         return None
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     draw(axes, _read(file), directory)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
     return path
 
 

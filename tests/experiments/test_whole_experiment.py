@@ -79,6 +79,44 @@ def test_all_that_is_read_is_trained_and_played(finished):
         assert sum(cases for _, cases in plan.named(f"verbs/{name}/0").result(out)["verbs"].values()) > 500
 
 
+class Killed(BaseException):
+    """The end of a process in the midst of a checkpoint."""
+
+
+def test_a_killed_training_goes_on_with_equal_numbers(finished, tmp_path, monkeypatch):
+    from experiments.imitation import Run, train
+    from transformers import Trainer
+
+    plan, out = finished
+    training = Training(phases=(Phase(1, 5e-3), Phase(4, 3e-3)), rows=2, row_tokens=300, saves=2)
+    start, data = plan.named("init/0").folder(out) / "model", plan.gold.folder(out)
+    run = Run(start, data, "gold", training, 0, plan.hsa_block(system_named("hsa_002_64")))
+    expected = train(tmp_path / "in one go", run)
+
+    whole_states, save_state = [], Trainer._save_rng_state
+
+    def killed_in_the_third_checkpoint(trainer, folder):
+        save_state(trainer, folder)
+        whole_states.append(folder)
+        if len(whole_states) == 3:  # steps 1 of the first phase, 2 and 4 of the second: its state is not written yet
+            raise Killed
+
+    monkeypatch.setattr(Trainer, "_save_rng_state", killed_in_the_third_checkpoint)
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", run)
+    found = train(tmp_path / "killed", run)
+    assert len(whole_states) == 4, "it went on behind step 2"
+    assert len(found["parts"]) == 2 and len(expected["parts"]) == 1
+    assert found["cpu_seconds"] == pytest.approx(sum(part["cpu_seconds"] for part in found["parts"]), abs=0.1)
+    for key in ("tokens", "epochs", "loss", "shares", "checkpoints"):
+        assert found[key] == expected[key], key
+    weights = sorted(path.relative_to(tmp_path / "killed") for path in (tmp_path / "killed").rglob("*.safetensors"))
+    assert len(weights) == 2 + 3
+    for path in weights:
+        assert (tmp_path / "killed" / path).read_bytes() == (tmp_path / "in one go" / path).read_bytes(), path
+    assert not list(tmp_path.rglob("optimizer.pt")), "it is of no use when the phase is done"
+
+
 def test_random_types_have_the_shares_of_rules(finished):
     plan, out = finished
     drawn = plan.named("train/random_types/0").result(out)["shares"]
