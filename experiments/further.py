@@ -14,7 +14,7 @@ from hsa_factory.cli import main as hsa_factory
 from hsa_factory.user_errors import UserError
 
 from . import imitation
-from .conversations import Message, to_messages, write_dataset
+from .conversations import read_samples, to_messages, write_dataset
 from .environments import Game, open_environments
 from .episodes import good_episodes
 from .imitation import MODEL, Run
@@ -191,11 +191,6 @@ class Further:
     def config(self, system: System) -> HSAConfig:
         """Return a system's HSA."""
         return HSAConfig(**self.hsa_block(system))
-
-
-def read_samples(folder: Path, name: str) -> list[list[Message]]:
-    """Return the messages of a data set's rows."""
-    return [row["messages"] for row in json.loads((folder / f"{name}.json").read_text("utf-8"))]
 
 
 def pair_tokens(folder: Path, model: Path) -> float:

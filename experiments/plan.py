@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from hsa_factory import HSAConfig
 
 from . import imitation, measures, playing
-from .conversations import Message, to_messages, write_dataset
+from .conversations import Message, read_samples, to_messages, write_dataset
 from .environments import Game, games_of, open_environments
 from .episodes import good_episodes
 from .further import Further
@@ -24,9 +24,6 @@ from .vocabulary import save_tokenizer, tokenizer_of
 
 
 GOLD = "gold"
-PROBES = "x y"
-"""LLaMA-Factory's templates are probed with these letters, so that a tokenizer must know them."""
-
 MEASURED = 300  # episodes whose visible keys are counted
 VERB_EPISODES = 200
 
@@ -75,7 +72,7 @@ class Plan:
     def _make_vocabulary(self, folder: Path, needs: Mapping[str, Path]) -> Result:
         (environment,) = open_environments(self.environment)
         games = self.games("train", self.settings.survey_games)
-        tokenizer = tokenizer_of(environment, games, extra_texts=[PROBES], words=self.settings.words)
+        tokenizer = tokenizer_of(environment, games, words=self.settings.words)
         save_tokenizer(tokenizer, folder / "tokenizer")
         return {"tokens": len(tokenizer)}
 
@@ -96,7 +93,7 @@ class Plan:
 
     def _make_shown(self, folder: Path, needs: Mapping[str, Path]) -> Result:
         """Count what each system sees, and the shares of the types."""
-        samples = [row["messages"] for row in read_rows(needs["gold"])[:MEASURED]]
+        samples = read_samples(needs["gold"], GOLD)[:MEASURED]
         found = {}
         for name in self.settings.systems:
             system = system_named(name)
@@ -199,7 +196,7 @@ class Plan:
 
     def _samples(self, system: System, gold: Path, shown: Path) -> list[list[Message]]:
         """Return gold episodes as a system is trained on them."""
-        rows = [row["messages"] for row in read_rows(gold)]
+        rows = read_samples(gold, GOLD)
         if system.keep_last is not None:
             kept = system.keep_last
             return [part for number, row in enumerate(rows) for part in cut_samples(row, kept, number % kept)]
@@ -245,12 +242,6 @@ class Plan:
     def shares(self, system: System, shown: Path) -> dict[str, float] | None:
         """Return how often each type is drawn for a system of random types; None: it is none."""
         return _result(shown)["hsa_002_64"]["shares"] if system.typing == "random" else None
-
-
-def read_rows(folder: Path, name: str = GOLD) -> list[dict[str, Any]]:
-    """Return the rows of a data set."""
-    rows: list[dict[str, Any]] = json.loads((folder / f"{name}.json").read_text("utf-8"))
-    return rows
 
 
 def _result(folder: Path) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Pictures of the tables, drawn from the CSV files alone."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+
+from .table import read_rows
 
 
 def write_plots(directory: Path, pictures: Path | None = None, prefix: str = "") -> list[Path]:
@@ -28,15 +29,10 @@ def _draw(directory: Path, name: str, draw: Any, path: Path) -> Path | None:
         return None
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    draw(axes, _read(file), directory)
+    draw(axes, read_rows(file), directory)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     return path
-
-
-def _read(file: Path) -> list[dict[str, str]]:
-    with file.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def _numbers(rows: Sequence[dict[str, str]], column: str) -> list[float]:
@@ -73,7 +69,7 @@ def _curves(axes: Any, rows: list[dict[str, str]], directory: Path) -> None:
 
 
 def _against_cost(axes: Any, rows: list[dict[str, str]], directory: Path) -> None:
-    success = {row["system"]: row for row in _read(directory / "success.csv")}
+    success = {row["system"]: row for row in read_rows(directory / "success.csv")}
     for row in rows:
         won = success[row["system"]]
         (low,), (high,) = _errors([won])

@@ -4,9 +4,10 @@ import csv
 import json
 
 import pytest
+from experiments.conversations import read_samples
 from experiments.encoding import encode
 from experiments.forms import all_forms
-from experiments.plan import Plan, read_rows
+from experiments.plan import Plan
 from experiments.playing import read_games
 from experiments.report import write_report
 from experiments.settings import FORMS, Phase, Settings, Training, settings_from
@@ -150,8 +151,7 @@ def test_tokens_and_types_of_play_are_those_of_training(finished):
     system = system_named("hsa_002_64")
     config = plan.config(system)
     model, tokenizer = load_player(plan.named("train/hsa_002_64/0").folder(out) / "model", config)
-    for row in read_rows(plan.gold.folder(out))[:3]:
-        messages = row["messages"]
+    for messages in read_samples(plan.gold.folder(out), "gold")[:3]:
         agents = AgentBatch(model, tokenizer, rows=1, max_new_tokens=12, stop=END)
         agents.append({0: messages[0]["content"]}, role="system")
         for observation, action in zip(messages[1::2], messages[2::2]):
@@ -210,10 +210,10 @@ def test_own_play_becomes_reflections_and_pairs_that_are_trained(finished):
     data = plan.named("own_data/hsa_002_64/0")
     made = data.result(out)
     assert made["games"] == 6 and made["reflections"] > 0
-    for row in read_rows(data.folder(out), "reflections"):
-        told = [n for n, message in enumerate(row["messages"]) if message["content"].startswith(FEEDBACK)]
-        assert len(told) == 1 and row["messages"][told[0]]["role"] == "user" and told[0] > 1
-        assert row["messages"][-1]["content"] == "eat meal", "the expert has won"
+    for messages in read_samples(data.folder(out), "reflections"):
+        told = [n for n, message in enumerate(messages) if message["content"].startswith(FEEDBACK)]
+        assert len(told) == 1 and messages[told[0]]["role"] == "user" and told[0] > 1
+        assert messages[-1]["content"] == "eat meal", "the expert has won"
     for name in ("recovery", "dpo"):
         assert plan.named(f"further_{name}/hsa_002_64/0").result(out)["tokens"] > 100
     games = read_games(plan.named("told_recovery/hsa_002_64/0").folder(out))
@@ -275,7 +275,7 @@ def test_what_is_played_and_measured_is_what_llamafactory_trains_on(finished, tm
     assert main(["inspect", str(train / "train_0.yaml"), *options, "--output", str(shown)]) == 0
     tokenizer = AutoTokenizer.from_pretrained(str(train / "model"))
     samples = [json.loads(line) for line in shown.read_text("utf-8").splitlines()]
-    for sample, row in zip(samples, read_rows(plan.gold.folder(out))[:3], strict=True):
-        encoded = encode(tokenizer, row["messages"], plan.config(system_named("hsa_002_64")))
+    for sample, messages in zip(samples, read_samples(plan.gold.folder(out), "gold")[:3], strict=True):
+        encoded = encode(tokenizer, messages, plan.config(system_named("hsa_002_64")))
         kinds = [SemanticType.parse(kind) for kind in sample["semantic_ids"]]
         assert sample["input_ids"] == encoded.ids and kinds == encoded.types
