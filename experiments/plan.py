@@ -38,9 +38,9 @@ class Plan:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.environment = settings.environment
-        kind = {"words": True} if settings.words else {}
+        kind: dict[str, Any] = {"words": True} if settings.words else {}
         self.vocabulary = self._stage("vocabulary", self._make_vocabulary, games=settings.survey_games, **kind)
-        played_well = {"teacher": settings.teacher, "limit": settings.step_limit}
+        played_well: dict[str, Any] = {"teacher": settings.teacher, "limit": settings.step_limit}
         self.gold = self._stage("gold", self._make_gold, self.vocabulary, games=settings.gold_games, **played_well)
         self.dev_gold = self._stage(
             "gold_dev", self._make_dev_gold, self.vocabulary, games=VERB_EPISODES, **played_well
@@ -144,7 +144,12 @@ class Plan:
         def work(folder: Path, needs: Mapping[str, Path]) -> Result:
             return self._play(system, folder, needs[train.name] / MODEL, self.games(fold, games), needs["shown"])
 
-        settings = {"system": self.described(system), "fold": fold, "games": games, "limit": self.settings.step_limit}
+        settings: dict[str, Any] = {
+            "system": self.described(system),
+            "fold": fold,
+            "games": games,
+            "limit": self.settings.step_limit,
+        }
         return self._stage(f"play/{fold}/{system.name}/{seed}", work, train, self.shown, **settings)
 
     def _curve_stage(self, system: System, seed: int, train: Stage) -> Stage:
@@ -159,7 +164,7 @@ class Plan:
                 points.append({**point, **result})
             return {"points": points}
 
-        settings = {
+        settings: dict[str, Any] = {
             "system": self.described(system),
             "games": self.settings.curve_games,
             "limit": self.settings.step_limit,
