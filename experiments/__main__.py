@@ -1,13 +1,13 @@
 """``python -m experiments``: the whole experiment by one command, as far as it is not done yet."""
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from hsa_factory.user_errors import UserError
 
+from .command_line import ending, folder, number_up_to
 from .environments import ENVIRONMENTS, check_environment
 from .forms import settings_of
 
@@ -19,7 +19,6 @@ games that they have not seen, and writes tables and plots.
 Each part is a folder under OUT/stages. What is finished is not done again, with the same settings; a run that was killed
 goes on where it was. Parts that failed are tried again; why they failed stands in their log.txt.
 """
-CANNOT_BEGIN, STOPPED = 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,18 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 if all is done, 1 if a part has failed, 2 if it could not begin or go on, 130 if it was stopped.
     """
     given = _parser().parse_args(arguments)
-    try:
-        return _run(given)
-    except UserError as error:
-        print(f"experiments: {error}", file=sys.stderr)
-    except OSError as error:  # a full disk, a folder that is a file or must not be written
-        print(f"experiments: {error}; once that is mended, the same command goes on.", file=sys.stderr)
-    except ImportError as error:
-        print(f"experiments: {error}: pip install 'hsa-factory[experiment]'", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("experiments: stopped; the same command goes on.", file=sys.stderr)
-        return STOPPED
-    return CANNOT_BEGIN
+    return ending("experiments", lambda: _run(given))
 
 
 def _run(given: argparse.Namespace) -> int:
@@ -67,7 +55,6 @@ def _run(given: argparse.Namespace) -> int:
     from .runner import Runner
 
     check_environment(settings.environment)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the processes of stages end, too
     with progress_of(plan) as watch:
         outcome = Runner(plan, out, given.jobs or _jobs(given.form), watch).run()
     print(*write_report(plan, out), sep="\n")
@@ -112,18 +99,12 @@ def _parser() -> argparse.ArgumentParser:
         help="what is played (default: %(default)s)",
     )
     parser.add_argument(
-        "--out", type=Path, help="folder of the results (default: evidence, or evidence-FORM for other forms)"
+        "--out", type=folder, help="folder of the results (default: evidence, or evidence-FORM for other forms)"
     )
-    parser.add_argument("--jobs", type=_positive, help="parts at once, a thread each (default: 2; --quick: 3)")
+    parser.add_argument("--jobs", type=number_up_to(), help="parts at once, a thread each (default: 2; --quick: 3)")
     parser.add_argument("--list", action="store_true", help="show the parts and which are done, and do nothing")
     parser.add_argument("--report", action="store_true", help="write the tables of what is finished, and run nothing")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number ≥ 1, not {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

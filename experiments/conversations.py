@@ -5,8 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hsa_factory.whole_files import write_whole
 
 from .environments import Environment
@@ -17,9 +15,6 @@ from .vocabulary import FEEDBACK
 Message = dict[str, Any]
 
 PICTURE = "<image>"
-LOSS_WEIGHTS = {"roles": {"user": 0.1}}
-"""The block ``loss_weights`` of a training file: actions count 1, what the environment says a tenth."""
-
 TAGS = {
     "role_tag": "role",
     "content_tag": "content",
@@ -64,6 +59,11 @@ def write_dataset(directory: str | Path, name: str, samples: Iterable[Sequence[M
         samples: Messages of each, as `to_messages` makes them; keys such as ``weight`` may be added.
     """
     return _write(directory, name, [{"messages": list(messages)} for messages in samples], {})
+
+
+def read_samples(directory: Path, name: str) -> list[list[Message]]:
+    """Return the messages of a data set's rows."""
+    return [row["messages"] for row in json.loads((directory / f"{name}.json").read_text("utf-8"))]
 
 
 def write_episodes(directory: str | Path, name: str, episodes: Iterable[Episode]) -> Path:
@@ -125,11 +125,3 @@ def typing_rules(environment: Environment, lasting: str = "GLOBAL") -> list[dict
         {"name": "other action", "role": "assistant", "type": "NOISE"},
         {"name": "other answer", "role": "user", "type": "NOISE"},
     ]
-
-
-def write_rules(path: str | Path, rules: Sequence[Mapping[str, Any]]) -> Path:
-    """Write rules as a file that ``hsa: {rules: FILE}`` names, and return its path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, yaml.safe_dump([dict(rule) for rule in rules], sort_keys=False, allow_unicode=True))
-    return path

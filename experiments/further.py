@@ -11,9 +11,10 @@ from transformers import AutoTokenizer
 
 from hsa_factory import HSAConfig
 from hsa_factory.cli import main as hsa_factory
+from hsa_factory.user_errors import UserError
 
 from . import imitation
-from .conversations import Message, to_messages, write_dataset
+from .conversations import read_samples, to_messages, write_dataset
 from .environments import Game, open_environments
 from .episodes import good_episodes
 from .imitation import MODEL, Run
@@ -89,14 +90,16 @@ class Further:
         for name in self.settings.bases:
             self._add(system_named(name))
 
-    def _stage(self, kind: str, system: System, work: Any, *needs: Stage, **settings: Any) -> Stage:
+    def _stage(
+        self, kind: str, system: System, work: Any, *needs: Stage, goes_on: bool = False, **settings: Any
+    ) -> Stage:
         described = {
             **self.games,
             "system": self.plan.described(system),
             "limit": self.settings.step_limit,
             **settings,
         }
-        stage = Stage(f"{kind}/{system.name}/{self.seed}", work, described, needs)
+        stage = Stage(f"{kind}/{system.name}/{self.seed}", work, described, needs, goes_on)
         self.stages.append(stage)
         return stage
 
@@ -123,7 +126,8 @@ class Further:
 
         kept = {key: value for key, value in asdict(variant).items() if key != "title"}
         name = f"further_{variant.name}"
-        trained = self._stage(name, system, work, base, data, self.plan.gold, variant=kept, training=asdict(training))
+        needs, how = (base, data, self.plan.gold), {"variant": kept, "training": asdict(training)}
+        trained = self._stage(name, system, work, *needs, goes_on=True, **how)
         self._play_stages(system, trained, variant.name)
 
     def _play_stages(
@@ -153,7 +157,7 @@ class Further:
             write_dataset(folder, name, samples)
         files = ["--out", str(folder / f"{PAIRS}.jsonl"), "--dataset", "reflections", "--register"]
         if told and hsa_factory(["pairs", str(folder / "dataset_info.json"), *files]) != 0:
-            raise RuntimeError("hsa-factory pairs ended with an error; see the log.")
+            raise UserError("hsa-factory pairs ended with an error; see the log.", exit_code=1)
         return {"games": len(games), "wins": len(wins), "reflections": len(told), "fatal": fatal, "gold": len(gold)}
 
     def _train(
@@ -187,11 +191,6 @@ class Further:
     def config(self, system: System) -> HSAConfig:
         """Return a system's HSA."""
         return HSAConfig(**self.hsa_block(system))
-
-
-def read_samples(folder: Path, name: str) -> list[list[Message]]:
-    """Return the messages of a data set's rows."""
-    return [row["messages"] for row in json.loads((folder / f"{name}.json").read_text("utf-8"))]
 
 
 def pair_tokens(folder: Path, model: Path) -> float:

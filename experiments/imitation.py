@@ -1,7 +1,7 @@
 """Training through ``hsa-factory train`` on LLaMA-Factory: its file is written here, kept, and run in this process."""
 
 import json
-import time
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +10,21 @@ from typing import Any
 import yaml
 
 from hsa_factory.cli import main as hsa_factory
+from hsa_factory.user_errors import UserError
 from hsa_factory.whole_files import write_whole
 
+from .checkpoints import (
+    checkpoints,
+    curve_steps,
+    is_trained,
+    keep_for_curve,
+    last_checkpoint,
+    logging_steps,
+    remove_halves,
+    save_steps,
+)
+from .command_line import STOPPED
+from .parts import Parts
 from .settings import Phase, Training
 
 
@@ -45,41 +58,75 @@ class Run:
 
 
 def train(folder: Path, run: Run) -> dict[str, Any]:
-    """Train in a folder, phase by phase, and return what it took.
+    """Train in a folder, phase by phase, and return what it took; a training that was killed goes on from its last checkpoint.
 
     Returns:
-        ``tokens`` trained on, ``epochs``, ``cpu_seconds`` of this process with loading and preparing data, ``loss`` at the
-        end, the share of tokens by type, and ``checkpoints``: folders, each with the tokens it has seen.
+        ``tokens`` trained on, ``epochs``, ``loss`` at the end, the ``shares`` of the tokens by type, ``checkpoints``: folders,
+        each with the tokens it has seen; ``cpu_seconds`` with loading and preparing data, of all ``parts``: processes that
+        have worked on it (see `Parts`), also of work that was lost.
 
     Raises:
-        RuntimeError: If hsa-factory has ended with an error, which it has shown.
+        UserError: If hsa-factory has ended with an error, which it has shown.
     """
-    started, tokens, epochs, checkpoints = time.process_time(), 0.0, 0.0, []
+    tokens, epochs, kept = 0.0, 0.0, []
     start, last = run.start, len(run.training.phases) - 1
-    for number, phase in enumerate(run.training.phases):
-        output = folder / (MODEL if number == last else f"phase_{number}")
-        file = folder / f"train_{number}.yaml"
-        write_whole(file, yaml.safe_dump(training_file(run, phase, start, output), sort_keys=False))
-        if hsa_factory(["train", str(file)]) != 0:
-            raise RuntimeError(f"hsa-factory train {file} ended with an error; see the log.")
-        state = json.loads((output / "trainer_state.json").read_text("utf-8"))
-        (data,) = _report(output)
-        here = {int(path.name.rpartition("-")[2]): path for path in output.glob("checkpoint-*")}
-        a_step = state["epoch"] * data["total_tokens"] / state["global_step"]
-        checkpoints += [
-            {"folder": str(path.relative_to(folder)), "tokens": round(tokens + step * a_step)}
-            for step, path in sorted(here.items())
-        ]
-        tokens, epochs, start = tokens + a_step * state["global_step"], epochs + state["epoch"], output
+    with Parts(folder / "parts.json") as parts:
+        for number, phase in enumerate(run.training.phases):
+            output = folder / (MODEL if number == last else f"phase_{number}")
+            file = folder / f"train_{number}.yaml"
+            write_whole(file, yaml.safe_dump(training_file(run, phase, start, output), sort_keys=False))
+            train_phase(file, phase, output)
+            keep_for_curve(output, curve_steps(phase, run.training.saves))
+            state, data = _read(output / "trainer_state.json"), _counted(output)
+            a_step = state["epoch"] * data["total_tokens"] / state["global_step"]
+            kept += [
+                {"folder": str(path.relative_to(folder)), "tokens": round(tokens + step * a_step)}
+                for step, path in checkpoints(output).items()
+            ]
+            tokens, epochs, start = tokens + a_step * state["global_step"], epochs + state["epoch"], output
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
     return {
         "tokens": round(tokens),
         "epochs": round(epochs, 2),
-        "cpu_seconds": round(time.process_time() - started, 1),
+        "cpu_seconds": parts.cpu_seconds,
         "loss": losses[-1] if losses else None,
         "shares": {kind: count / data["total_tokens"] for kind, count in data["tokens"].items()},
-        "checkpoints": checkpoints,
+        "checkpoints": kept,
+        "parts": parts.all,
     }
+
+
+def train_phase(file: Path, phase: Phase, output: Path) -> None:
+    """Train a phase unless that is done, from its last checkpoint if there is one.
+
+    Args:
+        file: Its training file.
+        phase: Which.
+        output: Folder of the model that comes of it.
+
+    Raises:
+        UserError: If hsa-factory has ended with an error. A checkpoint that led no further is not tried again.
+    """
+    if is_trained(output, phase):
+        return
+    remove_halves(output)
+    begin = last_checkpoint(output, phase)
+    go_on = [] if begin is None else [f"resume_from_checkpoint={begin}"]
+    try:
+        code = hsa_factory(["train", str(file), *go_on])
+    except Exception:
+        _drop_if_last(begin, output, phase)
+        raise
+    if code == STOPPED:  # by Ctrl-C
+        raise KeyboardInterrupt
+    if code != 0:
+        _drop_if_last(begin, output, phase)
+        raise UserError(f"hsa-factory train {file} ended with an error; see the log.", exit_code=1)
+
+
+def _drop_if_last(checkpoint: Path | None, output: Path, phase: Phase) -> None:
+    if checkpoint is not None and checkpoint == last_checkpoint(output, phase):
+        shutil.rmtree(checkpoint)
 
 
 def training_file(run: Run, phase: Phase, start: Path, output: Path) -> dict[str, Any]:
@@ -108,10 +155,9 @@ def training_file(run: Run, phase: Phase, start: Path, output: Path) -> dict[str
         "adam_beta1": 0.9,
         "adam_beta2": 0.98,
         "seed": run.seed,
-        "logging_steps": min(50, phase.steps),
+        "logging_steps": logging_steps(phase, training.saves),
         "save_strategy": "steps",
-        "save_steps": max(phase.steps // training.saves, 1),
-        "save_only_model": True,
+        "save_steps": save_steps(phase, training.saves),
         "report_to": "none",
         "use_cpu": True,
         "disable_gradient_checkpointing": True,
@@ -120,13 +166,16 @@ def training_file(run: Run, phase: Phase, start: Path, output: Path) -> dict[str
     }
 
 
-def _report(output: Path) -> list[dict[str, Any]]:
+def _counted(output: Path) -> dict[str, Any]:
     """Return what hsa-factory has counted of the data, of all data sets together."""
-    found = json.loads((output / "hsa_report.json").read_text("utf-8"))["datasets"].values()
+    found = _read(output / "hsa_report.json")["datasets"].values()
     kinds = {kind for data in found for kind in data["tokens"]}
-    return [
-        {
-            "total_tokens": sum(data["total_tokens"] for data in found),
-            "tokens": {kind: sum(data["tokens"].get(kind, 0) for data in found) for kind in sorted(kinds)},
-        }
-    ]
+    return {
+        "total_tokens": sum(data["total_tokens"] for data in found),
+        "tokens": {kind: sum(data["tokens"].get(kind, 0) for data in found) for kind in sorted(kinds)},
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return content

@@ -1,6 +1,5 @@
 """Makes the tables and pictures of docs/evidence.md from the committed results: ``python -m experiments.page``."""
 
-import csv
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from hsa_factory.whole_files import write_whole
 
 from .plots import write_plots
-from .table import Table
+from .table import Row, Table, read_rows
 
 
 ROOT = Path(__file__).parents[1]
@@ -17,16 +16,11 @@ PAGE = ROOT / "docs" / "evidence.md"
 IMAGES = ROOT / "docs" / "images"
 START, END = "<!-- {}:start -->", "<!-- {}:end -->"
 
-Row = dict[str, str]
-
 
 def rows_of(name: str, results: Path = RESULTS) -> list[Row]:
     """Return the rows of a table; none if it is not there."""
     file = results / f"{name}.csv"
-    if not file.is_file():
-        return []
-    with file.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
+    return read_rows(file) if file.is_file() else []
 
 
 def success_markdown(results: Path) -> str:
@@ -109,6 +103,7 @@ def about_markdown(results: Path) -> str:
 
 SECTIONS: dict[str, Callable[[Path], str]] = {
     "success": success_markdown,
+    "babyai": lambda results: success_markdown(results / "babyai"),
     "verbs": verbs_markdown,
     "further": further_markdown,
     "price": price_markdown,

@@ -20,9 +20,10 @@ from hsa_factory.training import encode_conversation
 from hsa_factory.user_errors import UserError
 
 from . import imitation
+from .command_line import ending, folder, number_up_to, only_run_in
 from .conversations import typing_rules, write_episodes
-from .environments import Game, check_environment, games_of, open_environments
-from .environments.baby_ai import ACTIONS
+from .environments import Game, games_of, open_environments
+from .environments.baby_ai import ACTIONS, GAMES_A_FOLD, check_levels
 from .episodes import good_episodes
 from .imitation import MODEL, Run
 from .settings import Phase, Training
@@ -69,6 +70,8 @@ def stages(levels: Sequence[str], gold: int, steps: int, games: int, limit: int)
         (environment,) = open_environments(ENVIRONMENT)
         named = games_of(ENVIRONMENT, "train", gold, **options)
         episodes = list(good_episodes(environment, named, step_limit=limit))
+        if not episodes:
+            raise UserError(f"the bot wins none of {gold} games within {limit} actions: give more with --limit.")
         write_episodes(folder, SEEN, episodes)
         return {"episodes": len(episodes), "pictures": sum(len(episode.turns) for episode in episodes)}
 
@@ -97,7 +100,7 @@ def _train_stage(name: str, steps: int, data: Stage, model: Stage) -> Stage:
             folder, Run(start, needs[data.name], SEEN, training, 0, hsa_block(name), None, UNPACKED)
         )
 
-    return Stage(f"pictures.train/{name}", work, {"steps": steps, "hsa": hsa_block(name)}, (data, model))
+    return Stage(f"pictures.train/{name}", work, {"steps": steps, "hsa": hsa_block(name)}, (data, model), goes_on=True)
 
 
 def _play_stage(name: str, trained: Stage, games: list[Game], limit: int) -> Stage:
@@ -172,25 +175,24 @@ def encode_prompt(processor: Any, messages: Sequence[Mapping[str, Any]], config:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what is not done yet, and print what each system has won. Returns 0, or 2 if it could not begin."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.pictures",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--out", type=Path, default=Path("evidence-pictures"), help="folder of the results")
-    parser.add_argument("--levels", nargs="+", default=list(LEVELS), help="of BabyAI: KeyCorridorS6R3, BossLevel, …")
-    for name, number in (("gold", 400), ("steps", 200), ("games", 40), ("limit", 24)):
-        parser.add_argument(f"--{name}", type=int, default=number)
-    given = parser.parse_args(arguments)
-    try:
-        check_environment(ENVIRONMENT)
-        made = stages(given.levels, given.gold, given.steps, given.games, given.limit)
+    """Do what is not done yet, and print what each system has won.
+
+    Args:
+        arguments: Of the command line; None: those of the process.
+
+    Returns:
+        0 if all is done, 1 if a training has failed, 2 if it could not begin or go on, 130 if it was stopped.
+    """
+    given = _parser().parse_args(arguments)
+    return ending("experiments.pictures", lambda: _run(given))
+
+
+def _run(given: argparse.Namespace) -> int:
+    check_levels(given.levels)
+    made = stages(given.levels, given.gold, given.steps, given.games, given.limit)
+    with only_run_in(given.out):
         for stage in made:
             run_stage(stage, given.out)
-    except (UserError, OSError) as error:
-        print(f"experiments.pictures: {error}", file=sys.stderr)
-        return 2
     rows = [
         [stage.name.partition("/")[2], found["games"], found["won"], round(found["tokens"]), round(found["kept"])]
         for stage in made
@@ -199,6 +201,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     columns = ("system", "games", "won", "tokens a game", "keys kept at its end")
     print(Table("pictures", "BabyAI in pictures", columns, rows).markdown())
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.pictures",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--out", type=folder, default=Path("evidence-pictures"), help="folder of the results")
+    parser.add_argument("--levels", nargs="+", default=list(LEVELS), help="of BabyAI: KeyCorridorS6R3, BossLevel, …")
+    games = number_up_to(GAMES_A_FOLD)
+    parser.add_argument("--gold", type=games, default=400, help="games of the train fold that the bot plays")
+    parser.add_argument("--steps", type=number_up_to(), default=200, help="of training, 4 episodes each")
+    parser.add_argument("--games", type=games, default=40, help="games of the test fold that each system plays")
+    parser.add_argument("--limit", type=number_up_to(), default=24, help="actions a game")
+    return parser
 
 
 if __name__ == "__main__":

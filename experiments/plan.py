@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from hsa_factory import HSAConfig
 
 from . import imitation, measures, playing
-from .conversations import Message, to_messages, write_dataset
+from .conversations import Message, read_samples, to_messages, write_dataset
 from .environments import Game, games_of, open_environments
 from .episodes import good_episodes
 from .further import Further
@@ -24,9 +24,6 @@ from .vocabulary import save_tokenizer, tokenizer_of
 
 
 GOLD = "gold"
-PROBES = "x y"
-"""LLaMA-Factory's templates are probed with these letters, so that a tokenizer must know them."""
-
 MEASURED = 300  # episodes whose visible keys are counted
 VERB_EPISODES = 200
 
@@ -41,9 +38,9 @@ class Plan:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.environment = settings.environment
-        kind = {"words": True} if settings.words else {}
+        kind: dict[str, Any] = {"words": True} if settings.words else {}
         self.vocabulary = self._stage("vocabulary", self._make_vocabulary, games=settings.survey_games, **kind)
-        played_well = {"teacher": settings.teacher, "limit": settings.step_limit}
+        played_well: dict[str, Any] = {"teacher": settings.teacher, "limit": settings.step_limit}
         self.gold = self._stage("gold", self._make_gold, self.vocabulary, games=settings.gold_games, **played_well)
         self.dev_gold = self._stage(
             "gold_dev", self._make_dev_gold, self.vocabulary, games=VERB_EPISODES, **played_well
@@ -62,9 +59,9 @@ class Plan:
         """Return the stage that trains a system."""
         return self._trained[system.weights_of or system.name, seed]
 
-    def _stage(self, name: str, work: Any, *needs: Stage, **settings: Any) -> Stage:
+    def _stage(self, name: str, work: Any, *needs: Stage, goes_on: bool = False, **settings: Any) -> Stage:
         games = {"environment": self.environment, "options": dict(self.settings.options)}
-        return Stage(name, work, {**games, **settings}, needs)
+        return Stage(name, work, {**games, **settings}, needs, goes_on)
 
     # -- what all seeds share --------------------------------------------------------------------------------------
 
@@ -75,7 +72,7 @@ class Plan:
     def _make_vocabulary(self, folder: Path, needs: Mapping[str, Path]) -> Result:
         (environment,) = open_environments(self.environment)
         games = self.games("train", self.settings.survey_games)
-        tokenizer = tokenizer_of(environment, games, extra_texts=[PROBES], words=self.settings.words)
+        tokenizer = tokenizer_of(environment, games, words=self.settings.words)
         save_tokenizer(tokenizer, folder / "tokenizer")
         return {"tokens": len(tokenizer)}
 
@@ -96,7 +93,7 @@ class Plan:
 
     def _make_shown(self, folder: Path, needs: Mapping[str, Path]) -> Result:
         """Count what each system sees, and the shares of the types."""
-        samples = [row["messages"] for row in read_rows(needs["gold"])[:MEASURED]]
+        samples = read_samples(needs["gold"], GOLD)[:MEASURED]
         found = {}
         for name in self.settings.systems:
             system = system_named(name)
@@ -128,6 +125,7 @@ class Plan:
                 init,
                 self.gold,
                 self.shown,
+                goes_on=True,
                 system=described,
                 training=asdict(settings.training),
                 seed=seed,
@@ -146,7 +144,12 @@ class Plan:
         def work(folder: Path, needs: Mapping[str, Path]) -> Result:
             return self._play(system, folder, needs[train.name] / MODEL, self.games(fold, games), needs["shown"])
 
-        settings = {"system": self.described(system), "fold": fold, "games": games, "limit": self.settings.step_limit}
+        settings: dict[str, Any] = {
+            "system": self.described(system),
+            "fold": fold,
+            "games": games,
+            "limit": self.settings.step_limit,
+        }
         return self._stage(f"play/{fold}/{system.name}/{seed}", work, train, self.shown, **settings)
 
     def _curve_stage(self, system: System, seed: int, train: Stage) -> Stage:
@@ -161,7 +164,7 @@ class Plan:
                 points.append({**point, **result})
             return {"points": points}
 
-        settings = {
+        settings: dict[str, Any] = {
             "system": self.described(system),
             "games": self.settings.curve_games,
             "limit": self.settings.step_limit,
@@ -198,7 +201,7 @@ class Plan:
 
     def _samples(self, system: System, gold: Path, shown: Path) -> list[list[Message]]:
         """Return gold episodes as a system is trained on them."""
-        rows = [row["messages"] for row in read_rows(gold)]
+        rows = read_samples(gold, GOLD)
         if system.keep_last is not None:
             kept = system.keep_last
             return [part for number, row in enumerate(rows) for part in cut_samples(row, kept, number % kept)]
@@ -244,12 +247,6 @@ class Plan:
     def shares(self, system: System, shown: Path) -> dict[str, float] | None:
         """Return how often each type is drawn for a system of random types; None: it is none."""
         return _result(shown)["hsa_002_64"]["shares"] if system.typing == "random" else None
-
-
-def read_rows(folder: Path, name: str = GOLD) -> list[dict[str, Any]]:
-    """Return the rows of a data set."""
-    rows: list[dict[str, Any]] = json.loads((folder / f"{name}.json").read_text("utf-8"))
-    return rows
 
 
 def _result(folder: Path) -> dict[str, Any]:

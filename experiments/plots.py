@@ -1,9 +1,12 @@
 """Pictures of the tables, drawn from the CSV files alone."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
+
+from .table import read_rows
 
 
 def write_plots(directory: Path, pictures: Path | None = None, prefix: str = "") -> list[Path]:
@@ -14,9 +17,6 @@ def write_plots(directory: Path, pictures: Path | None = None, prefix: str = "")
         pictures: Where they are written; None: beside the tables.
         prefix: Of their names.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
     kinds = {"success": _bars, "curve": _curves, "cost": _against_cost, "further": _further}
     place = pictures or directory
     made = [_draw(directory, name, draw, place / f"{prefix}{name}.png") for name, draw in kinds.items()]
@@ -24,22 +24,15 @@ def write_plots(directory: Path, pictures: Path | None = None, prefix: str = "")
 
 
 def _draw(directory: Path, name: str, draw: Any, path: Path) -> Path | None:
-    from matplotlib import pyplot
-
     file = directory / f"{name}.csv"
     if not file.is_file():
         return None
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    draw(axes, _read(file), directory)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    draw(axes, read_rows(file), directory)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
     return path
-
-
-def _read(file: Path) -> list[dict[str, str]]:
-    with file.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def _numbers(rows: Sequence[dict[str, str]], column: str) -> list[float]:
@@ -76,7 +69,7 @@ def _curves(axes: Any, rows: list[dict[str, str]], directory: Path) -> None:
 
 
 def _against_cost(axes: Any, rows: list[dict[str, str]], directory: Path) -> None:
-    success = {row["system"]: row for row in _read(directory / "success.csv")}
+    success = {row["system"]: row for row in read_rows(directory / "success.csv")}
     for row in rows:
         won = success[row["system"]]
         (low,), (high,) = _errors([won])

@@ -1,18 +1,15 @@
 """The other half of the question: what HSA costs and saves by length, from the tables of ``benchmarks``."""
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from .table import Table
+from .table import Row, Table, read_rows
 
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 LENGTHS = (1024, 4096, 16384)
 SHARE = "0.05"
 MODEL, THREADS = "100M", "2"
-
-Row = dict[str, str]
 
 
 def price_table() -> Table:
@@ -25,13 +22,8 @@ def price_table() -> Table:
     return Table("price", "Price by length; 5 % of the tokens are remembered", columns, rows)
 
 
-def _read(name: str) -> list[Row]:
-    with (RESULTS / f"{name}.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def _attention() -> Iterator[list[object]]:
-    for row in _read("attention"):
+    for row in read_rows(RESULTS / "attention.csv"):
         asked = (row["memory_share"], row["layout"], row["method"]) == (SHARE, "scattered", "blockwise")
         if asked and not row["noise_turns"] and int(row["tokens"]) in LENGTHS:
             seconds = (_ms(row["causal_seconds"]), _ms(row["seconds"]))
@@ -39,13 +31,15 @@ def _attention() -> Iterator[list[object]]:
 
 
 def _steps() -> Iterator[list[object]]:
-    found = _read("sft_step")
+    found = read_rows(RESULTS / "sft_step.csv")
     for plain, hsa in _pairs([row for row in found if row["variant"] in ("plain", "hsa")]):
         yield _row("training step of a tiny model, ms", hsa, _ms(plain["seconds"]), _ms(hsa["seconds"]))
 
 
 def _decoding() -> Iterator[list[object]]:
-    found = [row for row in _read("decode") if (row["model"], row["measured"]) == (MODEL, "decoding")]
+    found = [
+        row for row in read_rows(RESULTS / "decode.csv") if (row["model"], row["measured"]) == (MODEL, "decoding")
+    ]
     found = [row for row in found if row["memory_share"] == SHARE and row["variant"] in ("plain", "hsa")]
     for plain, hsa in _pairs([row for row in found if row["threads"] == THREADS]):
         yield _row("cache of a 100M model, MiB", hsa, _mib(plain), _mib(hsa))

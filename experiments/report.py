@@ -34,8 +34,10 @@ def write_report(plan: Plan, out: Path) -> list[Path]:
         "folds": "test: reported, each part played once; dev: every choice; train: all training",
         "failed": sum(stage.failure(out) is not None for stage in plan.stages),
         "failures before they succeeded": sum(record["failures"] for record in records),
-        "git revisions": sorted({record["git"] for record in records}),
-        "CPU seconds": round(sum(record["cpu_seconds"] for record in records)),
+        "git revisions": sorted(
+            {one["git"] for record in records for one in (record, *_parts(record)) if "git" in one}
+        ),
+        "CPU seconds": round(sum(map(_cpu_seconds, records))),
         "trained on": _devices(records),
         "versions": _versions(records),
     }
@@ -43,6 +45,17 @@ def write_report(plan: Plan, out: Path) -> list[Path]:
     text = "\n\n".join(f"## {table.title}\n\n{table.markdown()}" for table in made)
     write_whole(summary, f"# Results\n\n{text}\n")
     return [*paths, *pictures, directory / "about.json", summary]
+
+
+def _parts(record: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Return the parts of a training, which may have been done by several processes; of other work there are none."""
+    parts: Sequence[Mapping[str, Any]] = record["result"].get("parts", ())
+    return parts
+
+
+def _cpu_seconds(record: Mapping[str, Any]) -> float:
+    """Return what all processes have spent: a record counts the last one only."""
+    return float(record["cpu_seconds"] + sum(part["cpu_seconds"] for part in _parts(record)[:-1]))
 
 
 def _devices(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -58,6 +71,7 @@ def _versions(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Return the versions with which the parts were made, where there were several with ``or`` between them."""
     found: dict[str, set[str]] = {}
     for record in records:
-        for name, version in (record["versions"] | {"python": record["python"]}).items():
-            found.setdefault(name, set()).add(version)
+        for one in (record, *(part for part in _parts(record) if "versions" in part)):
+            for name, version in (one["versions"] | {"python": one["python"]}).items():
+                found.setdefault(name, set()).add(version)
     return {name: " or ".join(sorted(versions)) for name, versions in sorted(found.items())}

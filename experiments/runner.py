@@ -9,11 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from hsa_factory.user_errors import UserError
 from hsa_factory.whole_files import write_whole
 
+from .command_line import only_run_in
 from .plan import Plan
 from .stages import Stage, failures_of, note_failure
 
@@ -72,13 +70,7 @@ class Runner:
         Raises:
             UserError: If another run is at work in the folder.
         """
-        self.out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.out / ".run.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(f"another run is at work in {self.out}: wait for it, or choose another --out.") from None
-        with lock:
+        with only_run_in(self.out):
             settings = self.out / f"settings-{self.plan.settings.name}.json"
             write_whole(settings, json.dumps(self.plan.settings.to_dict(), indent=1))
             try:

@@ -34,12 +34,14 @@ class Stage:
         work: Does it, in a folder; is given the folders of what it needs, by name, and returns what is to be known of it.
         settings: All that decides the result, as plain values, besides what it needs.
         needs: Stages that must be finished.
+        goes_on: Whether its work goes on with what a killed run has left in the folder; else that is removed first.
     """
 
     name: str
     work: Callable[[Path, Mapping[str, Path]], Result]
     settings: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple["Stage", ...] = ()
+    goes_on: bool = False
 
     @cached_property
     def key(self) -> str:
@@ -72,8 +74,8 @@ class Stage:
 def run_stage(stage: Stage, out: Path) -> Result:
     """Do a stage's work in this process, unless it is finished, and return its result.
 
-    What a killed run has left in the folder is removed first; a process that is at work on it is waited for. The file that
-    says that it is finished is written last, and as a whole.
+    A process that is at work on it is waited for. What a killed run has left in the folder is removed first, unless the
+    stage goes on with it. The file that says that it is finished is written last, and as a whole.
 
     Raises:
         ValueError: If something that it needs is not finished.
@@ -88,7 +90,8 @@ def run_stage(stage: Stage, out: Path) -> Result:
         if done is not None:
             return done
         failures = failures_of(stage, out)
-        _clear(folder)
+        if not stage.goes_on:
+            _clear(folder)
         return _work(stage, folder, {need.name: need.folder(out) for need in stage.needs}, failures)
 
 

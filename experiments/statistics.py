@@ -1,7 +1,7 @@
 """Intervals and tests: what a number of games can tell."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -92,13 +92,3 @@ def compare(first: Mapping[Any, bool], second: Mapping[Any, bool]) -> Paired:
     worse = sum(second[key] and not first[key] for key in both)
     p = float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
     return Paired(better, worse, len(both), p)
-
-
-def by_key(pairs: Iterable[tuple[str, bool]]) -> dict[str, Share]:
-    """Return the share of hits by key, the most frequent key first."""
-    hits: dict[str, int] = {}
-    cases: dict[str, int] = {}
-    for key, hit in pairs:
-        cases[key] = cases.get(key, 0) + 1
-        hits[key] = hits.get(key, 0) + bool(hit)
-    return {key: share(hits[key], cases[key]) for key in sorted(cases, key=lambda key: (-cases[key], key))}

@@ -4,6 +4,10 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
+from pathlib import Path
+
+
+Row = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -33,3 +37,9 @@ class Table:
         """Return it as Markdown."""
         lines = [self.columns, ["---"] * len(self.columns), *self.rows]
         return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def read_rows(file: Path) -> list[Row]:
+    """Return the rows of a CSV file by their headings."""
+    with file.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))

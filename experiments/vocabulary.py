@@ -124,7 +124,6 @@ def tokenizer_of(
     environment: Environment,
     games: Iterable[Game],
     often: int = 100,
-    extra_texts: Iterable[str] = (),
     words: bool = False,
 ) -> PreTrainedTokenizerFast:
     """Make an environment's tokenizer from games of its train fold, all that may be said of mistakes included.
@@ -133,13 +132,12 @@ def tokenizer_of(
         environment: In which they are played.
         games: The games.
         often: See `build_tokenizer`.
-        extra_texts: See `build_tokenizer`.
         words: Whether each word and mark is a token, with no tokens for things and phrases.
     """
     texts, things = survey(environment, games)
     if words:
-        return build_tokenizer(texts, (), None, [*environment.possible_mistakes(), *extra_texts, *things])
-    return build_tokenizer(texts, things, often, [*environment.possible_mistakes(), *extra_texts])
+        return build_tokenizer(texts, (), None, [*environment.possible_mistakes(), *things])
+    return build_tokenizer(texts, things, often, environment.possible_mistakes())
 
 
 def same_text(one: str, other: str) -> bool:

@@ -77,6 +77,21 @@ def check_minigrid() -> None:
         ) from None
 
 
+def check_levels(levels: Sequence[str]) -> None:
+    """Look whether BabyAI has these levels.
+
+    Raises:
+        UserError: Naming one that it has not, and all that it has; or if minigrid is missing.
+    """
+    check_minigrid()
+    import gymnasium
+
+    known = sorted(name[len("BabyAI-") : -len("-v0")] for name in gymnasium.registry if name.startswith("BabyAI-"))
+    for level in levels:
+        if level not in known:
+            raise UserError(f"BabyAI has no level {level!r}. It has {', '.join(known)}.")
+
+
 class BabyAI:
     """One game at a time; see `Environment`.
 

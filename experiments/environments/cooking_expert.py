@@ -25,7 +25,6 @@ EATEN = "The recipe needs the {thing}. It is not to be eaten now."
 UNKNOWN_ACTION = "That is not possible here. Look around for what there is."
 IN_VAIN = "That did not change anything."
 FOOD_FIRST, KNIFE_FIRST = ("fridge",), ("cutlery drawer", "kitchen cupboard")
-OPPOSITE = {"north": "south", "south": "north", "east": "west", "west": "east"}
 
 _SENTENCE = re.compile(
     r"(?:In one part of the room you see|There is also|You also see|In another part of the room you see) (.*?)\.(?: |$)"
@@ -306,15 +305,3 @@ class CookingExpert:
                     seen.add(out.room)
                     waiting.append((out.room, way + steps))
         return None
-
-
-def advise(history: Iterable[tuple[str | None, str]]) -> tuple[str | None, str | None]:
-    """Return the next action (None: lost) and, if it is lost, why, for a history of actions and their answers.
-
-    Args:
-        history: The first observation with None for its action, then each action and what it led to.
-    """
-    expert = CookingExpert()
-    for action, observation in history:
-        expert.see(action, observation)
-    return expert.next_action(), expert.reason

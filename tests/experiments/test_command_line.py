@@ -4,7 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 from experiments.__main__ import main
+from experiments.command_line import ending, only_run_in
 from experiments.forms import all_forms, settings_of
+from experiments.pictures import main as pictures
 from experiments.plan import Plan
 
 from hsa_factory.user_errors import UserError
@@ -81,3 +83,71 @@ def test_forms_do_not_share_parts_of_other_environments():
     assert not keys[0] & keys[1] and not keys[0] & keys[2]
     with pytest.raises(UserError, match="--long"):
         settings_of("long", "babyai")
+
+
+PICTURES_NEED = "pip install 'hsa-factory[experiment]'"
+
+
+@pytest.mark.parametrize("option", ["games", "gold", "steps", "limit"])
+@pytest.mark.parametrize("number", ["0", "-1", "1.5", "many", ""])
+def test_pictures_refuse_a_number_that_is_none(option, number, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        pictures([f"--{option}={number}"])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert f"--{option}: a whole number" in error and repr(number) in error
+
+
+@pytest.mark.parametrize("option", ["games", "gold"])
+def test_pictures_refuse_more_games_than_a_fold_has(option, capsys):
+    with pytest.raises(SystemExit):
+        pictures([f"--{option}=1000001"])
+    assert "from 1 to 1,000,000, not '1000001'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [main, pictures])
+def test_an_out_without_a_name_is_refused(command, capsys):
+    with pytest.raises(SystemExit):
+        command(["--out", ""])
+    assert "the name of a folder is empty" in capsys.readouterr().err
+
+
+def test_pictures_name_what_is_missing_or_wrong(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("minigrid", reason=PICTURES_NEED)
+    assert pictures(["--levels", "GoToLocal", "Chess", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "BabyAI has no level 'Chess'. It has ActionObjDoor, " in error and "GoToLocal" in error
+    file = tmp_path / "file"
+    file.write_text("x")
+    assert pictures(["--out", str(file)]) == 2 and str(file) in capsys.readouterr().err
+    few = ["--limit=1", "--gold=2", "--levels=KeyCorridorS3R1"]
+    assert pictures([*few, "--out", str(tmp_path / "none")]) == 2
+    assert "the bot wins none of 2 games within 1 actions" in capsys.readouterr().err
+    monkeypatch.setitem(__import__("sys").modules, "minigrid", None)
+    assert pictures(["--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "BabyAI needs the package minigrid" in error and PICTURES_NEED in error and not (tmp_path / "out").exists()
+
+
+def test_a_second_run_in_the_same_folder_is_refused_by_all_commands(tmp_path, capsys):
+    pytest.importorskip("minigrid", reason=PICTURES_NEED)
+    with only_run_in(tmp_path):
+        assert pictures(["--out", str(tmp_path)]) == 2
+    assert f"another run is at work in {tmp_path}" in capsys.readouterr().err
+
+
+def test_a_command_ends_with_what_its_error_says(capsys):
+    def fails(error):
+        raise error
+
+    kinds = [
+        UserError("trained badly", exit_code=1),
+        ImportError("no scipy"),
+        OSError("disk full"),
+        KeyboardInterrupt(),
+    ]
+    assert [ending("x", lambda error=error: fails(error)) for error in kinds] == [1, 2, 2, 130]
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "x: trained badly" and said[1] == f"x: no scipy: {PICTURES_NEED}" and "goes on" in said[3]
+    with pytest.raises(ZeroDivisionError):
+        ending("x", lambda: 1 // 0)

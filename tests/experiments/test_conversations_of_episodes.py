@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import yaml
 
 from hsa_factory import HSAConfig
 from hsa_factory.training import encode_conversation
@@ -11,7 +10,7 @@ from hsa_factory.training import encode_conversation
 
 pytest.importorskip("textworld_express", reason="pip install 'hsa-factory[experiment]'")
 
-from experiments.conversations import to_messages, typing_rules, write_episodes, write_rules
+from experiments.conversations import to_messages, typing_rules, write_episodes
 from experiments.environments import games_of
 from experiments.episodes import expert_episode
 
@@ -92,5 +91,3 @@ def test_data_sets_stand_side_by_side_in_one_directory(cooking, episodes, tmp_pa
     entries = json.loads((tmp_path / "dataset_info.json").read_text("utf-8"))
     assert set(entries) == {"one", "other"} and entries["other"]["file_name"] == path.name
     assert len(json.loads(path.read_text("utf-8"))) == 10
-    rules = yaml.safe_load(write_rules(tmp_path / "rules.yaml", typing_rules(cooking)).read_text("utf-8"))
-    assert rules == typing_rules(cooking)

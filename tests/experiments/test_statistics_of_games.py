@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from experiments.statistics import by_key, compare, share, spread
+from experiments.statistics import compare, share, spread
 
 
 def test_wilson_interval_of_known_values():
@@ -32,8 +32,3 @@ def test_sign_test_counts_only_games_that_differ():
     assert (pair.better, pair.worse, pair.pairs) == (10, 2, 20)
     assert pair.p == pytest.approx(2 * sum(math.comb(12, k) for k in range(3)) / 2**12)
     assert compare(first, first).p == 1
-
-
-def test_shares_by_key_come_in_order_of_size():
-    found = by_key([("go", True), ("take", True), ("go", False), ("go", True)])
-    assert list(found) == ["go", "take"] and (found["go"].hits, found["go"].cases) == (2, 3)

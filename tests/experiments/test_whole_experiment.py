@@ -4,9 +4,10 @@ import csv
 import json
 
 import pytest
+from experiments.conversations import read_samples
 from experiments.encoding import encode
 from experiments.forms import all_forms
-from experiments.plan import Plan, read_rows
+from experiments.plan import Plan
 from experiments.playing import read_games
 from experiments.report import write_report
 from experiments.settings import FORMS, Phase, Settings, Training, settings_from
@@ -79,6 +80,44 @@ def test_all_that_is_read_is_trained_and_played(finished):
         assert sum(cases for _, cases in plan.named(f"verbs/{name}/0").result(out)["verbs"].values()) > 500
 
 
+class Killed(BaseException):
+    """The end of a process in the midst of a checkpoint."""
+
+
+def test_a_killed_training_goes_on_with_equal_numbers(finished, tmp_path, monkeypatch):
+    from experiments.imitation import Run, train
+    from transformers import Trainer
+
+    plan, out = finished
+    training = Training(phases=(Phase(1, 5e-3), Phase(4, 3e-3)), rows=2, row_tokens=300, saves=2)
+    start, data = plan.named("init/0").folder(out) / "model", plan.gold.folder(out)
+    run = Run(start, data, "gold", training, 0, plan.hsa_block(system_named("hsa_002_64")))
+    expected = train(tmp_path / "in one go", run)
+
+    whole_states, save_state = [], Trainer._save_rng_state
+
+    def killed_in_the_third_checkpoint(trainer, folder):
+        save_state(trainer, folder)
+        whole_states.append(folder)
+        if len(whole_states) == 3:  # steps 1 of the first phase, 2 and 4 of the second: its state is not written yet
+            raise Killed
+
+    monkeypatch.setattr(Trainer, "_save_rng_state", killed_in_the_third_checkpoint)
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", run)
+    found = train(tmp_path / "killed", run)
+    assert len(whole_states) == 4, "it went on behind step 2"
+    assert len(found["parts"]) == 2 and len(expected["parts"]) == 1
+    assert found["cpu_seconds"] == pytest.approx(sum(part["cpu_seconds"] for part in found["parts"]), abs=0.1)
+    for key in ("tokens", "epochs", "loss", "shares", "checkpoints"):
+        assert found[key] == expected[key], key
+    weights = sorted(path.relative_to(tmp_path / "killed") for path in (tmp_path / "killed").rglob("*.safetensors"))
+    assert len(weights) == 2 + 3
+    for path in weights:
+        assert (tmp_path / "killed" / path).read_bytes() == (tmp_path / "in one go" / path).read_bytes(), path
+    assert not list(tmp_path.rglob("optimizer.pt")), "it is of no use when the phase is done"
+
+
 def test_random_types_have_the_shares_of_rules(finished):
     plan, out = finished
     drawn = plan.named("train/random_types/0").result(out)["shares"]
@@ -112,8 +151,7 @@ def test_tokens_and_types_of_play_are_those_of_training(finished):
     system = system_named("hsa_002_64")
     config = plan.config(system)
     model, tokenizer = load_player(plan.named("train/hsa_002_64/0").folder(out) / "model", config)
-    for row in read_rows(plan.gold.folder(out))[:3]:
-        messages = row["messages"]
+    for messages in read_samples(plan.gold.folder(out), "gold")[:3]:
         agents = AgentBatch(model, tokenizer, rows=1, max_new_tokens=12, stop=END)
         agents.append({0: messages[0]["content"]}, role="system")
         for observation, action in zip(messages[1::2], messages[2::2]):
@@ -172,10 +210,10 @@ def test_own_play_becomes_reflections_and_pairs_that_are_trained(finished):
     data = plan.named("own_data/hsa_002_64/0")
     made = data.result(out)
     assert made["games"] == 6 and made["reflections"] > 0
-    for row in read_rows(data.folder(out), "reflections"):
-        told = [n for n, message in enumerate(row["messages"]) if message["content"].startswith(FEEDBACK)]
-        assert len(told) == 1 and row["messages"][told[0]]["role"] == "user" and told[0] > 1
-        assert row["messages"][-1]["content"] == "eat meal", "the expert has won"
+    for messages in read_samples(data.folder(out), "reflections"):
+        told = [n for n, message in enumerate(messages) if message["content"].startswith(FEEDBACK)]
+        assert len(told) == 1 and messages[told[0]]["role"] == "user" and told[0] > 1
+        assert messages[-1]["content"] == "eat meal", "the expert has won"
     for name in ("recovery", "dpo"):
         assert plan.named(f"further_{name}/hsa_002_64/0").result(out)["tokens"] > 100
     games = read_games(plan.named("told_recovery/hsa_002_64/0").folder(out))
@@ -237,7 +275,7 @@ def test_what_is_played_and_measured_is_what_llamafactory_trains_on(finished, tm
     assert main(["inspect", str(train / "train_0.yaml"), *options, "--output", str(shown)]) == 0
     tokenizer = AutoTokenizer.from_pretrained(str(train / "model"))
     samples = [json.loads(line) for line in shown.read_text("utf-8").splitlines()]
-    for sample, row in zip(samples, read_rows(plan.gold.folder(out))[:3], strict=True):
-        encoded = encode(tokenizer, row["messages"], plan.config(system_named("hsa_002_64")))
+    for sample, messages in zip(samples, read_samples(plan.gold.folder(out), "gold")[:3], strict=True):
+        encoded = encode(tokenizer, messages, plan.config(system_named("hsa_002_64")))
         kinds = [SemanticType.parse(kind) for kind in sample["semantic_ids"]]
         assert sample["input_ids"] == encoded.ids and kinds == encoded.types
