@@ -74,7 +74,7 @@ def test_a_model_with_hsa(app):
     (request,) = app.state.handler.seen
     assert [types.message for types in request.given_types] == [2]
     status, reason = post(app, "/v1/messages", semantic_type="NOISE")
-    assert status == 400 and "Send it to /v1/chat/completions" in reason
+    assert status == 400 and "to /v1/chat/completions" in reason
 
 
 def test_requests_without_types_are_refused_in_a_server_only(monkeypatch):

@@ -14,7 +14,7 @@ from vllm.renderers.online_renderer import OnlineRenderer
 from ...config import HSAConfig
 from ..types import DEFAULT, FIELDS, TYPES, InvalidTypes, types_of
 from .chat_prompt import ChatTyper
-from .given_types import GivenTypes, put_types, refuse_fields
+from .given_types import GivenTypes, put_types
 
 
 class TypedRenderer:
@@ -117,9 +117,7 @@ def _refuse(request: Any) -> None:
     Raises:
         VLLMValidationError: It names the field.
     """
-    extra: Mapping[str, Any] = getattr(request, "model_extra", None) or {}
     with refusals():
-        refuse_fields(extra)
         for name, why in (
             ("use_beam_search", "vLLM's beam search sends on prompts without their types"),
             ("prompt_embeds", "types belong to tokens"),
