@@ -107,8 +107,8 @@ GENERATE = "/inference/v1/generate"
 
 
 def test_a_rendered_prompt_has_its_types_with_it(server, model):
-    _, answer = server.chat(TALK)
-    body = {"messages": TALK, "max_tokens": 16, "temperature": 0, "ignore_eos": True}
+    _, answer = server.chat(TALK, 12)  # not 16, vLLM's default, which what is rendered leaves out
+    body = {"messages": TALK, "max_tokens": 12, "temperature": 0, "ignore_eos": True}
     status, rendered = server.post("/v1/chat/completions/render", body)
     assert status == 200 and "hsa_types" in rendered["sampling_params"]["extra_args"]
     status, generated = server.post(GENERATE, rendered)
@@ -177,7 +177,7 @@ HELLO = {"messages": [{"role": "user", "content": "hello"}]}
         (COMPLETIONS, {"prompt": [1, 2, 3], "vllm_xargs": {"hsa_types": "019"}}, "holds '9' at token 2"),
         (COMPLETIONS, {"prompt": [1, 2, 3], "vllm_xargs": {"hsa_types": [0, 1, 2]}}, "must be a text"),
         (COMPLETIONS, {"prompt": [[1, 2], [3]], "vllm_xargs": {"hsa_types": "01"}}, "prompt 1 of 2"),
-        (COMPLETIONS, {"prompt": "x", "semantic_type": 1}, "semantic_type is not read here"),
+        (COMPLETIONS, {"prompt": "x", "semantic_type": 1}, "semantic_type is not read by"),
         (COMPLETIONS, {"prompt": "x", "use_beam_search": True}, "use_beam_search: cannot be honoured"),
         (CHAT, {**HELLO, "vllm_xargs": {"hsa_turns": "0*1"}}, "the rules of this model count no turns"),
         (
@@ -199,7 +199,6 @@ HELLO = {"messages": [{"role": "user", "content": "hello"}]}
             "hsa_types has 2 digits, but the prompt has 3 tokens",
         ),
         (GENERATE, {"token_ids": [1], "sampling_params": {}, "vllm_xargs": {"hsa_types": "0"}}, "Send it within"),
-        ("/v1/systemone", {"state": "x", "questions": []}, "the tokens of this request have no types"),
         ("/generative_scoring", {"query": "a", "items": ["b"], "label_token_ids": [5]}, "have no types"),
     ],
 )

@@ -31,7 +31,8 @@ _TYPED = (
     "anthropic_serving_messages",
     "cohere_serving_chat_v2",
     "serving_render",
-)  # of vLLM's handlers, those that render by `render_chat` and `render_completion`
+    "serving_tokens",
+)  # of vLLM's handlers, those whose prompts can be typed
 
 
 class TypedChatRequest(ChatCompletionRequest):

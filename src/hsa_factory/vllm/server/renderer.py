@@ -48,7 +48,7 @@ class TypedRenderer:
         with refusals():
             for prompt_ids in map(_ids_of, inputs):
                 if _own_fields(request):
-                    self._check_own(request, [prompt_ids], given)
+                    self._check_own(request.vllm_xargs, [prompt_ids], given)
                     continue
                 messages = put_types(conversation, given)
                 work = partial(self._typer.fields, messages, prompt_ids, **self._read_by_template(request))
@@ -69,10 +69,23 @@ class TypedRenderer:
         with refusals():
             if TYPES not in _own_fields(request):
                 request.vllm_xargs = {**(request.vllm_xargs or {}), TYPES: DEFAULT}
-            self._check_own(request, list(map(_ids_of, result)), ())
+            self._check_own(request.vllm_xargs, list(map(_ids_of, result)))
         return result
 
-    def _check_own(self, request: Any, prompts: Sequence[Sequence[int]], given: Sequence[GivenTypes]) -> None:
+    async def preprocess_completion(self, request: Any, **options: Any) -> Any:
+        """Take in the tokens of a request to `/inference/v1/generate`, and check its types.
+
+        Raises:
+            VLLMValidationError: As `render_chat`.
+        """
+        result = await self._renderer.preprocess_completion(request, **options)
+        with refusals():
+            self._check_own(request.sampling_params.extra_args or {}, list(map(_ids_of, result)))
+        return result
+
+    def _check_own(
+        self, fields: Mapping[str, Any], prompts: Sequence[Sequence[int]], given: Sequence[GivenTypes] = ()
+    ) -> None:
         """Check the fields that a client sends itself.
 
         Raises:
@@ -84,7 +97,7 @@ class TypedRenderer:
             )
         for number, prompt_ids in enumerate(prompts):
             try:
-                self._typer.tagger(types_of(request.vllm_xargs, len(prompt_ids), self._config).roles)
+                self._typer.tagger(types_of(fields, len(prompt_ids), self._config).roles)
             except InvalidTypes as error:
                 several = f"prompt {number} of {len(prompts)}, which share vllm_xargs: " if len(prompts) > 1 else ""
                 raise InvalidTypes(f"{several}{error}") from None
