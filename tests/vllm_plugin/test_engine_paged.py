@@ -51,10 +51,11 @@ def test_batches_chunks_and_prefixes(paged, rng):
 
 
 def test_a_pool_too_small_for_all(paged, rng, preempted):
-    served = paged(max_num_batched_tokens=128, num_gpu_blocks_override=60)
+    config = HSAConfig(noise_decay=0, landmark_window=300, landmark_decay=0)
+    served = paged(config=config, num_gpu_blocks_override=60, max_num_batched_tokens=256)
     seen = preempted(served.scheduler)
-    requests = [random_request(rng, length) for length in (500, 700, 900, 400)]
-    assert served.ask(requests, 120) == served.expected(requests, 120)
+    requests = [random_request(rng, length, noise=60) for length in (300, 310, 320, 330, 340, 350)]
+    assert served.ask(requests, 150) == served.expected(requests, 150)
     assert seen
 
 

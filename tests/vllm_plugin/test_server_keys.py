@@ -8,6 +8,7 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from hsa_factory import HSAConfig
 from hsa_factory.vllm.server.endpoints import HSAEndpoints
 from hsa_factory.vllm.server.type_keys import check_keys
 from hsa_factory.vllm.types import InvalidTypes
@@ -80,7 +81,7 @@ def app():
         args.enable_fault_tolerance = True  # which asks for more, when it is parsed
         app = build_app(args, ("generate", "render"))
     app.add_api_route(COHERE, lambda: "ignored", methods=["POST"])
-    app.state.has_hsa = True
+    app.state.hsa_config = HSAConfig()
     return app
 
 
@@ -246,7 +247,7 @@ def test_the_guard_stands_within_what_answers_in_another_form():
 
 
 def test_a_model_without_hsa(post, app):
-    app.state.has_hsa = False
+    app.state.hsa_config = None
     try:
         for path in (CHAT, "/v1/messages", "/v1/completions", COHERE):
             status, answer = post(path, {"messages": [user(semantic_type="NOISE")]})
@@ -254,10 +255,28 @@ def test_a_model_without_hsa(post, app):
         assert "has no HSA" in post("/v1/completions", {"prompt": "x", "vllm_xargs": {"hsa_types": "0"}})[1]
         assert "has no HSA" not in post(CHAT, {"messages": [user(semantic_tag="theirs")]})[1]
     finally:
-        app.state.has_hsa = True
+        app.state.hsa_config = HSAConfig()
 
 
 def test_a_name_is_cut_in_what_is_said():
     with pytest.raises(InvalidTypes) as refused:
         check_keys(CHAT, {"semantic_type" + " " * 1000: 1})
     assert len(str(refused.value)) < 200
+
+
+@pytest.mark.parametrize("path", ["/v1/load_lora_adapter", "/adapters"])
+def test_an_adapter_with_rules_of_its_own_is_not_loaded(post, app, tmp_path, path):
+    body = {"lora_name": "a", "lora_path": str(tmp_path), "name": "a", "src": str(tmp_path)}
+    HSAConfig(noise_window=7).save_pretrained(tmp_path)
+    status, answer = post(path, body)
+    assert (
+        status == 400
+        and "LoRA adapter a: was trained with other rules" in answer
+        and "noise_window = 7, not 50" in answer
+    )
+    app.state.hsa_config = None
+    try:
+        status, answer = post(path, body)
+        assert status == 400 and "this server's model has no HSA. Merge it" in answer
+    finally:
+        app.state.hsa_config = HSAConfig()

@@ -69,7 +69,7 @@ def test_a_model_without_hsa(app):
 
 
 def test_a_model_with_hsa(app):
-    app.state.has_hsa = True
+    app.state.hsa_config = HSAConfig()
     assert post(app, "/v1/chat/completions", semantic_type="NOISE") == (418, "reached")
     (request,) = app.state.handler.seen
     assert [types.message for types in request.given_types] == [2]

@@ -9,6 +9,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.request import Request
 
+from .adapters import check_adapter
 from .block_hashes import TypedBlockHasher, TypedBlockHashes
 from .counts import BlockCounts, put_counts
 from .kv_cache import HSAManager
@@ -66,6 +67,7 @@ class HSAScheduler(Scheduler):
     def _tokens_of(self, request: Request) -> TokenTypes:
         if request.resumable or request.prompt_token_ids is None or request.sampling_params is None:
             raise InvalidTypes("HSA needs a prompt of token ids that is complete, to generate from.")
+        check_adapter(request.lora_request, self._config)
         prompt = types_of(request.sampling_params.extra_args, len(request.prompt_token_ids), self._config)
         tokens = TokenTypes(prompt, self._make_tagger(prompt), self._manager.rules, request.output_token_ids)
         needed, there = self._manager.most_blocks(tokens), self.kv_cache_manager.block_pool.num_gpu_blocks - 1

@@ -13,6 +13,7 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 from vllm.logger import init_logger
 
+from ..adapters import check_adapter
 from ..serving_config import load_tokenizer, serving_config
 from .admission import Admission
 from .chat_prompt import ChatTyper
@@ -71,12 +72,17 @@ class HSAEndpoints:
     async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
         """Let prompts be typed, and gauges be shown, where the model has HSA."""
         config = None if engine_client is None else serving_config(engine_client.vllm_config)
-        state.has_hsa = config is not None
-        if engine_client is None or config is None:
+        state.hsa_config = config
+        if engine_client is None:
+            return
+        for adapter in state.openai_serving_models.lora_requests.values():
+            check_adapter(adapter, config)
+        if config is None:
             return
         Admission.needs_types = True
         tokenizer = load_tokenizer(engine_client.vllm_config.model_config)
-        typed = TypedRenderer(state.online_renderer, ChatTyper(tokenizer, config), config)
+        adapters = state.openai_serving_models.lora_requests
+        typed = TypedRenderer(state.online_renderer, ChatTyper(tokenizer, config), config, adapters)
         for name in _TYPED:
             handler = getattr(state, name, None)
             if handler is not None:

@@ -7,10 +7,16 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.exceptions import VLLMValidationError
+from vllm.lora.request import LoRARequest
 
+from ...config import HSAConfig
+from ..adapters import check_adapter
 from ..types import InvalidTypes
 from .given_types import read_given
 from .type_keys import check_keys, holds_keys, reads_of
+
+
+_LOADS = {"/v1/load_lora_adapter": ("lora_name", "lora_path"), "/adapters": ("name", "src")}
 
 
 class KeyGuard:
@@ -30,28 +36,34 @@ class KeyGuard:
             return
         messages = await _read(receive)
         body = _json_of(messages)
-        state = scope["app"].state
+        config = getattr(scope["app"].state, "hsa_config", None)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        reason = _reason(path, body, bool(getattr(state, "has_hsa", False)))
-        if reason is not None:
-            error = create_error_response(VLLMValidationError(reason))
-            await JSONResponse(error.model_dump(), error.error.code)(scope, receive, send)
+        try:
+            _check(path, body, config)
+        except InvalidTypes as error:
+            answer = create_error_response(VLLMValidationError(str(error)))
+            await JSONResponse(answer.model_dump(), answer.error.code)(scope, receive, send)
             return
         await self._app(scope, _again(messages, receive), send)
 
 
-def _reason(path: str, body: Any, has_hsa: bool) -> str | None:
-    """Return why a request is refused; None: it is not."""
-    if not has_hsa:
-        key = holds_keys(body)
-        return None if key is None else f"{key}: this server's model has no HSA. Send requests without it."
-    try:
-        check_keys(path, body)
-        if reads_of(path).messages:
-            read_given(body)
-    except InvalidTypes as error:
-        return str(error)
-    return None
+def _check(path: str, body: Any, config: HSAConfig | None) -> None:
+    """Refuse what a route would ignore.
+
+    Raises:
+        InvalidTypes: With the reason.
+    """
+    if path in _LOADS and isinstance(body, dict):
+        name, directory = (body.get(key) for key in _LOADS[path])
+        if isinstance(name, str) and isinstance(directory, str) and directory:
+            check_adapter(LoRARequest(name, 1, directory), config)
+    if config is None:
+        if key := holds_keys(body):
+            raise InvalidTypes(f"{key}: this server's model has no HSA. Send requests without it.")
+        return
+    check_keys(path, body)
+    if reads_of(path).messages:
+        read_given(body)
 
 
 async def _read(receive: Receive) -> list[Message]:
