@@ -1,11 +1,14 @@
 """LoRA adapters on a model with HSA: served with the model's rules, so that one with rules of its own is refused."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from vllm.lora.request import LoRARequest
+from vllm.v1.core.sched.request_queue import RequestQueue
+from vllm.v1.request import Request
 
 from ..config import CONFIG_NAME, HSAConfig
 from .types import InvalidTypes
@@ -38,6 +41,26 @@ def check_adapter(adapter: LoRARequest | None, config: HSAConfig | None) -> None
         f"LoRA adapter {adapter.lora_name}: was trained with other rules than the model that is served ({differing:.300}). Merge it "
         f"into a model of its own (hsa-factory export), or give both the same {CONFIG_NAME}."
     )
+
+
+def hold_back(running: Sequence[Request], waiting: RequestQueue) -> list[Request]:
+    """Take those out of a queue that must not run yet, and return them: vLLM's LoRA for CPUs is wrong for mixed batches.
+
+    There, a request without an adapter is computed with another one's, if the two are in one batch. None is held for ever:
+    whoever comes after one that waits for its turn waits, too.
+
+    Args:
+        running: What runs.
+        waiting: What waits; changed.
+    """
+    order = list(waiting)
+    if not order:
+        return []
+    kind = (running or order)[0].lora_request is None
+    first = next((place for place, request in enumerate(order) if (request.lora_request is None) != kind), len(order))
+    held = order[first:]
+    waiting.remove_requests(held)
+    return held
 
 
 def _rules(config: HSAConfig) -> dict[str, object]:
