@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from paged_cases import PAGES, SIZE, by_hand, expected, make_case, of_queries, tokens_of
+from torch._dynamo.utils import counters
 
 from hsa_factory import HSAConfig
 from hsa_factory.attention import LayerRules
@@ -56,12 +57,16 @@ def test_pages_without_a_key_in_sight_are_not_read(name):
 def test_the_kernel_itself(name, device):
     """On a CPU torch asks for room for all pages in the list; what lies in those that are not listed is NaN."""
     rules = RULES[name]
-    case = make_case(rules, device=device, width=PAGES if device == "cpu" else None)
-    query = case.query[torch.from_numpy(np.maximum(case.blocks.queries, 0)).to(device)]
-    with torch.no_grad():
-        answer = paged_attention(query, *case.cache.split(SIZE, dim=-1), case.mask, case.score_mod, SIZE**-0.5)
     atol = 2e-5 if device == "cpu" else 5e-3  # TF32
-    torch.testing.assert_close(of_queries(case, answer), expected(case, rules), atol=atol, rtol=0)
+    graphs = set()
+    for seed in range(3):  # other types, pages and functions, the same kernel
+        case = make_case(rules, seed=seed, device=device, width=PAGES)
+        query = case.query[torch.from_numpy(np.maximum(case.blocks.queries, 0)).to(device)]
+        with torch.no_grad():
+            answer = paged_attention(query, *case.cache.split(SIZE, dim=-1), case.mask, case.score_mod, SIZE**-0.5)
+        torch.testing.assert_close(of_queries(case, answer), expected(case, rules), atol=atol, rtol=0)
+        graphs.add(counters["stats"]["unique_graphs"])
+    assert len(graphs) == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -12,20 +12,9 @@ Path = tuple[str | int, ...]
 
 CHAT = "/v1/chat/completions"
 
-_OF_USERS = (
-    frozenset(  # what stands below them is the user's own: descriptions of tools and of answers, arguments of calls
-        (
-            "tools",
-            "functions",
-            "response_format",
-            "structured_outputs",
-            "arguments",
-            "input_schema",
-            "parameters",
-            "schema",
-        )
-    )
-)
+# what stands below these is the user's own: descriptions of tools and of answers, arguments of calls
+_OF_USERS = {"tools", "functions", "response_format", "structured_outputs", "arguments"}
+_OF_USERS |= {"input_schema", "parameters", "schema"}
 
 
 @dataclass(frozen=True)
