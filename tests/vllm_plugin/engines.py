@@ -40,13 +40,15 @@ class Served:
         """Return the engine's answers, greedy, to requests (ids, types or types and turns)."""
         return [list(answer.outputs[0].token_ids) for answer in self.answers(requests, number, **options)]
 
-    def answers(self, requests, number, **options):
-        """Return vLLM's own outputs."""
+    def answers(self, requests, number, adapters=None, **options):
+        """Return vLLM's own outputs; `adapters`: one for each request, or None."""
         params = [
             SamplingParams(temperature=0, max_tokens=number, ignore_eos=True, extra_args=fields_of(*known), **options)
             for _, *known in requests
         ]
-        return self.llm.generate([{"prompt_token_ids": list(ids)} for ids, *_ in requests], params, use_tqdm=False)
+        return self.llm.generate(
+            [{"prompt_token_ids": list(ids)} for ids, *_ in requests], params, use_tqdm=False, lora_request=adapters
+        )
 
     def expected(self, requests, number, **options):
         """Return what `generate` of the product answers to each request alone."""

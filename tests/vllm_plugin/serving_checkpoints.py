@@ -1,7 +1,7 @@
 """Tiny HSA checkpoints as a server gets them, and prompts for them."""
 
 from hsa_factory import HSAConfig, enable_hsa, tiny
-from hsa_factory.models.serving import write_serving_architecture
+from hsa_factory.serving_checkpoint import write_serving_architecture
 
 
 def save_checkpoint(directory, tokenizer, model_type="qwen3", config=None, **overrides):

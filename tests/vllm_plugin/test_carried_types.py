@@ -8,7 +8,7 @@ from hsa_factory.vllm.types import InvalidTypes, check_fields, fields_of, types_
 
 
 def test_what_is_written_is_read():
-    config = HSAConfig(noise_turns=1)
+    config = HSAConfig(noise_turns=1, rules=[{"role": "user", "type": "NOISE"}])
     types, turns = [0, 0, 1, 2, 2], [0, 0, 3, 3, 4]
     fields = fields_of(types, turns, ["system", "user"])
     assert fields == {"hsa_types": "00122", "hsa_turns": "0*2,3*2,4*1", "hsa_roles": "system,user"}
@@ -30,6 +30,11 @@ def test_without_fields_all_tokens_have_the_default_type():
         ({"hsa_types": ""}, "0 digits"),
         ({"hsa_types": [0, 1, 2]}, "must be a text, got list"),
         ({"hsa_type": "012"}, "hsa_type is no field of HSA"),
+        (
+            {"HSA_Types": "012"},
+            "HSA_Types is no field of HSA. Allowed: hsa_types, hsa_turns, hsa_roles. Did you mean 'hsa_types'",
+        ),
+        ({"semantic_type": "NOISE"}, "semantic_type is no field of HSA"),
         ({"hsa_turns": "0*2"}, "covers 2 tokens, but the prompt has 3"),
         ({"hsa_turns": "0*1,9*2000000000"}, "covers 2000000001 tokens"),
         ({"hsa_turns": "1*1,0*2"}, "falls from 1 to 0"),
@@ -41,6 +46,13 @@ def test_without_fields_all_tokens_have_the_default_type():
 def test_what_does_not_fit_is_refused(fields, complaint):
     with pytest.raises(InvalidTypes, match=complaint.replace("*", r"\*")):
         types_of(fields, 3, HSAConfig(noise_turns=1))
+
+
+def test_what_no_rule_could_read_is_refused():
+    with pytest.raises(InvalidTypes, match="hsa_turns: the rules of this model count no turns"):
+        types_of({"hsa_turns": "0*3"}, 3, HSAConfig())
+    with pytest.raises(InvalidTypes, match="hsa_roles: this model has no rules"):
+        types_of({"hsa_roles": "user"}, 3, HSAConfig())
 
 
 def test_some_of_it_is_refused_before_the_prompt_is_known():

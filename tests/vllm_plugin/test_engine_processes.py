@@ -70,16 +70,19 @@ def test_tensor_parallel(checkpoint, tmp_path, rng):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_cuda(checkpoint, tmp_path, rng):
-    """Untried as long as nobody has run it: the attention is torch's own, under model runner V1."""
+@pytest.mark.parametrize("runner", ["0", "1"], ids=["V1", "V2"])
+def test_cuda(checkpoint, tmp_path, rng, runner):
+    """The attention of GPUs, under both model runners; untried as long as nobody has run it."""
     model = checkpoint("qwen3", head_dim=64)
     requests = requests_of(rng)
     got = ask(
         tmp_path,
         requests,
         8,
-        {"VLLM_USE_V2_MODEL_RUNNER": "0"},
+        {"VLLM_USE_V2_MODEL_RUNNER": runner},
         distributed_executor_backend="uni",
         gpu_memory_utilization=0.3,
+        max_num_batched_tokens=256,
+        num_gpu_blocks_override=200,
     )
     assert got == [generate(model, ids, 8, types) for ids, types in requests]

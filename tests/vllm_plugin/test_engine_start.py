@@ -1,6 +1,7 @@
 """What is settled and refused when an engine starts; its configuration alone is made, which takes no time."""
 
 import logging
+import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -58,7 +59,19 @@ def test_fitting_options(start, monkeypatch):
             "speculative",
         ),
         ({"kv_transfer_config": {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}}, "KV connector"),
+        (
+            {"speculative_config": {"method": "custom_class", "model": "x.Y", "num_speculative_tokens": 2}},
+            "speculative",
+        ),
         ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype=fp8"),
+        ({"kv_cache_dtype": "fp8_e5m2"}, "kv_cache_dtype=fp8_e5m2"),
+        ({"kv_cache_dtype": "fp8_e4m3"}, "kv_cache_dtype=fp8_e4m3"),
+        ({"attention_backend": "CPU_ATTN"}, "an attention backend of vLLM's"),
+        ({"attention_backend": "FLEX_ATTENTION"}, "an attention backend of vLLM's"),
+        ({"attention_config": {"backend": "TRITON_ATTN"}}, "an attention backend of vLLM's"),
+        ({"enable_prompt_embeds": True}, "prompts of embeddings"),
+        ({"tokenizer_mode": "mistral"}, "tokenizer_mode=mistral"),
+        ({"tokenizer_mode": "deepseek_v32"}, "tokenizer_mode=deepseek_v32"),
         ({"pipeline_parallel_size": 2}, "pipeline parallelism"),
         ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "the scheduler vllm"),
         ({"runner": "pooling"}, "models that generate"),
@@ -71,6 +84,34 @@ def test_what_cannot_be_honoured_is_refused_by_name(start, options, complaint):
         options = {"kv_transfer_config": KVTransferConfig(**options["kv_transfer_config"])}
     with pytest.raises(ValueError, match=complaint):
         start(**options)
+
+
+def test_what_changes_nothing_for_hsa_is_left_alone(start):
+    """Several engines, adapters: each engine has its own scheduler and its own types."""
+    config = start(data_parallel_size=2, enable_lora=True, tokenizer_mode="hf")
+    assert config.scheduler_config.scheduler_cls == SCHEDULER and config.parallel_config.data_parallel_size == 2
+
+
+def test_tokenizers_of_mistral_are_not_taken_by_the_way(tmp_path, tiny_tokenizer):
+    """Where their file lies beside a model of Mistral's, vLLM takes them by itself; types are told by transformers'."""
+    save_checkpoint(tmp_path, tiny_tokenizer, "mistral")
+    (tmp_path / "tekken.json").write_text("{}")
+    (tmp_path / "consolidated.safetensors").write_text("")
+    options = {"dtype": "float32", "max_model_len": 512, "enforce_eager": True, "load_format": "safetensors"}
+    with pytest.raises(ValueError, match="tokenizer_mode=auto .tokenizers of transformers only"):
+        EngineArgs(str(tmp_path), config_format="hf", **options).create_engine_config()
+    assert EngineArgs(str(tmp_path), config_format="hf", tokenizer_mode="hf", **options).create_engine_config()
+
+
+def test_requests_from_elsewhere_must_say_their_types(start, monkeypatch):
+    for name in at_start._SERVERS:
+        monkeypatch.setattr(at_start.Admission, "needs_types", False)
+        start()
+        assert not at_start.Admission.needs_types
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace())
+        start()
+        assert at_start.Admission.needs_types
+        monkeypatch.delitem(sys.modules, name)
 
 
 def test_rules_that_count_from_the_end_are_refused(start):

@@ -69,12 +69,12 @@ def test_a_model_without_hsa(app):
 
 
 def test_a_model_with_hsa(app):
-    app.state.has_hsa = True
+    app.state.hsa_config = HSAConfig()
     assert post(app, "/v1/chat/completions", semantic_type="NOISE") == (418, "reached")
     (request,) = app.state.handler.seen
     assert [types.message for types in request.given_types] == [2]
     status, reason = post(app, "/v1/messages", semantic_type="NOISE")
-    assert status == 400 and "Send it to /v1/chat/completions" in reason
+    assert status == 400 and "to /v1/chat/completions" in reason
 
 
 def test_requests_without_types_are_refused_in_a_server_only(monkeypatch):

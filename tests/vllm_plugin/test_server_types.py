@@ -42,7 +42,7 @@ def model(directory, tiny_tokenizer):
 @pytest.fixture(scope="module")
 def server(directory, model, tmp_path_factory):
     options = ("--max-model-len", "4096", "--num-gpu-blocks-override", "600", "--enable-prompt-tokens-details")
-    options += ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+    options += ("--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--enable-scale-out")
     with Server(directory, tmp_path_factory.mktemp("log") / "log", *options) as server:
         yield server
 
@@ -101,6 +101,18 @@ def test_prompts_of_tokens(server, model, tiny_tokenizer):
     assert server.post("/v1/completions", typed)[1]["choices"][0]["token_ids"] == answer
     untyped = server.post("/v1/completions", body)[1]["choices"][0]["token_ids"]
     assert untyped == generate(model, ids, [2] * len(ids)) != answer
+
+
+GENERATE = "/inference/v1/generate"
+
+
+def test_a_rendered_prompt_has_its_types_with_it(server, model):
+    _, answer = server.chat(TALK, 12)  # not 16, vLLM's default, which what is rendered leaves out
+    body = {"messages": TALK, "max_tokens": 12, "temperature": 0, "ignore_eos": True}
+    status, rendered = server.post("/v1/chat/completions/render", body)
+    assert status == 200 and "hsa_types" in rendered["sampling_params"]["extra_args"]
+    status, generated = server.post(GENERATE, rendered)
+    assert status == 200 and generated["choices"][0]["token_ids"] == answer
 
 
 def test_other_shapes_of_a_prompt(server, model, tiny_tokenizer):
@@ -165,15 +177,28 @@ HELLO = {"messages": [{"role": "user", "content": "hello"}]}
         (COMPLETIONS, {"prompt": [1, 2, 3], "vllm_xargs": {"hsa_types": "019"}}, "holds '9' at token 2"),
         (COMPLETIONS, {"prompt": [1, 2, 3], "vllm_xargs": {"hsa_types": [0, 1, 2]}}, "must be a text"),
         (COMPLETIONS, {"prompt": [[1, 2], [3]], "vllm_xargs": {"hsa_types": "01"}}, "prompt 1 of 2"),
-        (COMPLETIONS, {"prompt": "x", "semantic_type": 1}, "semantic_type is not read here"),
+        (COMPLETIONS, {"prompt": "x", "semantic_type": 1}, "semantic_type is not read by"),
         (COMPLETIONS, {"prompt": "x", "use_beam_search": True}, "use_beam_search: cannot be honoured"),
-        ("/v1/messages", {"messages": [{"role": "user", "content": "x", "semantic_type": 1}]}, "is not read here"),
+        (CHAT, {**HELLO, "vllm_xargs": {"hsa_turns": "0*1"}}, "the rules of this model count no turns"),
+        (
+            COMPLETIONS,
+            {"prompt": [1, 2], "vllm_xargs": {"hsa_turns": "0*2"}},
+            "the rules of this model count no turns",
+        ),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "x", "semantic_type": 1}]}, "is not read by"),
         ("/v1/responses", {"input": "hello"}, "the tokens of this request have no types"),
         (
             "/v1/chat/completions/batch",
             {"messages": [HELLO["messages"]] * 2},
             "the tokens of this request have no types",
         ),
+        (GENERATE, {"token_ids": [1, 2, 3], "sampling_params": {}}, "the tokens of this request have no types"),
+        (
+            GENERATE,
+            {"token_ids": [1, 2, 3], "sampling_params": {"extra_args": {"hsa_types": "01"}}},
+            "hsa_types has 2 digits, but the prompt has 3 tokens",
+        ),
+        (GENERATE, {"token_ids": [1], "sampling_params": {}, "vllm_xargs": {"hsa_types": "0"}}, "Send it within"),
         ("/generative_scoring", {"query": "a", "items": ["b"], "label_token_ids": [5]}, "have no types"),
     ],
 )

@@ -2,9 +2,11 @@
 
 import sys
 
-from vllm.config import VllmConfig
+from vllm.config import ModelConfig, VllmConfig
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
+from vllm.platforms import current_platform
+from vllm.tokenizers.registry import resolve_tokenizer_args
 
 from ..config import CONFIG_NAME, HSAConfig
 from ..labeling.rule_set import RuleSet
@@ -17,12 +19,15 @@ logger = init_logger(f"vllm.{__name__}")  # under the name of the logger that vL
 BLOCK_SIZE = 16
 """Tokens of a block where the user names none: the smaller, the more of what is out of sight goes back."""
 
-_API_SERVER = "vllm.entrypoints.launchers.api_server.entry"  # imported where requests come over HTTP
+_SERVERS = tuple(  # imported where requests come from elsewhere
+    f"vllm.entrypoints.launchers.{name}" for name in ("api_server.entry", "grpc_server")
+)
 
 SCHEDULER = "hsa_factory.vllm.scheduler.HSAScheduler"
 LISTENER = (
     "hsa_factory.vllm.listener:TypeListener"  # named here: as an entry point it would be in every model's engine
 )
+GATE = "hsa_factory.vllm.paged.model_state:TypeGate"  # what model runner V2 takes in its place
 
 
 class HSAModelConfig(VerifyAndUpdateConfig):
@@ -44,8 +49,9 @@ class HSAModelConfig(VerifyAndUpdateConfig):
         vllm_config.scheduler_config.scheduler_cls = SCHEDULER
         vllm_config.scheduler_config.async_scheduling = False
         model_config = vllm_config.model_config
-        model_config.logits_processors = [*(model_config.logits_processors or ()), LISTENER]
-        Admission.needs_types |= _API_SERVER in sys.modules
+        listener = GATE if vllm_config.use_v2_model_runner else LISTENER
+        model_config.logits_processors = [*(model_config.logits_processors or ()), listener]
+        Admission.needs_types |= any(name in sys.modules for name in _SERVERS)
         logger.info("%s", describe(vllm_config, config))
 
 
@@ -95,21 +101,26 @@ def refuse(vllm_config: VllmConfig, config: HSAConfig) -> None:
         ValueError: With its name and what to do.
     """
     cache, parallel, scheduler = vllm_config.cache_config, vllm_config.parallel_config, vllm_config.scheduler_config
+    model, attention = vllm_config.model_config, vllm_config.attention_config
     refused = {
         "speculative decoding": vllm_config.speculative_config is not None,
+        "an attention backend of vLLM's (HSA has its own)": bool(attention.backend or attention.backend_per_kind),
+        "prompts of embeddings (enable_prompt_embeds)": model.enable_prompt_embeds,
+        f"tokenizer_mode={model.tokenizer_mode} (tokenizers of transformers only)": _is_foreign(model),
         "a KV connector (disaggregated prefill, offloading)": vllm_config.kv_transfer_config is not None,
         f"kv_cache_dtype={cache.cache_dtype}": cache.cache_dtype not in ("auto", "float16", "bfloat16", "float32"),
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
         "decode context parallelism": parallel.decode_context_parallel_size > 1,
         "prefill context parallelism": parallel.prefill_context_parallel_size > 1,
         "dual-batch overlap": parallel.enable_dbo,
-        "model runner V2 (set VLLM_USE_V2_MODEL_RUNNER=0)": vllm_config.use_v2_model_runner,
+        "model runner V2 without a GPU of NVIDIA (set VLLM_USE_V2_MODEL_RUNNER=0)": vllm_config.use_v2_model_runner
+        and not current_platform.is_cuda(),
         f"the scheduler {scheduler.scheduler_cls}": scheduler.scheduler_cls not in (None, SCHEDULER),
     }
     for what, is_on in refused.items():
         if is_on:
             raise ValueError(f"HSA in vLLM cannot be served with {what}: leave it out.")
-    if vllm_config.model_config.runner_type != "generate":
+    if model.runner_type != "generate":
         raise ValueError("HSA in vLLM serves models that generate, not pooling.")
     for rule in () if config.rules is None else RuleSet.parse(config.rules):
         if any(turn < 0 for turn in rule.turn):
@@ -117,3 +128,13 @@ def refuse(vllm_config: VllmConfig, config: HSAConfig) -> None:
                 f"HSAConfig.rules: rule {rule.name!r} counts turns from the conversation's end, which a server does not know: "
                 "types of a prefix would change with every message. Leave the rule out."
             )
+
+
+def _is_foreign(model: ModelConfig) -> bool:
+    """Whether vLLM would take a tokenizer that is not of transformers, as it does by itself where Mistral's files lie."""
+    if model.skip_tokenizer_init:
+        return False
+    mode, *_ = resolve_tokenizer_args(
+        model.tokenizer, tokenizer_mode=model.tokenizer_mode, revision=model.tokenizer_revision
+    )
+    return mode != "hf"

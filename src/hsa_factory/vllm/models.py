@@ -14,13 +14,13 @@ from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from ..config import HSAConfig
-from .attention import HSABackend, HSAImpl
 from .layers import rules_of
 from .listener import rows_of
+from .platform import KnownToRunnerV2, attention_here
 from .serving_config import serving_config
 
 
-class HSALlamaForCausalLM(LlamaForCausalLM):
+class HSALlamaForCausalLM(KnownToRunnerV2, LlamaForCausalLM):
     """Llama with HSA."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "", **kwargs: Any) -> None:
@@ -28,7 +28,7 @@ class HSALlamaForCausalLM(LlamaForCausalLM):
         put_hsa_into(self, vllm_config)
 
 
-class HSAMistralForCausalLM(MistralForCausalLM):
+class HSAMistralForCausalLM(KnownToRunnerV2, MistralForCausalLM):
     """Mistral with HSA."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "", **kwargs: Any) -> None:
@@ -36,7 +36,7 @@ class HSAMistralForCausalLM(MistralForCausalLM):
         put_hsa_into(self, vllm_config)
 
 
-class HSAQwen2ForCausalLM(Qwen2ForCausalLM):
+class HSAQwen2ForCausalLM(KnownToRunnerV2, Qwen2ForCausalLM):
     """Qwen2 and Qwen2.5 with HSA."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -44,7 +44,7 @@ class HSAQwen2ForCausalLM(Qwen2ForCausalLM):
         put_hsa_into(self, vllm_config)
 
 
-class HSAQwen3ForCausalLM(Qwen3ForCausalLM):
+class HSAQwen3ForCausalLM(KnownToRunnerV2, Qwen3ForCausalLM):
     """Qwen3 with HSA."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -52,7 +52,7 @@ class HSAQwen3ForCausalLM(Qwen3ForCausalLM):
         put_hsa_into(self, vllm_config)
 
 
-class HSAQwen3MoeForCausalLM(Qwen3MoeForCausalLM):
+class HSAQwen3MoeForCausalLM(KnownToRunnerV2, Qwen3MoeForCausalLM):
     """Qwen3-MoE with HSA."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -78,10 +78,10 @@ def put_hsa_into(model: nn.Module, vllm_config: VllmConfig) -> None:
     _check(layers, config)
     rules = {index: rules_of(config, index, layer.sliding_window) for index, layer in layers.items()}
     distinct = tuple(dict.fromkeys(rules.values()))
-    backend = HSABackend.of(distinct)
+    backend = attention_here().of(distinct)
     for index, layer in layers.items():
         layer.attn_backend, layer.backend = backend, AttentionBackendEnum.CUSTOM
-        layer.impl = HSAImpl(
+        layer.impl = backend.get_impl_cls()(
             rules[index],
             layer.num_heads,
             layer.head_size,

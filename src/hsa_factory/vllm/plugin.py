@@ -3,7 +3,7 @@
 from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
-from ..models.serving import ARCHITECTURES, PREFIX
+from ..serving_checkpoint import ARCHITECTURES, PREFIX
 
 
 def register() -> None:

@@ -3,12 +3,14 @@
 from typing import Any
 
 from vllm.logger import init_logger
+from vllm.platforms import current_platform
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.request import Request
 
+from .adapters import check_adapter, hold_back
 from .block_hashes import TypedBlockHasher, TypedBlockHashes
 from .counts import BlockCounts, put_counts
 from .kv_cache import HSAManager
@@ -34,6 +36,7 @@ class HSAScheduler(Scheduler):
         hash_function = get_hash_fn_by_name(self.cache_config.prefix_caching_hash_algo)
         self._hasher = TypedBlockHasher(self.hash_block_size, hash_function)
         self._refused: set[str] = set()
+        self._keeps_adapters_apart = self.vllm_config.lora_config is not None and current_platform.is_cpu()
 
     @property
     def counts(self) -> BlockCounts:
@@ -66,6 +69,7 @@ class HSAScheduler(Scheduler):
     def _tokens_of(self, request: Request) -> TokenTypes:
         if request.resumable or request.prompt_token_ids is None or request.sampling_params is None:
             raise InvalidTypes("HSA needs a prompt of token ids that is complete, to generate from.")
+        check_adapter(request.lora_request, self._config)
         prompt = types_of(request.sampling_params.extra_args, len(request.prompt_token_ids), self._config)
         tokens = TokenTypes(prompt, self._make_tagger(prompt), self._manager.rules, request.output_token_ids)
         needed, there = self._manager.most_blocks(tokens), self.kv_cache_manager.block_pool.num_gpu_blocks - 1
@@ -81,7 +85,10 @@ class HSAScheduler(Scheduler):
         self._refused.clear()
         if refused:
             self.waiting.remove_requests(refused)
+        held = hold_back(self.running, self.waiting) if self._keeps_adapters_apart else []
         output = super().schedule(*args, **kwargs)
+        for request in held:
+            self.waiting.add_request(request)
         if not output.num_scheduled_tokens and not self.running and self.waiting:
             first = self.waiting.peek_request()
             if first.request_id in self._manager.tokens and not self._may_fit(first):

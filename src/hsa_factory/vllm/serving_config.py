@@ -11,7 +11,7 @@ from vllm.config import ModelConfig, VllmConfig
 from ..config import CONFIG_NAME, HSAConfig
 from ..models.cache.tagger import Tagger
 from ..models.generation.rule_tagger import make_tagger
-from ..models.serving import PREFIX
+from ..serving_checkpoint import PREFIX
 from .types import InvalidTypes, PromptTypes
 
 

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from ..attention.inputs import LARGEST_TURN
 from ..config import HSAConfig
+from ..labeling.parts import SPANS_KEY, TYPE_KEY
+from ..suggestions import misspelt
 
 
 TYPES = "hsa_types"
@@ -31,9 +33,30 @@ ROLES = "hsa_roles"
 
 FIELDS = (TYPES, TURNS, ROLES)
 
+OF_MESSAGES = (TYPE_KEY, SPANS_KEY, "semantic_tag", "semantic_ids")
+"""Names that types have elsewhere: in chat messages, in training data, in a model's arguments."""
+
+_SPELT = {name.replace("_", ""): name for name in (*FIELDS, *OF_MESSAGES)}
+_LIKE = tuple(
+    name.replace("_", "") for name in (*FIELDS, TYPE_KEY, SPANS_KEY)
+)  # the others are like words of other people
+
 
 class InvalidTypes(ValueError):
     """What a client sends of types, turns or roles cannot be used; the message says why, for that client."""
+
+
+def meant_key(key: str) -> str | None:
+    """Return which name of HSA is meant by a key, whatever its case and however its words are joined.
+
+    Returns:
+        One of `FIELDS` or `OF_MESSAGES`; the key itself, if it begins as ours do and is none of them; None: another word.
+    """
+    letters = "".join(filter(str.isalnum, key.lower()))
+    close = letters if letters in _SPELT else misspelt(letters, _LIKE)
+    if close is not None:
+        return _SPELT[close]
+    return key if key.lower().startswith("hsa_") else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +95,8 @@ def types_of(fields: Mapping[str, Any] | None, length: int, config: HSAConfig) -
     if len(found) != length:
         raise InvalidTypes(f"{TYPES} has {len(found)} digits, but the prompt has {length} tokens: one digit a token.")
     roles = fields.get(ROLES)
+    if roles is not None and config.rules is None:
+        raise InvalidTypes(f"{ROLES}: this model has no rules that could read roles. Leave it out.")
     return PromptTypes(found, _turns_of(fields, length, config), None if roles is None else tuple(roles.split(",")))
 
 
@@ -97,10 +122,12 @@ def check_fields(fields: Mapping[str, Any]) -> None:
         InvalidTypes: If a field of HSA is unknown or no text, or a type is none.
     """
     for name, value in fields.items():
-        if not name.startswith("hsa_"):
+        meant = meant_key(name)
+        if meant is None:
             continue
         if name not in FIELDS:
-            raise InvalidTypes(f"{name} is no field of HSA. Allowed: {', '.join(FIELDS)}.")
+            hint = f" Did you mean {meant!r}?" if meant in FIELDS else ""
+            raise InvalidTypes(f"{name[:40]} is no field of HSA. Allowed: {', '.join(FIELDS)}.{hint}")
         if not isinstance(value, str):
             raise InvalidTypes(f"{name} must be a text, got {type(value).__name__}.")
     if fields.get(TYPES, DEFAULT) != DEFAULT:
@@ -152,6 +179,8 @@ def _turn_runs(text: str) -> tuple[list[int], list[int]]:
 
 def _turns_of(fields: Mapping[str, Any], length: int, config: HSAConfig) -> NDArray[np.int64] | None:
     if not config.has_turns:
+        if TURNS in fields:
+            raise InvalidTypes(f"{TURNS}: the rules of this model count no turns. Leave it out.")
         return None
     if TURNS not in fields:
         raise InvalidTypes(f"The rules of this model count turns, so {TURNS} is needed: runs number*tokens.")

@@ -6,11 +6,9 @@ from typing import Any
 
 from ...labeling.parts import SPANS_KEY, TYPE_KEY, write_spans
 from ...semantics import SemanticType
-from ...suggestions import misspelt
-from ..types import FIELDS, InvalidTypes
+from ..types import InvalidTypes
 
 
-_KEYS = (TYPE_KEY, SPANS_KEY)
 _JOINT = "\n"  # vLLM writes it between the texts of parts where the chat template takes texts only
 
 
@@ -30,7 +28,7 @@ class GivenTypes:
 
 
 def read_given(request: Any) -> list[GivenTypes]:
-    """Read the types in the body of a chat request; what else is in it is left to vLLM.
+    """Read the types in the body of a chat request; keys that nobody reads are for `type_keys`, what else is in it for vLLM.
 
     Args:
         request: The body, as JSON. One without a list of messages has no types.
@@ -39,52 +37,20 @@ def read_given(request: Any) -> list[GivenTypes]:
         One for each message.
 
     Raises:
-        InvalidTypes: If a type is none, or a key is misspelt or stands where nobody reads it; it names the message and part.
+        InvalidTypes: If a type is none; it names the message and part.
     """
     if not isinstance(request, Mapping):
         return []
-    refuse_fields(request)
     messages = request.get("messages")
     if not isinstance(messages, Sequence) or isinstance(messages, str):
         return []
     return [_read_message(message, f"messages[{number}]") for number, message in enumerate(messages)]
 
 
-def holds_types(request: Any) -> bool:
-    """Return whether a type stands in the system prompt of a body in Anthropic's form, or in a part within a part.
-
-    Args:
-        request: The body, as JSON.
-    """
-    if not isinstance(request, Mapping):
-        return False
-    messages = request.get("messages")
-    contents = [request.get("system"), *(_content_of(message) for message in _listed(messages))]
-    parts = [part for content in contents for part in _listed(content)]
-    inner = [part for one in parts for part in _listed(_content_of(one))]
-    return any(isinstance(part, Mapping) and part.get(TYPE_KEY) is not None for part in [*parts, *inner])
-
-
-def refuse_fields(request: Mapping[str, Any]) -> None:
-    """Refuse types that stand beside the messages of a request, where vLLM does not read them.
-
-    Raises:
-        InvalidTypes: It says where they belong.
-    """
-    for name in request:
-        if name in FIELDS:
-            raise InvalidTypes(f'{name} is not read here. Send it within "vllm_xargs": {{"{name}": …}}.')
-        if name in _KEYS or name == "semantic_ids":
-            raise InvalidTypes(
-                f"{name} is not read here. Give each message its {TYPE_KEY}, or a prompt {FIELDS[0]} within vllm_xargs."
-            )
-
-
 def _read_message(message: Any, where: str) -> GivenTypes:
     if not isinstance(message, Mapping):
         return GivenTypes()
     kind = _read_type(message, where)
-    _refuse_in_calls(message, where)
     content = message.get("content")
     if not isinstance(content, list):
         return GivenTypes(kind)
@@ -100,37 +66,11 @@ def _read_message(message: Any, where: str) -> GivenTypes:
 
 
 def _read_type(holder: Mapping[str, Any], where: str) -> SemanticType | None:
-    for key in holder:
-        if key == SPANS_KEY:
-            raise InvalidTypes(
-                f"{where}.{key}: is not read here. Send the content as parts, each with its {TYPE_KEY}."
-            )
-        if meant := misspelt(key, (TYPE_KEY,)):
-            raise InvalidTypes(f"{where}.{str(key)[:40]}: there is no such key. Did you mean {meant!r}?")
     value = holder.get(TYPE_KEY)
     try:
         return None if value is None else SemanticType.parse(value)
     except ValueError as error:
         raise InvalidTypes(f"{where}.{TYPE_KEY}: {error}") from None
-
-
-def _refuse_in_calls(message: Mapping[str, Any], where: str) -> None:
-    for number, call in enumerate(_listed(message.get("tool_calls"))):
-        if not isinstance(call, Mapping):
-            continue
-        for holder in (call, call.get("function")):
-            if isinstance(holder, Mapping) and holder.get(TYPE_KEY) is not None:
-                raise InvalidTypes(
-                    f"{where}.tool_calls[{number}].{TYPE_KEY}: is not read here. Give the type to the message."
-                )
-
-
-def _content_of(holder: Any) -> Any:
-    return holder.get("content") if isinstance(holder, Mapping) else None
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _text_of(part: Any) -> str | None:

@@ -9,12 +9,21 @@ from typing import Any
 
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import VLLMValidationError
+from vllm.lora.request import LoRARequest
 from vllm.renderers.online_renderer import OnlineRenderer
 
 from ...config import HSAConfig
+from ..adapters import check_adapter
 from ..types import DEFAULT, FIELDS, TYPES, InvalidTypes, types_of
 from .chat_prompt import ChatTyper
-from .given_types import GivenTypes, put_types, refuse_fields
+from .given_types import GivenTypes, put_types
+
+
+_WITHOUT_TYPES = {
+    "use_beam_search": "vLLM's beam search sends on prompts without their types",
+    "prompt_embeds": "types belong to tokens",
+    "kv_transfer_params": "keys of another engine have no types",
+}
 
 
 class TypedRenderer:
@@ -24,10 +33,13 @@ class TypedRenderer:
         renderer: vLLM's.
         typer: Types chat prompts; from one thread.
         config: The model's rules.
+        adapters: The LoRA adapters that are loaded, by the name that requests call them by; vLLM adds to it.
     """
 
-    def __init__(self, renderer: OnlineRenderer, typer: ChatTyper, config: HSAConfig) -> None:
-        self._renderer, self._typer, self._config = renderer, typer, config
+    def __init__(
+        self, renderer: OnlineRenderer, typer: ChatTyper, config: HSAConfig, adapters: Mapping[str, LoRARequest]
+    ) -> None:
+        self._renderer, self._typer, self._config, self._adapters = renderer, typer, config, adapters
         self._thread = ThreadPoolExecutor(1, "hsa-types")
 
     def __getattr__(self, name: str) -> Any:
@@ -39,7 +51,7 @@ class TypedRenderer:
         Raises:
             VLLMValidationError: For types that are wrong, and what cannot be done with types; answered with 400.
         """
-        _refuse(request)
+        self._refuse(request)
         result = await self._renderer.render_chat(request, skip_mm_cache=skip_mm_cache)
         if isinstance(result, ErrorResponse):
             return result
@@ -48,7 +60,7 @@ class TypedRenderer:
         with refusals():
             for prompt_ids in map(_ids_of, inputs):
                 if _own_fields(request):
-                    self._check_own(request, [prompt_ids], given)
+                    self._check_own(request.vllm_xargs, [prompt_ids], given)
                     continue
                 messages = put_types(conversation, given)
                 work = partial(self._typer.fields, messages, prompt_ids, **self._read_by_template(request))
@@ -62,17 +74,43 @@ class TypedRenderer:
         Raises:
             VLLMValidationError: As `render_chat`.
         """
-        _refuse(request)
+        self._refuse(request)
         result = await self._renderer.render_completion(request, skip_mm_cache=skip_mm_cache)
         if isinstance(result, ErrorResponse):
             return result
         with refusals():
             if TYPES not in _own_fields(request):
                 request.vllm_xargs = {**(request.vllm_xargs or {}), TYPES: DEFAULT}
-            self._check_own(request, list(map(_ids_of, result)), ())
+            self._check_own(request.vllm_xargs, list(map(_ids_of, result)))
         return result
 
-    def _check_own(self, request: Any, prompts: Sequence[Sequence[int]], given: Sequence[GivenTypes]) -> None:
+    async def preprocess_completion(self, request: Any, **options: Any) -> Any:
+        """Take in the tokens of a request to `/inference/v1/generate`, and check its types.
+
+        Raises:
+            VLLMValidationError: As `render_chat`.
+        """
+        self._refuse(request)
+        result = await self._renderer.preprocess_completion(request, **options)
+        with refusals():
+            self._check_own(request.sampling_params.extra_args or {}, list(map(_ids_of, result)))
+        return result
+
+    def _refuse(self, request: Any) -> None:
+        """Refuse what loses its types on its way, and adapters with rules of their own.
+
+        Raises:
+            VLLMValidationError: It names the field.
+        """
+        with refusals():
+            check_adapter(self._adapters.get(request.model), self._config)
+            for name, why in _WITHOUT_TYPES.items():
+                if getattr(request, name, None):
+                    raise InvalidTypes(f"{name}: cannot be honoured with HSA: {why}. Leave it out.")
+
+    def _check_own(
+        self, fields: Mapping[str, Any], prompts: Sequence[Sequence[int]], given: Sequence[GivenTypes] = ()
+    ) -> None:
         """Check the fields that a client sends itself.
 
         Raises:
@@ -84,7 +122,7 @@ class TypedRenderer:
             )
         for number, prompt_ids in enumerate(prompts):
             try:
-                self._typer.tagger(types_of(request.vllm_xargs, len(prompt_ids), self._config).roles)
+                self._typer.tagger(types_of(fields, len(prompt_ids), self._config).roles)
             except InvalidTypes as error:
                 several = f"prompt {number} of {len(prompts)}, which share vllm_xargs: " if len(prompts) > 1 else ""
                 raise InvalidTypes(f"{several}{error}") from None
@@ -109,24 +147,6 @@ def refusals() -> Iterator[None]:
         yield
     except InvalidTypes as error:
         raise VLLMValidationError(str(error)) from error
-
-
-def _refuse(request: Any) -> None:
-    """Refuse what has no types, or loses them on its way.
-
-    Raises:
-        VLLMValidationError: It names the field.
-    """
-    extra: Mapping[str, Any] = getattr(request, "model_extra", None) or {}
-    with refusals():
-        refuse_fields(extra)
-        for name, why in (
-            ("use_beam_search", "vLLM's beam search sends on prompts without their types"),
-            ("prompt_embeds", "types belong to tokens"),
-            ("kv_transfer_params", "keys of another engine have no types"),
-        ):
-            if getattr(request, name, None):
-                raise InvalidTypes(f"{name}: cannot be honoured with HSA: {why}. Leave it out.")
 
 
 def _own_fields(request: Any) -> Mapping[str, Any]:

@@ -1,0 +1,93 @@
+"""What stands before every route of the server: keys of HSA that a route would ignore are refused."""
+
+import json
+from typing import Any
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+from vllm.exceptions import VLLMValidationError
+from vllm.lora.request import LoRARequest
+
+from ...config import HSAConfig
+from ..adapters import check_adapter
+from ..types import InvalidTypes
+from .given_types import read_given
+from .type_keys import check_keys, holds_keys, reads_of
+
+
+_LOADS = {"/v1/load_lora_adapter": ("lora_name", "lora_path"), "/adapters": ("name", "src")}
+
+
+class KeyGuard:
+    """Reads the body of each POST before its route does, and answers 400 where it says something of HSA that is not read.
+
+    Args:
+        app: What comes after it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or let the route do it."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        messages = await _read(receive)
+        body = _json_of(messages)
+        config = getattr(scope["app"].state, "hsa_config", None)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        try:
+            _check(path, body, config)
+        except InvalidTypes as error:
+            answer = create_error_response(VLLMValidationError(str(error)))
+            await JSONResponse(answer.model_dump(), answer.error.code)(scope, receive, send)
+            return
+        await self._app(scope, _again(messages, receive), send)
+
+
+def _check(path: str, body: Any, config: HSAConfig | None) -> None:
+    """Refuse what a route would ignore.
+
+    Raises:
+        InvalidTypes: With the reason.
+    """
+    if path in _LOADS and isinstance(body, dict):
+        name, directory = (body.get(key) for key in _LOADS[path])
+        if isinstance(name, str) and isinstance(directory, str) and directory:
+            check_adapter(LoRARequest(name, 1, directory), config)
+    if config is None:
+        if key := holds_keys(body):
+            raise InvalidTypes(f"{key}: this server's model has no HSA. Send requests without it.")
+        return
+    check_keys(path, body)
+    if reads_of(path).messages:
+        read_given(body)
+
+
+async def _read(receive: Receive) -> list[Message]:
+    messages = []
+    while True:
+        messages.append(await receive())
+        if messages[-1]["type"] != "http.request" or not messages[-1].get("more_body", False):
+            return messages
+
+
+def _json_of(messages: list[Message]) -> Any:
+    """Return the body as JSON; None: it is none, which the route will say."""
+    try:
+        return json.loads(b"".join(message.get("body", b"") for message in messages))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _again(messages: list[Message], receive: Receive) -> Receive:
+    """Return what gives the route the messages that were read, and then those that come."""
+    waiting = iter(messages)
+
+    async def next_message() -> Message:
+        message = next(waiting, None)
+        return await receive() if message is None else message
+
+    return next_message

@@ -1,0 +1,75 @@
+"""A whole engine with the attention of GPUs, on a CPU: all of it but the kernel, which is done by hand there."""
+
+import pytest
+import torch
+from engines import random_request
+
+from hsa_factory import HSAConfig
+from hsa_factory.vllm import models
+from hsa_factory.vllm.paged import backend
+
+
+def attend_by_hand(query, key, value, mask, score_mod, scale):
+    """Do what the kernel does: for each block of queries, only its own pages are looked at."""
+    rows, page = mask.BLOCK_SIZE
+    group = query.shape[1] // key.shape[1]
+    zero, answers = torch.tensor(0), []
+    for block, number in enumerate(mask.kv_num_blocks[0, 0].tolist()):
+        pages = mask.kv_indices[0, 0, block, :number].long()
+        k = (pages[:, None] * page + torch.arange(page)).flatten()
+        q = torch.arange(block * rows, (block + 1) * rows)
+        held = (half[k].repeat_interleave(group, 1) for half in (key, value))
+        keys, values = held
+        scores = torch.einsum("qhd,khd->hqk", query[q].float(), keys.float()) * scale
+        if score_mod is not None:
+            scores = score_mod(scores, zero, zero, q[:, None], k[None])
+        seen = mask.mask_mod(zero, zero, q[:, None], k[None])
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num()
+        answers.append(torch.einsum("hqk,khd->qhd", weights, values.float()).to(query.dtype))
+    return torch.cat(answers)
+
+
+@pytest.fixture
+def paged(monkeypatch, serve):
+    """A function that makes an engine as `serve` does, with the attention of GPUs."""
+    monkeypatch.setattr(models, "attention_here", lambda: backend.PagedHSABackend)
+    calls = []
+    monkeypatch.setattr(backend, "paged_attention", lambda *args: (calls.append(1), attend_by_hand(*args))[1])
+    yield lambda **options: serve(max_num_seqs=7, **options)
+    assert calls
+
+
+def test_batches_chunks_and_prefixes(paged, rng):
+    served = paged(max_num_batched_tokens=256)
+    requests = [random_request(rng, length) for length in (150, 1, 333, 17, 801, 64)]
+    assert served.ask(requests, 20) == served.expected(requests, 20)
+    ids, types = requests[4]
+    turns = [(ids[:stop], types[:stop]) for stop in (400, 600, 801)]
+    for turn in turns:  # each finds the one before, with blocks gone
+        assert served.ask([turn], 5) == served.expected([turn], 5)
+    assert served.scheduler.counts.freed > 0
+
+
+def test_a_pool_too_small_for_all(paged, rng, preempted):
+    config = HSAConfig(noise_decay=0, landmark_window=300, landmark_decay=0)
+    served = paged(config=config, num_gpu_blocks_override=60, max_num_batched_tokens=256)
+    seen = preempted(served.scheduler)
+    requests = [random_request(rng, length, noise=60) for length in (300, 310, 320, 330, 340, 350)]
+    assert served.ask(requests, 150) == served.expected(requests, 150)
+    assert seen
+
+
+def test_rules_with_turns_late_types_and_hidden_pairs(paged, rng):
+    config = HSAConfig(
+        noise_turns=1,
+        noise_window=10,
+        hide=[("GLOBAL", "NOISE")],
+        layers=[0, 2],
+        rules=[{"tag": ["a"], "type": "LANDMARK"}, {"role": "user", "type": "NOISE"}],
+    )
+    served = paged(config=config)
+    requests = []
+    for length in (120, 333):
+        ids, types = random_request(rng, length)
+        requests.append((ids, types, sorted(rng.integers(0, 5, length).tolist())))
+    assert served.ask(requests, 30) == served.expected(requests, 30)

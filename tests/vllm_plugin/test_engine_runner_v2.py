@@ -1,0 +1,181 @@
+"""What model runner V2 of vLLM, which runs on GPUs, is told and tells: that its interfaces are those we rely on, and ours fit.
+
+Nothing of it can run on a CPU, where vLLM refuses V2; a version that moves one of these places fails here.
+"""
+
+import inspect
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from serving_checkpoints import save_checkpoint
+from vllm import SamplingParams
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.exceptions import VLLMValidationError
+from vllm.platforms import current_platform
+from vllm.v1.attention.backend import AttentionMetadataBuilder, CommonAttentionMetadata
+from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.worker.gpu import attn_utils, input_batch, model_runner
+from vllm.v1.worker.gpu.model_states import default, init_model_state, interface, resolve_model_state_cls
+from vllm.v1.worker.gpu.sample.logits_processor import loader
+
+from hsa_factory import HSAConfig
+from hsa_factory.attention import LayerRules
+from hsa_factory.vllm import models
+from hsa_factory.vllm.at_start import GATE, LISTENER, HSAModelConfig
+from hsa_factory.vllm.listener import rows_of
+from hsa_factory.vllm.paged.backend import PagedMetadataBuilder
+from hsa_factory.vllm.paged.model_state import HSAModelState, TypeGate
+
+
+def parameters(function):
+    return list(inspect.signature(function).parameters)
+
+
+def test_the_places_in_vllm_that_we_rely_on():
+    state = interface.ModelState
+    assert parameters(state.__init__) == ["self", "vllm_config", "model", "encoder_cache", "device"]
+    assert parameters(state.add_request) == ["self", "req_index", "new_req_data"]
+    assert parameters(state.remove_request) == ["self", "req_id"]
+    assert parameters(state.prepare_attn)[:2] == ["self", "input_batch"]
+    assert parameters(default.DefaultModelState.prepare_attn)[:2] == ["self", "input_batch"]
+    fields = set(NewRequestData.__dataclass_fields__)
+    assert {"req_id", "prompt_token_ids", "sampling_params", "prefill_token_ids"} <= fields
+    fields = set(input_batch.InputBatch.__dataclass_fields__)
+    assert {"req_ids", "input_ids", "query_start_loc_np", "seq_lens_cpu_upper_bound"} <= fields
+    fields = set(CommonAttentionMetadata.__dataclass_fields__)
+    assert {"query_start_loc_cpu", "seq_lens_cpu_upper_bound", "block_table_tensor", "slot_mapping"} <= fields
+    assert "seq_lens_cpu_upper_bound" in parameters(attn_utils.build_attn_metadata)
+    assert parameters(AttentionMetadataBuilder.build)[1:] == parameters(PagedMetadataBuilder.build)[1:]
+    assert "get_model_state_cls" in inspect.getsource(resolve_model_state_cls)
+    source = inspect.getsource(model_runner)
+    for call in ("self.model_state.add_request(req_index, new_req_data)", "self.model_state.remove_request(req_id)"):
+        assert call in source
+    assert "self.model_state.prepare_attn(" in source and init_model_state is not None
+
+
+def test_models_name_their_state():
+    for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Qwen3Moe"):
+        assert resolve_model_state_cls(None, getattr(models, f"HSA{name}ForCausalLM")) is HSAModelState
+    assert issubclass(HSAModelState, interface.ModelState)
+
+
+def test_the_gate_is_a_processor_of_v2():
+    (loaded,) = loader._load_v2_logitsprocs_by_fqcns([GATE])
+    assert loaded is TypeGate
+    validate = loader.build_custom_logits_processors_params_validator([GATE])
+    validate(SamplingParams(extra_args={"hsa_types": "012"}))
+    with pytest.raises(VLLMValidationError, match="hsa_type is no field of HSA"):
+        validate(SamplingParams(extra_args={"hsa_type": "012"}))
+    gate = TypeGate(None, None)
+    logits = torch.randn(2, 3)
+    assert not gate.add_request(0, SamplingParams()) and gate.apply(logits, None) is logits
+
+
+RULES = [{"tag": ["think"], "type": "NOISE"}, {"role": "user", "type": "LANDMARK"}]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory, tiny_tokenizer):
+    def make(config, **options):
+        directory = tmp_path_factory.mktemp("v2")
+        save_checkpoint(directory, tiny_tokenizer, config=config)
+        return EngineArgs(str(directory), dtype="float32", max_model_len=512, **options).create_engine_config()
+
+    return make
+
+
+def test_v2_is_for_gpus(start, monkeypatch):
+    config = start(HSAConfig())
+    monkeypatch.setattr(VllmConfig, "use_v2_model_runner", True)
+    with pytest.raises(ValueError, match="model runner V2 without a GPU"):
+        HSAModelConfig.verify_and_update_config(config)
+    monkeypatch.setattr(type(current_platform), "is_cuda", lambda self: True)
+    for processors, runs_v2 in ((GATE, True), (LISTENER, False)):
+        monkeypatch.setattr(VllmConfig, "use_v2_model_runner", runs_v2)
+        config.model_config.logits_processors = None
+        HSAModelConfig.verify_and_update_config(config)
+        assert config.model_config.logits_processors == [processors]
+
+
+def request_data(name, ids, fields, generated=()):
+    return SimpleNamespace(
+        req_id=name,
+        prompt_token_ids=ids,
+        sampling_params=SamplingParams(extra_args=fields),
+        prefill_token_ids=[*ids, *generated],
+        mm_features=[],
+    )
+
+
+def batch(names, lengths, numbers, ids):
+    starts = np.concatenate([[0], np.cumsum(numbers)])
+    return SimpleNamespace(
+        req_ids=names,
+        seq_lens_cpu_upper_bound=torch.tensor(lengths, dtype=torch.int32),
+        query_start_loc_np=starts.astype(np.int32),
+        input_ids=torch.tensor(ids, dtype=torch.int32),
+    )
+
+
+@pytest.mark.parametrize("rules", [None, RULES])
+def test_the_state_follows_the_requests(start, monkeypatch, tiny_tokenizer, rules):
+    """Rows go by the batch's order; generated tokens are read where rules need them; a preempted request comes again."""
+    config = HSAConfig(rules=rules, generated_type="NOISE", noise_window=5)
+    vllm_config = start(config)
+    rows = rows_of(vllm_config)
+    rows.rules = (LayerRules.of(config),)
+    state = HSAModelState(vllm_config, torch.nn.Linear(1, 1), None, torch.device("cpu"))
+    monkeypatch.setattr(
+        default.DefaultModelState, "prepare_attn", lambda self, input_batch, *rest, **more: (rest, more)
+    )
+    ids = tiny_tokenizer("<think>go</think> on")["input_ids"]
+    state.add_request(5, request_data("a", [1, 2, 3], {"hsa_types": "012"}))
+    state.add_request(2, request_data("b", [4, 5], {"hsa_types": "00"}))
+    assert state.prepare_attn(batch(["b", "a"], [2, 3], [2, 3], [4, 5, 1, 2, 3]), 7, x=1) == ((7,), {"x": 1})
+    assert rows.get(0).tokens.types.tolist() == [0, 0] and rows.get(1).tokens.types.tolist() == [0, 1, 2]
+    for step, token in enumerate(ids, 1):
+        state.prepare_attn(batch(["a"], [3 + step], [1], [token]))
+        rows.get(0).tokens.read()
+    known = rows.get(0).tokens.types.tolist()
+    assert len(known) == 3 + len(ids) and rows.get(1) is None
+    state.remove_request("a")
+    state.add_request(0, request_data("a", [1, 2, 3], {"hsa_types": "012"}, ids))
+    state.prepare_attn(batch(["a", "b"], [3 + len(ids), 3], [3 + len(ids), 1], [1, 2, 3, *ids, 9]))
+    rows.get(0).tokens.read()
+    assert rows.get(0).tokens.types.tolist() == known and len(rows.get(1).tokens._output_ids) == 1
+    state.prepare_attn(batch(["of a dry run"], [1], [1], [0]))
+    assert rows.get(0) is None
+
+
+def test_metadata_of_hand_made_batches(start, rng):
+    """The builder takes what vLLM says of a forward, V1's and V2's, with more rows in its tensors than there are requests."""
+    config = HSAConfig(noise_window=20)
+    vllm_config = start(config)
+    vllm_config.cache_config.num_gpu_blocks = 40
+    rows = rows_of(vllm_config)
+    rows.rules = (LayerRules.of(config),)
+    builder = PagedMetadataBuilder(SimpleNamespace(block_size=16), ["x"], vllm_config, torch.device("cpu"))
+    table = torch.from_numpy(rng.permutation(np.arange(1, 40))[: 3 * 10].reshape(3, 10)).int()
+    common = CommonAttentionMetadata(
+        query_start_loc=torch.tensor([0, 20, 21, 21]),
+        query_start_loc_cpu=torch.tensor([0, 20, 21, 21]),
+        seq_lens=torch.tensor([20, 150, 0]),
+        num_reqs=3,
+        num_actual_tokens=21,
+        max_query_len=20,
+        max_seq_len=150,
+        block_table_tensor=table,
+        slot_mapping=torch.arange(32),
+    )
+    made = builder.build(0, common)  # a dry run
+    assert made.number.tolist() == [1, 2, 10] and made.layout.position[-16] == 149 and len(made.new_slots) == 21
+    assert made.queries[made.places].tolist() == list(range(21))
+    assert made.pages[2, :10].tolist() == table[1].tolist() and made.layout.logical[table[1].long()].tolist() == [
+        *range(10)
+    ]
+    mask, score = made.mask_and_score(rows.rules[0])
+    assert made.mask_and_score(rows.rules[0])[0] is mask and mask.BLOCK_SIZE == (16, 16) and score is not None
+    assert builder.get_cudagraph_support(vllm_config, None).name == "NEVER"

@@ -1,0 +1,149 @@
+"""Attention over pages: what the kernel's two functions and its list of pages say, against the product's own attention."""
+
+import numpy as np
+import pytest
+import torch
+from paged_cases import PAGES, SIZE, by_hand, expected, make_case, of_queries, tokens_of
+from torch._dynamo.utils import counters
+
+from hsa_factory import HSAConfig
+from hsa_factory.attention import LayerRules
+from hsa_factory.models.generation.rule_tagger import make_tagger
+from hsa_factory.vllm.paged.kernel import paged_attention
+from hsa_factory.vllm.paged.pages import QUERIES, blocks_of, pieces_of
+from hsa_factory.vllm.paged.type_table import TypeTable
+from hsa_factory.vllm.tokens import TokenTypes
+from hsa_factory.vllm.types import PromptTypes
+
+
+RULES = {
+    "defaults": LayerRules.of(HSAConfig()),
+    "narrow": LayerRules.of(HSAConfig(noise_window=3, landmark_window=20, landmark_decay=0.1)),
+    "nothing fades": LayerRules.of(HSAConfig(noise_window=0, noise_decay=0, landmark_decay=0)),
+    "hidden": LayerRules.of(HSAConfig(noise_window=30, hide=[("GLOBAL", "NOISE"), ("NOISE", "NOISE"), (1, 0)])),
+    "turns": LayerRules.of(HSAConfig(noise_turns=0, landmark_turns=2)),
+    "turns and windows": LayerRules.of(HSAConfig(noise_turns=1, noise_window=10, hide=[(0, 2)]), 60),
+    "the model's window": LayerRules.of(HSAConfig(noise_window=None), 25),
+    "no HSA": LayerRules.plain(),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("page", [16, 32])
+def test_the_same_as_each_request_alone(name, page):
+    rules = RULES[name]
+    case = make_case(rules, page=page, seed=len(name))
+    answer, seen, read = by_hand(case)
+    torch.testing.assert_close(of_queries(case, answer), expected(case, rules), atol=2e-5, rtol=0)
+    assert read.sum() < read.numel() / 2
+
+
+@pytest.mark.parametrize("name", ["narrow", "turns", "the model's window"])
+def test_pages_without_a_key_in_sight_are_not_read(name):
+    """Nor are they there: they hold NaN, or keys of another request, at another place in it."""
+    case = make_case(RULES[name], requests=[(400, 16), (300, 1)])
+    answer, seen, read = by_hand(case)
+    is_nan = case.cache.isnan().any(-1).any(-1)
+    assert is_nan.any() and not (read & is_nan).any()
+    by_page = (read.view(-1, QUERIES, PAGES, 16).any(3).any(1), seen.view(-1, QUERIES, PAGES, 16).any(3).any(1))
+    assert torch.equal(*by_page)  # each page that is read has something to see
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))],
+)
+@pytest.mark.parametrize("name", ["turns and windows"])
+def test_the_kernel_itself(name, device):
+    """On a CPU torch asks for room for all pages in the list; what lies in those that are not listed is NaN."""
+    rules = RULES[name]
+    atol = 2e-5 if device == "cpu" else 5e-3  # TF32
+    graphs = set()
+    for seed in range(3):  # other types, pages and functions, the same kernel
+        case = make_case(rules, seed=seed, device=device, width=PAGES)
+        query = case.query[torch.from_numpy(np.maximum(case.blocks.queries, 0)).to(device)]
+        with torch.no_grad():
+            answer = paged_attention(query, *case.cache.split(SIZE, dim=-1), case.mask, case.score_mod, SIZE**-0.5)
+        torch.testing.assert_close(of_queries(case, answer), expected(case, rules), atol=atol, rtol=0)
+        graphs.add(counters["stats"]["unique_graphs"])
+    assert len(graphs) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_kernel_on_a_gpu(name, dtype):
+    for seed in range(3):  # other shapes, the same kernel
+        requests = [(400 + 7 * seed, 130), (300, 1), (33 + seed, 2), (1, 1)][: seed + 2]
+        case = make_case(RULES[name], requests=requests, seed=seed, device="cuda", dtype=dtype)
+        query = case.query[torch.from_numpy(np.maximum(case.blocks.queries, 0)).cuda()]
+        with torch.no_grad():
+            answer = paged_attention(query, *case.cache.split(SIZE, dim=-1), case.mask, case.score_mod, SIZE**-0.5)
+        torch.testing.assert_close(of_queries(case, answer), expected(case, RULES[name]), atol=4e-2, rtol=0)
+
+
+RETYPING = HSAConfig(
+    rules=[{"tag": ["m"], "type": "LANDMARK"}, {"tag": ["think"], "verbs": ["go"], "type": "NOISE"}], noise_window=4
+)
+
+
+def test_what_is_computed_anew_sees_what_it_saw_first(tiny_tokenizer):
+    """Tokens that a closing tag typed anew, in one forward with the queries before it and those after it."""
+    ids = tiny_tokenizer("I <m>open</m> it. <think>go to the table now</think> and <m>see</m> the apple")["input_ids"]
+    rules = LayerRules.of(RETYPING)
+    tokens = TokenTypes(
+        PromptTypes(np.array([0, 2, 2, 1], np.uint8)), make_tagger(RETYPING, tiny_tokenizer), [rules], ids
+    )
+    tokens.read()
+    assert len(tokens.events) > 1
+    length = len(tokens)
+    other = tokens_of(np.random.default_rng(0), 50, rules)
+    case = make_case(rules, requests=[(length, length), (50, 3)], tokens=[tokens, other])
+    answer, _, _ = by_hand(case)
+    torch.testing.assert_close(of_queries(case, answer), expected(case, rules), atol=2e-5, rtol=0)
+    assert len(set(case.blocks.pieces.tolist())) == len(tokens.events) + 2
+
+
+# -- the table ---------------------------------------------------------------------------------------------------
+
+
+def read_row(table, row, tokens):
+    assert table.types[row, : len(tokens)].tolist() == tokens.types.tolist()
+    if table.turns is not None:
+        assert table.turns[row, : len(tokens)].tolist() == tokens.turns.tolist()
+
+
+def test_a_table_is_written_as_tokens_come(tiny_tokenizer):
+    """Also what is typed anew; and rows of requests that are gone are used again."""
+    table = TypeTable(256, torch.device("cpu"), has_turns=True)
+    config = HSAConfig(rules=RETYPING.rules, noise_turns=1)
+    ids = tiny_tokenizer("<m>open</m> it <think>go on</think> and <m>see</m>")["input_ids"]
+    output = []
+    prompt = PromptTypes(np.array([0, 1], np.uint8), np.array([3, 4]))
+    tokens = TokenTypes(prompt, make_tagger(config, tiny_tokenizer), [LayerRules.of(config)], output)
+    rows = set()
+    for token in ids:
+        output.append(token)
+        tokens.read()
+        rows.add(*table.rows_for([(tokens, len(tokens) - 1)]))
+        read_row(table, *rows, tokens)
+    assert len(rows) == 1 and tokens.events
+    many = [tokens_of(np.random.default_rng(n), 100 + n, LayerRules.of(config)) for n in range(40)]
+    found = table.rows_for([(None, 0), *((one, 0) for one in many)])
+    assert found[0] == 0 and len(set(found)) == 41 and not rows & set(found) and not table.types[0].any()
+    for row, one in zip(found[1:], many):
+        read_row(table, row, one)
+    read_row(table, *rows, tokens)
+    size = len(table.types)
+    del one, many
+    again = [tokens_of(np.random.default_rng(n), 50, LayerRules.of(config)) for n in range(40)]
+    for row, one in zip(table.rows_for([(one, 0) for one in again]), again):
+        read_row(table, row, one)
+    assert len(table.types) == size
+
+
+def test_blocks_of_a_dry_run():
+    blocks = blocks_of(pieces_of(0, 0, 20, 20, None) + pieces_of(1, 20, 1, 1, None), 16)
+    assert blocks.pieces.tolist() == [0, 0, 1] and blocks.number.tolist() == [1, 2, 1]
+    assert blocks.queries.reshape(3, QUERIES)[:, 0].tolist() == [0, 16, 20]
+    assert (blocks.queries >= 0).sum() == 21 and blocks.pages.shape[1] > blocks.number.max()
