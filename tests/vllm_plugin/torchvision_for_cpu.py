@@ -1,7 +1,8 @@
-"""Python runs it at its start where this folder is on PYTHONPATH: torchvision, built for CUDA, then imports beside torch for CPUs.
+"""Python runs it at its start where it lies in site-packages, with its .pth file: torchvision then imports beside torch for CPUs.
 
-Its compiled operators do not load there, and two of them are asked for when it is imported. Nothing that prepares pictures
-for a model calls them. PyTorch's own index has a build for CPUs, which needs none of this.
+What a package index has of torchvision is built for CUDA. Its compiled operators do not load there, and two of them are
+asked for when it is imported; nothing that prepares pictures for a model calls them. PyTorch's own index has a build for
+CPUs, which needs none of this.
 """
 
 import sys
