@@ -6,6 +6,8 @@ from test_engine_pool import FULL_SIGHT, holds_nothing
 from vllm import SamplingParams
 
 from hsa_factory import HSAConfig
+from hsa_factory.vllm.server.renderer import _ids_of
+from hsa_factory.vllm.types import InvalidTypes
 
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -91,3 +93,18 @@ def test_text_alone_and_default_types(serve, rng):
     assert texts(answers) == [expected(served, default, 12)]
     ids, types = request.ids[:12], [0] * 6 + [2] * 6
     assert served.ask([(ids, types)], 12) == served.expected([(ids, types)], 12)
+
+
+def test_videos_are_refused_and_the_engine_goes_on(serve, rng):
+    served = serve("qwen2_5_vl", config=FULL_SIGHT, **SMALL)
+    film = {"prompt": "<|vision_start|><|video_pad|><|vision_end|>", "multi_modal_data": {}}
+    film["multi_modal_data"]["video"] = [
+        (rng.integers(0, 256, (2, 56, 56, 3), dtype="uint8"), {"fps": 2.0, "duration": 1.0, "total_num_frames": 2})
+    ]
+    request = Seen.random(rng, served.tokenizer, 1)
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    (answer,) = served.llm.generate([film], params, use_tqdm=False)
+    assert answer.outputs[0].finish_reason == "error" and not answer.outputs[0].token_ids
+    with pytest.raises(InvalidTypes, match="^video: served with HSA on vLLM are text and pictures"):
+        _ids_of({"type": "multimodal", "prompt_token_ids": [1], "mm_placeholders": {"video": [], "image": []}})
+    assert texts(ask(served, [request], 8)) == [expected(served, request, 8)]

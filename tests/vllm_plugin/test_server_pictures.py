@@ -84,13 +84,14 @@ def _part_as_sent(part):
 
 
 @torch.no_grad()
-def answered(model, processor, messages, number=16):
+def answered(model, processor, messages, number=16, length=None):
     """Return ids and answer of the model itself, typed as in training; every message says its type, or a rule does."""
     read = read_conversation(messages, CONFIG, LossWeightsConfig())
     encoded, tokens = encode_typed(ChatTemplate(processor), read, {})
     header = processor.tokenizer.encode("<|im_start|>assistant\n", add_special_tokens=False)
-    ids = torch.tensor([[*encoded.input_ids, *header]])
-    types = [*tokens.semantic_ids.tolist(), *[read.facts[-1].semantic_type] * len(header)]
+    start = 0 if length is None else len(encoded.input_ids) + len(header) - length
+    ids = torch.tensor([[*encoded.input_ids, *header][start:]])
+    types = [*tokens.semantic_ids.tolist(), *[read.facts[-1].semantic_type] * len(header)][start:]
     pictures = [
         part["image"] for m in messages if isinstance(m["content"], list) for part in m["content"] if "image" in part
     ]
@@ -162,6 +163,21 @@ def as_sent_without(messages):
     ]
 
 
+def test_a_prompt_that_is_cut_before_its_pictures(server, model, processor, rng):
+    messages = [user(said("the fridge opens " * 20), shown(picture(rng)), said("it opens " * 9), kind="NOISE")]
+    length = len(answered(model, processor, messages)[0]) - 30
+    right = answered(model, processor, messages, length=length)
+    assert server.chat(as_sent(messages), truncate_prompt_tokens=length) == right[:2]
+
+
+def test_pictures_in_anthropics_form(server, rng):
+    url = as_sent([user(shown(picture(rng)))])[0]["content"][0]["image_url"]["url"]
+    source = {"type": "base64", "media_type": "image/png", "data": url.partition(",")[2]}
+    messages = [{"role": "user", "content": [{"type": "image", "source": source}, {"type": "text", "text": "see"}]}]
+    status, answer = server.post("/v1/messages", {"messages": messages, "max_tokens": 4, "temperature": 0})
+    assert status == 200 and answer["usage"]["output_tokens"] == 4
+
+
 def test_what_is_refused(server, rng):
     hello = user(shown(picture(rng)), said("hello"))
     sent = as_sent([hello])
@@ -170,7 +186,7 @@ def test_what_is_refused(server, rng):
     for messages, more, reason in (
         (wrong, {}, "messages[0].content[0].semantic_type: "),
         (broken, {}, ""),
-        (sent, {"truncate_prompt_tokens": 5}, "image"),
+        (sent, {"truncate_prompt_tokens": 21}, "image"),
     ):
         status, answer = server.post(CHAT, {"messages": messages, "max_tokens": 1, **more})
         assert status == 400 and reason in answer["error"]["message"], answer

@@ -1,9 +1,9 @@
-"""Pictures and videos in a prompt: vLLM puts their tokens in the place of one, and what is known of that one holds for all.
+"""Pictures in a prompt: vLLM puts their tokens in the place of one, and what is known of that one holds for all.
 
 A client knows its prompt as it was sent, with one token for each picture; how many it becomes is known when vLLM has read it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -15,7 +15,25 @@ from .types import InvalidTypes, PromptTypes, fields_of, types_of
 
 
 Span = tuple[int, int]
-"""Where the tokens of a picture or a video begin in the prompt as the model reads it, and how many they are."""
+"""Where the tokens of a picture begin in the prompt as the model reads it, and how many they are."""
+
+
+PICTURE = "image"
+"""What vLLM calls a picture."""
+
+
+def refuse_media(kinds: Iterable[str]) -> None:
+    """Refuse what is no picture.
+
+    Args:
+        kinds: Of what is in a prompt, as vLLM calls them.
+
+    Raises:
+        InvalidTypes: It names them.
+    """
+    others = sorted({*kinds} - {PICTURE})
+    if others:
+        raise InvalidTypes(f"{', '.join(others)}: served with HSA on vLLM are text and pictures.")
 
 
 def places_sent(length: int, spans: Sequence[Span]) -> NDArray[np.int64]:
@@ -34,19 +52,15 @@ def places_sent(length: int, spans: Sequence[Span]) -> NDArray[np.int64]:
     return np.cumsum(is_first) - 1
 
 
-def as_sent(ids: Sequence[int], spans: Sequence[Span], placeholders: Sequence[int]) -> list[int]:
+def as_sent(ids: Sequence[int], spans: Sequence[Span]) -> list[int]:
     """Return a prompt as it was before pictures were put in.
 
     Args:
         ids: The tokens that the model reads.
-        spans: Of the pictures.
-        placeholders: For each, the token that it was.
+        spans: Of the pictures, each of which repeats its placeholder.
     """
-    sent = np.array(ids, np.int64)
-    for (start, _), token in zip(spans, placeholders):
-        sent[start] = token
     is_first = np.diff(places_sent(len(ids), spans), prepend=-1) > 0
-    return [int(token) for token in sent[is_first]]
+    return [token for token, is_kept in zip(ids, is_first.tolist()) if is_kept]
 
 
 def types_of_expanded(
@@ -86,8 +100,9 @@ def read_request(request: Any, config: HSAConfig) -> PromptTypes:
         config: The rules of the model that is served.
 
     Raises:
-        InvalidTypes: As `types_of`.
+        InvalidTypes: As `types_of`, and for what is no picture.
     """
+    refuse_media(feature.modality for feature in request.mm_features)
     spans = [(feature.mm_position.offset, feature.mm_position.length) for feature in request.mm_features]
     params = request.sampling_params
     prompt = types_of_expanded(params.extra_args, len(request.prompt_token_ids), spans, config)

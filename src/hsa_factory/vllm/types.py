@@ -70,7 +70,9 @@ def types_of(fields: Mapping[str, Any] | None, length: int, config: HSAConfig) -
     types = fields.get(TYPES, DEFAULT)
     found = np.full(length, config.default, np.uint8) if types == DEFAULT else read_types(types)
     if len(found) != length:
-        raise InvalidTypes(f"{TYPES} has {len(found)} digits, but the prompt has {length} tokens: one digit a token.")
+        raise InvalidTypes(
+            f"{TYPES} has {len(found)} digits, but the prompt has {length} tokens: one digit a token, and one for a picture."
+        )
     roles = fields.get(ROLES)
     return PromptTypes(found, _turns_of(fields, length, config), None if roles is None else tuple(roles.split(",")))
 
@@ -157,5 +159,5 @@ def _turns_of(fields: Mapping[str, Any], length: int, config: HSAConfig) -> NDAr
         raise InvalidTypes(f"The rules of this model count turns, so {TURNS} is needed: runs number*tokens.")
     numbers, lengths = _turn_runs(fields[TURNS])
     if sum(lengths) != length:
-        raise InvalidTypes(f"{TURNS} covers {sum(lengths)} tokens, but the prompt has {length}.")
+        raise InvalidTypes(f"{TURNS} covers {sum(lengths)} tokens, but the prompt has {length}; a picture is one.")
     return np.repeat(np.array(numbers, np.int64), lengths)

@@ -12,13 +12,10 @@ from vllm.exceptions import VLLMValidationError
 from vllm.renderers.online_renderer import OnlineRenderer
 
 from ...config import HSAConfig
-from ..pictures import as_sent
+from ..pictures import PICTURE, as_sent, refuse_media
 from ..types import DEFAULT, FIELDS, TYPES, InvalidTypes, types_of
 from .chat_prompt import ChatTyper
 from .given_types import GivenTypes, put_types, refuse_fields
-
-
-_MEDIA = {"image": "image_token_id", "video": "video_token_id"}  # how a model's configuration calls the placeholder
 
 
 class TypedRenderer:
@@ -50,7 +47,7 @@ class TypedRenderer:
         conversation, inputs = result
         given: Sequence[GivenTypes] = getattr(request, "given_types", ())
         with refusals():
-            for prompt_ids in map(self._as_sent, inputs):
+            for prompt_ids in map(_ids_of, inputs):
                 if _own_fields(request):
                     self._check_own(request, [prompt_ids], given)
                     continue
@@ -73,32 +70,8 @@ class TypedRenderer:
         with refusals():
             if TYPES not in _own_fields(request):
                 request.vllm_xargs = {**(request.vllm_xargs or {}), TYPES: DEFAULT}
-            self._check_own(request, list(map(self._as_sent, result)), ())
+            self._check_own(request, list(map(_ids_of, result)), ())
         return result
-
-    def _as_sent(self, engine_input: Any) -> list[int]:
-        """Return the tokens of a prompt, one for each picture and video.
-
-        Raises:
-            InvalidTypes: If something else is in it.
-        """
-        kind, placeholders = engine_input.get("type"), engine_input.get("mm_placeholders") or {}
-        if kind == "token":
-            return list(engine_input["prompt_token_ids"])
-        others = sorted({*placeholders} - {*_MEDIA})
-        if kind != "multimodal" or others:
-            raise InvalidTypes(
-                f"Prompts of text, pictures and videos can be typed here: {', '.join(others) or kind} is not served with HSA."
-            )
-        config = self._renderer.model_config.hf_config
-        known = [
-            (spot.offset, spot.length, getattr(config, _MEDIA[name]))
-            for name in placeholders
-            for spot in placeholders[name]
-        ]
-        known.sort()
-        spans, tokens = [(start, number) for start, number, _ in known], [token for *_, token in known]
-        return as_sent(engine_input["prompt_token_ids"], spans, tokens)
 
     def _check_own(self, request: Any, prompts: Sequence[Sequence[int]], given: Sequence[GivenTypes]) -> None:
         """Check the fields that a client sends itself.
@@ -159,3 +132,17 @@ def _refuse(request: Any) -> None:
 
 def _own_fields(request: Any) -> Mapping[str, Any]:
     return {name: value for name, value in (request.vllm_xargs or {}).items() if name in FIELDS}
+
+
+def _ids_of(engine_input: Any) -> list[int]:
+    """Return the tokens of a prompt as it was sent, one for each picture.
+
+    Raises:
+        InvalidTypes: If something else is in it.
+    """
+    kind, places = engine_input.get("type"), engine_input.get("mm_placeholders") or {}
+    if kind not in ("token", "multimodal"):
+        raise InvalidTypes(f"{kind}: served with HSA on vLLM are text and pictures.")
+    refuse_media(places)
+    spans = [(place.offset, place.length) for place in places.get(PICTURE, ())]
+    return as_sent(engine_input["prompt_token_ids"], spans)
