@@ -78,7 +78,9 @@ def types_of(fields: Mapping[str, Any] | None, length: int, config: HSAConfig) -
 
 
 def fields_of(
-    types: Sequence[int] | NDArray[Any], turns: Sequence[int] | None = None, roles: Sequence[str] | None = None
+    types: Sequence[int] | NDArray[Any],
+    turns: Sequence[int] | NDArray[Any] | None = None,
+    roles: Sequence[str] | None = None,
 ) -> dict[str, str]:
     """Write types, turns and roles as `types_of` reads them."""
     fields = {TYPES: "".join(map(str, np.asarray(types).tolist()))}
