@@ -6,6 +6,7 @@ from test_engine_pool import FULL_SIGHT, holds_nothing
 from vllm import SamplingParams
 
 from hsa_factory import HSAConfig
+from hsa_factory.vllm.offline import chat_request
 from hsa_factory.vllm.server.renderer import _ids_of
 from hsa_factory.vllm.types import InvalidTypes
 
@@ -108,3 +109,18 @@ def test_videos_are_refused_and_the_engine_goes_on(serve, rng):
     with pytest.raises(InvalidTypes, match="^video: served with HSA on vLLM are text and pictures"):
         _ids_of({"type": "multimodal", "prompt_token_ids": [1], "mm_placeholders": {"video": [], "image": []}})
     assert texts(ask(served, [request], 8)) == [expected(served, request, 8)]
+
+
+def test_chat_messages_without_a_server(serve, rng):
+    served = serve("qwen3_vl", config=FULL_SIGHT, **SMALL)
+    content = [{"type": "image"}, {"type": "text", "text": "You see a fridge.", "semantic_type": "LANDMARK"}]
+    messages = [{"role": "user", "semantic_type": "NOISE", "content": content}]
+    prompt, types = chat_request(served.tokenizer, messages, FULL_SIGHT)
+    pictures = [random_picture(rng)]
+    params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, extra_args=types)
+    request = {**prompt, "multi_modal_data": {"image": pictures}}
+    same = Seen(prompt["prompt_token_ids"], map(int, types["hsa_types"]), pictures)
+    pad = served.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    assert same.types[same.ids.index(pad)] == 2 and 1 in same.types
+    answers = served.llm.generate([request], params, use_tqdm=False)
+    assert texts(answers) == [expected(served, same, 20)]
