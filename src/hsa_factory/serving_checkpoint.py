@@ -20,12 +20,20 @@ ENGINES = ("vllm",)
 """What a checkpoint can be exported for."""
 
 PREFIX = "HSA"
+VISION_ARCHITECTURES = (
+    "Qwen2VLForConditionalGeneration",
+    "Qwen2_5_VLForConditionalGeneration",
+    "Qwen3VLForConditionalGeneration",
+)
+"""Those of `ARCHITECTURES` that see pictures."""
+
 ARCHITECTURES = (
     "LlamaForCausalLM",
     "MistralForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
     "Qwen3MoeForCausalLM",
+    *VISION_ARCHITECTURES,
 )
 """Architectures that our vLLM plugin serves with HSA."""
 

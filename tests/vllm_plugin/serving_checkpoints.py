@@ -11,5 +11,7 @@ def save_checkpoint(directory, tokenizer, model_type="qwen3", config=None, **ove
     enable_hsa(model, config or HSAConfig())
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    if model_type in tiny.VISION_MODELS:
+        tiny.build_processor(model_type, tokenizer).save_pretrained(directory)
     write_serving_architecture(directory)
     return model

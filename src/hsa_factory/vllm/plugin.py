@@ -3,7 +3,7 @@
 from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
-from ..serving_checkpoint import ARCHITECTURES, PREFIX
+from ..serving_checkpoint import ARCHITECTURES, PREFIX, VISION_ARCHITECTURES
 
 
 def register() -> None:
@@ -16,6 +16,7 @@ def register() -> None:
 
     register_kv_cache()
     for name in ARCHITECTURES:
-        ModelRegistry.register_model(f"{PREFIX}{name}", f"hsa_factory.vllm.models:{PREFIX}{name}")
+        module = "vision_models" if name in VISION_ARCHITECTURES else "models"
+        ModelRegistry.register_model(f"{PREFIX}{name}", f"hsa_factory.vllm.{module}:{PREFIX}{name}")
         MODELS_CONFIG_MAP[f"{PREFIX}{name}"] = HSAModelConfig
         MODELS_CONFIG_MAP.setdefault(name, UnnamedHSAConfig)

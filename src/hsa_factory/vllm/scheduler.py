@@ -14,9 +14,10 @@ from .adapters import check_adapter, hold_back
 from .block_hashes import TypedBlockHasher, TypedBlockHashes
 from .counts import BlockCounts, put_counts
 from .kv_cache import HSAManager
+from .pictures import read_request
 from .serving_config import TaggerMaker, serving_config
 from .tokens import TokenTypes
-from .types import InvalidTypes, types_of
+from .types import InvalidTypes
 
 
 logger = init_logger(f"vllm.{__name__}")  # under the name of the logger that vLLM lets print
@@ -70,7 +71,7 @@ class HSAScheduler(Scheduler):
         if request.resumable or request.prompt_token_ids is None or request.sampling_params is None:
             raise InvalidTypes("HSA needs a prompt of token ids that is complete, to generate from.")
         check_adapter(request.lora_request, self._config)
-        prompt = types_of(request.sampling_params.extra_args, len(request.prompt_token_ids), self._config)
+        prompt = read_request(request, self._config)
         tokens = TokenTypes(prompt, self._make_tagger(prompt), self._manager.rules, request.output_token_ids)
         needed, there = self._manager.most_blocks(tokens), self.kv_cache_manager.block_pool.num_gpu_blocks - 1
         if needed > there:

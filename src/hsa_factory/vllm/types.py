@@ -93,7 +93,9 @@ def types_of(fields: Mapping[str, Any] | None, length: int, config: HSAConfig) -
     types = fields.get(TYPES, DEFAULT)
     found = np.full(length, config.default, np.uint8) if types == DEFAULT else read_types(types)
     if len(found) != length:
-        raise InvalidTypes(f"{TYPES} has {len(found)} digits, but the prompt has {length} tokens: one digit a token.")
+        raise InvalidTypes(
+            f"{TYPES} has {len(found)} digits, but the prompt has {length} tokens: one digit a token, and one for a picture."
+        )
     roles = fields.get(ROLES)
     if roles is not None and config.rules is None:
         raise InvalidTypes(f"{ROLES}: this model has no rules that could read roles. Leave it out.")
@@ -101,7 +103,9 @@ def types_of(fields: Mapping[str, Any] | None, length: int, config: HSAConfig) -
 
 
 def fields_of(
-    types: Sequence[int] | NDArray[Any], turns: Sequence[int] | None = None, roles: Sequence[str] | None = None
+    types: Sequence[int] | NDArray[Any],
+    turns: Sequence[int] | NDArray[Any] | None = None,
+    roles: Sequence[str] | None = None,
 ) -> dict[str, str]:
     """Write types, turns and roles as `types_of` reads them."""
     fields = {TYPES: "".join(map(str, np.asarray(types).tolist()))}
@@ -186,5 +190,5 @@ def _turns_of(fields: Mapping[str, Any], length: int, config: HSAConfig) -> NDAr
         raise InvalidTypes(f"The rules of this model count turns, so {TURNS} is needed: runs number*tokens.")
     numbers, lengths = _turn_runs(fields[TURNS])
     if sum(lengths) != length:
-        raise InvalidTypes(f"{TURNS} covers {sum(lengths)} tokens, but the prompt has {length}.")
+        raise InvalidTypes(f"{TURNS} covers {sum(lengths)} tokens, but the prompt has {length}; a picture is one.")
     return np.repeat(np.array(numbers, np.int64), lengths)

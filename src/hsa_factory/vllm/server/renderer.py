@@ -14,6 +14,7 @@ from vllm.renderers.online_renderer import OnlineRenderer
 
 from ...config import HSAConfig
 from ..adapters import check_adapter
+from ..pictures import PICTURE, as_sent, refuse_media
 from ..types import DEFAULT, FIELDS, TYPES, InvalidTypes, types_of
 from .chat_prompt import ChatTyper
 from .given_types import GivenTypes, put_types
@@ -154,13 +155,14 @@ def _own_fields(request: Any) -> Mapping[str, Any]:
 
 
 def _ids_of(engine_input: Any) -> list[int]:
-    """Return the tokens of a prompt.
+    """Return the tokens of a prompt as it was sent, one for each picture.
 
     Raises:
-        InvalidTypes: If it is more than tokens.
+        InvalidTypes: If something else is in it.
     """
-    if engine_input.get("type") != "token":
-        raise InvalidTypes(
-            "Prompts of text only can be typed here: pictures, videos, audio and embeddings are not served with HSA."
-        )
-    return list(engine_input["prompt_token_ids"])
+    kind, places = engine_input.get("type"), engine_input.get("mm_placeholders") or {}
+    if kind not in ("token", "multimodal"):
+        raise InvalidTypes(f"{kind}: served with HSA on vLLM are text and pictures.")
+    refuse_media(places)
+    spans = [(place.offset, place.length) for place in places.get(PICTURE, ())]
+    return as_sent(engine_input["prompt_token_ids"], spans)
