@@ -3,6 +3,7 @@
 import pytest
 import torch
 from feeding import LENGTH, MODELS, SOFTMAX, build, close, tokens, types
+from halves import half_long
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -65,9 +66,10 @@ class TestPromise5:
         assert report.seen_tokens == LENGTH and report.kept_tokens < 0.8 * LENGTH
         assert torch.equal(cache.turn_ids, numbers.long())
 
-    @pytest.mark.parametrize("sizes", [[7] * 12 + [6], [1, 40, 2, 30, 17]])
-    @pytest.mark.parametrize("options", RULES)
-    @pytest.mark.parametrize("model_type", ["qwen3", "mistral"])
+    @pytest.mark.parametrize(
+        ("model_type", "options", "sizes"),
+        half_long(["qwen3", "mistral"], RULES, [[7] * 12 + [6], [1, 40, 2, 30, 17]]),
+    )
     def test_rules_and_pieces_of_any_size(self, model_type, options, sizes):
         """Mistral's own sliding window cuts what turns let see."""
         config = HSAConfig(**options)
