@@ -75,7 +75,7 @@ report("llamafactory", wrong if len(before) > 1000 else ["too little was compare
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_importing_changes_nothing():
     steps = [
         "the package and its command",

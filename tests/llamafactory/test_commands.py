@@ -104,7 +104,7 @@ def test_chat_in_a_terminal(checkpoint, tmp_path):
         shown = terminal.read_until("User: ").split("Assistant: ", 1)[1].rsplit("User: ", 1)[0]
         assert squeezed(shown) == squeezed(expected[0])
         terminal.write("exit")
-        assert terminal.process.wait(timeout=30) == 0
+        assert terminal.process.wait(timeout=120) == 0
     finally:
         terminal.close()
 

@@ -34,7 +34,7 @@ class Server:
 
     def __init__(self, process, url, log):
         self.process, self.url, self.log = process, url, log
-        self.client = httpx.Client(base_url=url, timeout=60)
+        self.client = httpx.Client(base_url=url, timeout=180)
 
     def post(self, messages, client=None, **options):
         body = {"model": "tiny", "messages": messages, "max_tokens": NEW, "temperature": 0, **options}
@@ -295,7 +295,7 @@ def test_clients_that_leave_while_they_wait(server, lf):
     for leaver in leavers:
         leaver.close()
     for thread in waiting:
-        thread.join(timeout=30)
+        thread.join(timeout=180)
     assert len(answers) == 3 and len(set(answers)) == 1
 
 
