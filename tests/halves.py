@@ -18,3 +18,8 @@ def half_long(*factors):
         marks = [pytest.mark.long] * (sum(places) % 2)
         combinations.append(pytest.param(*(values[place] for values, place in zip(factors, places)), marks=marks))
     return combinations
+
+
+def rest_long(values, kept):
+    """Return all values for `parametrize`; those that are not among the kept ones are marked as long."""
+    return [value if value in kept else pytest.param(value, marks=pytest.mark.long) for value in values]

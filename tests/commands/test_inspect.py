@@ -787,7 +787,7 @@ def test_standard_output_is_pure_json(run, tmp_path):
     """In a process of its own, whose log handlers are as users have them."""
     run("--samples", "0")  # writes the file
     command = [sys.executable, "-m", "hsa_factory.cli", "inspect", str(tmp_path / "train.yaml"), "--format", "json"]
-    result = subprocess.run([*command, "--samples", "0-"], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([*command, "--samples", "0-"], capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [line["index"] for line in lines] == [0, 1, 2]

@@ -64,7 +64,7 @@ class Terminal:
         )
         os.close(slave)
 
-    def read_until(self, mark, timeout=120):
+    def read_until(self, mark, timeout=600):
         """Return what is shown up to a mark."""
         shown, deadline = b"", time.monotonic() + timeout
         while mark not in shown.decode("utf-8", "replace"):

@@ -166,16 +166,18 @@ class TestBlockLists:
         assert full.any() and int(partial.sum(2).max()) <= 5  # 2 or 3 of the strip, one memory block being filled
 
     @pytest.mark.parametrize(
-        "config",
-        [
-            HSAConfig(),
-            HSAConfig(noise_turns=0),
-            HSAConfig(noise_turns=2),
-            HSAConfig(noise_turns=0, landmark_turns=3),
-            HSAConfig(landmark_window=700),
-        ],
+        ("config", "documents"),
+        half_long(
+            [
+                HSAConfig(),
+                HSAConfig(noise_turns=0),
+                HSAConfig(noise_turns=2),
+                HSAConfig(noise_turns=0, landmark_turns=3),
+                HSAConfig(landmark_window=700),
+            ],
+            ["one", "packed", "padded"],
+        ),
     )
-    @pytest.mark.parametrize("documents", ["one", "packed", "padded"])
     def test_no_block_is_listed_in_vain(self, config, documents):
         """Nowhere, the seams between the runs of keys included, where a run's first key is far from the last one."""
         length = 3000

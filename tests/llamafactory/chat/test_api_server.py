@@ -77,7 +77,7 @@ def server(checkpoint, tmp_path_factory):
     process = start(cli.main, arguments, output=log, environment=environment)
     running = Server(process, f"http://127.0.0.1:{port}/v1", log)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while True:
             try:
                 running.client.get("/models")
