@@ -17,7 +17,7 @@ import torch
 # Importing may ask for the number of GPUs, and after that CUDA cannot be used in a fork; macOS allows no fork: there a
 # child starts anew, however long that takes.
 METHOD = "forkserver" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn"
-SECONDS = 180  # many times what the longest child takes
+SECONDS = 600  # many times what the longest child takes
 
 context = multiprocessing.get_context(METHOD)
 if METHOD == "forkserver":  # what is not installed is passed over

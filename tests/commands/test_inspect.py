@@ -355,8 +355,8 @@ def test_a_system_prompt_that_is_no_message(run):
 def test_what_truncation_took(run):
     write_samples(run, [FAILURE[1:]])
     (whole,) = rows(run, "feedback=false", dataset="own")
-    for mask_history in (False, True):
-        for cutoff_len in range(8, len(whole["tokens"]) + 1, 5):
+    for first, mask_history in ((8, False), (13, True)):
+        for cutoff_len in range(first, len(whole["tokens"]) + 1, 10):
             arguments = ("feedback=false", f"mask_history={mask_history}", "hsa=true")
             code, written, _ = run("--format", "json", *arguments, dataset="own", cutoff_len=cutoff_len)
             if code:  # nothing of it is trained
@@ -787,7 +787,7 @@ def test_standard_output_is_pure_json(run, tmp_path):
     """In a process of its own, whose log handlers are as users have them."""
     run("--samples", "0")  # writes the file
     command = [sys.executable, "-m", "hsa_factory.cli", "inspect", str(tmp_path / "train.yaml"), "--format", "json"]
-    result = subprocess.run([*command, "--samples", "0-"], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([*command, "--samples", "0-"], capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [line["index"] for line in lines] == [0, 1, 2]

@@ -64,7 +64,7 @@ class Terminal:
         )
         os.close(slave)
 
-    def read_until(self, mark, timeout=120):
+    def read_until(self, mark, timeout=600):
         """Return what is shown up to a mark."""
         shown, deadline = b"", time.monotonic() + timeout
         while mark not in shown.decode("utf-8", "replace"):
@@ -104,7 +104,7 @@ def test_chat_in_a_terminal(checkpoint, tmp_path):
         shown = terminal.read_until("User: ").split("Assistant: ", 1)[1].rsplit("User: ", 1)[0]
         assert squeezed(shown) == squeezed(expected[0])
         terminal.write("exit")
-        assert terminal.process.wait(timeout=30) == 0
+        assert terminal.process.wait(timeout=120) == 0
     finally:
         terminal.close()
 

@@ -226,10 +226,10 @@ class Oracle:
             for prompt, response in pairs:
                 starts |= {place} if prompt else set()
                 place += len(prompt) + len(response)
-        aligned, rest = [], iter(labels)
+        aligned, rest, eos = [], iter(labels), self.tokenizer.eos_token_id
         for place in places:
             label = next(rest)
-            while label == self.tokenizer.eos_token_id and place >= Places.STRIDE and place not in starts:
+            while label == eos and place >= Places.STRIDE and place not in starts:
                 label = next(rest)
             aligned.append(label)
         return aligned

@@ -119,7 +119,7 @@ class TestEqualsReference:
     def test_long(self, backend, kind):
         compare(backend, draw(1, (2, 1), 700), some_types(kind, 1, 700))
 
-    @pytest.mark.parametrize("kind", ["alternating", "trajectory"])
+    @pytest.mark.parametrize("kind", ["trajectory", pytest.param("alternating", marks=pytest.mark.long)])
     def test_very_long(self, backend, kind):
         compare(backend, draw(1, (2, 1), 4096), some_types(kind, 1, 4096))
 

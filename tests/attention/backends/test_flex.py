@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from halves import half_long
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
@@ -78,8 +79,7 @@ def check_blocks(plan, rules=DEFAULTS):
 
 
 class TestFunctionsEqualTheReference:
-    @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-    @pytest.mark.parametrize("length", [1, 2, 127, 129, 300])
+    @pytest.mark.parametrize(("config", "length"), half_long(list(CONFIGS.values()), [1, 2, 127, 129, 300]))
     def test_rules_and_lengths(self, config, length):
         mask = torch.ones(2, length, dtype=torch.long)
         mask[1, : length // 3] = 0
@@ -166,16 +166,18 @@ class TestBlockLists:
         assert full.any() and int(partial.sum(2).max()) <= 5  # 2 or 3 of the strip, one memory block being filled
 
     @pytest.mark.parametrize(
-        "config",
-        [
-            HSAConfig(),
-            HSAConfig(noise_turns=0),
-            HSAConfig(noise_turns=2),
-            HSAConfig(noise_turns=0, landmark_turns=3),
-            HSAConfig(landmark_window=700),
-        ],
+        ("config", "documents"),
+        half_long(
+            [
+                HSAConfig(),
+                HSAConfig(noise_turns=0),
+                HSAConfig(noise_turns=2),
+                HSAConfig(noise_turns=0, landmark_turns=3),
+                HSAConfig(landmark_window=700),
+            ],
+            ["one", "packed", "padded"],
+        ),
     )
-    @pytest.mark.parametrize("documents", ["one", "packed", "padded"])
     def test_no_block_is_listed_in_vain(self, config, documents):
         """Nowhere, the seams between the runs of keys included, where a run's first key is far from the last one."""
         length = 3000

@@ -34,7 +34,7 @@ class Server:
 
     def __init__(self, process, url, log):
         self.process, self.url, self.log = process, url, log
-        self.client = httpx.Client(base_url=url, timeout=60)
+        self.client = httpx.Client(base_url=url, timeout=180)
 
     def post(self, messages, client=None, **options):
         body = {"model": "tiny", "messages": messages, "max_tokens": NEW, "temperature": 0, **options}
@@ -77,7 +77,7 @@ def server(checkpoint, tmp_path_factory):
     process = start(cli.main, arguments, output=log, environment=environment)
     running = Server(process, f"http://127.0.0.1:{port}/v1", log)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while True:
             try:
                 running.client.get("/models")
@@ -295,7 +295,7 @@ def test_clients_that_leave_while_they_wait(server, lf):
     for leaver in leavers:
         leaver.close()
     for thread in waiting:
-        thread.join(timeout=30)
+        thread.join(timeout=180)
     assert len(answers) == 3 and len(set(answers)) == 1
 
 

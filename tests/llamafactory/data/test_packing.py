@@ -5,6 +5,7 @@ import random
 import llamafactory.data.collator
 import pytest
 import torch
+from halves import half_long
 
 from hsa_factory import FeedbackConfig, HSAConfig
 
@@ -190,10 +191,10 @@ def test_no_square_mask_is_built_for_hsa_and_it_stays_for_feedback_alone(lf, mod
     assert torch.equal(alone["input_ids"], plain["input_ids"])
 
 
-@pytest.mark.parametrize("model_type", ["qwen2_5_vl", "qwen2_vl"])
-@pytest.mark.parametrize("rows_a_batch", [1, 2])
-@pytest.mark.parametrize("hsa", [HSA, None])
-@pytest.mark.parametrize("cutoff_len", [200, 203])
+@pytest.mark.parametrize(
+    ("model_type", "rows_a_batch", "hsa", "cutoff_len"),
+    half_long(["qwen2_5_vl", "qwen2_vl"], [1, 2], [HSA, None], [200, 203]),
+)
 def test_text_only_rows_of_a_vision_model(lf, tmp_path, model_type, rows_a_batch, hsa, cutoff_len):
     """With its dummy image plain LLaMA-Factory makes mask and ids of different lengths here."""
     directory = lf.model_dir(model_type, extra=(lf.MARKER,))

@@ -21,8 +21,9 @@ from hsa_factory.llamafactory.data.accounts import is_account_alone
 from hsa_factory.llamafactory.data.prediction import TypedPredictionProcessor
 
 
-NUMBER = int(os.environ.get("FUZZ_CONVERSATIONS", "2000"))
+NUMBER = int(os.environ.get("FUZZ_CONVERSATIONS", "1000"))
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
+SEEDS = [SEED, pytest.param(SEED + 1, marks=pytest.mark.long)]
 GROUP = 4  # conversations with the same options
 # Of any vision-language model: without media, plugins ask it for little more than what is here.
 PROCESSOR = MagicMock(image_seq_length=4, boi_token="<boi>", full_image_sequence="<boi><image><eoi>")
@@ -131,7 +132,8 @@ def check_template(lf, name, number, rng):
         check_prediction(lf, template, tokenizer, data_args, samples[:1])
 
 
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
-def test_random_conversations_become_what_plain_llamafactory_makes(lf, name):
+def test_random_conversations_become_what_plain_llamafactory_makes(lf, name, seed):
     number = -(-NUMBER // len(TEMPLATES))
-    check_template(lf, name, number, random.Random(f"{SEED} {name}"))
+    check_template(lf, name, number, random.Random(f"{seed} {name}"))

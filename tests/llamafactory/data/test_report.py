@@ -25,6 +25,6 @@ def test_runs_that_save_at_once_leave_a_whole_report(tmp_path, monkeypatch):
     assert path == tmp_path / REPORT_NAME and "datasets" in json.loads(text)
 
     runs = [subprocess.Popen([sys.executable, "-c", WRITE_OFTEN, str(path), name]) for name in "ab"]
-    assert [run.wait(timeout=120) for run in runs] == [0, 0]
+    assert [run.wait(timeout=300) for run in runs] == [0, 0]
     assert json.loads(path.read_text("utf-8")) in ("a" * 5000, "b" * 5000)
     assert [left.name for left in tmp_path.iterdir()] == [REPORT_NAME]

@@ -251,12 +251,13 @@ def test_rules_that_never_match_are_a_warning(lf, tmp_path, capsys):
     assert prepared.counts_of("other")["rules"]["never"] == 0
 
 
-def test_a_pattern_that_takes_for_ever_names_rule_and_message(lf, tmp_path):
+def test_a_pattern_that_takes_for_ever_names_rule_and_message(lf, tmp_path, monkeypatch):
+    monkeypatch.setattr("hsa_factory.labeling.matching.PATTERN_TIMEOUT", 0.1)
     messages = [lf.say("user", "<m0>"), lf.say("assistant", "a" * 60 + "!")]
     lf.write_data(tmp_path, data=[messages])
     rules = [{"name": "slow", "pattern": "(a|aa)+$", "type": 0}]
     with pytest.raises(
-        ValueError, match="dataset 'data', sample 0, turn 1: rule 'slow': pattern .* took longer than 1 s"
+        ValueError, match="dataset 'data', sample 0, turn 1: rule 'slow': pattern .* took longer than 0.1 s"
     ):
         lf.prepare(lf.args(tmp_path, "data"), HSAConfig(rules=rules))
 

@@ -70,7 +70,7 @@ def losses(entries):
     return [entry["loss"] for entry in entries]
 
 
-@pytest.mark.parametrize("tuning", TUNING)
+@pytest.mark.parametrize("tuning", ["full", pytest.param("freeze", marks=pytest.mark.long), "lora"])
 def test_all_global_is_plain_llamafactory(run, tuning):
     plain, ours = run(**TUNING[tuning]), run(ALL_GLOBAL, **TUNING[tuning])
     assert losses(ours) == pytest.approx(losses(plain), abs=1e-6)

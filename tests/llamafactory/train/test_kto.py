@@ -47,7 +47,8 @@ def steps(args):
 
 
 @pytest.mark.parametrize(
-    ("tuning", "has_pictures"), [("full", False), ("freeze", False), ("lora", False), ("full", True)]
+    ("tuning", "has_pictures"),
+    [("full", False), pytest.param("freeze", False, marks=pytest.mark.long), ("lora", False), ("full", True)],
 )
 def test_all_global_is_plain_and_types_matter(lf, tmp_path, tuning, has_pictures):
     """The first step is 0.5 with margin 0: with the same weights policy and reference are the same, in both halves."""

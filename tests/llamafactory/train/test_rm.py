@@ -67,7 +67,7 @@ def pictures(lf, tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "tuning"),
-    [("text", {}), ("text", FREEZE), ("text", LORA), ("pictures", LORA)],
+    [("text", {}), pytest.param("text", FREEZE, marks=pytest.mark.long), ("text", LORA), ("pictures", LORA)],
     ids=["full", "freeze", "lora", "pictures"],
 )
 def test_all_global_is_plain_llamafactory(lf, request, kind, tuning):

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from transformers import TrainerCallback
 
 from hsa_factory import FeedbackConfig, HSAConfig, cli
 from hsa_factory.llamafactory import integrate
+from hsa_factory.llamafactory.launch import run
+from hsa_factory.training_file import read_training_file
 
 
 pytestmark = pytest.mark.slow
@@ -322,15 +325,13 @@ def test_a_killed_run_goes_on_from_its_checkpoint(lf, text):
     assert HSAConfig.from_pretrained(out) == HSA
 
 
-def test_two_processes_give_the_loss_of_one(lf, text, tmp_path, monkeypatch, capfd):
-    """Through torchrun. With weights, too: the sum that the loss is divided by is that of both."""
-    samples = conversations(lf)
-    samples[0][-1]["weight"], samples[1][-1]["weight"] = 0.25, 3  # of different numbers of tokens
-    args = {**text, "max_samples": 2, "max_steps": 2}
-    args["dataset_dir"] = str(lf.write_data(tmp_path, data=samples))
-    expected = lf.train({**args, "per_device_train_batch_size": 2}, HSA, FEEDBACK)
-    args["output_dir"] = str(tmp_path / "two")
-    file = write_file(tmp_path / "train.yaml", args, hsa=HSA_BLOCK, feedback=FEEDBACK_BLOCK)
+def train_as_a_worker(file):
+    """What each of torchrun's processes does."""
+    run(read_training_file(file))
+
+
+def by_torchrun(file, capfd, monkeypatch):
+    """Return what is said by the command, which starts torchrun."""
     monkeypatch.setenv("PATH", os.environ["PATH"])  # the command puts torchrun's directory before it
     monkeypatch.setenv("FORCE_TORCHRUN", "1")
     monkeypatch.setenv("NPROC_PER_NODE", "2")
@@ -339,6 +340,36 @@ def test_two_processes_give_the_loss_of_one(lf, text, tmp_path, monkeypatch, cap
         cli.main(["train", file])
     said = capfd.readouterr()
     assert ended.value.code == 0, said.err[-3000:]
+    return said.out
+
+
+def by_workers(file, capfd, monkeypatch):
+    """Return what is said by two processes as torchrun starts them."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
+    group = {**address, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    logs = [Path(file).with_name(f"log-{rank}") for rank in "01"]
+    processes = [
+        start(train_as_a_worker, file, output=log, environment={**group, "RANK": rank, "LOCAL_RANK": rank})
+        for rank, log in zip("01", logs)
+    ]
+    said = finish(*processes), "".join(log.read_text("utf-8") for log in logs)
+    assert said[0] == [0, 0], said[1][-3000:]
+    return said[1]
+
+
+@pytest.mark.parametrize("way", [by_workers, pytest.param(by_torchrun, marks=pytest.mark.long)])
+def test_two_processes_give_the_loss_of_one(lf, text, tmp_path, monkeypatch, capfd, way):
+    """With weights, too: the sum that the loss is divided by is that of both."""
+    samples = conversations(lf)
+    samples[0][-1]["weight"], samples[1][-1]["weight"] = 0.25, 3  # of different numbers of tokens
+    args = {**text, "max_samples": 2, "max_steps": 2}
+    args["dataset_dir"] = str(lf.write_data(tmp_path, data=samples))
+    expected = lf.train({**args, "per_device_train_batch_size": 2}, HSA, FEEDBACK)
+    args["output_dir"] = str(tmp_path / "two")
+    file = write_file(tmp_path / "train.yaml", args, hsa=HSA_BLOCK, feedback=FEEDBACK_BLOCK)
+    said = way(file, capfd, monkeypatch)
     assert lf.losses(args["output_dir"]) == pytest.approx(expected, abs=1e-4)
     assert HSAConfig.from_pretrained(args["output_dir"]) == HSA
-    assert said.out.count("Training data with HSA / Feedback") == 1
+    assert said.count("Training data with HSA / Feedback") == 1

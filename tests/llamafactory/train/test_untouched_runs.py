@@ -33,7 +33,7 @@ def data_dir(lf, tmp_path_factory):
     return lf.write_data(tmp_path_factory.mktemp("untouched"), **DATA)
 
 
-@pytest.mark.parametrize("cutoff_len", [1, 16])
+@pytest.mark.parametrize("cutoff_len", [1, pytest.param(16, marks=pytest.mark.long)])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_is_that_of_plain_llamafactory(lf, data_dir, tmp_path, stage, cutoff_len):
     """Even where a cut leaves nothing to train, and the loss is no number."""

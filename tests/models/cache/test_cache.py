@@ -3,6 +3,7 @@
 import pytest
 import torch
 from feeding import CONFIG, LENGTH, MODELS, SOFTMAX, build, close, feed, runs, tokens, types, whole
+from halves import half_long
 from transformers import DynamicCache
 
 from hsa_factory import HSAConfig, tiny
@@ -18,8 +19,7 @@ def fail(model, cache, ids, kinds):
 
 
 class TestPromise5:
-    @pytest.mark.parametrize("typed", [types, runs])
-    @pytest.mark.parametrize("model_type", MODELS)
+    @pytest.mark.parametrize(("model_type", "typed"), half_long(MODELS, [types, runs]))
     def test_token_by_token(self, model_type, typed):
         model, ids, kinds = build(model_type), tokens(), typed()
         cache = HSACache(CONFIG, max_waiting=8)
@@ -36,18 +36,20 @@ class TestPromise5:
         assert cache.report().kept_tokens < 0.8 * LENGTH
 
     @pytest.mark.parametrize(
-        "options",
-        [
-            {"hide": [("GLOBAL", "NOISE"), ("LANDMARK", "GLOBAL")], "landmark_window": 9},
-            {"hide": [(0, 2), (1, 2), (2, 2)], "noise_window": None},
-            {"global_window": 20, "global_decay": 0.1, "landmark_window": 0, "noise_window": None},
-            {"layers": [1]},
-            {"backend": "reference"},
-            {"backend": "blockwise"},
-        ],
+        ("options", "typed", "model_type"),
+        half_long(
+            [
+                {"hide": [("GLOBAL", "NOISE"), ("LANDMARK", "GLOBAL")], "landmark_window": 9},
+                {"hide": [(0, 2), (1, 2), (2, 2)], "noise_window": None},
+                {"global_window": 20, "global_decay": 0.1, "landmark_window": 0, "noise_window": None},
+                {"layers": [1]},
+                {"backend": "reference"},
+                {"backend": "blockwise"},
+            ],
+            [types, runs],
+            ["qwen3", "gemma2"],
+        ),
     )
-    @pytest.mark.parametrize("typed", [types, runs])
-    @pytest.mark.parametrize("model_type", ["qwen3", "gemma2"])
     def test_rules(self, model_type, options, typed):
         if model_type == "gemma2" and options.get("backend") == "blockwise":
             pytest.skip("soft-capped logits")

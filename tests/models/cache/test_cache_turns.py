@@ -3,6 +3,7 @@
 import pytest
 import torch
 from feeding import LENGTH, MODELS, SOFTMAX, build, close, tokens, types
+from halves import half_long, rest_long
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from hsa_factory.models.cache.key_table import Keys, find_visible
 
 
 CONFIG = HSAConfig(noise_turns=0)
+KEPT = ["qwen3", "gemma3_text", "gpt_oss", "qwen3_5_text", "qwen2_vl", "qwen3_vl"]  # of each kind of attention one
 RULES = [
     {"noise_turns": 1},
     {"noise_turns": 0, "noise_window": 7, "noise_decay": 0.1},
@@ -55,7 +57,7 @@ def whole(model, ids, kinds, numbers):
 
 
 class TestPromise5:
-    @pytest.mark.parametrize("model_type", MODELS)
+    @pytest.mark.parametrize("model_type", rest_long(MODELS, KEPT))
     def test_token_by_token(self, model_type):
         """Rows in different turns, and many of them."""
         model, ids, kinds, numbers = build(model_type, CONFIG), tokens(), types(), turns()
@@ -65,9 +67,10 @@ class TestPromise5:
         assert report.seen_tokens == LENGTH and report.kept_tokens < 0.8 * LENGTH
         assert torch.equal(cache.turn_ids, numbers.long())
 
-    @pytest.mark.parametrize("sizes", [[7] * 12 + [6], [1, 40, 2, 30, 17]])
-    @pytest.mark.parametrize("options", RULES)
-    @pytest.mark.parametrize("model_type", ["qwen3", "mistral"])
+    @pytest.mark.parametrize(
+        ("model_type", "options", "sizes"),
+        half_long(["qwen3", "mistral"], RULES, [[7] * 12 + [6], [1, 40, 2, 30, 17]]),
+    )
     def test_rules_and_pieces_of_any_size(self, model_type, options, sizes):
         """Mistral's own sliding window cuts what turns let see."""
         config = HSAConfig(**options)

@@ -7,6 +7,7 @@ from itertools import count
 import pytest
 import torch
 from feeding import CONFIG, SOFTMAX, build, close, feed, runs, tokens, types, whole
+from halves import half_long
 
 from hsa_factory import HSAConfig, tiny
 from hsa_factory.models import ConstantTagger, HSACache, make_tagger
@@ -23,8 +24,12 @@ def break_off(model, forward, error=RuntimeError("out of memory"), layer=1):
 
 
 class TestFailed:
-    @pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()], ids=["error", "interrupt"])
-    @pytest.mark.parametrize("model_type", [name for name in SOFTMAX if name not in ("phi3",)])
+    @pytest.mark.parametrize(
+        ("model_type", "error"),
+        half_long(
+            [name for name in SOFTMAX if name not in ("phi3",)], [RuntimeError("no memory"), KeyboardInterrupt()]
+        ),
+    )
     def test_again_and_on(self, model_type, error):
         """Every forward fails once and is run again; keys go in between."""
         model, ids, kinds = build(model_type), tokens(), runs()
@@ -86,9 +91,9 @@ REFUSED = {
 
 
 class TestRefused:
-    @pytest.mark.parametrize("rows", [1, 3])
-    @pytest.mark.parametrize("reason", REFUSED)
-    @pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "gpt_oss"])
+    @pytest.mark.parametrize(
+        ("model_type", "reason", "rows"), half_long(["llama", "gemma3_text", "gpt_oss"], list(REFUSED), [1, 3])
+    )
     def test_it_goes_on_as_if_never_asked(self, model_type, reason, rows):
         model, ids = build(model_type), tokens(1)
         kinds = torch.where(torch.arange(90) < 20, 2, types(1))

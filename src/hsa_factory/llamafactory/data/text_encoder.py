@@ -1,6 +1,7 @@
 """Encoding one text exactly as `tokenizer.encode` does, without most of what that costs beside the encoding."""
 
 import re
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -104,10 +105,8 @@ def known_texts(tokenizer: Any) -> tuple[str, str]:
     Raises:
         ValueError: If its whole vocabulary gives no two.
     """
-    special = set(tokenizer.all_special_ids)
-    words = (tokenizer.decode([number]).strip() for number in range(len(tokenizer)) if number not in special)
     found: dict[int, str] = {}
-    for text in chain("xy", words):
+    for text in chain("xy", _words(tokenizer)):
         ids = _ids_if_known(tokenizer, text) if text else []
         if ids:
             found.setdefault(ids[-1], text)
@@ -117,6 +116,14 @@ def known_texts(tokenizer: Any) -> tuple[str, str]:
     raise ValueError(
         "The tokenizer's vocabulary has no two tokens whose texts it can encode: a conversation needs them."
     )
+
+
+def _words(tokenizer: Any) -> Iterator[str]:
+    """Yield the text of each token that is not special."""
+    special = set(tokenizer.all_special_ids)
+    for number in range(len(tokenizer)):
+        if number not in special:
+            yield tokenizer.decode([number]).strip()
 
 
 def _ids_if_known(tokenizer: Any, text: str) -> list[int]:
