@@ -112,7 +112,7 @@ class HSAImpl(AttentionImpl[HSAMetadata]):
             key: (T, Hkv, D).
             value: (T, Hkv, D).
             kv_cache: (blocks, Hkv, block size, 2·D).
-            attn_metadata: Of the forward; None: vLLM warms up.
+            attn_metadata: Of the forward; None, or without groups: vLLM warms up.
             output: (T, H, D), written to.
             output_scale: Refused.
             output_block_scale: Refused.
@@ -122,7 +122,7 @@ class HSAImpl(AttentionImpl[HSAMetadata]):
         """
         if output_scale is not None or output_block_scale is not None:
             raise NotImplementedError("HSA's attention gives no quantized output: switch that fusion off.")
-        if attn_metadata is None:
+        if attn_metadata is None or not attn_metadata.groups:
             return output.zero_()
 
         number, size = attn_metadata.num_actual_tokens, self.head_size
@@ -130,6 +130,9 @@ class HSAImpl(AttentionImpl[HSAMetadata]):
         new = torch.cat([key[:number], value[:number]], dim=-1).transpose(0, 1).reshape(-1, 2 * size)
         rows.index_copy_(0, attn_metadata.new_places.view(-1), new.to(rows.dtype))
         for group in attn_metadata.groups:
+            if group.blocks is not None:
+                output[group.queries] = group.blocks.attend(query[group.queries], rows, self.rules, self.scale)
+                continue
             held = rows.index_select(0, group.places.view(-1)).view(*group.places.shape, 2 * size)
             batch, queries = group.places.shape[0], group.queries_each
             keys, values, asked = held[..., :size], held[..., size:], query[group.queries]

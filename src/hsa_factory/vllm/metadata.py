@@ -9,12 +9,13 @@ import torch
 from numpy.typing import NDArray
 from vllm.config import VllmConfig
 from vllm.v1.attention.backend import AttentionMetadata, AttentionMetadataBuilder, CommonAttentionMetadata
-from vllm.v1.kv_cache_interface import AttentionSpec
 
 from ..attention import AttentionPlan
 from .causal_kernel import has_causal_kernel
+from .kv_cache import HSASpec
 from .listener import Row, rows_of
 from .reach import free_types
+from .whole_blocks import WholeBlocks, whole_blocks
 
 
 _UNEVEN = 1.5  # rows attend together if the longest has at most so many times the keys of the shortest
@@ -34,12 +35,14 @@ class Group:
         places: (B, Hkv, K) int64, where the keys stand in the cache, as rows of `key_rows`.
         plan: What queries and keys are. None: for vLLM's kernel, each query sees all keys up to its own, none faded; B = 1.
         queries_each: Q.
+        blocks: Where the keys lie instead of `places`, if they are copied by blocks; Q = 1.
     """
 
     queries: torch.Tensor | slice
     places: torch.Tensor
     plan: AttentionPlan | None
     queries_each: int
+    blocks: WholeBlocks | None = None
 
 
 @dataclass
@@ -49,7 +52,7 @@ class HSAMetadata(AttentionMetadata):
     Attributes:
         num_actual_tokens: T, how many tokens it has, without padding.
         new_places: (Hkv, T) int64, where the tokens' keys go, as rows of `key_rows`.
-        groups: Together, all queries.
+        groups: Together, all queries. Empty: a dry run.
     """
 
     num_actual_tokens: int
@@ -73,11 +76,13 @@ class HSAMetadataBuilder(AttentionMetadataBuilder[HSAMetadata]):
     """
 
     def __init__(
-        self, kv_cache_spec: AttentionSpec, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
+        self, kv_cache_spec: HSASpec, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
     ) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         self._heads, self._block_size = kv_cache_spec.num_kv_heads, kv_cache_spec.block_size
+        self._token_bytes = kv_cache_spec.page_size_bytes // kv_cache_spec.block_size
         self._rows = rows_of(vllm_config)
+        self._rows.check(kv_cache_spec.rules)
         self._has_kernel = has_causal_kernel(device, kv_cache_spec.head_size)
 
     def build(
@@ -89,21 +94,27 @@ class HSAMetadataBuilder(AttentionMetadataBuilder[HSAMetadata]):
             common_prefix_len: Of no use.
             common_attn_metadata: What vLLM says of the forward.
             fast_build: Of no use.
+
+        Raises:
+            MissedRequest: If a request's types are not known.
         """
         common = common_attn_metadata
+        new = common.slot_mapping[: common.num_actual_tokens].to(torch.int64)
+        if bool((new < 0).all()):  # a dry run: its tokens are nobody's, and have no place in the cache
+            return HSAMetadata(0, self._places(new[:0]), [])
         starts = common.query_start_loc_cpu.tolist()
         lengths = common.seq_lens.tolist()
         blocks: NDArray[Any] = common.block_table_tensor.cpu().numpy()
-        new = common.slot_mapping[: common.num_actual_tokens].to(torch.int64)
         single: list[_Piece] = []
         groups: list[Group] = []
         for index in range(common.num_reqs):
             start, stop = starts[index], starts[index + 1]
-            row = self._rows.get(index)
             if stop == start:
                 continue
+            row = self._rows.get(index, lengths[index])
             pieces = _pieces(row, start, stop - start, lengths[index], self._has_kernel)
             for piece in pieces:
+                piece.blocks = blocks[index]
                 piece.slots = self._slots(blocks[index], piece.positions)
                 if piece.is_plain:
                     places = self._places(self._tensor(piece.slots[None]))
@@ -155,7 +166,12 @@ class HSAMetadataBuilder(AttentionMetadataBuilder[HSAMetadata]):
         queries: torch.Tensor | slice = slice(pieces[0].start, pieces[0].stop)
         if len(pieces) > 1:
             queries = self._tensor(np.concatenate([np.arange(piece.start, piece.stop) for piece in pieces]))
-        return Group(queries, self._places(self._tensor(slots)), plan, len(pieces[0]))
+        blocks = None
+        if len(pieces[0]) == 1 and self.device.type == "cpu":
+            positions_of, tables = [piece.positions for piece in pieces], [piece.blocks for piece in pieces]
+            blocks = whole_blocks(plan, positions_of, tables, self._heads, self._block_size, self._token_bytes)
+        places = self._places(self._tensor(slots[:0] if blocks else slots))
+        return Group(queries, places, plan, len(pieces[0]), blocks)
 
 
 @dataclass
@@ -169,6 +185,7 @@ class _Piece:
         types: (K,) of the keys.
         turns: (K,) of the keys; None: the rules have no turns.
         slots: (K,) where the keys lie.
+        blocks: The request's block table.
         is_plain: Whether it is for vLLM's kernel.
     """
 
@@ -178,27 +195,25 @@ class _Piece:
     types: NDArray[np.uint8]
     turns: NDArray[np.int64] | None = None
     slots: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    blocks: NDArray[Any] = field(default_factory=lambda: np.empty(0, np.int64))
     is_plain: bool = False
 
     def __len__(self) -> int:
         return self.stop - self.start
 
 
-def _pieces(row: Row | None, place: int, number: int, length: int, has_kernel: bool) -> list[_Piece]:
+def _pieces(row: Row, place: int, number: int, length: int, has_kernel: bool) -> list[_Piece]:
     """Return a request's queries in this forward.
 
     Args:
-        row: The request; None: a dry run.
+        row: The request.
         place: Where its first query stands among the tokens of the forward.
         number: How many it has.
         length: Of its tokens up to the last query.
         has_kernel: Whether vLLM's kernel can take what is plain.
     """
     first = length - number
-    if row is None:
-        return [_Piece(place, place + number, np.arange(length), np.zeros(length, np.uint8))]
     tokens = row.tokens
-    tokens.read(length)
     pieces = []
     for begin, end in tokens.pieces(first, length):
         types = tokens.types_at(begin)
