@@ -150,12 +150,13 @@ def best_of(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, str]]) -> str:
     """Return a Markdown table: each case with both engines, `plain → HSA`."""
-    head = ["load", "prompt", "users", *COLUMNS.values(), "times tokens/s"]
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * 3}{'--:|' * (len(COLUMNS) + 1)}"]
+    names = {"load": "load", "tokens": "prompt", "answer": "answer", "users": "users", "layers": "layers"}
+    head = [*names.values(), *COLUMNS.values(), "times tokens/s"]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(names)}{'--:|' * (len(COLUMNS) + 1)}"]
     for plain, hsa in pairs(rows):
         cells = [f"{plain[name]} → {hsa[name]}" for name in COLUMNS]
         gain = float(hsa["tokens_per_s"]) / float(plain["tokens_per_s"])
-        lines.append(f"| {plain['load']} | {plain['tokens']} | {plain['users']} | {' | '.join(cells)} | {gain:.2f} |")
+        lines.append(f"| {' | '.join([*(plain[name] for name in names), *cells])} | {gain:.2f} |")
     return "\n".join(lines)
 
 
@@ -169,26 +170,36 @@ def pairs(rows: list[dict[str, str]]) -> list[tuple[dict[str, str], dict[str, st
 
 
 def plot(rows: list[dict[str, str]]) -> None:
-    """Plot requests at once and tokens a second by prompt length, for the most users."""
+    """Plot requests at once and tokens a second by prompt length, with HSA as a multiple of without it."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    most = str(max(int(row["users"]) for row in rows))
+    found = pairs(rows)
     for axis, column in zip(axes, ("requests_at_once", "tokens_per_s")):
-        for engine, colour in (("plain", "#777777"), ("HSA", "#1b9aaa")):
-            for load, style in (("prompts", "o-"), ("turns", "s--")):
-                own = [row for row in rows if (row["engine"], row["load"], row["users"]) == (engine, load, most)]
-                own.sort(key=lambda row: int(row["tokens"]))
-                lengths, values = [int(row["tokens"]) for row in own], [float(row[column]) for row in own]
-                axis.plot(lengths, values, style, color=colour, label=f"{engine}, {load}")
-        axis.set(xscale="log", xlabel="tokens of a prompt", ylabel=COLUMNS[column])
-        axis.legend(frameon=False, fontsize=8)
-    pool = rows[0]["pool_tokens"]
+        for load, users, answer in sorted({(one["load"], int(one["users"]), int(one["answer"])) for one, _ in found}):
+            own = [
+                pair
+                for pair in found
+                if (pair[0]["load"], pair[0]["users"], pair[0]["answer"]) == (load, str(users), str(answer))
+            ]
+            lengths = [int(plain["tokens"]) for plain, _ in own]
+            gains = [float(hsa[column]) / float(plain[column]) for plain, hsa in own]
+            axis.plot(lengths, gains, "o-", label=f"{load}, {users} users, {answer} tokens an answer")
+        axis.axhline(1, color="#777777", linewidth=0.8)
+        axis.set(
+            xscale="log", xlabel="tokens of a prompt", ylabel=f"{COLUMNS[column]}, times those without HSA", ylim=0
+        )
+        axis.set_xticks(*zip(*((2**power, f"{2**power:,}") for power in range(10, 15))))
+        axis.minorticks_off()
+    axes[0].legend(frameon=False, fontsize=7)
+    setting = rows[0]
     figure.suptitle(
-        f"vLLM with and without HSA, {most} users, a KV cache of {pool} tokens\n{rows[0]['machine']}", fontsize=10
+        f"vLLM with HSA against without it, a KV cache of {setting['pool_tokens']} tokens\n"
+        f"{setting['machine']}, {setting['threads']} thread, clock: {setting['clock']}",
+        fontsize=10,
     )
     figure.savefig(ROOT / "docs" / "images" / "serving.png", dpi=110)
     plt.close(figure)

@@ -48,7 +48,7 @@ def test_as_one_by_one(rng, monkeypatch, copied, dtype):
     cache = cache.to(dtype)
     rows, query = cache.view(-1, 2 * SIZE), normal(len(positions), HEADS * SHARED, SIZE).to(dtype)
     monkeypatch.setattr(module, "_SPARE", 9.0)  # requests of one token, too
-    blocks = whole_blocks(plan, positions, tables, HEADS, BLOCK, 1)
+    blocks = whole_blocks(plan, np.concatenate(positions), np.array([*map(len, positions)]), tables, HEADS, BLOCK, 1)
     assert (len(blocks.spare) == 4) == (copied == 1)
     for _ in range(2):  # a layer after the other
         found = blocks.attend(query, rows, RULES, 0.3)
@@ -67,4 +67,8 @@ def test_as_one_by_one(rng, monkeypatch, copied, dtype):
 
 
 def test_where_few_of_their_tokens_are_keys_they_are_not_copied(rng):
-    assert whole_blocks(*make(rng, 0.3)[:3], HEADS, BLOCK, 1) is None
+    plan, positions, tables, _ = make(rng, 0.3)
+    assert (
+        whole_blocks(plan, np.concatenate(positions), np.array([*map(len, positions)]), tables, HEADS, BLOCK, 1)
+        is None
+    )

@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from vllm.v1.attention.backend import AttentionBackend, AttentionImpl, AttentionType, MultipleOf
 from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheLayout
 
@@ -140,6 +141,11 @@ class HSAImpl(AttentionImpl[HSAMetadata]):
                 causal_attention(asked, keys[0], values[0], self.scale, output[group.queries])
                 continue
             asked = asked.view(batch, queries, *query.shape[1:]).transpose(1, 2)
-            answer, _ = run_attention(asked, keys, values, group.plan, self.rules, scale=self.scale)
+            if group.free:
+                answer = F.scaled_dot_product_attention(
+                    asked, keys, values, group.bias(self.rules), scale=self.scale, enable_gqa=True
+                )
+            else:
+                answer, _ = run_attention(asked, keys, values, group.plan, self.rules, scale=self.scale)
             output[group.queries] = answer.transpose(1, 2).reshape(-1, *output.shape[1:])
         return output

@@ -92,7 +92,8 @@ def _buffer(number: int, dtype: torch.dtype) -> torch.Tensor:
 
 def whole_blocks(
     plan: AttentionPlan,
-    positions: list[NDArray[np.int64]],
+    positions: NDArray[np.int64],
+    numbers: NDArray[np.int64],
     tables: list[NDArray[Any]],
     heads: int,
     block_size: int,
@@ -102,30 +103,34 @@ def whole_blocks(
 
     Args:
         plan: Of the requests, with one query each.
-        positions: (K,) of each one's keys, ascending.
+        positions: Of their keys, ascending in each, one request's after the other's.
+        numbers: (B,), how many keys each has.
         tables: The block table of each.
         heads: Hkv.
         block_size: U.
         token_bytes: Of a token's keys and values.
     """
-    of_key = [places // block_size for places in positions]
-    is_first = [np.diff(own, prepend=-1) != 0 for own in of_key]
-    found = [own[first] for own, first in zip(of_key, is_first)]
-    number = max(map(len, found))
+    ends = np.cumsum(numbers)
+    of_key, inner = np.divmod(positions, block_size)
+    is_first = np.diff(of_key, prepend=-1) != 0
+    is_first[ends[:-1]] = True
+    rank = np.cumsum(is_first)  # of its block among all
+    before = np.append(0, rank[ends - 1])  # blocks of the requests before each
+    number = int(np.diff(before).max())
     tokens = number * block_size
-    if tokens * len(found) > _SPARE * sum(map(len, positions)):
+    if tokens * len(numbers) > _SPARE * len(positions):
         return None
-    blocks = np.empty((len(found), number), np.int64)
-    columns = []
-    for row, (own, first) in enumerate(zip(found, is_first)):
-        blocks[row, : len(own)] = tables[row][own]
-        blocks[row, len(own) :] = blocks[row, len(own) - 1]
-        columns.append((row * number + np.cumsum(first) - 1) * block_size + positions[row] % block_size)
-    joined = np.concatenate(columns)
-    is_spare = np.ones(len(found) * tokens, bool)
-    is_spare[joined] = False
-    by_head = np.repeat(is_spare.reshape(len(found), 1, tokens), heads, axis=1)
+    found = of_key[is_first]
+    blocks = np.empty((len(numbers), number), np.int64)
+    for row, table in enumerate(tables):
+        own = table[found[before[row] : before[row + 1]]]
+        blocks[row, : len(own)], blocks[row, len(own) :] = own, own[-1]
+    first_of_row = np.arange(len(numbers)) * number - before[:-1] - 1
+    columns = (rank + np.repeat(first_of_row, numbers)) * block_size + inner
+    is_spare = np.ones(len(numbers) * tokens, bool)
+    is_spare[columns] = False
+    by_head = np.repeat(is_spare.reshape(len(numbers), 1, tokens), heads, axis=1)
     part = max(1, _COPIED // (tokens * token_bytes))
-    spare = [torch.from_numpy(np.flatnonzero(by_head[first : first + part])) for first in range(0, len(found), part)]
-    places = (blocks[:, None, :] * heads + np.arange(heads)[:, None]).reshape(len(found), -1)
-    return WholeBlocks(plan, torch.from_numpy(places), torch.from_numpy(joined), spare, part, (heads, tokens))
+    spare = [torch.from_numpy(np.flatnonzero(by_head[row : row + part])) for row in range(0, len(numbers), part)]
+    places = (blocks[:, None, :] * heads + np.arange(heads)[:, None]).reshape(len(numbers), -1)
+    return WholeBlocks(plan, torch.from_numpy(places), torch.from_numpy(columns), spare, part, (heads, tokens))
