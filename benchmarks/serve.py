@@ -1,24 +1,30 @@
 """Serving with and without HSA on vLLM: the same weights, requests and pool of the KV cache, one after the other in one run.
 
-    python benchmarks/serve.py                         # lengths 1k to 16k, 1 to 32 users, prompts and conversations
+    python benchmarks/serve.py --threads 1 --clock cpu # prompts of 1k to 16k tokens, 1 to 32 users; conversations
     python benchmarks/serve.py --lengths 2048 --users 4 --layers 2 --pool 8192      # a try
 
-    python benchmarks/serve.py --plot                  # the plot, docs/images/serving.png, of what was measured
+    python benchmarks/serve.py --plot                  # table and plot, docs/images/serving.png, of what was measured
 
-Needs vLLM (`make test-vllm` makes an environment), the plot matplotlib. Rows are added to benchmarks/results/serve.csv; a table
-goes to the terminal. Without HSA the blocks have 32 tokens, the least that vLLM's CPU build takes.
+Needs vLLM (`make test-vllm` makes an environment), the plot matplotlib. Rows are added to benchmarks/results/serve.csv when a
+case is done, and a case that has its rows is left out: a run that was stopped goes on when started again. A table goes to the
+terminal. Without HSA the blocks have 32 tokens, the least that vLLM's CPU build takes.
 """
 
 import argparse
+import gc
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from measuring import CLOCK_HELP, CLOCKS, machine
-from results import ROOT, merge, of_one_setting, read
+from results import ROOT, SETTING, merge, of_one_setting, read
+from serving_load import ANSWER, REPLY, Engine, prompts, turns
+from serving_matrix import MATRIX, Case
 
 
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
@@ -26,6 +32,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 NAME = "serve.csv"
+ENGINES = {"plain": 32, "HSA": 16}  # tokens of a block
 KEYS = ("load", "tokens", "users", "engine", "layers", "hidden", "pool_tokens", "dtype", "answer")
 COLUMNS = {  # of the table, in its order
     "requests_at_once": "requests at once",
@@ -37,8 +44,8 @@ COLUMNS = {  # of the table, in its order
 }
 
 
-def make_models(directory: Path, layers: int, hidden: int, longest: int, dtype: str) -> tuple[Path, Path, int]:
-    """Save one model twice, with and without HSA, and return both places and the number of token ids."""
+def make_models(directory: Path, layers: int, hidden: int, longest: int, dtype: str) -> tuple[Path, Path]:
+    """Save one model twice, with and without HSA, and return both places."""
     from hsa_factory import HSAConfig, tiny
     from hsa_factory.serving_checkpoint import write_serving_architecture
 
@@ -52,41 +59,83 @@ def make_models(directory: Path, layers: int, hidden: int, longest: int, dtype: 
         tokenizer.save_pretrained(directory / name)
     HSAConfig(default_type="NOISE").save_pretrained(directory / "hsa")
     write_serving_architecture(directory / "hsa")
-    return directory / "plain", directory / "hsa", len(tokenizer) - 32
+    return directory / "plain", directory / "hsa"
 
 
-def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Run all loads on both engines and return a record for each run."""
-    from serving_load import Engine, prompts, turns
+def cases(options: argparse.Namespace) -> list[Case]:
+    """Return the cases that were asked for: the product of what was named, or all of `MATRIX`."""
+    named = (options.loads, options.lengths, options.users)
+    if not any(named):
+        return list(MATRIX)
+    loads, lengths, users = (given or default for given, default in zip(named, (["prompts"], [1024], [8])))
+    answers = {"prompts": ANSWER, "turns": REPLY}
+    return [
+        Case(load, tokens, number, options.layers, options.answer or answers[load], options.rounds)
+        for tokens, number, load in product(lengths, users, loads)
+    ]
 
-    records = []
-    longest = max(options.lengths) + 512
+
+def measure(options: argparse.Namespace) -> None:
+    """Run each case that has no rows yet on both engines, and write its rows."""
+    known = {tuple(row[key] for key in (*KEYS, *SETTING)) for row in read(options.output)}
+    waiting = [
+        case
+        for case in cases(options)
+        if options.again
+        or any(
+            tuple(str(_about(case, engine, options)[key]) for key in (*KEYS, *SETTING)) not in known
+            for engine in ENGINES
+        )
+    ]
+    longest = max((case.tokens + case.answer for case in waiting), default=0) + 512
+    engines: dict[int, dict[str, Engine]] = {}
     with tempfile.TemporaryDirectory() as directory:
-        *places, vocabulary = make_models(Path(directory), options.layers, options.hidden, longest, options.dtype)
-        engines = {}
-        for name, place, block_size in (("plain", places[0], 32), ("HSA", places[1], 16)):
-            clock = CLOCKS[options.clock]
-            engines[name] = Engine(place, block_size, options.pool, options.chunk, longest, options.dtype, clock)
-        for tokens in options.lengths:
-            for users in options.users:
-                for kind in options.loads:
-                    torch.manual_seed(tokens + users)
-                    answer = {} if options.answer is None else {"answer": options.answer}
-                    load = {"prompts": prompts, "turns": turns}[kind](tokens, users, vocabulary, **answer)
-                    for name, engine in engines.items():
-                        for _ in range(options.rounds):
-                            seen = engine.run(load)
-                            case = {"load": kind, "tokens": tokens, "users": users, "engine": name}
-                            case |= {"layers": options.layers, "hidden": options.hidden, "pool_tokens": options.pool}
-                            case |= {
-                                "dtype": options.dtype,
-                                "answer": load.answer,
-                                **seen.record(),
-                                "threads": options.threads,
-                            }
-                            records.append(case | {"clock": options.clock, "machine": machine()})
-                            print(json.dumps({name: records[-1][name] for name in ("engine", *KEYS[:3], *COLUMNS)}))
-    return best_of(records)
+        for case in waiting:
+            if case.layers not in engines:
+                engines[case.layers] = _engines(Path(directory) / str(case.layers), case.layers, longest, options)
+            merge(options.output, best_of(list(_run(case, engines[case.layers], options))), KEYS)
+
+
+def _about(case: Case, engine: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Return what a row says of its case."""
+    return {
+        "load": case.load,
+        "tokens": case.tokens,
+        "users": case.users,
+        "engine": engine,
+        "layers": case.layers,
+        "hidden": options.hidden,
+        "pool_tokens": options.pool,
+        "dtype": options.dtype,
+        "answer": case.answer,
+        "threads": options.threads,
+        "clock": options.clock,
+        "machine": machine(),
+    }
+
+
+def _engines(directory: Path, layers: int, longest: int, options: argparse.Namespace) -> dict[str, Engine]:
+    places = make_models(directory, layers, options.hidden, longest, options.dtype)
+    clock = CLOCKS[options.clock]
+    return {
+        name: Engine(place, block_size, options.pool, options.chunk, longest, options.dtype, clock)
+        for (name, block_size), place in zip(ENGINES.items(), places)
+    }
+
+
+def _run(case: Case, engines: dict[str, Engine], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield a record for each run of a case, the engines in turn."""
+    torch.manual_seed(case.tokens + case.users)
+    vocabulary = next(iter(engines.values())).vocabulary
+    load = {"prompts": prompts, "turns": turns}[case.load](case.tokens, case.users, vocabulary, case.answer)
+    for _ in range(case.rounds):
+        for name, engine in engines.items():
+            gc.collect()
+            about = _about(case, name, options)
+            first = {key: about.pop(key) for key in KEYS}
+            record = first | engine.run(load).record() | about
+            print(json.dumps({name: record[name] for name in ("engine", *KEYS[:3], *COLUMNS)}), flush=True)
+            yield record
 
 
 def best_of(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -101,12 +150,13 @@ def best_of(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, str]]) -> str:
     """Return a Markdown table: each case with both engines, `plain → HSA`."""
-    head = ["load", "prompt", "users", *COLUMNS.values(), "times tokens/s"]
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * 3}{'--:|' * (len(COLUMNS) + 1)}"]
+    names = {"load": "load", "tokens": "prompt", "answer": "answer", "users": "users", "layers": "layers"}
+    head = [*names.values(), *COLUMNS.values(), "times tokens/s"]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(names)}{'--:|' * (len(COLUMNS) + 1)}"]
     for plain, hsa in pairs(rows):
         cells = [f"{plain[name]} → {hsa[name]}" for name in COLUMNS]
         gain = float(hsa["tokens_per_s"]) / float(plain["tokens_per_s"])
-        lines.append(f"| {plain['load']} | {plain['tokens']} | {plain['users']} | {' | '.join(cells)} | {gain:.2f} |")
+        lines.append(f"| {' | '.join([*(plain[name] for name in names), *cells])} | {gain:.2f} |")
     return "\n".join(lines)
 
 
@@ -120,26 +170,36 @@ def pairs(rows: list[dict[str, str]]) -> list[tuple[dict[str, str], dict[str, st
 
 
 def plot(rows: list[dict[str, str]]) -> None:
-    """Plot requests at once and tokens a second by prompt length, for the most users."""
+    """Plot requests at once and tokens a second by prompt length, with HSA as a multiple of without it."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    most = str(max(int(row["users"]) for row in rows))
+    found = pairs(rows)
     for axis, column in zip(axes, ("requests_at_once", "tokens_per_s")):
-        for engine, colour in (("plain", "#777777"), ("HSA", "#1b9aaa")):
-            for load, style in (("prompts", "o-"), ("turns", "s--")):
-                own = [row for row in rows if (row["engine"], row["load"], row["users"]) == (engine, load, most)]
-                own.sort(key=lambda row: int(row["tokens"]))
-                lengths, values = [int(row["tokens"]) for row in own], [float(row[column]) for row in own]
-                axis.plot(lengths, values, style, color=colour, label=f"{engine}, {load}")
-        axis.set(xscale="log", xlabel="tokens of a prompt", ylabel=COLUMNS[column])
-        axis.legend(frameon=False, fontsize=8)
-    pool = rows[0]["pool_tokens"]
+        for load, users, answer in sorted({(one["load"], int(one["users"]), int(one["answer"])) for one, _ in found}):
+            own = [
+                pair
+                for pair in found
+                if (pair[0]["load"], pair[0]["users"], pair[0]["answer"]) == (load, str(users), str(answer))
+            ]
+            lengths = [int(plain["tokens"]) for plain, _ in own]
+            gains = [float(hsa[column]) / float(plain[column]) for plain, hsa in own]
+            axis.plot(lengths, gains, "o-", label=f"{load}, {users} users, {answer} tokens an answer")
+        axis.axhline(1, color="#777777", linewidth=0.8)
+        axis.set(
+            xscale="log", xlabel="tokens of a prompt", ylabel=f"{COLUMNS[column]}, times those without HSA", ylim=0
+        )
+        axis.set_xticks(*zip(*((2**power, f"{2**power:,}") for power in range(10, 15))))
+        axis.minorticks_off()
+    axes[0].legend(frameon=False, fontsize=7)
+    setting = rows[0]
     figure.suptitle(
-        f"vLLM with and without HSA, {most} users, a KV cache of {pool} tokens\n{rows[0]['machine']}", fontsize=10
+        f"vLLM with HSA against without it, a KV cache of {setting['pool_tokens']} tokens\n"
+        f"{setting['machine']}, {setting['threads']} thread, clock: {setting['clock']}",
+        fontsize=10,
     )
     figure.savefig(ROOT / "docs" / "images" / "serving.png", dpi=110)
     plt.close(figure)
@@ -148,13 +208,16 @@ def plot(rows: list[dict[str, str]]) -> None:
 def main() -> None:
     """Measure, and write CSV and table; or the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384])
-    parser.add_argument("--users", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--loads", nargs="+", default=["prompts", "turns"], choices=["prompts", "turns"])
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", help="tokens of a prompt; these three: benchmarks/serving_matrix.py"
+    )
+    parser.add_argument("--users", type=int, nargs="+")
+    parser.add_argument("--loads", nargs="+", choices=["prompts", "turns"])
+    parser.add_argument("--again", action="store_true", help="measure what has its rows, too")
+    parser.add_argument("--layers", type=int, default=4, help="of a case that was named (%(default)s)")
+    parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--pool", type=int, default=40960, help="tokens that the KV cache holds (%(default)s)")
+    parser.add_argument("--pool", type=int, default=20480, help="tokens that the KV cache holds (%(default)s)")
     parser.add_argument("--answer", type=int, help="tokens of an answer (64 to a prompt, 16 in a conversation)")
     parser.add_argument("--chunk", type=int, default=1024, help="tokens of a step (%(default)s)")
     parser.add_argument("--rounds", type=int, default=1, help="of which the fastest counts (%(default)s)")
@@ -165,7 +228,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if not options.plot:
-        merge(options.output, measure(options), KEYS)
+        measure(options)
     rows = of_one_setting(read(options.output))
     print(table(rows))
     if options.plot:

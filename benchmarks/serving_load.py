@@ -146,6 +146,7 @@ class Engine:
         self.block_size, self.longest, self.clock = block_size, longest, clock
         self.engine = LLMEngine.from_engine_args(options)
         self.scheduler = self.engine.engine_core.engine_core.scheduler
+        self.vocabulary = self.scheduler.vllm_config.model_config.get_vocab_size() - 32  # without special tokens
         self.has_hsa = self.scheduler.vllm_config.model_config.architecture.startswith("HSA")
         self._number = 0
 

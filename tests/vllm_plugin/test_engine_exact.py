@@ -3,8 +3,9 @@
 import pytest
 from engines import random_request
 
-from hsa_factory.vllm import attention
+from hsa_factory.vllm import attention, metadata
 from hsa_factory.vllm.causal_kernel import causal_attention
+from hsa_factory.vllm.whole_blocks import whole_blocks
 
 
 LENGTHS = (150, 333, 801, 1200, 1700)
@@ -49,3 +50,20 @@ def test_what_is_plain_goes_to_the_kernel(serve, rng, monkeypatch):
         seen.clear()
         assert served.ask([longer], 20) == served.expected([longer], 20)
         assert {queries < keys for queries, keys in seen} == {True}
+
+
+def test_keys_are_copied_by_blocks_where_most_of_these_are_seen(serve, rng, monkeypatch):
+    seen = []
+
+    def noting(*arguments):
+        seen.append(whole_blocks(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(metadata, "whole_blocks", noting)
+    served = serve()
+    runs, scattered = [0] * 150 + [2] * 180, [0, *[2] * 14] * 22
+    for kinds, are_whole in (([runs], {True}), ([scattered], {False}), ([runs, scattered], {True, False})):
+        requests = [(rng.integers(0, 280, 330).tolist(), types) for types in kinds]
+        seen.clear()
+        assert served.ask(requests, 10) == served.expected(requests, 10)
+        assert {blocks is not None for blocks in seen} <= are_whole and seen

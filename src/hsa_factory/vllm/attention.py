@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from vllm.v1.attention.backend import AttentionBackend, AttentionImpl, AttentionType, MultipleOf
 from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheLayout
 
@@ -112,7 +113,7 @@ class HSAImpl(AttentionImpl[HSAMetadata]):
             key: (T, Hkv, D).
             value: (T, Hkv, D).
             kv_cache: (blocks, Hkv, block size, 2·D).
-            attn_metadata: Of the forward; None: vLLM warms up.
+            attn_metadata: Of the forward; None, or without groups: vLLM warms up.
             output: (T, H, D), written to.
             output_scale: Refused.
             output_block_scale: Refused.
@@ -122,7 +123,7 @@ class HSAImpl(AttentionImpl[HSAMetadata]):
         """
         if output_scale is not None or output_block_scale is not None:
             raise NotImplementedError("HSA's attention gives no quantized output: switch that fusion off.")
-        if attn_metadata is None:
+        if attn_metadata is None or not attn_metadata.groups:
             return output.zero_()
 
         number, size = attn_metadata.num_actual_tokens, self.head_size
@@ -130,6 +131,9 @@ class HSAImpl(AttentionImpl[HSAMetadata]):
         new = torch.cat([key[:number], value[:number]], dim=-1).transpose(0, 1).reshape(-1, 2 * size)
         rows.index_copy_(0, attn_metadata.new_places.view(-1), new.to(rows.dtype))
         for group in attn_metadata.groups:
+            if group.blocks is not None:
+                output[group.queries] = group.blocks.attend(query[group.queries], rows, self.rules, self.scale)
+                continue
             held = rows.index_select(0, group.places.view(-1)).view(*group.places.shape, 2 * size)
             batch, queries = group.places.shape[0], group.queries_each
             keys, values, asked = held[..., :size], held[..., size:], query[group.queries]
@@ -137,6 +141,11 @@ class HSAImpl(AttentionImpl[HSAMetadata]):
                 causal_attention(asked, keys[0], values[0], self.scale, output[group.queries])
                 continue
             asked = asked.view(batch, queries, *query.shape[1:]).transpose(1, 2)
-            answer, _ = run_attention(asked, keys, values, group.plan, self.rules, scale=self.scale)
+            if group.free:
+                answer = F.scaled_dot_product_attention(
+                    asked, keys, values, group.bias(self.rules), scale=self.scale, enable_gqa=True
+                )
+            else:
+                answer, _ = run_attention(asked, keys, values, group.plan, self.rules, scale=self.scale)
             output[group.queries] = answer.transpose(1, 2).reshape(-1, *output.shape[1:])
         return output

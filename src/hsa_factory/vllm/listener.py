@@ -45,20 +45,62 @@ class Row:
         return self._visible
 
 
+class MissedRequest(RuntimeError):
+    """Tokens were to be computed whose types nobody told."""
+
+
 class Rows:
     """The requests in the batch of a worker, by their place in it.
 
     Attributes:
         rules: What holds in the model's layers, each once; the model says so when it is made.
+        listener: Who tells of requests: the last one made, should an engine have two.
     """
 
     def __init__(self) -> None:
         self.rules: tuple[LayerRules, ...] = ()
+        self.listener: TypeListener | None = None
         self.by_index: dict[int, Row] = {}
 
-    def get(self, index: int) -> Row | None:
-        """Return the request at a place; None: a dry run of vLLM's, without requests."""
-        return self.by_index.get(index)
+    def check(self, rules: tuple[LayerRules, ...]) -> None:
+        """Check, at the start, that somebody will tell of requests, and by the rules of the layers.
+
+        Args:
+            rules: Of the layers whose cache it is.
+
+        Raises:
+            ValueError: If not; it says what to do.
+        """
+        if self.listener is None:
+            raise ValueError(
+                "HSA's logits processor is not among the engine's, so that no request would have types: something took it out of "
+                f"`logits_processors` after HSA had put it in. Let {TypeListener.__module__}:{TypeListener.__name__} stay there."
+            )
+        if self.rules != rules:
+            raise ValueError(f"The model's layers have the rules {self.rules}, but the KV cache was made for {rules}.")
+
+    def get(self, index: int, length: int) -> Row:
+        """Return the request at a place, with its tokens known.
+
+        Args:
+            index: The place.
+            length: How many tokens of it a forward computes or has computed.
+
+        Raises:
+            MissedRequest: If nobody told of it, or of as many tokens.
+        """
+        row = self.by_index.get(index)
+        known = 0
+        if row is not None:
+            row.tokens.read(length)
+            known = len(row.tokens)
+        if row is None or known < length:
+            raise MissedRequest(
+                f"The request in row {index} of vLLM's batch has {length} tokens, but the types of {known} are known: HSA was not told "
+                "of it. It is not computed, as it would be another model's answer. Another plugin keeps vLLM from telling "
+                f"{TypeListener.__name__} of its batch, or this version of vLLM does it otherwise: start without other plugins."
+            )
+        return row
 
     def move(self, source: int, target: int, is_swap: bool) -> None:
         """Let a request take another place; where two swap, the other one takes its place."""
@@ -98,7 +140,10 @@ class TypeListener(LogitsProcessor):
         self._config = serving_config(vllm_config)
         if self._config is None:
             return
+        if vllm_config.scheduler_config.async_scheduling:
+            raise ValueError("HSA in vLLM needs to know each token before the next step: leave async_scheduling out.")
         self._rows = rows_of(vllm_config)
+        self._rows.listener = self
         self._make_tagger = TaggerMaker(vllm_config, self._config)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
@@ -114,6 +159,8 @@ class TypeListener(LogitsProcessor):
         if self._config is None or batch_update is None:
             return
         rows = self._rows
+        if rows.listener is not self:  # named twice: a move that is made twice loses requests
+            return
         for index in batch_update.removed:
             rows.by_index.pop(index, None)
         for index, params, prompt_ids, output_ids in batch_update.added:

@@ -1,20 +1,23 @@
 """What a forward's attention needs to know, made once for all layers: which keys each request may see, and where they lie."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from vllm.config import VllmConfig
 from vllm.v1.attention.backend import AttentionMetadata, AttentionMetadataBuilder, CommonAttentionMetadata
-from vllm.v1.kv_cache_interface import AttentionSpec
 
 from ..attention import AttentionPlan
+from ..attention.layer_rules import LayerRules
 from .causal_kernel import has_causal_kernel
+from .kv_cache import HSASpec
 from .listener import Row, rows_of
 from .reach import free_types
+from .whole_blocks import WholeBlocks, whole_blocks
 
 
 _UNEVEN = 1.5  # rows attend together if the longest has at most so many times the keys of the shortest
@@ -34,12 +37,24 @@ class Group:
         places: (B, Hkv, K) int64, where the keys stand in the cache, as rows of `key_rows`.
         plan: What queries and keys are. None: for vLLM's kernel, each query sees all keys up to its own, none faded; B = 1.
         queries_each: Q.
+        blocks: Where the keys lie instead of `places`, if they are copied by blocks; Q = 1.
+        free: How many of the first keys each query sees and none of them fades: the plan leaves them out.
     """
 
     queries: torch.Tensor | slice
     places: torch.Tensor
     plan: AttentionPlan | None
     queries_each: int
+    blocks: WholeBlocks | None = None
+    free: int = 0
+    _bias: dict[LayerRules, torch.Tensor] = field(default_factory=dict)
+
+    def bias(self, rules: LayerRules) -> torch.Tensor:
+        """Return (B, 1, Q, K) float32, made once for all layers with these rules."""
+        assert self.plan is not None, "vLLM's kernel needs none"
+        if rules not in self._bias:
+            self._bias[rules] = F.pad(self.plan.dense_bias(torch.float32, rules), (self.free, 0))
+        return self._bias[rules]
 
 
 @dataclass
@@ -49,7 +64,7 @@ class HSAMetadata(AttentionMetadata):
     Attributes:
         num_actual_tokens: T, how many tokens it has, without padding.
         new_places: (Hkv, T) int64, where the tokens' keys go, as rows of `key_rows`.
-        groups: Together, all queries.
+        groups: Together, all queries. Empty: a dry run.
     """
 
     num_actual_tokens: int
@@ -73,11 +88,13 @@ class HSAMetadataBuilder(AttentionMetadataBuilder[HSAMetadata]):
     """
 
     def __init__(
-        self, kv_cache_spec: AttentionSpec, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
+        self, kv_cache_spec: HSASpec, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
     ) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         self._heads, self._block_size = kv_cache_spec.num_kv_heads, kv_cache_spec.block_size
+        self._token_bytes = kv_cache_spec.page_size_bytes // kv_cache_spec.block_size
         self._rows = rows_of(vllm_config)
+        self._rows.check(kv_cache_spec.rules)
         self._has_kernel = has_causal_kernel(device, kv_cache_spec.head_size)
 
     def build(
@@ -89,29 +106,34 @@ class HSAMetadataBuilder(AttentionMetadataBuilder[HSAMetadata]):
             common_prefix_len: Of no use.
             common_attn_metadata: What vLLM says of the forward.
             fast_build: Of no use.
+
+        Raises:
+            MissedRequest: If a request's types are not known.
         """
         common = common_attn_metadata
+        new = common.slot_mapping[: common.num_actual_tokens].to(torch.int64)
+        if bool((new < 0).all()):  # a dry run: its tokens are nobody's, and have no place in the cache
+            return HSAMetadata(0, self._places(new[:0]), [])
         starts = common.query_start_loc_cpu.tolist()
         lengths = common.seq_lens.tolist()
         blocks: NDArray[Any] = common.block_table_tensor.cpu().numpy()
-        new = common.slot_mapping[: common.num_actual_tokens].to(torch.int64)
         single: list[_Piece] = []
         groups: list[Group] = []
         for index in range(common.num_reqs):
             start, stop = starts[index], starts[index + 1]
-            row = self._rows.get(index)
             if stop == start:
                 continue
+            row = self._rows.get(index, lengths[index])
             pieces = _pieces(row, start, stop - start, lengths[index], self._has_kernel)
             for piece in pieces:
-                piece.slots = self._slots(blocks[index], piece.positions)
+                piece.blocks = blocks[index]
                 if piece.is_plain:
-                    places = self._places(self._tensor(piece.slots[None]))
+                    places = self._places(self._tensor(self._slots(piece.blocks, piece.positions)[None]))
                     groups.append(Group(slice(piece.start, piece.stop), places, None, len(piece)))
                 elif len(piece) == 1:
                     single.append(piece)
                 else:
-                    groups.append(self._group([piece]))
+                    groups.append(self._free_first(piece))
         groups += [self._group(together) for together in _alike(single)]
         return HSAMetadata(common.num_actual_tokens, self._places(new), groups)
 
@@ -128,34 +150,55 @@ class HSAMetadataBuilder(AttentionMetadataBuilder[HSAMetadata]):
         heads = torch.arange(self._heads, device=slots.device)[:, None]
         return (block.unsqueeze(-2) * self._heads + heads) * self._block_size + inner.unsqueeze(-2)
 
+    def _free_first(self, piece: "_Piece") -> Group:
+        """Let the keys go first that each query sees and of which none fades: what their bias is need not be computed."""
+        if self.device.type != "cpu":
+            return self._group([piece])
+        is_free = free_types(self._rows.rules)[piece.types]
+        is_free[-len(piece) :] = False  # a query does not see those after it
+        free, limited = np.flatnonzero(is_free), np.flatnonzero(~is_free)
+        order = np.concatenate([free, limited])
+        places = self._places(self._tensor(self._slots(piece.blocks, piece.positions[order])[None]))
+        group = self._group([piece.only(limited)])
+        return replace(group, places=places, free=len(free))
+
     def _group(self, pieces: "Sequence[_Piece]") -> Group:
         """Join pieces with as many queries each; rows of keys end together, and what a shorter one lacks is padding."""
-        width = max(len(piece.positions) for piece in pieces)
-        shape = (len(pieces), width)
-        is_real = np.zeros(shape, np.int64)
-        types, positions, slots, turns = (np.zeros(shape, np.int64) for _ in range(4))
-        for row, piece in enumerate(pieces):
-            first = width - len(piece.positions)
-            is_real[row, first:], slots[row, :first] = 1, piece.slots[-1]
-            types[row, first:], positions[row, first:], slots[row, first:] = piece.types, piece.positions, piece.slots
-            if piece.turns is not None:
-                turns[row, first:] = piece.turns
-        has_padding = bool((is_real == 0).any())
+        numbers = np.array([len(piece.positions) for piece in pieces])
+        width = int(numbers.max())
+        is_real = np.arange(width) >= width - numbers[:, None]
+        positions = np.concatenate([piece.positions for piece in pieces])
         plan = AttentionPlan(
-            self._tensor(types),
-            self._tensor(is_real),
-            self._tensor(positions),
+            self._tensor(_rows(is_real, [piece.types for piece in pieces])),
+            self._tensor(is_real.astype(np.int64)),
+            self._tensor(_rows(is_real, positions)),
             len(pieces[0]),
             has_gaps=any(len(piece.positions) != piece.positions[-1] + 1 for piece in pieces),
-            has_padding=has_padding,
+            has_padding=bool((numbers < width).any()),
             has_clean_padding=True,
             is_packed=False,
-            turn_ids=None if pieces[0].turns is None else self._tensor(turns),
+            turn_ids=None
+            if pieces[0].turns is None
+            else self._tensor(_rows(is_real, [piece.turns for piece in pieces])),
         )
         queries: torch.Tensor | slice = slice(pieces[0].start, pieces[0].stop)
         if len(pieces) > 1:
             queries = self._tensor(np.concatenate([np.arange(piece.start, piece.stop) for piece in pieces]))
+        tables = [piece.blocks for piece in pieces]
+        if len(pieces[0]) == 1 and self.device.type == "cpu":
+            blocks = whole_blocks(plan, positions, numbers, tables, self._heads, self._block_size, self._token_bytes)
+            if blocks is not None:
+                return Group(queries, torch.empty(0), plan, 1, blocks)
+        slots = np.repeat([self._slots(piece.blocks, piece.positions[-1:]) for piece in pieces], width, axis=1)
+        slots[is_real] = np.concatenate([self._slots(piece.blocks, piece.positions) for piece in pieces])
         return Group(queries, self._places(self._tensor(slots)), plan, len(pieces[0]))
+
+
+def _rows(is_real: NDArray[np.bool_], values: Any) -> NDArray[np.int64]:
+    """Return values of pieces, one after the other, as rows with zeros at their beginning."""
+    rows = np.zeros(is_real.shape, np.int64)
+    rows[is_real] = values if isinstance(values, np.ndarray) else np.concatenate(values)
+    return rows
 
 
 @dataclass
@@ -168,7 +211,7 @@ class _Piece:
         positions: (K,) of the keys, ascending; the last are the queries' own.
         types: (K,) of the keys.
         turns: (K,) of the keys; None: the rules have no turns.
-        slots: (K,) where the keys lie.
+        blocks: The request's block table.
         is_plain: Whether it is for vLLM's kernel.
     """
 
@@ -177,28 +220,30 @@ class _Piece:
     positions: NDArray[np.int64]
     types: NDArray[np.uint8]
     turns: NDArray[np.int64] | None = None
-    slots: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    blocks: NDArray[Any] = field(default_factory=lambda: np.empty(0, np.int64))
     is_plain: bool = False
 
     def __len__(self) -> int:
         return self.stop - self.start
 
+    def only(self, kept: NDArray[np.int64]) -> "_Piece":
+        """Return it with some of the keys."""
+        turns = None if self.turns is None else self.turns[kept]
+        return replace(self, positions=self.positions[kept], types=self.types[kept], turns=turns)
 
-def _pieces(row: Row | None, place: int, number: int, length: int, has_kernel: bool) -> list[_Piece]:
+
+def _pieces(row: Row, place: int, number: int, length: int, has_kernel: bool) -> list[_Piece]:
     """Return a request's queries in this forward.
 
     Args:
-        row: The request; None: a dry run.
+        row: The request.
         place: Where its first query stands among the tokens of the forward.
         number: How many it has.
         length: Of its tokens up to the last query.
         has_kernel: Whether vLLM's kernel can take what is plain.
     """
     first = length - number
-    if row is None:
-        return [_Piece(place, place + number, np.arange(length), np.zeros(length, np.uint8))]
     tokens = row.tokens
-    tokens.read(length)
     pieces = []
     for begin, end in tokens.pieces(first, length):
         types = tokens.types_at(begin)

@@ -18,7 +18,8 @@ from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheLayout
 
 from ...attention.layer_rules import LayerRules
 from ..attention import HSABackend, HSAImpl
-from ..listener import rows_of
+from ..listener import MissedRequest, rows_of
+from ..tokens import TokenTypes
 from .kernel import page_mask, paged_attention
 from .mods import Layout, Mod, mods_of
 from .pages import QUERIES, Piece, blocks_of, pieces_of
@@ -57,7 +58,7 @@ class PagedMetadata(AttentionMetadata):
 
     Attributes:
         num_actual_tokens: T, without padding.
-        new_slots: (T,) int64, where the tokens' keys go.
+        new_slots: (T,) int64, where the tokens' keys go; in a dry run the first of the page that no request has.
         layout: Where queries and keys are.
         queries: (N,) int64, which token stands at each place of the blocks.
         places: (T,) int64, at which place each token stands.
@@ -100,6 +101,8 @@ class PagedMetadataBuilder(AttentionMetadataBuilder[PagedMetadata]):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         self._page_size = kv_cache_spec.block_size
         self._rows = rows_of(vllm_config)
+        if not vllm_config.use_v2_model_runner:  # there the model's state tells of requests, and no logits processor
+            self._rows.check(kv_cache_spec.rules)
         pages = -(-vllm_config.model_config.max_model_len // self._page_size)
         self._table = TypeTable(pages * self._page_size, device, any(rules.has_turns for rules in self._rows.rules))
         self._logical = torch.zeros(0, dtype=torch.int32, device=device)
@@ -113,6 +116,9 @@ class PagedMetadataBuilder(AttentionMetadataBuilder[PagedMetadata]):
             common_prefix_len: Of no use.
             common_attn_metadata: What vLLM says of the forward.
             fast_build: Of no use.
+
+        Raises:
+            MissedRequest: If a request's types are not known.
         """
         common = common_attn_metadata
         pieces = self._pieces(common)
@@ -134,7 +140,7 @@ class PagedMetadataBuilder(AttentionMetadataBuilder[PagedMetadata]):
         )
         return PagedMetadata(
             num_actual_tokens=common.num_actual_tokens,
-            new_slots=common.slot_mapping[: common.num_actual_tokens].to(torch.int64),
+            new_slots=common.slot_mapping[: common.num_actual_tokens].to(torch.int64).clamp(min=0),
             layout=layout,
             queries=self._tensor(np.maximum(blocks.queries, 0)),
             places=self._tensor(places),
@@ -150,10 +156,18 @@ class PagedMetadataBuilder(AttentionMetadataBuilder[PagedMetadata]):
         for index in range(common.num_reqs):
             number = starts[index + 1] - starts[index]
             if number:
-                row = self._rows.get(index)
-                tokens = None if row is None else row.tokens
-                pieces += pieces_of(index, starts[index], number, max(lengths[index], number), tokens)
+                length = max(lengths[index], number)
+                pieces += pieces_of(index, starts[index], number, length, self._tokens(index, length, common))
         return pieces
+
+    def _tokens(self, index: int, length: int, common: CommonAttentionMetadata) -> TokenTypes | None:
+        """Return what is known of a request's tokens; None: a dry run, whose tokens have no place in the cache."""
+        try:
+            return self._rows.get(index, length).tokens
+        except MissedRequest:
+            if bool((common.slot_mapping[: common.num_actual_tokens] < 0).all()):  # last, as it waits for the device
+                return None
+            raise
 
     def _note(self, pages: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         """Note which number each page has within its request; a page that requests share has one in all of them."""
