@@ -9,7 +9,7 @@ import torch.distributed as dist
 from forked import finish, start
 
 from hsa_factory import HSAConfig
-from hsa_factory.attention import AttentionPlan, LayerRules, reference_attention, run_attention
+from hsa_factory.attention import AttentionPlan, LayerRules, reference_attention
 from hsa_factory.attention.context_parallel import ContextPass
 from hsa_factory.attention.context_parallel_plan import Route, Row, Slices
 
@@ -90,8 +90,7 @@ def compare(batch, rules, backend, group):
     context = ContextPass(plan, group)
     cut = context.slices.cut
     q, k, v = (cut(tensor, float("nan"), dim=2).requires_grad_() for tensor in (batch.q, batch.k, batch.v))
-    keys, values, own = context.exchange(k, v, rules)
-    actual = run_attention(q, keys, values, own, rules, backend)[0]
+    actual = context.attend(q, k, v, rules, backend=backend)
     actual.backward(cut(grad, 0, dim=2))
     is_real = cut(batch.documents, 0)[:, None, :, None] != 0
     for one, other in zip((actual, q.grad, k.grad, v.grad), (expected, *(tensor.grad for tensor in whole))):
