@@ -1,10 +1,10 @@
-"""What it saves that keys travel while others attend: one layer's attention on a rank, by how fast the link between ranks is.
+"""What is computed while keys travel between ranks: one layer's attention, by into how many parts its heads are divided.
 
     python benchmarks/context_parallel_overlap.py
 
-Two processes on this machine share a row of tokens. The link is not there: a message arrives when one of its size would have come over a
-link of that speed, one after the other, and no earlier; to wait takes no processor. Times are the smallest of all repetitions,
-forward and backward. `parts` is into how many parts the heads are divided: with 1 nothing overlaps.
+Two processes on this machine share a row of tokens. All times are of the second's processor, so that others may use the machine,
+too: of attention forward and backward, and of what the process computed between the moment a message began and the moment it waited
+for it. With one part that is the copying of its own keys. How long a message would take depends on the link.
 """
 
 import argparse
@@ -30,34 +30,31 @@ RANKS = 2
 RULES = LayerRules.of(HSAConfig())
 
 
-class Link(journeys._Message):
-    """Messages that take their time.
+class Timed(journeys._Message):
+    """Messages of which is written down how large they are and what was computed while they travelled.
 
     Attributes:
-        megabytes: A second; 0: as fast as the machine.
-        free: When the link has done all that it was given.
+        seen: (megabytes, seconds) of each, in the order in which they were waited for.
     """
 
-    megabytes, free = 0.0, 0.0
+    seen: list[tuple[float, float]] = []
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        size = max(self._sent.nbytes, self._received.nbytes) / 1e6
-        took = size / Link.megabytes if Link.megabytes else 0.0
-        Link.free = self.arrives = max(Link.free, time.perf_counter()) + took
+        self.began = time.process_time()
 
     def wait(self) -> torch.Tensor:
-        """Wait for the link, too."""
-        received = super().wait()
-        time.sleep(max(0.0, self.arrives - time.perf_counter()))
-        return received
+        """Wait."""
+        seconds = time.process_time() - self.began
+        Timed.seen.append((max(self._sent.nbytes, self._received.nbytes) / 1e6, seconds))
+        return super().wait()
 
 
 def run(rank: int, meeting: str, options: argparse.Namespace) -> None:
-    """In a process: time a layer for each speed and number of parts; the last rank, which gets keys, writes its times down."""
+    """In a process: time a layer for each number of parts; the last rank, which gets keys, writes down what it saw."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=RANKS)
-    journeys._Message = Link  # type: ignore[misc]
+    journeys._Message = Timed  # type: ignore[misc]
     plan = AttentionPlan.from_inputs(make_types(options.length, options.share, True))
     size = options.length // RANKS
     generator = torch.Generator().manual_seed(rank)
@@ -65,45 +62,43 @@ def run(rank: int, meeting: str, options: argparse.Namespace) -> None:
     leaves = [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
     context = ContextPass(plan, dist.group.WORLD)
 
-    def step() -> tuple[float, float]:
-        dist.barrier()
-        wall, cpu = time.perf_counter(), time.process_time()
+    def step() -> tuple[float, list[tuple[float, float]]]:
+        Timed.seen.clear()
+        began = time.process_time()
         context.attend(*leaves, RULES, backend="blockwise").sum().backward()
-        return time.perf_counter() - wall, time.process_time() - cpu
+        return time.process_time() - began, list(Timed.seen)
 
     found = []
-    for megabytes in options.megabytes:
-        for parts in options.parts:
-            Link.megabytes, journeys.PARTS = megabytes, parts
-            step()
-            walls, cpus = zip(*(step() for _ in range(options.repeat)), strict=True)
-            found.append((megabytes, parts, min(walls), min(cpus)))
+    for parts in options.parts:
+        journeys.PARTS = parts
+        step()
+        found.append((parts, *min(step() for _ in range(options.repeat))))
     if rank == RANKS - 1:
-        torch.save((found, context.traffic().bytes_received), f"{meeting}.times")
+        torch.save(found, f"{meeting}.times")
     dist.destroy_process_group()
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--length", type=int, default=4096)
+    parser.add_argument("--length", type=int, default=8192)
     parser.add_argument("--share", type=float, default=0.1, help="of GLOBAL and LANDMARK tokens (%(default)s)")
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--kv-heads", type=int, default=4)
-    parser.add_argument("--megabytes", type=float, nargs="+", default=[0, 30, 10], help="a second, of the link")
     parser.add_argument("--parts", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--repeat", type=int, default=6)
+    parser.add_argument("--repeat", type=int, default=8)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         meeting = os.path.join(directory, "meeting")
         mp.spawn(run, (meeting, options), nprocs=RANKS)
-        found, received = torch.load(f"{meeting}.times")
-    table = Table(title=f"{options.length} tokens on {RANKS} ranks, {received / 1e6:.2f} MB a layer and direction")
-    for heading in ("link, MB/s", "message, ms", "parts", "forward and backward, ms", "of a processor, ms"):
+        found = torch.load(f"{meeting}.times")
+    table = Table(title=f"{options.length} tokens on {RANKS} ranks, {options.share:.0%} memory: times of a processor")
+    for heading in ("parts", "attention, ms", "MB of each message", "computed meanwhile, ms: forward", "backward"):
         table.add_column(heading, justify="right")
-    for megabytes, parts, wall, cpu in found:
-        speed, message = ("", "") if not megabytes else (f"{megabytes:g}", f"{received / megabytes / 1e3:.0f}")
-        table.add_row(speed, message, str(parts), f"{1e3 * wall:.0f}", f"{1e3 * cpu:.0f}")
+    for parts, seconds, seen in found:
+        times = [f"{1e3 * one:.1f}" for _, one in seen]
+        sizes = ", ".join(f"{size:.2f}" for size, _ in seen[:parts])
+        table.add_row(str(parts), f"{1e3 * seconds:.0f}", sizes, ", ".join(times[:parts]), ", ".join(times[parts:]))
     Console().print(table)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self, get_args
 
 from .labeling.rule_set import RuleSet
+from .presets import KEY as PRESET_KEY
 from .presets import with_preset
 from .rules_option import agreed_rules, parse_rules, takes_labels
 from .semantics import SemanticType
@@ -19,6 +20,7 @@ from .whole_files import write_whole
 CONFIG_NAME = "hsa_config.json"
 FORMAT_VERSION = 1  # of that file; a file without one is of version 1
 BACKENDS = ("auto", "reference", "dense", "blockwise", "flex")
+CONTEXT_PARALLEL_KEY = "context_parallel"  # in the block `hsa` of a training file
 ROLES = ("user", "observation", "assistant", "function", "system")  # of messages, as LLaMA-Factory names them
 _KINDS = ("global", "landmark", "noise")  # as options name the types, in their order
 
@@ -55,14 +57,20 @@ class _Config:
             raise ValueError(f"{cls.__name__}: expected a mapping of options, got {values!r}.")
 
         values = cls._read_none(values)
-        allowed = [field.name for field in fields(cls)]
+        known = [field.name for field in fields(cls)]
         for key in values:
-            if key not in allowed:
+            if key not in known:
+                allowed = cls.keys()
                 raise ValueError(
                     f"{cls.__name__}: unknown key {key!r}.{did_you_mean(key, allowed)} Allowed: {', '.join(allowed)}."
                 )
 
         return cls(**values)
+
+    @classmethod
+    def keys(cls) -> list[str]:
+        """Return every key that a block of a training file, or a mapping, may have."""
+        return [field.name for field in fields(cls)]
 
     @classmethod
     def _read_none(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -267,6 +275,11 @@ class HSAConfig(_Config):
             ValueError: If a key or a value is not allowed, or `rules` and its former name `labels` differ.
         """
         if isinstance(values, dict):
+            if CONTEXT_PARALLEL_KEY in values:
+                raise ValueError(
+                    f"{CONTEXT_PARALLEL_KEY} is no rule, but says how a run is computed: it stands in the block `hsa` of a training "
+                    "file, or call enable_hsa(model, config, context_parallel=group)."
+                )
             values = with_preset(values)
         if not isinstance(values, dict) or "labels" not in values:
             return super().from_dict(values)
@@ -274,6 +287,11 @@ class HSAConfig(_Config):
         rules = agreed_rules(parse_rules("labels", values["labels"]), values.get("rules"))
         rest = {name: value for name, value in values.items() if name != "labels"}
         return super().from_dict({**rest, "rules": rules})
+
+    @classmethod
+    def keys(cls) -> list[str]:
+        """Return every key that the block `hsa` of a training file may have: `context_parallel` there only, as it is no rule."""
+        return [*super().keys(), PRESET_KEY, CONTEXT_PARALLEL_KEY]
 
     def attention_rules(self) -> dict[str, Any]:
         """Return what decides the attention's result, so that two configurations can be compared by it."""

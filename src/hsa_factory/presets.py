@@ -11,7 +11,7 @@ PRESETS: Mapping[str, Mapping[str, float]] = {
 }
 """By name. ``agent``: short observations, one or two of which are in sight; docs/evidence.md has what it won."""
 
-_KEY = "preset"
+KEY = "preset"
 
 
 def with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,10 +22,10 @@ def with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: If there is no preset of that name.
     """
-    rest = {name: value for name, value in values.items() if name != _KEY}
-    if _KEY not in values:
+    rest = {name: value for name, value in values.items() if name != KEY}
+    if KEY not in values:
         return rest
-    name = values[_KEY]
+    name = values[KEY]
     if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"preset = {name!r} is not allowed: {', '.join(PRESETS)}.{did_you_mean(name, [*PRESETS])}")
     has_turns = rest.get("noise_turns") not in (None, "none")

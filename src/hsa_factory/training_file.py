@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from . import strict_json
+from .config import CONTEXT_PARALLEL_KEY as _RANKS
 from .config import FeedbackConfig, HSAConfig
 from .loss_weights import LossWeightsConfig
 from .user_errors import UserError
@@ -20,8 +21,6 @@ from .user_errors import UserError
 BLOCKS = ("hsa", "feedback", "loss_weights")
 SAVED = "saved"
 """In the place of a configuration: the one saved with the checkpoint; no HSA if it has none."""
-
-_RANKS = "context_parallel"
 
 Config = TypeVar("Config", HSAConfig, FeedbackConfig, LossWeightsConfig)
 
