@@ -60,7 +60,11 @@ class ContextGroup:
             ValueError: On every rank, if the ranks were given different rows.
         """
         tensors = [plan.semantic_ids, plan.document_ids, plan.turn_ids]
-        parts = [torch.tensor(plan.semantic_ids.shape), *(_digest(tensor) for tensor in tensors), digest_of_inputs(inputs)]
+        parts = [
+            torch.tensor(plan.semantic_ids.shape),
+            *(_digest(tensor) for tensor in tensors),
+            digest_of_inputs(inputs),
+        ]
         own = torch.cat([part.to(plan.device) for part in parts])
         everyone = [torch.empty_like(own) for _ in range(self.size)]
         dist.all_gather(everyone, own, group=self.process_group)
