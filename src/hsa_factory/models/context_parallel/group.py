@@ -65,17 +65,7 @@ class ContextGroup:
             *(_digest(tensor) for tensor in tensors),
             digest_of_inputs(inputs),
         ]
-        own = torch.cat([part.to(plan.device) for part in parts])
-        everyone = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(everyone, own, group=self.process_group)
-        found = torch.stack(everyone).tolist()
-        if any(one != found[0] for one in found):
-            shapes = ", ".join(f"{rows}×{length}" for rows, length, *_ in found)
-            raise ValueError(
-                f"Context parallelism: the {self.size} ranks of a group were given different rows (batch×length {shapes}). "
-                "All of them need the same whole rows, tokens and labels, of which each takes its slice by itself: let the sampler or "
-                "DistributedSampler count groups, not processes."
-            )
+        check_same(torch.cat([part.to(plan.device) for part in parts]), self.process_group)
         self._earlier = self.totals()
         self.last = ContextPass(plan, self.process_group)
         return self.last
@@ -89,11 +79,33 @@ class ContextGroup:
         return total
 
 
+def check_same(own: torch.Tensor, process_group: "dist.ProcessGroup") -> None:
+    """Refuse rows that are not the same on all ranks of a group.
+
+    Args:
+        own: (n,) int64: batch size, length, and what this rank's rows come to.
+        process_group: The ranks; all of them must call it.
+
+    Raises:
+        ValueError: On every rank.
+    """
+    everyone = [torch.empty_like(own) for _ in range(process_group.size())]
+    dist.all_gather(everyone, own, group=process_group)
+    found = torch.stack(everyone).tolist()
+    if any(one != found[0] for one in found):
+        shapes = ", ".join(f"{rows}×{length}" for rows, length, *_ in found)
+        raise ValueError(
+            f"Context parallelism: the {process_group.size()} ranks of a group were given different rows (batch×length {shapes}). "
+            "All of them need the same whole rows, tokens and labels, of which each takes its slice by itself: let the sampler or "
+            "DistributedSampler count groups, not processes."
+        )
+
+
 def digest_of_inputs(inputs: Mapping[str, Any]) -> torch.Tensor:
     """Return one number, (1,) int64, of all tensors that a forward is given, by name.
 
     Args:
-        inputs: The forward's arguments.
+        inputs: Arguments by name.
     """
     total = torch.zeros(1, dtype=torch.int64)
     for name, value in inputs.items():
