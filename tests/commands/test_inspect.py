@@ -557,7 +557,7 @@ def test_check_may_also_write(run, capsys):
 
 def test_rules_that_never_matched(run, capsys):
     assert check_rules({"thought": 3, "pickup": 0}) == ["rule 'pickup' never matched"]
-    own = [{"role": "observation", "semantic_type": "NOISE", "name": "seen"}]
+    own = [{"name": "seen", "role": "observation", "type": "NOISE"}]
     code, captured = check(run, capsys, hsa={"rules": own})
     assert code == 1 and captured.out == "rule 'seen' never matched\n"
     code, captured = check(run, capsys, "hsa.rules=react")
