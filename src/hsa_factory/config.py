@@ -6,11 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, get_args
 
 from .labeling.rule_set import RuleSet
-from .presets import KEY as PRESET_KEY
-from .presets import with_preset
+from .presets import BLOCK_KEYS, with_preset
 from .rules_option import agreed_rules, parse_rules, takes_labels
 from .semantics import SemanticType
 from .suggestions import did_you_mean
@@ -20,7 +19,6 @@ from .whole_files import write_whole
 CONFIG_NAME = "hsa_config.json"
 FORMAT_VERSION = 1  # of that file; a file without one is of version 1
 BACKENDS = ("auto", "reference", "dense", "blockwise", "flex")
-CONTEXT_PARALLEL_KEY = "context_parallel"  # in the block `hsa` of a training file
 ROLES = ("user", "observation", "assistant", "function", "system")  # of messages, as LLaMA-Factory names them
 _KINDS = ("global", "landmark", "noise")  # as options name the types, in their order
 
@@ -43,6 +41,8 @@ _NOISE_WINDOW: Any = _UnlessTurns(50, None)
 class _Config:
     """What both configurations share: reading from a mapping and writing back."""
 
+    _MORE_KEYS: ClassVar[tuple[str, ...]] = ()  # of a training file's block that are no options
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Build the configuration from a mapping; an unknown key is an error with a suggestion.
@@ -60,17 +60,12 @@ class _Config:
         known = [field.name for field in fields(cls)]
         for key in values:
             if key not in known:
-                allowed = cls.keys()
+                allowed = [*known, *cls._MORE_KEYS]
                 raise ValueError(
                     f"{cls.__name__}: unknown key {key!r}.{did_you_mean(key, allowed)} Allowed: {', '.join(allowed)}."
                 )
 
         return cls(**values)
-
-    @classmethod
-    def keys(cls) -> list[str]:
-        """Return every key that a block of a training file, or a mapping, may have."""
-        return [field.name for field in fields(cls)]
 
     @classmethod
     def _read_none(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -137,6 +132,7 @@ class HSAConfig(_Config):
         ===========  ========  =======  ==========  ==========  ==========
     """
 
+    _MORE_KEYS: ClassVar[tuple[str, ...]] = BLOCK_KEYS
     landmark_decay: float = 0.001
     landmark_window: int | None = None
     landmark_turns: int | None = None
@@ -275,11 +271,6 @@ class HSAConfig(_Config):
             ValueError: If a key or a value is not allowed, or `rules` and its former name `labels` differ.
         """
         if isinstance(values, dict):
-            if CONTEXT_PARALLEL_KEY in values:
-                raise ValueError(
-                    f"{CONTEXT_PARALLEL_KEY} is no rule, but says how a run is computed: it stands in the block `hsa` of a training "
-                    "file, or call enable_hsa(model, config, context_parallel=group)."
-                )
             values = with_preset(values)
         if not isinstance(values, dict) or "labels" not in values:
             return super().from_dict(values)
@@ -287,11 +278,6 @@ class HSAConfig(_Config):
         rules = agreed_rules(parse_rules("labels", values["labels"]), values.get("rules"))
         rest = {name: value for name, value in values.items() if name != "labels"}
         return super().from_dict({**rest, "rules": rules})
-
-    @classmethod
-    def keys(cls) -> list[str]:
-        """Return every key that the block `hsa` of a training file may have: `context_parallel` there only, as it is no rule."""
-        return [*super().keys(), PRESET_KEY, CONTEXT_PARALLEL_KEY]
 
     def attention_rules(self) -> dict[str, Any]:
         """Return what decides the attention's result, so that two configurations can be compared by it."""

@@ -12,9 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from . import strict_json
-from .config import CONTEXT_PARALLEL_KEY as _RANKS
 from .config import FeedbackConfig, HSAConfig
 from .loss_weights import LossWeightsConfig
+from .presets import CONTEXT_PARALLEL_KEY as _RANKS
 from .user_errors import UserError
 
 
