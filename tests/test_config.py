@@ -477,3 +477,11 @@ class TestFeedbackRulesThatExcludeEachOther:
         with pytest.raises(ValueError, match=f"FeedbackConfig.scope = '{scope}' is not allowed.*user or observation"):
             FeedbackConfig(train="recovery", scope=scope)
         assert FeedbackConfig(scope=scope).scope == scope
+
+
+@pytest.mark.parametrize(("typo", "meant"), [("context_paralel", "context_parallel"), ("prset", "preset")])
+def test_suggestions_know_every_key_of_the_block(typo, meant):
+    with pytest.raises(ValueError, match=f"Did you mean '{meant}'.*Allowed: .*rules, preset, context_parallel"):
+        HSAConfig.from_dict({typo: 2})
+    with pytest.raises(ValueError, match="context_parallel is no rule.*enable_hsa"):
+        HSAConfig.from_dict({"context_parallel": 2})

@@ -1,6 +1,8 @@
 """The command line: `hsa-factory COMMAND …`."""
 
+import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -38,6 +40,7 @@ _WITH_A_PARSER = (
     "pairs",
     "doctor",
 )  # argparse begins their messages with the command's name, and so do we
+SECONDS_OF_THE_FIRST = 10.0
 _PASSED_ON = ("api", "chat", "eval", "webchat", "webui", "env", "version")
 
 
@@ -61,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if shows_tracebacks():
             raise
+        _let_the_first_speak()
         return _fail(command, str(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail(command, f"{command} was stopped.", 130)
@@ -114,6 +118,12 @@ def _find(command: str) -> Callable[[Sequence[str]], int]:
 
         return lambda arguments: pass_on.main(command, arguments)
     raise UserError(f"unknown command {command!r}.\n\n{USAGE}")
+
+
+def _let_the_first_speak() -> None:
+    """Wait a moment in the other processes of a launch: most errors are those of all, and the launcher stops them at the first's end."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(SECONDS_OF_THE_FIRST)
 
 
 def _say(text: str) -> int:

@@ -6,10 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, get_args
 
 from .labeling.rule_set import RuleSet
-from .presets import with_preset
+from .presets import BLOCK_KEYS, with_preset
 from .rules_option import agreed_rules, parse_rules, takes_labels
 from .semantics import SemanticType
 from .suggestions import did_you_mean
@@ -41,6 +41,8 @@ _NOISE_WINDOW: Any = _UnlessTurns(50, None)
 class _Config:
     """What both configurations share: reading from a mapping and writing back."""
 
+    _MORE_KEYS: ClassVar[tuple[str, ...]] = ()  # of a training file's block that are no options
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Build the configuration from a mapping; an unknown key is an error with a suggestion.
@@ -55,9 +57,10 @@ class _Config:
             raise ValueError(f"{cls.__name__}: expected a mapping of options, got {values!r}.")
 
         values = cls._read_none(values)
-        allowed = [field.name for field in fields(cls)]
+        known = [field.name for field in fields(cls)]
         for key in values:
-            if key not in allowed:
+            if key not in known:
+                allowed = [*known, *cls._MORE_KEYS]
                 raise ValueError(
                     f"{cls.__name__}: unknown key {key!r}.{did_you_mean(key, allowed)} Allowed: {', '.join(allowed)}."
                 )
@@ -129,6 +132,7 @@ class HSAConfig(_Config):
         ===========  ========  =======  ==========  ==========  ==========
     """
 
+    _MORE_KEYS: ClassVar[tuple[str, ...]] = BLOCK_KEYS
     landmark_decay: float = 0.001
     landmark_window: int | None = None
     landmark_turns: int | None = None

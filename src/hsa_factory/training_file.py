@@ -14,14 +14,13 @@ from yaml import YAMLError
 from . import strict_json
 from .config import FeedbackConfig, HSAConfig
 from .loss_weights import LossWeightsConfig
+from .presets import CONTEXT_PARALLEL_KEY as _RANKS
 from .user_errors import UserError
 
 
 BLOCKS = ("hsa", "feedback", "loss_weights")
 SAVED = "saved"
 """In the place of a configuration: the one saved with the checkpoint; no HSA if it has none."""
-
-_RANKS = "context_parallel"
 
 Config = TypeVar("Config", HSAConfig, FeedbackConfig, LossWeightsConfig)
 

@@ -9,8 +9,16 @@ import torch.distributed as dist
 from forked import finish, start
 
 from hsa_factory import HSAConfig
-from hsa_factory.attention import AttentionPlan, LayerRules, reference_attention, run_attention
+from hsa_factory.attention import (
+    AttentionPlan,
+    LayerRules,
+    context_parallel,
+    context_parallel_journey,
+    reference_attention,
+    run_attention,
+)
 from hsa_factory.attention.context_parallel import ContextPass
+from hsa_factory.attention.context_parallel_journey import _Message
 from hsa_factory.attention.context_parallel_plan import Route, Row, Slices
 
 
@@ -90,8 +98,7 @@ def compare(batch, rules, backend, group):
     context = ContextPass(plan, group)
     cut = context.slices.cut
     q, k, v = (cut(tensor, float("nan"), dim=2).requires_grad_() for tensor in (batch.q, batch.k, batch.v))
-    keys, values, own = context.exchange(k, v, rules)
-    actual = run_attention(q, keys, values, own, rules, backend)[0]
+    actual = context.attend(q, k, v, rules, backend=backend)
     actual.backward(cut(grad, 0, dim=2))
     is_real = cut(batch.documents, 0)[:, None, :, None] != 0
     for one, other in zip((actual, q.grad, k.grad, v.grad), (expected, *(tensor.grad for tensor in whole))):
@@ -131,6 +138,54 @@ def test_any_row_and_rules(ranks, tmp_path):
     ]
     codes = finish(*children)
     assert codes == [0] * ranks, "\n".join(path.read_text()[-3000:] for path in output)
+
+
+def overlapped(rank, ranks, meeting):
+    """In a child: what happens in which order, forwards and backwards."""
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
+    seen = []
+
+    class Noted(_Message):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            seen.append("sent")
+
+        def wait(self):
+            seen.append("waited")
+            return super().wait()
+
+    class Attended(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, output):
+            seen.append("attended")
+            return output.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            seen.append("attended")
+            return grad
+
+    def attend(*arguments, **options):
+        return Attended.apply(run_attention(*arguments, **options)[0]), None
+
+    context_parallel_journey._Message, context_parallel.run_attention = Noted, attend
+    plan = AttentionPlan.from_inputs(torch.zeros(1, 8, dtype=torch.long))
+    q, k, v = (torch.randn(1, heads, 4, 3, requires_grad=True) for heads in (4, 2, 2))
+    output = ContextPass(plan, dist.group.WORLD).attend(q, k, v, LayerRules.of(HSAConfig()))
+    assert seen == ["sent", "sent", "waited", "attended", "waited", "attended"]
+    seen.clear()
+    output.sum().backward()
+    assert seen == ["attended", "sent", "attended", "sent", "waited", "waited"]
+    dist.destroy_process_group()
+    return 0
+
+
+def test_keys_of_the_second_half_travel_while_the_first_attends(tmp_path):
+    children = [
+        start(overlapped, rank, 2, str(tmp_path / "meeting"), output=tmp_path / f"{rank}.txt") for rank in range(2)
+    ]
+    codes = finish(*children)
+    assert codes == [0, 0], "\n".join((tmp_path / f"{rank}.txt").read_text()[-3000:] for rank in range(2))
 
 
 @pytest.mark.long

@@ -307,6 +307,7 @@ class TestRefusals:
             (torch.zeros(2, 4, device="meta").long(), "turn_ids is on meta, but semantic_ids is on cpu"),
             (torch.tensor([[0, 1, 1, 2], [4, 5, 3, 3]]), "row 1 has 5 at place 1 and 3 at place 2.*document_ids"),
             (torch.tensor([[0, 1, 2**31, 2**31], [0, 0, 0, 0]]), "turn_ids holds 2147483648.*32 bits"),
+            (torch.tensor([[-(2**63), 0, 0, 0], [0, 0, 0, 0]]), "turn_ids holds -9223372036854775808.*32 bits"),
         ],
     )
     def test_arguments(self, turns, message):

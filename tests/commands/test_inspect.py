@@ -496,7 +496,7 @@ def test_check_lists_what_is_wrong(run, capsys):
         "tasks: nothing is trained in 1 sample (sample 1)",
         "tasks: cutoff_len took the feedback marker from 1 sample (sample 1)",
     ]
-    assert "tasks: 1 lost the feedback marker to cutoff_len (samples 1)" in captured.err
+    assert "tasks: 1 lost the feedback marker to cutoff_len (sample 1)" in captured.err
     code, captured = check(run, capsys, "--max-dropped", "0.2", "feedback.missing=drop")
     assert code == 1
     (line,) = captured.out.splitlines()
@@ -557,10 +557,25 @@ def test_check_may_also_write(run, capsys):
 
 def test_rules_that_never_matched(run, capsys):
     assert check_rules({"thought": 3, "pickup": 0}) == ["rule 'pickup' never matched"]
+    own = [{"name": "seen", "role": "observation", "type": "NOISE"}]
+    code, captured = check(run, capsys, hsa={"rules": own})
+    assert code == 1 and captured.out == "rule 'seen' never matched\n"
     code, captured = check(run, capsys, "hsa.rules=react")
-    assert code == 1
-    lines = captured.out.splitlines()
-    assert lines and all(re.fullmatch(r"rule '.*' never matched", line) for line in lines)
+    assert code == 0
+    note, passed = captured.out.splitlines()
+    assert re.fullmatch(r"note: \d+ of the \d+ rules of the preset 'react' never matched: .*", note)
+    assert passed == "checked 3 samples: nothing to complain of"
+
+
+def test_samples_by_their_number_in_the_file(run):
+    """Where samples are dropped, a page of the file's samples is not that of the prepared data."""
+    write_samples(run, [[("user", f"q{number}"), ("assistant", "a", number % 2)] for number in range(6)])
+    shown = lambda text: [number for number in range(6) if f"q{number}" in text]
+    assert shown(run("--samples", "2-3", dataset="own")[1]) == [5]
+    assert shown(run("--in-file", "--samples", "2-3", dataset="own")[1]) == [3]
+    page = run("--format", "html", "--in-file", "--samples", "4-4", dataset="own")[1]
+    assert page_data(page)["samples"] == []
+    assert "Of samples 4 to 4 of own, 1 sample is left out." in page
 
 
 def test_hostile_text_does_not_reach_the_screen(run, capsys):

@@ -310,7 +310,7 @@ class TestSummary:
     def test_counts(self, tmp_path, rules, capsys):
         label(write(tmp_path / "in.json", [{"messages": TALK}]), rules, tmp_path / "out.json")
         printed = capsys.readouterr().out
-        assert "1 samples, 7 messages: 5 typed by rules, 1 with types of their own, 1 without a type" in printed
+        assert "1 sample, 7 messages: 5 typed by rules, 1 with types of their own, 1 without a type" in printed
         assert f"GLOBAL {1 + len(ODD)}" in printed and "LANDMARK 36" in printed and "default 3" in printed
         assert "these rules never matched: 'call'" in printed
 

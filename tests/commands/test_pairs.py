@@ -100,7 +100,7 @@ def test_registered_and_read_again(tmp_path, capsys):
     (pair,) = load(tmp_path / "pairs.json")
     turns = read_sample(pair, DatasetFormat.from_entry(described))
     assert [turn.message.role for turn in turns] == ["system", "user", "assistant", "assistant"]
-    assert "1 samples; 5 messages, 1 feedback turns: 1 pairs" in capsys.readouterr().out
+    assert "1 sample; 5 messages, 1 feedback turn: 1 pair" in capsys.readouterr().out
     assert run(tmp_path, "--dataset", "pairs", "--out", tmp_path / "again.json") == 2
     assert "are pairs already (`ranking`)" in capsys.readouterr().err
 
@@ -115,15 +115,15 @@ def test_what_is_left_out_is_said(tmp_path, capsys):
     assert "line 4: messages: expected a list of messages, got 3" in capsys.readouterr().err
     assert run(source, "--out", tmp_path / "out.jsonl", "--skip-bad") == 0
     printed = capsys.readouterr().out
-    assert f"3 samples, 1 of them without {F}; 13 messages, 2 feedback turns: 1 pairs" in printed
+    assert f"3 samples, 1 of them without {F}; 13 messages, 2 feedback turns: 1 pair" in printed
     assert "1: the correction is the mistake again (first: line 2, turn 3)" in printed
-    assert "1 samples were left out" in printed and "line 4: messages: expected" in printed
+    assert "1 sample was left out" in printed and "line 4: messages: expected" in printed
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["in.json", "--out", "o.json", "--token", "[F]"], "no feedback in 1 samples"),
+        (["in.json", "--out", "o.json", "--token", "[F]"], "no feedback in 1 sample,"),
         (["in.json", "--out", "o.json", "--scope", "assistant"], "another --scope"),
         (["in.json", "--out", "o.json", "--token", "a b"], "PairOptions.token = 'a b'"),
         (["in.json", "--out", "o.txt"], "must end with .json, .jsonl, .parquet"),

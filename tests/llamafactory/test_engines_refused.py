@@ -23,7 +23,7 @@ def check(monkeypatch):
         if plugin is not None:
             training.deepspeed_plugin = SimpleNamespace(hf_ds_config=SimpleNamespace(config=plugin))
         resize = finetuning.pop("resize_vocab", False)
-        options = {"finetuning_type": "lora", "additional_target": None, **finetuning}
+        options = {"stage": "sft", "finetuning_type": "lora", "additional_target": None, **finetuning}
         engines.check_engine(SimpleNamespace(resize_vocab=resize), training, SimpleNamespace(**options))
 
     return check
@@ -65,3 +65,13 @@ def test_advice_on_embeddings_names_the_way_out(monkeypatch):
     assert "ZeRO-2" in engines.way_to_train_embeddings()
     monkeypatch.setattr(engines, "is_deepspeed_zero3_enabled", lambda: False)
     assert engines.way_to_train_embeddings() == ""
+
+
+def test_reward_models_and_fsdp2(check, monkeypatch):
+    check(stage="rm")
+    for name, value in (("ACCELERATE_USE_FSDP", "true"), ("FSDP_VERSION", "2")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="`stage: rm` with an adapter does not go with FSDP2.*ZeRO-3 or DDP"):
+        check(stage="rm")
+    check(stage="rm", finetuning_type="full")
+    check(stage="sft")

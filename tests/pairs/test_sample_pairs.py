@@ -254,7 +254,7 @@ class TestWhatIsLeftOut:
             ValueError, match="x: there are no pairs, as all 2 feedback turns were left out: 1: there is"
         ):
             counts.check_result("x")
-        with pytest.raises(ValueError, match="no feedback in 1 samples.*another --token"):
+        with pytest.raises(ValueError, match="no feedback in 1 sample,.*another --token"):
             PairCounts(samples=1).check_result("x")
 
 

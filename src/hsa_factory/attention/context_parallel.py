@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from .api import run_attention
+from .context_parallel_journey import Journey, number_of_parts
 from .context_parallel_plan import Route, Row, Slices
 from .layer_rules import LayerRules
 from .plan import AttentionPlan
@@ -76,24 +78,36 @@ class ContextPass:
         self._layers: dict[LayerRules, set[int]] = {}
         self._bytes_of_row = 0
 
-    def exchange(
-        self, key: torch.Tensor, value: torch.Tensor, rules: LayerRules, layer: int = 0
-    ) -> tuple[torch.Tensor, torch.Tensor, AttentionPlan]:
-        """Put the keys of earlier ranks that this one sees before its own. All ranks must call it, in the same order.
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        rules: LayerRules,
+        layer: int = 0,
+        sinks: torch.Tensor | None = None,
+        **options: Any,
+    ) -> torch.Tensor:
+        """Attend to the keys of this rank and to those of earlier ones that it sees. All ranks must call it, in the same order.
 
-        Legend: B batch, Hkv key/value heads, S tokens of a slice, K keys received, D head size, E value head size.
+        Heads are taken in `PARTS`: what the next have to get is under way while these attend, in the backward pass likewise.
+
+        Legend: B batch, H query heads, Hkv key/value heads, S tokens of a slice, D head size, E value head size.
 
         Args:
+            query: (B, H, S, D).
             key: (B, Hkv, S, D).
             value: (B, Hkv, S, E).
             rules: Of the layer.
             layer: Its number, by which traffic is counted once.
+            sinks: (H,) attention sinks; None: none.
+            **options: Others of `run_attention`.
 
         Returns:
-            (B, Hkv, K + S, D), (B, Hkv, K + S, E) and the plan for them.
+            (B, H, S, E).
 
         Raises:
-            ValueError: If the keys are not those of a slice.
+            ValueError: If the keys are not those of a slice, or the backend cannot honour an option.
         """
         if key.shape[2] != self.slices.size:
             raise ValueError(
@@ -105,9 +119,18 @@ class ContextPass:
         self._layers.setdefault(rules, set()).add(layer)
         sent_as = torch.promote_types(key.dtype, value.dtype)  # autocast may have left keys in float32
         self._bytes_of_row = key.shape[1] * (key.shape[3] + value.shape[3]) * sent_as.itemsize
-        route = self._routes[rules]
-        keys, values = _Exchange.apply(key, value, route, self.group)  # type: ignore[no-untyped-call]
-        return keys, values, route.plan
+
+        route, parts = self._routes[rules], number_of_parts(key.shape[1])
+        journeys = [Journey(route, self.group) for _ in range(parts)]
+        left = [journey.leave(*kv) for journey, *kv in zip(journeys, key.chunk(parts, 1), value.chunk(parts, 1))]
+        sinks_of = [None] * parts if sinks is None else sinks.chunk(parts)
+        outputs = []
+        for journey, token, queries, own_sinks in zip(journeys, left, query.chunk(parts, 1), sinks_of):
+            keys, values = journey.arrive(token)
+            route.plan.check(queries, keys)
+            output, _ = run_attention(queries, keys, values, route.plan, rules, sinks=own_sinks, **options)
+            outputs.append(output)
+        return outputs[0] if parts == 1 else torch.cat(outputs, dim=1)
 
     def traffic(self) -> Traffic:
         """Return what the layers so far have moved forwards; a layer that is computed anew counts once."""
@@ -118,57 +141,3 @@ class ContextPass:
             rows = [number * one for one in (sum(route.got_counts), sum(route.send_counts), everything)]
             total.add(Traffic(number, *rows, *(one * self._bytes_of_row for one in rows)))
         return total
-
-
-class _Exchange(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, key: torch.Tensor, value: torch.Tensor, route: Route, group: "dist.ProcessGroup"
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        ctx.route, ctx.group = route, group
-        ctx.head_size = size = key.shape[3]
-        sent = [tensor[route.send_rows, :, route.send_places] for tensor in (key, value)]
-        message = _Message(torch.cat(sent, dim=-1), route.got_counts, route.send_counts, group)
-        joined = []
-        for tensor in (key, value):  # while the message is under way
-            whole = tensor.new_zeros(*tensor.shape[:2], route.keys, tensor.shape[3])
-            whole[:, :, route.room :] = tensor
-            joined.append(whole)
-        received = message.wait()
-        for whole, columns in zip(joined, (slice(size), slice(size, None))):
-            whole[route.got_rows, :, route.got_places] = received[..., columns].to(whole.dtype)
-        return joined[0], joined[1]
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        route: Route = ctx.route
-        got = [grad[route.got_rows, :, route.got_places] for grad in grads]
-        message = _Message(torch.cat(got, dim=-1), route.send_counts, route.got_counts, ctx.group)
-        own = [grad[:, :, route.room :].clone(memory_format=torch.contiguous_format) for grad in grads]
-        returned, start = message.wait(), 0
-        # rank by rank: a key goes to each once, so that nothing is added in an order that may change
-        for count in route.send_counts:
-            part = slice(start, start := start + count)
-            rows, places = route.send_rows[part], route.send_places[part]
-            for grad, columns in zip(own, (slice(ctx.head_size), slice(ctx.head_size, None))):
-                grad[rows, :, places] += returned[part, :, columns].to(grad.dtype)
-        return own[0], own[1], None, None
-
-
-class _Message:
-    """Rows (n, …) on their way to other ranks, those for each rank together; what comes back are those of the others, (m, …)."""
-
-    def __init__(
-        self, rows: torch.Tensor, got_counts: list[int], send_counts: list[int], group: "dist.ProcessGroup"
-    ) -> None:
-        self._sent = rows.contiguous()  # kept until it has gone
-        self._received = rows.new_empty(sum(got_counts), *rows.shape[1:])
-        self._work = dist.all_to_all_single(
-            self._received, self._sent, got_counts, send_counts, group=group, async_op=True
-        )
-
-    def wait(self) -> torch.Tensor:
-        """Return the rows received, once they are there."""
-        self._work.wait()
-        return self._received

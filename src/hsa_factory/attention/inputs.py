@@ -112,7 +112,7 @@ def check_turns(turn_ids: torch.Tensor, document_ids: torch.Tensor, is_whole: bo
     check_ids("turn_ids", turn_ids, document_ids)
     if is_whole and turn_ids.numel():
         turns = turn_ids.long()
-        is_wrong = (turns[:, 1:] < turns[:, :-1]).any() | (turns.abs().amax() > LARGEST_TURN)
+        is_wrong = (turns[:, 1:] < turns[:, :-1]).any() | is_too_large(turns).any()
         if not bool(is_wrong):
             return turns.int()
     turns = turn_ids.long().masked_fill(document_ids == 0, 0)
@@ -120,7 +120,7 @@ def check_turns(turn_ids: torch.Tensor, document_ids: torch.Tensor, is_whole: bo
     sorted_turns = turns.gather(1, order)
     falls = torch.zeros_like(starts)
     falls[:, 1:] = (sorted_turns[:, 1:] < sorted_turns[:, :-1]) & ~starts[:, 1:]
-    too_large = turns.abs() > LARGEST_TURN
+    too_large = is_too_large(turns)
     if not bool((falls | too_large).any()):
         return turns.int()
 
@@ -134,6 +134,11 @@ def check_turns(turn_ids: torch.Tensor, document_ids: torch.Tensor, is_whole: bo
         (turns[row, after], after),
         "; where a row holds several documents, number them in document_ids or attention_mask",
     )
+
+
+def is_too_large(turns: torch.Tensor) -> torch.Tensor:
+    """Return where numbers of turns are beyond `LARGEST_TURN`, on either side of 0."""
+    return (turns > LARGEST_TURN) | (turns < -LARGEST_TURN)  # the magnitude of the lowest int64 is no int64
 
 
 def too_large_turn(number: Any) -> ValueError:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console
 from rich.progress import track
 
+from ..amounts import amount
 from ..inspection.check import check_accounts, check_rules
 from ..inspection.inspected_sample import InspectedSample
 from ..inspection.output import open_output
@@ -65,6 +66,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--samples",
         metavar="A-B",
         help="numbers of the samples, B included: 5, 0-9 or 10- (0-2; 0-19 for html)",
+    )
+    parser.add_argument(
+        "--in-file",
+        action="store_true",
+        help="let --samples count the samples of the first data set as they stand in its file, those included that are left out",
     )
     parser.add_argument("--split", choices=("train", "eval"), default="train", help="which data (%(default)s)")
     parser.add_argument("--output", metavar="FILE", help="write there instead of the terminal")
@@ -165,7 +171,10 @@ def _run(options: argparse.Namespace) -> int:
         return _check(_load(options, training_file), options)
     with open_output(options.output) as out:
         prepared = _load(options, training_file)
-        samples = _samples(prepared, start, stop, show_progress=options.output is not None)
+        if options.in_file:
+            samples = _samples_of_file(prepared, start, stop)
+        else:
+            samples = _samples(prepared, start, stop, show_progress=options.output is not None)
         if options.cost:
             from .inspect_cost import write_cost
 
@@ -176,7 +185,7 @@ def _run(options: argparse.Namespace) -> int:
             shown = _write_json(out, samples)
         else:
             shown = _write_page(out, prepared, samples, Path(options.file).name, training_file)
-        if not shown and not prepared.is_empty:
+        if not shown and not prepared.is_empty and not options.in_file:
             raise UserError(f"--samples {wanted}: there is no such sample in the prepared data.")
     return _check(prepared, options) if options.check else 0
 
@@ -208,6 +217,19 @@ def _samples(prepared: "PreparedData", start: int, stop: int | None, show_progre
         return samples
     number = _number_of_rows(prepared)
     return _tracked(samples, "samples", None if number is None else max(min(number, stop or number) - start, 0))
+
+
+def _samples_of_file(prepared: "PreparedData", start: int, stop: int | None) -> Iterable[InspectedSample]:
+    """Return the samples with these numbers in the file, and note how many of them are left out."""
+    name, account = next(iter(prepared.accounts.items()))
+    stop = min(stop or account.samples, account.samples)
+    found = prepared.find_rows()
+    rows = [found[name, number] for number in range(start, stop) if (name, number) in found]
+    lost = max(stop - start, 0) - len(rows)
+    if lost:
+        note = f"Of samples {start} to {stop - 1} of {name}, {amount(lost, 'sample')} {'is' if lost == 1 else 'are'} left out."
+        prepared.note = f"{prepared.note} {note}".strip()
+    return (sample for row in dict.fromkeys(rows) for sample in prepared.samples(row, row + 1))
 
 
 def _number_of_rows(prepared: "PreparedData") -> int | None:
@@ -285,15 +307,28 @@ def _check(prepared: "PreparedData", options: argparse.Namespace) -> int:
     rules: Counter = Counter()
     for account in accounts.values():
         rules.update(account["rules"])
-    findings = check_accounts(accounts, options.max_dropped, options.max_blind) + check_rules(rules)
+    findings, idle = check_accounts(accounts, options.max_dropped, options.max_blind), check_rules(rules)
+    preset = _preset_of_rules(prepared)
+    if preset is None:
+        findings += idle
     for finding in findings:
         print(show_hidden(finding))
+    if idle and preset is not None:
+        print(
+            f"note: {len(idle)} of the {amount(len(rules), 'rule')} of the preset {preset!r} never matched: they are for data of many kinds"
+        )
     if prepared.note:
         print(prepared.note)
     if not findings:
         samples = sum(account["samples"] for account in accounts.values())
-        print(f"checked {samples:,} samples: nothing to complain of")
+        print(f"checked {amount(samples, 'sample')}: nothing to complain of")
     return 1 if findings else 0
+
+
+def _preset_of_rules(prepared: "PreparedData") -> str | None:
+    """Return the preset that the data took their rules from; None: they have none, or rules of their own."""
+    rules = None if prepared.hsa_config is None else prepared.hsa_config.rules
+    return rules if isinstance(rules, str) else None
 
 
 def _share(text: str) -> float:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from .. import strict_json
+from ..amounts import amount
 from ..labeling.counts import Counts
 from ..labeling.detect import detect_entry
 from ..labeling.job import BadSample, Job, Task, parse_sample, run_job
@@ -120,7 +121,10 @@ def run_on_files(
         counts, resumed = _run_with_progress(job, workers, title, chunks)
         console = Console(width=None if sys.stdout.isatty() else 120)
         if resumed:
-            console.print(f"{resumed:,} chunks of samples were there from an earlier run", highlight=False)
+            console.print(
+                f"{amount(resumed, 'chunk')} of samples {'was' if resumed == 1 else 'were'} there from an earlier run",
+                highlight=False,
+            )
         report(console, counts)
         _print_entry(console, out, described, options.register)
 

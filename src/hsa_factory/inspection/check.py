@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..amounts import amount
 from .sight import describe_sight
 
 
@@ -30,18 +31,20 @@ def check_accounts(
                 listed = _listed(account["dropped_samples"].get(reason, []), dropped)
                 side = reason.removeprefix(NOTHING_TO_TRAIN)
                 where = f"{side} of" if side else " in"
-                findings.append(f"{name}: nothing is trained{where} {_samples(dropped)} ({listed})")
+                findings.append(f"{name}: nothing is trained{where} {amount(dropped, 'sample')} ({listed})")
         untrained = account.get("untrained", 0)
         if untrained:
             findings.append(
-                f"{name}: nothing is trained in {_samples(untrained)}, which stay as in plain LLaMA-Factory"
+                f"{name}: nothing is trained in {amount(untrained, 'sample')}, which {'stays' if untrained == 1 else 'stay'} as in plain LLaMA-Factory"
             )
         if account.get("prompts_cut"):
-            findings.append(f"{name}: cutoff_len took the end of the prompt from {_samples(account['prompts_cut'])}")
+            findings.append(
+                f"{name}: cutoff_len took the end of the prompt from {amount(account['prompts_cut'], 'sample')}"
+            )
         cut = account["marker_cut"]
         if cut:
             listed = _listed(account["marker_cut_samples"], cut)
-            findings.append(f"{name}: cutoff_len took the feedback marker from {_samples(cut)} ({listed})")
+            findings.append(f"{name}: cutoff_len took the feedback marker from {amount(cut, 'sample')} ({listed})")
         if not account["kept"]:
             findings.append(f"{name}: no sample is left")
 
@@ -83,7 +86,3 @@ def check_rules(matches: Mapping[str, int]) -> list[str]:
 def _listed(samples: Sequence[int], count: int) -> str:
     more = f" and {count - len(samples):,} more" if count > len(samples) else ""
     return f"{'sample' if count == 1 else 'samples'} {', '.join(map(str, samples))}{more}"
-
-
-def _samples(count: int) -> str:
-    return f"{count:,} sample{'' if count == 1 else 's'}"

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 from rich.text import Text
 
+from ..amounts import amount
 from ..semantics import SemanticType
 from ..visible_text import escape_hidden, show_hidden, show_hidden_line
 from .compare import ASPECTS, MessageChange, Run, SampleChange
@@ -73,7 +74,7 @@ class ChangeSummary:
         """Say it."""
         if not self.compared:
             return self.others
-        total = f"{self.counts['tokens']:,} of {self.tokens:,} tokens change in {self.compared:,} sample{'s' * (self.compared != 1)}"
+        total = f"{self.counts['tokens']:,} of {self.tokens:,} tokens change in {amount(self.compared, 'sample')}"
         parts = [
             f"{SemanticType(before).name} → {SemanticType(after).name} {count:,}"
             for (before, after), count in self.types.most_common()

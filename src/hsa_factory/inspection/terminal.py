@@ -6,6 +6,7 @@ from itertools import groupby
 from rich.console import Console
 from rich.text import Text
 
+from ..amounts import amount
 from ..feedback import IGNORE_INDEX
 from ..semantics import SemanticType
 from ..visible_text import show_hidden, show_hidden_line
@@ -40,7 +41,7 @@ def print_sample(
         marker_id: Id of the feedback marker; None: nothing is marked.
     """
     total = max(len(sample.input_ids), 1)
-    header = f"sample {sample.name}, {sample.dataset}: {len(sample.input_ids):,} tokens ({_listed(sample.counts())}), "
+    header = f"sample {sample.name}, {sample.dataset}: {amount(len(sample.input_ids), 'token')} ({_listed(sample.counts())}), "
     _print_line(console, f"{header}{sample.trained:,} trained ({sample.trained / total:.1%})", "bold")
 
     place = 0
@@ -53,7 +54,7 @@ def print_sample(
         place = turn.stop
     if place < len(sample.input_ids):
         if sample.turns:
-            _print_line(console, f"── padding: {len(sample.input_ids) - place:,} tokens", "bold blue")
+            _print_line(console, f"── padding: {amount(len(sample.input_ids) - place, 'token')}", "bold blue")
         _print_tokens(console, sample, place, len(sample.input_ids), decode, marker_id)
 
 
@@ -69,7 +70,7 @@ def _turn_line(sample: InspectedSample, turn: Turn) -> str:
         else ""
     )
     trained = count_trained(sample.labels[turn.start : turn.stop])
-    line = f"── message{number}{of}, {turn.role}: {turn.stop - turn.start:,} tokens "
+    line = f"── message{number}{of}, {turn.role}: {amount(turn.stop - turn.start, 'token')} "
     line += f"({_listed(sample.counts(turn.start, turn.stop))}), {trained:,} trained"
     if weights := sample.weights(turn.start, turn.stop):
         line += f" (weight {', '.join(f'{weight:g}' for weight in weights)})"

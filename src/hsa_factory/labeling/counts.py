@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from rich.console import Console
 
+from ..amounts import amount
 from ..visible_text import show_hidden
 
 
@@ -78,7 +79,10 @@ def print_skipped(console: Console, counts: Counts) -> None:
     """Print which samples could not be read."""
     if not counts.skipped:
         return
-    console.print(f"warning: {counts.skipped:,} samples were left out:", highlight=False)
+    console.print(
+        f"warning: {amount(counts.skipped, 'sample')} {'was' if counts.skipped == 1 else 'were'} left out:",
+        highlight=False,
+    )
     for problem in counts.problems:
         console.print(f"  {show_hidden(problem)}", highlight=False, markup=False)
     if counts.skipped > len(counts.problems):

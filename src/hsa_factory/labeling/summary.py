@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..amounts import amount
 from ..semantics import SemanticType
 from ..visible_text import show_hidden_line
 from .counts import Counts, print_notes, print_skipped
@@ -72,7 +73,7 @@ def print_summary(console: Console, summary: Summary, rules: RuleSet, unit: str)
     """
     total = sum(summary.amounts.values())
     console.print(
-        f"{summary.samples:,} samples, {summary.messages:,} messages: {summary.ruled:,} typed by rules, "
+        f"{amount(summary.samples, 'sample')}, {amount(summary.messages, 'message')}: {summary.ruled:,} typed by rules, "
         f"{summary.given:,} with types of their own, {summary.untyped:,} without a type",
         highlight=False,
     )
@@ -100,7 +101,7 @@ def print_summary(console: Console, summary: Summary, rules: RuleSet, unit: str)
         console.print(f"warning: these rules never matched: {listed}", highlight=False, markup=False)
     if summary.untrained:
         count = summary.untrained.total()
-        console.print(f"warning: training will leave out {count:,} samples:", highlight=False)
+        console.print(f"warning: training will leave out {amount(count, 'sample')}:", highlight=False)
         for reason, count in summary.untrained.items():
             first = summary.first_untrained[reason]
             console.print(f"  {count:,}: {reason} (first: {first})", highlight=False, markup=False)

@@ -1,5 +1,6 @@
 """Engines that share a run out between processes: what is known to go wrong in them, said before anything is loaded."""
 
+import os
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -29,6 +30,11 @@ def check_engine(model_args: Any, training_args: Any, finetuning_args: Any) -> N
     Raises:
         ValueError: Naming the option, the engine and the ways out.
     """
+    if finetuning_args.stage == "rm" and finetuning_args.finetuning_type in _WITH_MODULES and _is_fsdp2():
+        raise ValueError(
+            "`stage: rm` with an adapter does not go with FSDP2: accelerate and LLaMA-Factory do not know the parts of the value head, "
+            "and stop at the start or when the model is saved. Use ZeRO-3 or DDP."
+        )
     if zero_stage(training_args) != 3:
         return
     if training_args.use_cpu:
@@ -82,6 +88,11 @@ def zero3_trains_saved_modules() -> bool:
 def way_to_train_embeddings() -> str:
     """Return what must change besides `additional_target` for a run to train embeddings; empty: nothing."""
     return f" {WAY_OUT}." if is_deepspeed_zero3_enabled() and not zero3_trains_saved_modules() else ""
+
+
+def _is_fsdp2() -> bool:
+    """Whether `accelerate launch` has told this process to run FSDP2."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1") and os.environ.get("FSDP_VERSION") == "2"
 
 
 def _deepspeed_version() -> str | None:

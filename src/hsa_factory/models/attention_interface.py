@@ -119,22 +119,20 @@ def hsa_attention_forward(
             raise ValueError(f"{state.model_name} gives its attention {name!r}, which HSA cannot honour.")
 
     plan, rules = forward.reach(layer, kwargs.get("sliding_window"))
+    options: dict[str, Any] = {
+        "backend": forward.config.backend,
+        "scale": scaling,
+        "softcap": kwargs.get("softcap"),
+        "sinks": kwargs.get("s_aux"),
+        "dropout": dropout,
+    }
+    weights = None
     if forward.context is not None:
-        key, value, plan = forward.context.exchange(key, value, rules, layer)
-    plan.check(query, key)
-    output, weights = run_attention(
-        query,
-        key,
-        value,
-        plan,
-        rules,
-        backend=forward.config.backend,
-        scale=scaling,
-        softcap=kwargs.get("softcap"),
-        sinks=kwargs.get("s_aux"),
-        dropout=dropout,
-        output_attentions=bool(kwargs.get("output_attentions")),
-    )
+        output = forward.context.attend(query, key, value, rules, layer, **options)
+    else:
+        plan.check(query, key)
+        has_weights = bool(kwargs.get("output_attentions"))
+        output, weights = run_attention(query, key, value, plan, rules, **options, output_attentions=has_weights)
     return output.transpose(1, 2).contiguous(), weights
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
+from ..amounts import amount
 from ..labeling.counts import Counts, print_notes, print_skipped
 
 
@@ -46,11 +47,14 @@ class PairCounts(Counts):
             return
         if not self.feedback:
             raise ValueError(
-                f"{inputs}: there is no feedback in {self.samples:,} samples, so there are no pairs. Is it another --token, or "
-                "another --scope?"
+                f"{inputs}: there is no feedback in {amount(self.samples, 'sample')}, so there are no pairs. Is it another "
+                "--token, or another --scope?"
             )
+        all_of_it = (
+            "the only feedback turn was" if self.feedback == 1 else f"all {self.feedback:,} feedback turns were"
+        )
         raise ValueError(
-            f"{inputs}: there are no pairs, as all {self.feedback:,} feedback turns were left out: "
+            f"{inputs}: there are no pairs, as {all_of_it} left out: "
             + "; ".join(
                 f"{count:,}: {reason} (first: {self.first_left_out[reason]})" for reason, count in self._reasons()
             )
@@ -64,14 +68,14 @@ def print_pair_counts(console: Console, counts: PairCounts, token: str) -> None:
     """Print how many pairs were made, and what became no pair."""
     unmarked = f", {counts.unmarked:,} of them without {token}" if counts.unmarked else ""
     console.print(
-        f"{counts.samples:,} samples{unmarked}; {counts.messages:,} messages, {counts.feedback:,} feedback turns: "
-        f"{counts.pairs:,} pairs",
+        f"{amount(counts.samples, 'sample')}{unmarked}; {amount(counts.messages, 'message')}, "
+        f"{amount(counts.feedback, 'feedback turn')}: {amount(counts.pairs, 'pair')}",
         highlight=False,
         markup=False,
     )
     print_notes(console, counts.notes)
     if counts.left_out:
-        console.print(f"{counts.left_out.total():,} feedback turns became no pair:", highlight=False)
+        console.print(f"{amount(counts.left_out.total(), 'feedback turn')} became no pair:", highlight=False)
         for reason, count in counts.left_out.most_common():
             first = counts.first_left_out[reason]
             console.print(f"  {count:,}: {reason} (first: {first})", highlight=False, markup=False)

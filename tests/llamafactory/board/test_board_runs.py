@@ -193,6 +193,7 @@ def test_the_preview_of_data_inspects_what_it_shows(page, monkeypatch):
     changes = {**ON, "train__dataset": ["household", "other"], "train__val_size": 0.5, "train__packing": True}
     *_, shown = samples.show_samples(page.runner, page.data(**changes), True, 3)
     ((command, args),) = seen
+    assert "--in-file" in command  # a page of the preview holds the samples of the file, left out or not
     assert command[command.index("--samples") + 1] == "6-7" and command[command.index("--split") + 1] == "train"
     assert args["dataset"] == "household" and args["max_samples"] == 8 and args["val_size"] == 0
     assert args["hsa"] == {"noise_window": 20} and not args["packing"]

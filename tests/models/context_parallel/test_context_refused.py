@@ -29,6 +29,12 @@ def refused(rank, ranks, meeting):
         model(**batch(seed=rank))
     with pytest.raises(ValueError, match=r"different rows \(batch×length 1×11, 1×12\)"):
         model(**{name: values[:, : 11 + rank] for name, values in batch().items()})
+    for name, values in (("labels", tokens(1, 12, rank)), ("position_ids", torch.arange(12)[None] + rank)):
+        with pytest.raises(ValueError, match="different rows"):
+            model(**batch() | {name: values})
+    embeddings = model.get_input_embeddings()(tokens(1, 12, rank))
+    with pytest.raises(ValueError, match="different rows"):
+        model(inputs_embeds=embeddings, semantic_ids=types(1, 12))
     with pytest.raises(ValueError, match="context_parallel.*needs `semantic_ids`"):
         model.eval()(input_ids=tokens(1, 5))
     with pytest.raises(ValueError, match="context_parallel"):

@@ -91,7 +91,7 @@ def _inspect(args: dict[str, Any], do_train: bool, page: int, lang: str) -> str:
         file, output = Path(directory) / "train.yaml", Path(directory) / "page.html"
         file.write_text(yaml.safe_dump(args, allow_unicode=True), encoding="utf-8")
         command = [sys.executable, "-m", "hsa_factory.cli", "inspect", str(file), "--format", "html"]
-        command += ["--samples", f"{first}-{stop - 1}", "--split", "train" if do_train else "eval"]
+        command += ["--in-file", "--samples", f"{first}-{stop - 1}", "--split", "train" if do_train else "eval"]
         done = subprocess.run(
             [*command, "--output", str(output)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ...amounts import amount
 from ...inspection.sight import describe_sight
 from ...semantics import SemanticType
 from ...visible_text import show_hidden_line
@@ -256,9 +257,8 @@ class DataReport:
 
         for name, account in rows:
             for reason, count in account["dropped"].items():
-                listed = ", ".join(map(str, account["dropped_samples"].get(reason, [])))
-                more = ", …" if count > len(account["dropped_samples"].get(reason, [])) else ""
-                say(f"  {name}: {count} dropped, {reason} (samples {listed}{more})")
+                listed = _listed(account["dropped_samples"].get(reason, []), count)
+                say(f"  {name}: {count} dropped, {reason} ({listed})")
             if account["messages"] and not account["typed_messages"] and not account["ruled_messages"]:
                 say(
                     f"  {name}: no message has a type of its own{' or by a rule' if account['rules'] else ''}, all take "
@@ -266,28 +266,28 @@ class DataReport:
                 )
             if account["guessed_messages"]:
                 say(
-                    f"  {name}: {account['guessed_messages']} messages with parts of several types were changed by the "
+                    f"  {name}: {amount(account['guessed_messages'], 'message')} with parts of several types {_were(account['guessed_messages'])} changed by the "
                     "template, a processor or a tokenizer without offsets; what is not found again took the type that "
                     "remembers most"
                 )
             if account.get("without_reply"):
                 say(
-                    f"  {name}: {account['without_reply']} have no reply, so that all their tokens are turn 0 and turns hide "
+                    f"  {name}: {account['without_reply']} {'has' if account['without_reply'] == 1 else 'have'} no reply, so that all their tokens are turn 0 and turns hide "
                     "nothing in them"
                 )
             if account.get("untrained"):
                 say(
-                    f"  {name}: nothing is trained of {account['untrained']} that stay all the same, as in plain LLaMA-Factory: "
+                    f"  {name}: nothing is trained of {account['untrained']} that {'stays' if account['untrained'] == 1 else 'stay'} all the same, as in plain LLaMA-Factory: "
                     "neither feedback nor types are asked for"
                 )
             if account["untrained_stops"]:
                 say(
-                    f"  {name}: the stop tokens of {account['untrained_stops']} replies are not trained, because the turn "
+                    f"  {name}: the stop tokens of {_replies(account['untrained_stops'])} are not trained, because the turn "
                     "that follows is empty and the template has no place for them"
                 )
             if account["lost_call_parts"]:
                 console.print(
-                    f"  {name}: types of {account['lost_call_parts']} parts of tool calls not kept: their text is not found "
+                    f"  {name}: types of {amount(account['lost_call_parts'], 'part')} of tool calls not kept: their text is not found "
                     "again, or not in one place only, in the calls as the template writes them",
                     highlight=False,
                 )
@@ -300,11 +300,8 @@ class DataReport:
                     f"than 1; all weights add up to {account['sum_of_weights']:.6g}"
                 )
             if account["marker_cut"]:
-                listed = ", ".join(map(str, account["marker_cut_samples"]))
-                more = ", …" if account["marker_cut"] > len(account["marker_cut_samples"]) else ""
-                say(
-                    f"  {name}: {account['marker_cut']} lost the feedback marker to cutoff_len (samples {listed}{more})"
-                )
+                listed = _listed(account["marker_cut_samples"], account["marker_cut"])
+                say(f"  {name}: {account['marker_cut']} lost the feedback marker to cutoff_len ({listed})")
             if account.get("prompts_cut"):
                 say(
                     f"  {name}: {account['prompts_cut']} lost the end of their prompt to cutoff_len: what the replies answer is "
@@ -364,3 +361,17 @@ def report_table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
 def serialize_accounts(accounts: dict[str, DatasetAccount]) -> str:
     """Write accounts so that they can travel as a column of the processed data, through workers and caches."""
     return json.dumps({name: account.to_dict() for name, account in accounts.items()}, ensure_ascii=False)
+
+
+def _listed(samples: Sequence[int], count: int) -> str:
+    """Name the first samples of some."""
+    more = ", …" if count > len(samples) else ""
+    return f"{'sample' if count == 1 else 'samples'} {', '.join(map(str, samples))}{more}"
+
+
+def _were(count: int) -> str:
+    return "was" if count == 1 else "were"
+
+
+def _replies(count: int) -> str:
+    return "1 reply" if count == 1 else f"{count:,} replies"

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ...attention.inputs import LARGEST_TURN, falling_turns, too_large_turn
+from ...attention.inputs import falling_turns, is_too_large, too_large_turn
 
 
 UNKNOWN = -(2**40)  # below every number: a token's that has that of the token before it
@@ -52,11 +52,11 @@ def settle_turns(
     given = turn_ids.long() if is_real is None else turn_ids.long().masked_fill(~is_real, UNKNOWN)
     known = given if before is None else torch.cat([before, given], dim=1)
     settled = known.cummax(dim=1).values
-    is_wrong = (known != UNKNOWN) & ((known < settled) | (known.abs() > LARGEST_TURN))
+    is_wrong = (known != UNKNOWN) & ((known < settled) | is_too_large(known))
     if bool(is_wrong.any()):
         row, place = is_wrong.nonzero()[0].tolist()
         number, highest, shift = known[row, place], settled[row, place], seen - (before is not None)
-        if abs(number) > LARGEST_TURN:
+        if bool(is_too_large(number)):
             raise too_large_turn(number)
         former = int((known[row, :place] == highest).nonzero()[-1]) + shift
         raise falling_turns(row, (highest, former), (number, place + shift))
