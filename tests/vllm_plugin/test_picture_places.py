@@ -21,10 +21,10 @@ def test_a_prompt_and_what_the_model_reads():
 
 
 def test_types_and_turns_spread():
-    fields = {"hsa_types": "02120", "hsa_turns": "0*2,1*3", "hsa_roles": "user"}
+    fields = {"hsa_types": "02120", "hsa_turns": "0*2,1*3"}
     prompt = types_of_expanded(fields, 10, SPANS, HSAConfig(noise_turns=1))
     assert prompt.types.tolist() == [0, 2, 2, 2, 1, 2, 2, 2, 2, 0]
-    assert prompt.turns.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1, 1] and prompt.roles == ("user",)
+    assert prompt.turns.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
     with pytest.raises(
         InvalidTypes, match="10 digits, but the prompt has 5 tokens: one digit a token, and one for a pict"
     ):

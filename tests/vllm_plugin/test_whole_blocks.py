@@ -37,6 +37,7 @@ def make(rng, kept):
     return plan, positions, tables, types
 
 
+@torch.inference_mode()  # as vLLM, whose engine may have made the buffer
 @pytest.mark.parametrize("copied", [1, 2**20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_as_one_by_one(rng, monkeypatch, copied, dtype):
