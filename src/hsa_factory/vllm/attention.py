@@ -3,7 +3,6 @@
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from vllm.v1.attention.backend import AttentionBackend, AttentionImpl, AttentionType, MultipleOf
 from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheLayout
 
@@ -134,6 +133,9 @@ class HSAImpl(AttentionImpl[HSAMetadata]):
             if group.blocks is not None:
                 output[group.queries] = group.blocks.attend(query[group.queries], rows, self.rules, self.scale)
                 continue
+            if group.parts is not None:
+                group.parts.attend(query[group.queries], rows, self.rules, self.scale, output[group.queries])
+                continue
             held = rows.index_select(0, group.places.view(-1)).view(*group.places.shape, 2 * size)
             batch, queries = group.places.shape[0], group.queries_each
             keys, values, asked = held[..., :size], held[..., size:], query[group.queries]
@@ -141,11 +143,6 @@ class HSAImpl(AttentionImpl[HSAMetadata]):
                 causal_attention(asked, keys[0], values[0], self.scale, output[group.queries])
                 continue
             asked = asked.view(batch, queries, *query.shape[1:]).transpose(1, 2)
-            if group.free:
-                answer = F.scaled_dot_product_attention(
-                    asked, keys, values, group.bias(self.rules), scale=self.scale, enable_gqa=True
-                )
-            else:
-                answer, _ = run_attention(asked, keys, values, group.plan, self.rules, scale=self.scale)
+            answer, _ = run_attention(asked, keys, values, group.plan, self.rules, scale=self.scale)
             output[group.queries] = answer.transpose(1, 2).reshape(-1, *output.shape[1:])
         return output
