@@ -1,9 +1,9 @@
 """What a forward's attention needs to know, made once for all layers: which keys each request may see, and where they lie."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from .kv_cache import HSASpec
 from .listener import Row, rows_of
 from .reach import free_types
 from .two_parts import Strips, TwoParts
-from .whole_blocks import WholeBlocks, whole_blocks
+from .whole_blocks import BlocksAhead, WholeBlocks
 
 
 _UNEVEN = 1.5  # rows attend together if the longest has at most so many times the keys of the shortest
@@ -45,6 +45,7 @@ class Group:
         queries_each: Q.
         blocks: Where the keys lie instead of `places`, if they are copied by blocks; Q = 1.
         parts: Where they lie instead, if each query sees some of them unfaded; B = 1.
+        made: What vLLM's kernel plans for a layer, for those like it.
     """
 
     queries: torch.Tensor | slice
@@ -53,6 +54,7 @@ class Group:
     queries_each: int
     blocks: WholeBlocks | None = None
     parts: TwoParts | None = None
+    made: dict[tuple[object, ...], torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -61,7 +63,7 @@ class HSAMetadata(AttentionMetadata):
 
     Attributes:
         num_actual_tokens: T, how many tokens it has, without padding.
-        new_places: (Hkv, T) int64, where the tokens' keys go, as rows of `key_rows`.
+        new_places: (Hkv·T,) int64, where the tokens' keys go, as rows of `key_rows`.
         groups: Together, all queries. Empty: a dry run.
     """
 
@@ -109,31 +111,38 @@ class HSAMetadataBuilder(AttentionMetadataBuilder[HSAMetadata]):
             MissedRequest: If a request's types are not known.
         """
         common = common_attn_metadata
-        new = common.slot_mapping[: common.num_actual_tokens].to(torch.int64)
-        if bool((new < 0).all()):  # a dry run: its tokens are nobody's, and have no place in the cache
+        new = common.slot_mapping[: common.num_actual_tokens].cpu().numpy().astype(np.int64)
+        if (new < 0).all():  # a dry run: its tokens are nobody's, and have no place in the cache
             return HSAMetadata(0, self._places(new[:0]), [])
         starts = common.query_start_loc_cpu.tolist()
         lengths = common.seq_lens.tolist()
         blocks: NDArray[Any] = common.block_table_tensor.cpu().numpy()
         single: list[_Piece] = []
+        whole: list[_Whole] = []
         groups: list[Group] = []
         for index in range(common.num_reqs):
             start, stop = starts[index], starts[index + 1]
             if stop == start:
                 continue
             row = self._rows.get(index, lengths[index])
+            if stop - start == 1 and self.device.type == "cpu":
+                ahead = row.ahead(lengths[index] - 1, self._block_size)
+                if ahead is not None:
+                    whole.append(_Whole(start, lengths[index] - 1, blocks[index], ahead))
+                    continue
             pieces = _pieces(row, start, stop - start, lengths[index], self._has_kernel)
             for piece in pieces:
                 piece.blocks = blocks[index]
                 if piece.is_plain:
-                    places = self._places(self._tensor(self._slots(piece.blocks, piece.positions)[None]))
+                    places = self._places(self._slots(piece.blocks, piece.positions)[None])
                     groups.append(Group(slice(piece.start, piece.stop), places, None, len(piece)))
                 elif len(piece) == 1:
                     single.append(piece)
                 else:
                     groups += self._groups_of(piece)
-        groups += [self._group(together) for together in _alike(single)]
-        return HSAMetadata(common.num_actual_tokens, self._places(new), groups)
+        groups += [self._group(together) for together in _alike(single, lambda piece: len(piece.positions))]
+        groups += [self._whole(together) for together in _alike(whole, lambda one: one.ahead.is_spare.shape[1])]
+        return HSAMetadata(common.num_actual_tokens, self._places(new).view(-1), groups)
 
     def _slots(self, blocks: NDArray[Any], positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return where tokens of a request lie, given its block table."""
@@ -142,11 +151,11 @@ class HSAMetadataBuilder(AttentionMetadataBuilder[HSAMetadata]):
     def _tensor(self, values: NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(values).to(self.device)
 
-    def _places(self, slots: torch.Tensor) -> torch.Tensor:
+    def _places(self, slots: NDArray[np.int64]) -> torch.Tensor:
         """Return, for slots (…, K), the rows (…, Hkv, K) of `key_rows`."""
-        block, inner = slots // self._block_size, slots % self._block_size
-        heads = torch.arange(self._heads, device=slots.device)[:, None]
-        return (block.unsqueeze(-2) * self._heads + heads) * self._block_size + inner.unsqueeze(-2)
+        block, inner = np.divmod(slots[..., None, :], self._block_size)
+        heads = np.arange(self._heads)[:, None]
+        return self._tensor((block * self._heads + heads) * self._block_size + inner)
 
     def _groups_of(self, piece: "_Piece") -> list[Group]:
         """Return the groups of a piece of several queries."""
@@ -162,7 +171,7 @@ class HSAMetadataBuilder(AttentionMetadataBuilder[HSAMetadata]):
             parts = list(together)
             strips.append(Strips(start, *self._joined(parts)))
             start += sum(map(len, parts))
-        parts = TwoParts(self._places(self._tensor(free[None])), strips)
+        parts = TwoParts(self._places(free[None]), strips)
         return [Group(slice(piece.start, piece.stop), parts.free, strips[0].plan, len(piece), parts=parts)]
 
     def _group(self, pieces: "Sequence[_Piece]") -> Group:
@@ -170,16 +179,24 @@ class HSAMetadataBuilder(AttentionMetadataBuilder[HSAMetadata]):
         queries: torch.Tensor | slice = slice(pieces[0].start, pieces[0].stop)
         if len(pieces) > 1:
             queries = self._tensor(np.concatenate([np.arange(piece.start, piece.stop) for piece in pieces]))
-        if len(pieces[0]) == 1 and self.device.type == "cpu":
-            positions = np.concatenate([piece.positions for piece in pieces])
-            numbers = np.array([len(piece.positions) for piece in pieces])
-            tables = [piece.blocks for piece in pieces]
-            plan = self._plan(pieces)
-            blocks = whole_blocks(plan, positions, numbers, tables, self._heads, self._block_size, self._token_bytes)
-            if blocks is not None:
-                return Group(queries, torch.empty(0), plan, 1, blocks)
         places, plan = self._joined(pieces)
         return Group(queries, places, plan, len(pieces[0]))
+
+    def _whole(self, requests: "Sequence[_Whole]") -> Group:
+        """Join single queries whose keys are copied by blocks."""
+        requests = sorted(requests, key=lambda one: one.place)
+        first, number = requests[0].place, len(requests)
+        queries: torch.Tensor | slice = slice(first, first + number)
+        if requests[-1].place != first + number - 1:
+            queries = self._tensor(np.array([one.place for one in requests]))
+        blocks = WholeBlocks.of(
+            [(one.ahead, one.position) for one in requests],
+            [one.blocks for one in requests],
+            self._heads,
+            self._block_size,
+            self._token_bytes,
+        )
+        return Group(queries, blocks.places, None, 1, blocks)
 
     def _joined(self, pieces: "Sequence[_Piece]") -> tuple[torch.Tensor, AttentionPlan]:
         """Return where the keys of pieces with as many queries each stand, (B, Hkv, K), and their plan."""
@@ -188,7 +205,7 @@ class HSAMetadataBuilder(AttentionMetadataBuilder[HSAMetadata]):
             [self._slots(piece.blocks, piece.positions[-1:]) for piece in pieces], is_real.shape[1], axis=1
         )
         slots[is_real] = np.concatenate([self._slots(piece.blocks, piece.positions) for piece in pieces])
-        return self._places(self._tensor(slots)), self._plan(pieces)
+        return self._places(slots), self._plan(pieces)
 
     def _plan(self, pieces: "Sequence[_Piece]") -> AttentionPlan:
         """Return a plan whose rows of keys end together; what a shorter one lacks is padding."""
@@ -267,6 +284,26 @@ class _Piece:
         return parts
 
 
+@dataclass
+class _Whole:
+    """A single query whose keys are copied by blocks.
+
+    Attributes:
+        place: Where it stands among the tokens of the forward.
+        position: In its request.
+        blocks: The request's block table.
+        ahead: What it sees.
+    """
+
+    place: int
+    position: int
+    blocks: NDArray[Any]
+    ahead: BlocksAhead
+
+
+_Q = TypeVar("_Q", _Piece, _Whole)
+
+
 def _pieces(row: Row, place: int, number: int, length: int, has_kernel: bool) -> list[_Piece]:
     """Return a request's queries in this forward.
 
@@ -309,16 +346,16 @@ def _cut(start: int, stop: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + _TOGETHER, stop)) for begin in range(start, stop, _TOGETHER)]
 
 
-def _alike(pieces: list[_Piece]) -> list[list[_Piece]]:
-    """Sort pieces into groups of about as many keys each: what is padded costs time."""
-    groups: list[list[_Piece]] = []
-    for piece in sorted(pieces, key=lambda piece: len(piece.positions)):
+def _alike(queries: list[_Q], number: Callable[[_Q], int]) -> list[list[_Q]]:
+    """Sort single queries into groups of about as many keys each: what is padded costs time."""
+    groups: list[list[_Q]] = []
+    for query in sorted(queries, key=number):
         limit = 0.0
         if groups:
-            shortest = len(groups[-1][0].positions)
+            shortest = number(groups[-1][0])
             limit = max(_UNEVEN * shortest, shortest + _FEW)
-        if len(piece.positions) <= limit:
-            groups[-1].append(piece)
+        if number(query) <= limit:
+            groups[-1].append(query)
         else:
-            groups.append([piece])
+            groups.append([query])
     return groups

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..attention import AttentionPlan
 from ..attention.layer_rules import LayerRules
+from .copied import copied
 
 
 @dataclass
@@ -92,7 +93,7 @@ def _attend(query: Tensor, rows: Tensor, places: Tensor, bias: Tensor | None, sc
         (N·Q, H, D), and the logarithms of the sums, (N·Q, H) float32.
     """
     (number, heads, _), size = places.shape, query.shape[-1]
-    held = rows.index_select(0, places.view(-1)).view(*places.shape, 2 * size)
+    held = copied(rows, places).view(*places.shape, 2 * size)
     asked = query.reshape(number, -1, heads, query.shape[1] // heads, size)
     split = (number, heads, *asked.shape[1:4:2])  # heads that share a key are rows of one product
     asked = asked.transpose(1, 2).reshape(number, heads, -1, size)
