@@ -141,7 +141,9 @@ class HSAMetadataBuilder(AttentionMetadataBuilder[HSAMetadata]):
                 else:
                     groups += self._groups_of(piece)
         groups += [self._group(together) for together in _alike(single, lambda piece: len(piece.positions))]
-        groups += [self._whole(together) for together in _alike(whole, lambda one: one.ahead.is_spare.shape[1])]
+        groups += [
+            self._whole(together) for together in _alike(whole, lambda one: len(one.ahead.blocks) * self._block_size)
+        ]
         return HSAMetadata(common.num_actual_tokens, self._places(new).view(-1), groups)
 
     def _slots(self, blocks: NDArray[Any], positions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -168,9 +170,9 @@ class HSAMetadataBuilder(AttentionMetadataBuilder[HSAMetadata]):
         number = len(piece.positions) - len(free) - len(piece)
         strips, start = [], 0
         for _, together in groupby(limited.cut(_STRIP if number <= _LIMITED else _QUERIES), key=len):
-            parts = list(together)
-            strips.append(Strips(start, *self._joined(parts)))
-            start += sum(map(len, parts))
+            equal = list(together)
+            strips.append(Strips(start, *self._joined(equal)))
+            start += sum(map(len, equal))
         parts = TwoParts(self._places(free[None]), strips)
         return [Group(slice(piece.start, piece.stop), parts.free, strips[0].plan, len(piece), parts=parts)]
 
