@@ -1,11 +1,13 @@
 """The engine's greedy tokens are those of `generate`, whatever the batch, the chunks, the pool and the cache."""
 
+from types import SimpleNamespace
+
 import pytest
 from engines import random_request
 
-from hsa_factory.vllm import attention, metadata
+from hsa_factory.vllm import attention, listener
 from hsa_factory.vllm.causal_kernel import causal_attention
-from hsa_factory.vllm.whole_blocks import whole_blocks
+from hsa_factory.vllm.whole_blocks import BlocksAhead
 
 
 LENGTHS = (150, 333, 801, 1200, 1700)
@@ -32,7 +34,7 @@ def test_what_is_plain_goes_to_the_kernel(serve, rng, monkeypatch):
     seen = []
 
     def noting(query, key, *rest):
-        seen.append((query.shape[0], key.shape[1]))
+        seen.append((query.shape[0], key.shape[0]))
         return causal_attention(query, key, *rest)
 
     monkeypatch.setattr(attention, "causal_attention", noting)
@@ -56,14 +58,14 @@ def test_keys_are_copied_by_blocks_where_most_of_these_are_seen(serve, rng, monk
     seen = []
 
     def noting(*arguments):
-        seen.append(whole_blocks(*arguments))
+        seen.append(BlocksAhead.of(*arguments))
         return seen[-1]
 
-    monkeypatch.setattr(metadata, "whole_blocks", noting)
+    monkeypatch.setattr(listener, "BlocksAhead", SimpleNamespace(of=noting))
     served = serve()
     runs, scattered = [0] * 150 + [2] * 180, [0, *[2] * 14] * 22
     for kinds, are_whole in (([runs], {True}), ([scattered], {False}), ([runs, scattered], {True, False})):
         requests = [(rng.integers(0, 280, 330).tolist(), types) for types in kinds]
         seen.clear()
         assert served.ask(requests, 10) == served.expected(requests, 10)
-        assert {blocks is not None for blocks in seen} <= are_whole and seen
+        assert {ahead.is_spare is not None for ahead in seen} == are_whole

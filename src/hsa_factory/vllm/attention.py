@@ -3,15 +3,16 @@
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from vllm.v1.attention.backend import AttentionBackend, AttentionImpl, AttentionType, MultipleOf
 from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheLayout
 
 from ..attention.api import run_attention
 from ..attention.layer_rules import LayerRules
 from .causal_kernel import causal_attention
+from .copied import copied
 from .kv_cache import HSASpec
 from .metadata import HSAMetadata, HSAMetadataBuilder, key_rows
+from .whole_blocks import WholeBlocks
 
 
 class HSABackend(AttentionBackend):
@@ -129,23 +130,41 @@ class HSAImpl(AttentionImpl[HSAMetadata]):
         number, size = attn_metadata.num_actual_tokens, self.head_size
         rows = key_rows(kv_cache)
         new = torch.cat([key[:number], value[:number]], dim=-1).transpose(0, 1).reshape(-1, 2 * size)
-        rows.index_copy_(0, attn_metadata.new_places.view(-1), new.to(rows.dtype))
+        rows.index_copy_(0, attn_metadata.new_places, new.to(rows.dtype))
         for group in attn_metadata.groups:
             if group.blocks is not None:
-                output[group.queries] = group.blocks.attend(query[group.queries], rows, self.rules, self.scale)
+                self._by_blocks(query, rows, group.queries, group.blocks, output)
+                continue
+            if group.parts is not None:
+                group.parts.attend(query[group.queries], rows, self.rules, self.scale, output[group.queries])
+                continue
+            asked, batch, length = query[group.queries], group.places.shape[0], group.places.shape[-1]
+            if group.plan is None:
+                keys, values = key[group.queries], value[group.queries]
+                if length > len(asked):
+                    held = copied(rows, group.places).view(-1, length, 2 * size).transpose(0, 1)
+                    keys, values = held[..., :size], held[..., size:]
+                causal_attention(asked, keys, values, self.scale, output[group.queries], group.made)
                 continue
             held = rows.index_select(0, group.places.view(-1)).view(*group.places.shape, 2 * size)
-            batch, queries = group.places.shape[0], group.queries_each
-            keys, values, asked = held[..., :size], held[..., size:], query[group.queries]
-            if group.plan is None:
-                causal_attention(asked, keys[0], values[0], self.scale, output[group.queries])
-                continue
-            asked = asked.view(batch, queries, *query.shape[1:]).transpose(1, 2)
-            if group.free:
-                answer = F.scaled_dot_product_attention(
-                    asked, keys, values, group.bias(self.rules), scale=self.scale, enable_gqa=True
-                )
-            else:
-                answer, _ = run_attention(asked, keys, values, group.plan, self.rules, scale=self.scale)
+            keys, values = held[..., :size], held[..., size:]
+            asked = asked.view(batch, group.queries_each, *query.shape[1:]).transpose(1, 2)
+            answer, _ = run_attention(asked, keys, values, group.plan, self.rules, scale=self.scale)
             output[group.queries] = answer.transpose(1, 2).reshape(-1, *output.shape[1:])
         return output
+
+    def _by_blocks(
+        self,
+        query: torch.Tensor,
+        rows: torch.Tensor,
+        queries: torch.Tensor | slice,
+        blocks: WholeBlocks,
+        output: torch.Tensor,
+    ) -> None:
+        asked = query[queries]
+        if isinstance(queries, slice):
+            blocks.attend(asked, rows, self.rules, self.scale, output[queries])
+            return
+        answer = torch.empty_like(asked)
+        blocks.attend(asked, rows, self.rules, self.scale, answer)
+        output[queries] = answer

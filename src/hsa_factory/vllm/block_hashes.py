@@ -40,6 +40,8 @@ class TypedBlockHasher:
         """Return the hashes of the blocks that are full and have none yet."""
         known = request.block_hashes
         assert isinstance(known, TypedBlockHashes), "the scheduler sets it"
+        if request.num_tokens < (len(known) + 1) * self._block_size:
+            return []
         tokens = known.tokens
         tokens.read()
         hashes: list[BlockHash] = []

@@ -6,6 +6,7 @@ from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, _get_attn_i
 
 
 _BLOCK = 32  # tokens: what its fastest variants take
+_buffers: dict[torch.dtype, torch.Tensor] = {}  # kept: new memory costs as much as what is copied into it
 
 
 def has_causal_kernel(device: torch.device, head_size: int) -> bool:
@@ -14,39 +15,46 @@ def has_causal_kernel(device: torch.device, head_size: int) -> bool:
 
 
 def causal_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, output: torch.Tensor
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    output: torch.Tensor,
+    made: dict[tuple[object, ...], torch.Tensor] | None = None,
 ) -> None:
     """Attend to all keys up to the query's own.
 
     Args:
         query: (Q, H, D); the queries are the last Q keys.
-        key: (Hkv, K, D).
-        value: (Hkv, K, D).
+        key: (K, Hkv, D).
+        value: (K, Hkv, D).
         scale: Factor of q·k.
         output: (Q, H, D), written to.
+        made: What the kernel plans is kept there, for layers with as many queries and keys. None: it is not kept.
     """
-    heads, length, size = key.shape
-    blocks = -(-length // _BLOCK)
+    length, heads, size = key.shape
     isa = _get_attn_isa(query.dtype, _BLOCK, size)
-    cache = query.new_zeros(blocks, heads, 2 * _BLOCK, size)
-    keys, values = cache.chunk(2, dim=2)
-    slots, table = torch.arange(length), torch.arange(blocks, dtype=torch.int32)[None]
-    ops.cpu_attn_reshape_and_cache(key.transpose(0, 1), value.transpose(0, 1), keys, values, slots, isa)
+    keys, values = _cache(-(-length // _BLOCK), heads, size, query.dtype).chunk(2, dim=2)
+    keys[-1], values[-1] = 0, 0  # what stands behind the last token must be finite
+    ops.cpu_attn_reshape_and_cache(key, value, keys, values, torch.arange(length), isa)
     lengths = torch.tensor([length], dtype=torch.int32)
     starts = torch.tensor([0, query.shape[0]], dtype=torch.int32)
-    schedule = ops.cpu_attn_get_scheduler_metadata(
-        num_reqs=1,
-        num_heads=query.shape[1],
-        num_kv_heads=heads,
-        head_dim=size,
-        seq_lens=lengths,
-        dtype=query.dtype,
-        query_start_loc=starts,
-        causal=True,
-        sliding_window_size=-1,
-        isa=isa,
-        enable_kv_split=True,
-    )
+    made = {} if made is None else made
+    about = (*query.shape, heads, query.dtype)
+    if about not in made:
+        made[about] = ops.cpu_attn_get_scheduler_metadata(
+            num_reqs=1,
+            num_heads=query.shape[1],
+            num_kv_heads=heads,
+            head_dim=size,
+            seq_lens=lengths,
+            dtype=query.dtype,
+            query_start_loc=starts,
+            causal=True,
+            sliding_window_size=-1,
+            isa=isa,
+            enable_kv_split=True,
+        )
     ops.cpu_attention_with_kv_cache(
         query=query,
         key_cache=keys,
@@ -58,8 +66,17 @@ def causal_attention(
         causal=True,
         alibi_slopes=None,
         sliding_window=-1,
-        block_table=table,
+        block_table=torch.arange(len(keys), dtype=torch.int32)[None],
         softcap=0.0,
-        scheduler_metadata=schedule,
+        scheduler_metadata=made[about],
         s_aux=None,
     )
+
+
+def _cache(blocks: int, heads: int, size: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return memory for blocks of keys and values; what it held before may be there yet."""
+    number = blocks * heads * 2 * _BLOCK * size
+    held = _buffers.get(dtype)
+    if held is None or len(held) < number:
+        held = _buffers[dtype] = torch.zeros(number, dtype=dtype)
+    return held[:number].view(blocks, heads, 2 * _BLOCK, size)

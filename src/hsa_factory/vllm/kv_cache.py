@@ -77,6 +77,7 @@ class HSAManager(FullAttentionManager):
         self.step_tokens = 1
         self.freed = 0
         self._is_gone: dict[str, NDArray[np.bool_]] = {}  # of each block of a request
+        self._looked_at: dict[str, tuple[tuple[int, int], int]] = {}  # what was known, and until when no block dies
 
     def counts(self) -> BlockCounts:
         """Return how many blocks are held now, would be without HSA, and were given back."""
@@ -125,9 +126,17 @@ class HSAManager(FullAttentionManager):
             return
         tokens.read()
         full = min(len(blocks), processed_computed_tokens // self.block_size, tokens.held_from // self.block_size)
+        state = (full, len(tokens.events))
+        known, until = self._looked_at.get(request_id, (None, 0))
+        if known == state and processed_computed_tokens <= until:
+            return
         is_gone = self._gone(request_id, blocks)
         last = last_of_blocks(tokens.last[: full * self.block_size], self.block_size)
-        dying = np.flatnonzero((last < processed_computed_tokens) & ~is_gone[:full]).tolist()
+        is_held = ~is_gone[:full]
+        is_dying = is_held & (last < processed_computed_tokens)
+        lasting = last[is_held & ~is_dying]
+        self._looked_at[request_id] = state, int(lasting.min()) if len(lasting) else UNLIMITED
+        dying = np.flatnonzero(is_dying).tolist()
         if not dying:
             return
         freed = [blocks[index] for index in reversed(dying)]
@@ -150,6 +159,7 @@ class HSAManager(FullAttentionManager):
     def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
         """Forget a request and return its blocks."""
         self._is_gone.pop(request_id, None)
+        self._looked_at.pop(request_id, None)
         return super().pop_blocks_for_free(request_id)
 
     @classmethod

@@ -15,6 +15,7 @@ from .server.admission import check_admission
 from .serving_config import TaggerMaker, serving_config
 from .tokens import TokenTypes
 from .types import check_fields, types_of
+from .whole_blocks import BlocksAhead
 
 
 class Row:
@@ -26,6 +27,7 @@ class Row:
 
     def __init__(self, tokens: TokenTypes) -> None:
         self.tokens = tokens
+        self._ahead: BlocksAhead | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -43,6 +45,18 @@ class Row:
             self._known = stop
         self._visible = self._visible[last[self._visible] >= start]
         return self._visible
+
+    def ahead(self, position: int, block_size: int) -> BlocksAhead | None:
+        """Return what a single query sees by whole blocks, made for those after it, too.
+
+        None: it is not the last token that is known, or keys are better copied one by one.
+        """
+        tokens = self.tokens
+        if position + 1 != len(tokens):
+            return None
+        if self._ahead is None or not self._ahead.holds(tokens, position, block_size):
+            self._ahead = BlocksAhead.of(tokens, self.visible(position, position + 1), block_size)
+        return self._ahead if self._ahead.bias else None
 
 
 class MissedRequest(RuntimeError):

@@ -1,29 +1,35 @@
 """What a forward's attention needs to know, made once for all layers: which keys each request may see, and where they lie."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from itertools import groupby
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from vllm.config import VllmConfig
 from vllm.v1.attention.backend import AttentionMetadata, AttentionMetadataBuilder, CommonAttentionMetadata
 
 from ..attention import AttentionPlan
-from ..attention.layer_rules import LayerRules
 from .causal_kernel import has_causal_kernel
 from .kv_cache import HSASpec
 from .listener import Row, rows_of
 from .reach import free_types
-from .whole_blocks import WholeBlocks, whole_blocks
+from .two_parts import Strips, TwoParts
+from .whole_blocks import BlocksAhead, WholeBlocks
 
 
 _UNEVEN = 1.5  # rows attend together if the longest has at most so many times the keys of the shortest
 _FEW = 256  # keys; or so many more
 _RUN = 64  # queries, of which nothing is hidden or faded: as many or more go to vLLM's kernel
 _QUERIES = 128  # that attend together: with more, keys that few of them see cost more than what is gathered less often
+_TOGETHER = (
+    512  # queries, if there are keys that each of them sees unfaded: only for the others they are cut into strips
+)
+_FREE = 16  # such keys: with fewer, it does not pay to look at them alone
+_STRIP = 32  # queries
+_LIMITED = 256  # keys that are hidden or fade: with more, a strip has `_QUERIES`
 
 
 @dataclass
@@ -38,7 +44,8 @@ class Group:
         plan: What queries and keys are. None: for vLLM's kernel, each query sees all keys up to its own, none faded; B = 1.
         queries_each: Q.
         blocks: Where the keys lie instead of `places`, if they are copied by blocks; Q = 1.
-        free: How many of the first keys each query sees and none of them fades: the plan leaves them out.
+        parts: Where they lie instead, if each query sees some of them unfaded; B = 1.
+        made: What vLLM's kernel plans for a layer, for those like it.
     """
 
     queries: torch.Tensor | slice
@@ -46,15 +53,8 @@ class Group:
     plan: AttentionPlan | None
     queries_each: int
     blocks: WholeBlocks | None = None
-    free: int = 0
-    _bias: dict[LayerRules, torch.Tensor] = field(default_factory=dict)
-
-    def bias(self, rules: LayerRules) -> torch.Tensor:
-        """Return (B, 1, Q, K) float32, made once for all layers with these rules."""
-        assert self.plan is not None, "vLLM's kernel needs none"
-        if rules not in self._bias:
-            self._bias[rules] = F.pad(self.plan.dense_bias(torch.float32, rules), (self.free, 0))
-        return self._bias[rules]
+    parts: TwoParts | None = None
+    made: dict[tuple[object, ...], torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -63,7 +63,7 @@ class HSAMetadata(AttentionMetadata):
 
     Attributes:
         num_actual_tokens: T, how many tokens it has, without padding.
-        new_places: (Hkv, T) int64, where the tokens' keys go, as rows of `key_rows`.
+        new_places: (Hkv·T,) int64, where the tokens' keys go, as rows of `key_rows`.
         groups: Together, all queries. Empty: a dry run.
     """
 
@@ -111,31 +111,40 @@ class HSAMetadataBuilder(AttentionMetadataBuilder[HSAMetadata]):
             MissedRequest: If a request's types are not known.
         """
         common = common_attn_metadata
-        new = common.slot_mapping[: common.num_actual_tokens].to(torch.int64)
-        if bool((new < 0).all()):  # a dry run: its tokens are nobody's, and have no place in the cache
+        new = common.slot_mapping[: common.num_actual_tokens].cpu().numpy().astype(np.int64)
+        if (new < 0).all():  # a dry run: its tokens are nobody's, and have no place in the cache
             return HSAMetadata(0, self._places(new[:0]), [])
         starts = common.query_start_loc_cpu.tolist()
         lengths = common.seq_lens.tolist()
         blocks: NDArray[Any] = common.block_table_tensor.cpu().numpy()
         single: list[_Piece] = []
+        whole: list[_Whole] = []
         groups: list[Group] = []
         for index in range(common.num_reqs):
             start, stop = starts[index], starts[index + 1]
             if stop == start:
                 continue
             row = self._rows.get(index, lengths[index])
+            if stop - start == 1 and self.device.type == "cpu":
+                ahead = row.ahead(lengths[index] - 1, self._block_size)
+                if ahead is not None:
+                    whole.append(_Whole(start, lengths[index] - 1, blocks[index], ahead))
+                    continue
             pieces = _pieces(row, start, stop - start, lengths[index], self._has_kernel)
             for piece in pieces:
                 piece.blocks = blocks[index]
                 if piece.is_plain:
-                    places = self._places(self._tensor(self._slots(piece.blocks, piece.positions)[None]))
+                    places = self._places(self._slots(piece.blocks, piece.positions)[None])
                     groups.append(Group(slice(piece.start, piece.stop), places, None, len(piece)))
                 elif len(piece) == 1:
                     single.append(piece)
                 else:
-                    groups.append(self._free_first(piece))
-        groups += [self._group(together) for together in _alike(single)]
-        return HSAMetadata(common.num_actual_tokens, self._places(new), groups)
+                    groups += self._groups_of(piece)
+        groups += [self._group(together) for together in _alike(single, lambda piece: len(piece.positions))]
+        groups += [
+            self._whole(together) for together in _alike(whole, lambda one: len(one.ahead.blocks) * self._block_size)
+        ]
+        return HSAMetadata(common.num_actual_tokens, self._places(new).view(-1), groups)
 
     def _slots(self, blocks: NDArray[Any], positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return where tokens of a request lie, given its block table."""
@@ -144,60 +153,91 @@ class HSAMetadataBuilder(AttentionMetadataBuilder[HSAMetadata]):
     def _tensor(self, values: NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(values).to(self.device)
 
-    def _places(self, slots: torch.Tensor) -> torch.Tensor:
+    def _places(self, slots: NDArray[np.int64]) -> torch.Tensor:
         """Return, for slots (…, K), the rows (…, Hkv, K) of `key_rows`."""
-        block, inner = slots // self._block_size, slots % self._block_size
-        heads = torch.arange(self._heads, device=slots.device)[:, None]
-        return (block.unsqueeze(-2) * self._heads + heads) * self._block_size + inner.unsqueeze(-2)
+        block, inner = np.divmod(slots[..., None, :], self._block_size)
+        heads = np.arange(self._heads)[:, None]
+        return self._tensor((block * self._heads + heads) * self._block_size + inner)
 
-    def _free_first(self, piece: "_Piece") -> Group:
-        """Let the keys go first that each query sees and of which none fades: what their bias is need not be computed."""
-        if self.device.type != "cpu":
-            return self._group([piece])
+    def _groups_of(self, piece: "_Piece") -> list[Group]:
+        """Return the groups of a piece of several queries."""
         is_free = free_types(self._rows.rules)[piece.types]
         is_free[-len(piece) :] = False  # a query does not see those after it
-        free, limited = np.flatnonzero(is_free), np.flatnonzero(~is_free)
-        order = np.concatenate([free, limited])
-        places = self._places(self._tensor(self._slots(piece.blocks, piece.positions[order])[None]))
-        group = self._group([piece.only(limited)])
-        return replace(group, places=places, free=len(free))
+        if self.device.type != "cpu" or np.count_nonzero(is_free) < _FREE:
+            return [self._group([part]) for part in piece.cut(_QUERIES)]
+        free = self._slots(piece.blocks, piece.positions[is_free])
+        limited = piece.only(np.flatnonzero(~is_free))
+        number = len(piece.positions) - len(free) - len(piece)
+        strips, start = [], 0
+        for _, together in groupby(limited.cut(_STRIP if number <= _LIMITED else _QUERIES), key=len):
+            equal = list(together)
+            strips.append(Strips(start, *self._joined(equal)))
+            start += sum(map(len, equal))
+        parts = TwoParts(self._places(free[None]), strips)
+        return [Group(slice(piece.start, piece.stop), parts.free, strips[0].plan, len(piece), parts=parts)]
 
     def _group(self, pieces: "Sequence[_Piece]") -> Group:
-        """Join pieces with as many queries each; rows of keys end together, and what a shorter one lacks is padding."""
-        numbers = np.array([len(piece.positions) for piece in pieces])
-        width = int(numbers.max())
-        is_real = np.arange(width) >= width - numbers[:, None]
-        positions = np.concatenate([piece.positions for piece in pieces])
-        plan = AttentionPlan(
+        """Join pieces with as many queries each."""
+        queries: torch.Tensor | slice = slice(pieces[0].start, pieces[0].stop)
+        if len(pieces) > 1:
+            queries = self._tensor(np.concatenate([np.arange(piece.start, piece.stop) for piece in pieces]))
+        places, plan = self._joined(pieces)
+        return Group(queries, places, plan, len(pieces[0]))
+
+    def _whole(self, requests: "Sequence[_Whole]") -> Group:
+        """Join single queries whose keys are copied by blocks."""
+        requests = sorted(requests, key=lambda one: one.place)
+        first, number = requests[0].place, len(requests)
+        queries: torch.Tensor | slice = slice(first, first + number)
+        if requests[-1].place != first + number - 1:
+            queries = self._tensor(np.array([one.place for one in requests]))
+        blocks = WholeBlocks.of(
+            [(one.ahead, one.position) for one in requests],
+            [one.blocks for one in requests],
+            self._heads,
+            self._block_size,
+            self._token_bytes,
+        )
+        return Group(queries, blocks.places, None, 1, blocks)
+
+    def _joined(self, pieces: "Sequence[_Piece]") -> tuple[torch.Tensor, AttentionPlan]:
+        """Return where the keys of pieces with as many queries each stand, (B, Hkv, K), and their plan."""
+        is_real = _is_real(pieces)
+        slots = np.repeat(
+            [self._slots(piece.blocks, piece.positions[-1:]) for piece in pieces], is_real.shape[1], axis=1
+        )
+        slots[is_real] = np.concatenate([self._slots(piece.blocks, piece.positions) for piece in pieces])
+        return self._places(slots), self._plan(pieces)
+
+    def _plan(self, pieces: "Sequence[_Piece]") -> AttentionPlan:
+        """Return a plan whose rows of keys end together; what a shorter one lacks is padding."""
+        is_real = _is_real(pieces)
+        return AttentionPlan(
             self._tensor(_rows(is_real, [piece.types for piece in pieces])),
             self._tensor(is_real.astype(np.int64)),
-            self._tensor(_rows(is_real, positions)),
+            self._tensor(_rows(is_real, [piece.positions for piece in pieces])),
             len(pieces[0]),
             has_gaps=any(len(piece.positions) != piece.positions[-1] + 1 for piece in pieces),
-            has_padding=bool((numbers < width).any()),
+            has_padding=not is_real.all(),
             has_clean_padding=True,
             is_packed=False,
             turn_ids=None
             if pieces[0].turns is None
             else self._tensor(_rows(is_real, [piece.turns for piece in pieces])),
         )
-        queries: torch.Tensor | slice = slice(pieces[0].start, pieces[0].stop)
-        if len(pieces) > 1:
-            queries = self._tensor(np.concatenate([np.arange(piece.start, piece.stop) for piece in pieces]))
-        tables = [piece.blocks for piece in pieces]
-        if len(pieces[0]) == 1 and self.device.type == "cpu":
-            blocks = whole_blocks(plan, positions, numbers, tables, self._heads, self._block_size, self._token_bytes)
-            if blocks is not None:
-                return Group(queries, torch.empty(0), plan, 1, blocks)
-        slots = np.repeat([self._slots(piece.blocks, piece.positions[-1:]) for piece in pieces], width, axis=1)
-        slots[is_real] = np.concatenate([self._slots(piece.blocks, piece.positions) for piece in pieces])
-        return Group(queries, self._places(self._tensor(slots)), plan, len(pieces[0]))
+
+
+def _is_real(pieces: "Sequence[_Piece]") -> NDArray[np.bool_]:
+    """Return (B, K), which keys of pieces are none of the padding."""
+    numbers = np.array([len(piece.positions) for piece in pieces])
+    width = int(numbers.max())
+    return np.arange(width) >= width - numbers[:, None]
 
 
 def _rows(is_real: NDArray[np.bool_], values: Any) -> NDArray[np.int64]:
     """Return values of pieces, one after the other, as rows with zeros at their beginning."""
     rows = np.zeros(is_real.shape, np.int64)
-    rows[is_real] = values if isinstance(values, np.ndarray) else np.concatenate(values)
+    rows[is_real] = np.concatenate(values)
     return rows
 
 
@@ -210,6 +250,7 @@ class _Piece:
         stop: After the last.
         positions: (K,) of the keys, ascending; the last are the queries' own.
         types: (K,) of the keys.
+        last: (K,) of the keys, the last position that may see each.
         turns: (K,) of the keys; None: the rules have no turns.
         blocks: The request's block table.
         is_plain: Whether it is for vLLM's kernel.
@@ -219,6 +260,7 @@ class _Piece:
     stop: int
     positions: NDArray[np.int64]
     types: NDArray[np.uint8]
+    last: NDArray[np.int64]
     turns: NDArray[np.int64] | None = None
     blocks: NDArray[Any] = field(default_factory=lambda: np.empty(0, np.int64))
     is_plain: bool = False
@@ -229,7 +271,39 @@ class _Piece:
     def only(self, kept: NDArray[np.int64]) -> "_Piece":
         """Return it with some of the keys."""
         turns = None if self.turns is None else self.turns[kept]
-        return replace(self, positions=self.positions[kept], types=self.types[kept], turns=turns)
+        return replace(self, positions=self.positions[kept], types=self.types[kept], last=self.last[kept], turns=turns)
+
+    def cut(self, number: int) -> "list[_Piece]":
+        """Cut it into so many queries each, the last one with what is left, and the keys that they may see."""
+        first = int(self.positions[-1]) + 1 - len(self)
+        parts = []
+        for start in range(0, len(self), number):
+            stop = min(start + number, len(self))
+            is_seen = (self.last >= first + start) & (self.positions < first + stop)
+            part = self.only(np.flatnonzero(is_seen))
+            part.start, part.stop = self.start + start, self.start + stop
+            parts.append(part)
+        return parts
+
+
+@dataclass
+class _Whole:
+    """A single query whose keys are copied by blocks.
+
+    Attributes:
+        place: Where it stands among the tokens of the forward.
+        position: In its request.
+        blocks: The request's block table.
+        ahead: What it sees.
+    """
+
+    place: int
+    position: int
+    blocks: NDArray[Any]
+    ahead: BlocksAhead
+
+
+_Q = TypeVar("_Q", _Piece, _Whole)
 
 
 def _pieces(row: Row, place: int, number: int, length: int, has_kernel: bool) -> list[_Piece]:
@@ -251,7 +325,9 @@ def _pieces(row: Row, place: int, number: int, length: int, has_kernel: bool) ->
         for start, stop in [(begin, middle)] * (middle > begin) + _cut(middle, end):
             positions = row.visible(start, stop)
             turns = None if tokens.turns is None else tokens.turns[positions]
-            piece = _Piece(place + start - first, place + stop - first, positions, types[positions], turns)
+            piece = _Piece(
+                place + start - first, place + stop - first, positions, types[positions], tokens.last[positions], turns
+            )
             piece.is_plain = stop <= middle
             pieces.append(piece)
     return pieces
@@ -268,20 +344,20 @@ def _plain_until(row: Row, types: NDArray[np.uint8], start: int, stop: int) -> i
 
 
 def _cut(start: int, stop: int) -> list[tuple[int, int]]:
-    """Cut queries into few enough to leave out most of the keys that none of them sees."""
-    return [(begin, min(begin + _QUERIES, stop)) for begin in range(start, stop, _QUERIES)]
+    """Cut queries into those that are looked at together."""
+    return [(begin, min(begin + _TOGETHER, stop)) for begin in range(start, stop, _TOGETHER)]
 
 
-def _alike(pieces: list[_Piece]) -> list[list[_Piece]]:
-    """Sort pieces into groups of about as many keys each: what is padded costs time."""
-    groups: list[list[_Piece]] = []
-    for piece in sorted(pieces, key=lambda piece: len(piece.positions)):
+def _alike(queries: list[_Q], number: Callable[[_Q], int]) -> list[list[_Q]]:
+    """Sort single queries into groups of about as many keys each: what is padded costs time."""
+    groups: list[list[_Q]] = []
+    for query in sorted(queries, key=number):
         limit = 0.0
         if groups:
-            shortest = len(groups[-1][0].positions)
+            shortest = number(groups[-1][0])
             limit = max(_UNEVEN * shortest, shortest + _FEW)
-        if len(piece.positions) <= limit:
-            groups[-1].append(piece)
+        if number(query) <= limit:
+            groups[-1].append(query)
         else:
-            groups.append([piece])
+            groups.append([query])
     return groups
