@@ -84,8 +84,9 @@ def test_pictures_with_turns(paged, rng, preempted):
     seen = preempted(served.scheduler)
     requests = [Seen.random(rng, served.tokenizer, pictures, 20) for pictures in (5, 5, 5, 4)]
     for request in requests:
-        request.turns = [place // 30 for place in range(len(request.ids))]
+        request.turns = [place // 12 for place in range(len(request.ids))]
     for request in requests[:3]:
         request.types = [min(kind, 1) for kind in request.types]  # so that little is given back
+    requests[3].types = [2] * len(requests[3].ids)
     assert texts(ask(served, requests, 60)) == [expected(served, request, 60) for request in requests]
     assert seen and served.scheduler.counts.freed > 0
