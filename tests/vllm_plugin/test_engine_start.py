@@ -92,7 +92,7 @@ def test_what_changes_nothing_for_hsa_is_left_alone(start):
     assert config.scheduler_config.scheduler_cls == SCHEDULER and config.parallel_config.data_parallel_size == 2
 
 
-def test_adapters_that_the_configuration_names(start, tmp_path):
+def test_adapters_that_the_configuration_names(tmp_path):
     """Of pictures, say, in all requests; on a model without HSA nobody else would see that they have it."""
     HSAConfig(noise_window=7).save_pretrained(tmp_path)
     adapters = SimpleNamespace(default_mm_loras={"image": str(tmp_path)})
@@ -100,7 +100,7 @@ def test_adapters_that_the_configuration_names(start, tmp_path):
     with pytest.raises(ValueError, match="LoRA adapter of image: .* this server's model has no HSA. Merge it"):
         at_start.UnnamedHSAConfig.verify_and_update_config(config)
     with pytest.raises(ValueError, match="LoRA adapter of image: was trained with other rules"):
-        start(enable_lora=True, default_mm_loras={"image": str(tmp_path)})
+        at_start._check_adapters(config, HSAConfig())
 
 
 def test_tokenizers_of_mistral_are_not_taken_by_the_way(tmp_path, tiny_tokenizer):

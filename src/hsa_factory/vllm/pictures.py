@@ -109,12 +109,7 @@ def types_of_expanded(
     if not spans:
         return types_of(fields, length, config)
     places = places_sent(length, spans)
-    try:
-        sent = types_of(fields, int(places[-1]) + 1, config)
-    except InvalidTypes as error:
-        raise InvalidTypes(
-            f"{error} Each picture and video is one token of the prompt here: its placeholder."
-        ) from None
+    sent = types_of(fields, int(places[-1]) + 1, config)
     return PromptTypes(sent.types[places], None if sent.turns is None else sent.turns[places], sent.roles)
 
 
