@@ -154,7 +154,7 @@ def test_one_room_imports_a_host(imports, library, room):
 def test_the_plugin_for_vllm_stands_alone(imports):
     """Whoever imports it imports vllm; what it may use itself lies below every host."""
     rooms = {"vllm", "config", "semantics", "labeling", "attention", "models", "training", "typed"}
-    rooms |= {"loss_weights", "serving_checkpoint", "suggestions"}
+    rooms |= {"loss_weights", "request_keys", "serving_checkpoint", "suggestions"}
     room = {module: names for module, names in imports.items() if room_of(module) == "vllm"}
     used = {room_of(name) for names in room.values() for name in names if is_in(name, "hsa_factory")}
     users = [m for m, names in imports.items() if m not in room and any(is_in(n, "hsa_factory.vllm") for n in names)]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import pytest
 
@@ -26,6 +27,14 @@ def checkpoint(tmp_path):
 
 def export(*arguments):
     return cli.main(["export", *map(str, arguments)])
+
+
+def test_a_copy_needs_nothing_that_training_needs(checkpoint, tmp_path, monkeypatch):
+    """It is made where vLLM is installed, too."""
+    monkeypatch.setitem(sys.modules, "omegaconf", None)
+    for name in ("training_file", "commands.export", "commands.pass_on"):
+        monkeypatch.delitem(sys.modules, f"hsa_factory.{name}", raising=False)
+    assert export(checkpoint, "--export_for", "vllm", "--export_dir", tmp_path / "served") == 0
 
 
 def test_a_copy_with_another_architecture(checkpoint, tmp_path, capsys):

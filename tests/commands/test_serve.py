@@ -121,8 +121,10 @@ def refuse(machine, capsys, *arguments):
 def test_what_is_missing_is_said(machine, checkpoint, capsys, tmp_path):
     assert "there is no such directory" in refuse(machine, capsys, "/no/where")
     assert "needs the model's directory first" in refuse(machine, capsys, "--port", "9")
-    machine.points = {}
-    assert "cannot find our plugin" in refuse(machine, capsys, checkpoint)
+    for points, kind in (({}, "engine"), ({"general": ["hsa_factory"], "endpoint": ["theirs"]}, "server")):
+        machine.points = points  # the latter is an installation from before there was one of the server
+        assert f"cannot find our plugin of the {kind}" in (said := refuse(machine, capsys, checkpoint))
+        assert "pip install" in said
     machine.versions = {"vllm": "0.20.0"}
     assert "pip install 'vllm>=0.32,<0.33'" in refuse(machine, capsys, checkpoint)
     machine.versions = {}

@@ -56,13 +56,14 @@ class Seen:
         return fields_of(self.types, self.turns)
 
 
-def ask(served, requests, number, **options):
-    """Return vLLM's answers, greedy."""
+def ask(served, requests, number, adapters=None, **options):
+    """Return vLLM's answers, greedy; `adapters`: one for each request, or None."""
     params = [
         SamplingParams(temperature=0, max_tokens=number, ignore_eos=True, extra_args=request.fields(), **options)
         for request in requests
     ]
-    return served.llm.generate([request.prompt() for request in requests], params, use_tqdm=False)
+    prompts = [request.prompt() for request in requests]
+    return served.llm.generate(prompts, params, use_tqdm=False, lora_request=adapters)
 
 
 def texts(answers):

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from engines import random_request
+from pictures import Seen, ask, expected, texts
+from test_engine_pictures import SMALL
 
 from hsa_factory import HSAConfig
 from hsa_factory.vllm import models
@@ -73,3 +75,18 @@ def test_rules_with_turns_late_types_and_hidden_pairs(paged, rng):
         ids, types = random_request(rng, length)
         requests.append((ids, types, sorted(rng.integers(0, 5, length).tolist())))
     assert served.ask(requests, 30) == served.expected(requests, 30)
+
+
+def test_pictures_with_turns(paged, rng, preempted):
+    """In pages, in a pool so small that requests are preempted."""
+    config = HSAConfig(noise_turns=1, noise_window=0, noise_decay=0)
+    served = paged(model_type="qwen2_5_vl", config=config, **{**SMALL, "num_gpu_blocks_override": 30})
+    seen = preempted(served.scheduler)
+    requests = [Seen.random(rng, served.tokenizer, pictures, 20) for pictures in (5, 5, 5, 4)]
+    for request in requests:
+        request.turns = [place // 12 for place in range(len(request.ids))]
+    for request in requests[:3]:
+        request.types = [min(kind, 1) for kind in request.types]  # so that little is given back
+    requests[3].types = [2] * len(requests[3].ids)
+    assert texts(ask(served, requests, 60)) == [expected(served, request, 60) for request in requests]
+    assert seen and served.scheduler.counts.freed > 0

@@ -2,6 +2,7 @@
 
 import pytest
 from pictures import Seen, as_read, ask, expected, random_picture, texts
+from test_engine_adapters import make_adapter, merged
 from test_engine_pool import FULL_SIGHT, holds_nothing
 from vllm import SamplingParams
 
@@ -74,6 +75,30 @@ def test_choices_and_turns(serve, rng):
     params = SamplingParams(n=2, temperature=1, top_k=1, max_tokens=20, ignore_eos=True, extra_args=request.fields())
     (answer,) = served.llm.generate([request.prompt()], params, use_tqdm=False)
     assert [list(choice.token_ids) for choice in answer.outputs] == [expected(served, request, 20)] * 2
+
+
+def test_preempted_pictures(serve, rng, preempted):
+    served = serve("qwen2_5_vl", config=FULL_SIGHT, **{**SMALL, "num_gpu_blocks_override": 30})
+    seen = preempted(served.scheduler)
+    requests = [Seen.random(rng, served.tokenizer, 2, text=20) for _ in range(4)]
+    for request in requests[:3]:
+        request.types = [min(kind, 1) for kind in request.types]  # so that little is given back
+    answers = ask(served, requests, 60)
+    assert seen and holds_nothing(served)
+    assert texts(answers) == [expected(served, request, 60) for request in requests]
+
+
+def test_pictures_with_adapters(serve, rng, tmp_path):
+    served = serve("qwen2_5_vl", config=FULL_SIGHT, enable_lora=True, max_lora_rank=8, **SMALL)
+    adapter, added = make_adapter(tmp_path / "adapter", served.model, 1, FULL_SIGHT)
+    requests = [Seen.random(rng, served.tokenizer, pictures) for pictures in (3, 6)]
+    plain = [expected(served, request, 20) for request in requests]
+    with merged(served.model, added):
+        adapted = [expected(served, request, 20) for request in requests]
+    assert plain[0] != adapted[0] and plain[1] != adapted[1]
+    adapters = [None, None, adapter, adapter]
+    for _ in range(2):  # the second time from the cache, where each has its own
+        assert texts(ask(served, requests * 2, 20, adapters=adapters)) == plain + adapted
 
 
 def test_digits_count_a_picture_once(serve, rng, caplog):

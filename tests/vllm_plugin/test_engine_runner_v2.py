@@ -23,11 +23,15 @@ from vllm.v1.worker.gpu.sample.logits_processor import loader
 
 from hsa_factory import HSAConfig
 from hsa_factory.attention import LayerRules
-from hsa_factory.vllm import models
+from hsa_factory.models.cache.tagger import ConstantTagger
+from hsa_factory.serving_checkpoint import ARCHITECTURES, PREFIX, VISION_ARCHITECTURES
+from hsa_factory.vllm import models, vision_models
 from hsa_factory.vllm.at_start import GATE, LISTENER, HSAModelConfig
-from hsa_factory.vllm.listener import rows_of
+from hsa_factory.vllm.listener import MissedRequest, Row, rows_of
 from hsa_factory.vllm.paged.backend import PagedMetadataBuilder
 from hsa_factory.vllm.paged.model_state import HSAModelState, TypeGate
+from hsa_factory.vllm.tokens import TokenTypes
+from hsa_factory.vllm.types import PromptTypes
 
 
 def parameters(function):
@@ -57,8 +61,9 @@ def test_the_places_in_vllm_that_we_rely_on():
 
 
 def test_models_name_their_state():
-    for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Qwen3Moe"):
-        assert resolve_model_state_cls(None, getattr(models, f"HSA{name}ForCausalLM")) is HSAModelState
+    for name in ARCHITECTURES:
+        model = getattr(vision_models if name in VISION_ARCHITECTURES else models, f"{PREFIX}{name}")
+        assert resolve_model_state_cls(None, model) is HSAModelState
     assert issubclass(HSAModelState, interface.ModelState)
 
 
@@ -135,47 +140,93 @@ def test_the_state_follows_the_requests(start, monkeypatch, tiny_tokenizer, rule
     state.add_request(5, request_data("a", [1, 2, 3], {"hsa_types": "012"}))
     state.add_request(2, request_data("b", [4, 5], {"hsa_types": "00"}))
     assert state.prepare_attn(batch(["b", "a"], [2, 3], [2, 3], [4, 5, 1, 2, 3]), 7, x=1) == ((7,), {"x": 1})
-    assert rows.get(0).tokens.types.tolist() == [0, 0] and rows.get(1).tokens.types.tolist() == [0, 1, 2]
+    assert types_in(rows, 0, 2) == [0, 0] and types_in(rows, 1, 3) == [0, 1, 2]
     for step, token in enumerate(ids, 1):
         state.prepare_attn(batch(["a"], [3 + step], [1], [token]))
-        rows.get(0).tokens.read()
-    known = rows.get(0).tokens.types.tolist()
-    assert len(known) == 3 + len(ids) and rows.get(1) is None
+        known = types_in(rows, 0, 3 + step)
+    assert len(known) == 3 + len(ids)
+    with pytest.raises(MissedRequest, match="row 1"):
+        rows.get(1, 1)
     state.remove_request("a")
     state.add_request(0, request_data("a", [1, 2, 3], {"hsa_types": "012"}, ids))
     state.prepare_attn(batch(["a", "b"], [3 + len(ids), 3], [3 + len(ids), 1], [1, 2, 3, *ids, 9]))
-    rows.get(0).tokens.read()
-    assert rows.get(0).tokens.types.tolist() == known and len(rows.get(1).tokens._output_ids) == 1
+    assert types_in(rows, 0, 3 + len(ids)) == known and len(types_in(rows, 1, 3)) == 3
     state.prepare_attn(batch(["of a dry run"], [1], [1], [0]))
-    assert rows.get(0) is None
+    with pytest.raises(MissedRequest, match="row 0"):
+        rows.get(0, 1)
 
 
-def test_metadata_of_hand_made_batches(start, rng):
-    """The builder takes what vLLM says of a forward, V1's and V2's, with more rows in its tensors than there are requests."""
+def types_in(rows, index, length):
+    return rows.get(index, length).tokens.types.tolist()
+
+
+@pytest.fixture
+def build(start, rng, monkeypatch):
+    """A function that builds the metadata of a forward of two requests, of 20 and 150 tokens, with a row to spare."""
     config = HSAConfig(noise_window=20)
     vllm_config = start(config)
     vllm_config.cache_config.num_gpu_blocks = 40
     rows = rows_of(vllm_config)
     rows.rules = (LayerRules.of(config),)
+    monkeypatch.setattr(VllmConfig, "use_v2_model_runner", True)  # of which no logits processor need be there
     builder = PagedMetadataBuilder(SimpleNamespace(block_size=16), ["x"], vllm_config, torch.device("cpu"))
     table = torch.from_numpy(rng.permutation(np.arange(1, 40))[: 3 * 10].reshape(3, 10)).int()
-    common = CommonAttentionMetadata(
-        query_start_loc=torch.tensor([0, 20, 21, 21]),
-        query_start_loc_cpu=torch.tensor([0, 20, 21, 21]),
-        seq_lens=torch.tensor([20, 150, 0]),
-        num_reqs=3,
-        num_actual_tokens=21,
-        max_query_len=20,
-        max_seq_len=150,
-        block_table_tensor=table,
-        slot_mapping=torch.arange(32),
-    )
-    made = builder.build(0, common)  # a dry run
-    assert made.number.tolist() == [1, 2, 10] and made.layout.position[-16] == 149 and len(made.new_slots) == 21
-    assert made.queries[made.places].tolist() == list(range(21))
+
+    def make(slots, known=()):
+        rows.by_index = {
+            index: Row(TokenTypes(PromptTypes(np.array(types, np.uint8)), ConstantTagger(0), rows.rules))
+            for index, types in enumerate(known)
+        }
+        common = CommonAttentionMetadata(
+            query_start_loc=torch.tensor([0, 20, 21, 21]),
+            query_start_loc_cpu=torch.tensor([0, 20, 21, 21]),
+            seq_lens=torch.tensor([20, 150, 0]),
+            num_reqs=3,
+            num_actual_tokens=21,
+            max_query_len=20,
+            max_seq_len=150,
+            block_table_tensor=table,
+            slot_mapping=torch.tensor(slots),
+        )
+        return builder.build(0, common)
+
+    make.table, make.builder, make.rows = table, builder, rows
+    return make
+
+
+DRY = [-1] * 32
+SLOTS = [*range(640 - 21, 640), *[-1] * 11]  # what is beyond the forward's tokens is padding
+
+
+def test_metadata_of_a_dry_run(build):
+    """The builder takes what vLLM says of a forward, V1's and V2's, with more rows in its tensors than there are requests."""
+    made, table = build(DRY), build.table
+    assert made.number.tolist() == [1, 2, 10] and made.layout.position[-16] == 149
+    assert made.new_slots.tolist() == [0] * 21  # of the page that no request has
+    assert made.queries[made.places].tolist() == list(range(21)) and not made.layout.row.any()
     assert made.pages[2, :10].tolist() == table[1].tolist() and made.layout.logical[table[1].long()].tolist() == [
         *range(10)
     ]
-    mask, score = made.mask_and_score(rows.rules[0])
-    assert made.mask_and_score(rows.rules[0])[0] is mask and mask.BLOCK_SIZE == (16, 16) and score is not None
-    assert builder.get_cudagraph_support(vllm_config, None).name == "NEVER"
+    rules = build.rows.rules[0]
+    mask, score = made.mask_and_score(rules)
+    assert made.mask_and_score(rules)[0] is mask and mask.BLOCK_SIZE == (16, 16) and score is not None
+    assert build.builder.get_cudagraph_support(build.builder.vllm_config, None).name == "NEVER"
+
+
+def test_metadata_of_requests(build):
+    """Types of each request's own row; NOISE out of sight is not read."""
+    made = build(SLOTS, known=([0] * 20, [0] * 16 + [2] * 134))
+    assert made.new_slots.tolist() == SLOTS[:21] and made.number.tolist() == [1, 2, 3]
+    assert made.pages[2, :3].tolist() == build.table[1, [0, 8, 9]].tolist()
+    first, _, second = made.layout.row[::16].tolist()
+    assert first != second and made.layout.types[second, :150].tolist() == [0] * 16 + [2] * 134
+
+
+@pytest.mark.parametrize("known", [(), ([0] * 20,), ([0] * 20, [0] * 149)])
+def test_requests_nobody_told_of(build, known):
+    """None of them, one of two, or one token too few; the same rows are no matter in a dry run."""
+    with pytest.raises(MissedRequest, match=f"row {min(len(known), 1)} of vLLM's batch"):
+        build(SLOTS, known)
+    with pytest.raises(MissedRequest):
+        build([*SLOTS[:1], *DRY[1:]], known)  # a single token with a place in the cache is somebody's
+    assert len(build(DRY, known).new_slots) == 21

@@ -92,6 +92,17 @@ def test_what_changes_nothing_for_hsa_is_left_alone(start):
     assert config.scheduler_config.scheduler_cls == SCHEDULER and config.parallel_config.data_parallel_size == 2
 
 
+def test_adapters_that_the_configuration_names(tmp_path):
+    """Of pictures, say, in all requests; on a model without HSA nobody else would see that they have it."""
+    HSAConfig(noise_window=7).save_pretrained(tmp_path)
+    adapters = SimpleNamespace(default_mm_loras={"image": str(tmp_path)})
+    config = SimpleNamespace(model_config=SimpleNamespace(model=str(tmp_path / "plain")), lora_config=adapters)
+    with pytest.raises(ValueError, match="LoRA adapter of image: .* this server's model has no HSA. Merge it"):
+        at_start.UnnamedHSAConfig.verify_and_update_config(config)
+    with pytest.raises(ValueError, match="LoRA adapter of image: was trained with other rules"):
+        at_start._check_adapters(config, HSAConfig())
+
+
 def test_tokenizers_of_mistral_are_not_taken_by_the_way(tmp_path, tiny_tokenizer):
     """Where their file lies beside a model of Mistral's, vLLM takes them by itself; types are told by transformers'."""
     save_checkpoint(tmp_path, tiny_tokenizer, "mistral")
@@ -134,6 +145,7 @@ def test_a_model_on_the_hub_with_rules_is_refused_and_others_are_not(monkeypatch
         return str(tmp_path / name)
 
     monkeypatch.setattr("hsa_factory.vllm.serving_config.hf_hub_download", download)
-    config = SimpleNamespace(model_config=SimpleNamespace(model="someone/no-such-directory", revision=None))
+    model = SimpleNamespace(model="someone/no-such-directory", revision=None)
+    config = SimpleNamespace(model_config=model, lora_config=None)
     with nullcontext() if error else pytest.raises(ValueError, match="does not say HSA"):
         at_start.UnnamedHSAConfig.verify_and_update_config(config)

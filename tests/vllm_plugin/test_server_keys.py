@@ -267,6 +267,9 @@ def test_a_name_is_cut_in_what_is_said():
 @pytest.mark.parametrize("path", ["/v1/load_lora_adapter", "/adapters"])
 def test_an_adapter_with_rules_of_its_own_is_not_loaded(post, app, tmp_path, path):
     body = {"lora_name": "a", "lora_path": str(tmp_path), "name": "a", "src": str(tmp_path)}
+    assert "other rules" not in post(path, body)[1]  # what its directory lacks now may be there the next time
+    HSAConfig(noise_window=51).save_pretrained(tmp_path)
+    assert "noise_window = 51, not 50" in post(path, body)[1]
     HSAConfig(noise_window=7).save_pretrained(tmp_path)
     status, answer = post(path, body)
     assert (

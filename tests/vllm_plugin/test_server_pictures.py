@@ -22,7 +22,7 @@ CONFIG = HSAConfig(
     generated_type="LANDMARK",
     rules=[{"role": "user", "contains": "apple", "type": "LANDMARK"}],
 )
-CHAT = "/v1/chat/completions"
+CHAT, TOKENS = "/v1/chat/completions", "/inference/v1/generate"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def processor(tiny_tokenizer):
 @pytest.fixture(scope="module")
 def server(directory, model, tmp_path_factory):
     options = ("--max-model-len", "4096", "--num-gpu-blocks-override", "600", "--enable-prompt-tokens-details")
-    options += ("--max-num-batched-tokens", "64")
+    options += ("--max-num-batched-tokens", "64", "--enable-scale-out")
     with Server(directory, tmp_path_factory.mktemp("log") / "log", *options) as server:
         yield server
 
@@ -178,15 +178,53 @@ def test_pictures_in_anthropics_form(server, rng):
     assert status == 200 and answer["usage"]["output_tokens"] == 4
 
 
+def test_pictures_by_token(server, rng):
+    """What is rendered comes back with its pictures, past vLLM's renderer."""
+    messages, body = as_sent([user(said("see "), shown(picture(rng)))]), {"max_tokens": 4, "temperature": 0}
+    right = server.chat(messages, 4)[1]
+    status, rendered = server.post(f"{CHAT}/render", {"messages": messages, "ignore_eos": True, **body})
+    assert status == 200
+    answer = server.post(TOKENS, rendered)[1]
+    assert answer["choices"][0]["token_ids"] == right
+    params = rendered["sampling_params"]
+    wrong = {**params, "extra_args": {"hsa_types": "0" * len(rendered["token_ids"])}}
+    status, answer = server.post(TOKENS, {**rendered, "sampling_params": wrong})
+    assert status == 400 and "one digit a token, and one for a picture" in answer["error"]["message"]
+
+
+def test_choices_echo_and_pictures_that_the_server_has(server, rng):
+    shown_again = {"type": "image_url", "image_url": None, "uuid": "first"}
+    (message,) = as_sent([user({**shown(picture(rng)), "uuid": "first"}, said("see "), kind="NOISE")])
+    ids, right = server.chat([message], 4)
+    assert server.chat([{**message, "content": [shown_again, said("see ")]}], 4) == (ids, right)
+    body = {"messages": [message], "max_tokens": 4, "return_token_ids": True, "ignore_eos": True}
+    status, answer = server.post(CHAT, {**body, "n": 2, "temperature": 1, "top_k": 1, "prompt_logprobs": 1})
+    assert status == 200 and len(answer["prompt_logprobs"]) == len(ids)
+    assert [choice["token_ids"] for choice in answer["choices"]] == [right] * 2
+
+
+def film(url, **more):
+    return [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": url}, **more}]}]
+
+
 def test_what_is_refused(server, rng):
-    hello = user(shown(picture(rng)), said("hello"))
+    hello = user(said("the fridge opens " * 9), shown(picture(rng)), said("hello"))
     sent = as_sent([hello])
     wrong = as_sent([user({**shown(picture(rng)), "semantic_type": "LOUD"})])
     broken = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}]
+    data = sent[0]["content"][1]["image_url"]["url"].partition(",")[2]
+    frames = film(f"data:video/jpeg;base64,{data},{data}", semantic_type="NOISE")
+    sound = [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}]}]
+    misplaced = [{"role": "user", "content": [{**sent[0]["content"][1], "image_url": {"semantic_type": 1}}]}]
     for messages, more, reason in (
         (wrong, {}, "messages[0].content[0].semantic_type: "),
         (broken, {}, ""),
-        (sent, {"truncate_prompt_tokens": 21}, "image"),
+        (misplaced, {}, "messages[0].content[0].image_url.semantic_type is not read here"),
+        (sent, {"truncate_prompt_tokens": 45, "truncation_side": "right"}, "image"),  # within it
+        (sent, {"truncate_prompt_tokens": 5}, "truncate_prompt_tokens=5: cuts away a picture"),
+        (sent, {"truncate_prompt_tokens": 20, "truncation_side": "right"}, "=20: cuts away a picture"),
+        (frames, {}, "video: served with HSA on vLLM are text and pictures"),
+        (sound, {}, "audio"),
     ):
         status, answer = server.post(CHAT, {"messages": messages, "max_tokens": 1, **more})
         assert status == 400 and reason in answer["error"]["message"], answer

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from ..serving_checkpoint import ENGINES, check_engine, write_serving_checkpoint
 from ..user_errors import UserError
-from . import pass_on
 
 
 USAGE = """\
@@ -42,6 +41,8 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or not Path(arguments[0]).is_dir():
         if any(argument.partition("=")[0] == "--export_for" for argument in arguments):
             raise UserError(f"--export_for needs the directory of a model first; in a file it is a key.\n\n{USAGE}")
+        from . import pass_on  # here: where vLLM is installed, what reads training files need not be
+
         return pass_on.main("export", arguments)
     options = _parser().parse_args(arguments)
     check_engine(options.export_for)

@@ -9,7 +9,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ VLLM_RANGE = ">=0.32,<0.33"
 
 PLUGIN = "hsa_factory"
 _PLUGINS = "VLLM_PLUGINS"
-_GROUPS = ("general", "endpoint", "io_processor", "platform", "stat_logger")
+_GROUPS = ("general", "io_processor", "platform", "stat_logger")  # vLLM loads those that nobody names
+_OURS = {"general": "of the engine", "endpoint": "of the server, which reads types"}
 _DEFAULTS = {
     "host": ["--host", "127.0.0.1"],
     "block-size": ["--block-size", "16"],
@@ -99,11 +100,17 @@ def find_vllm() -> str:
         raise UserError(
             f"{name} {version} is installed, and our plugin knows vLLM {VLLM_RANGE}: pip install '{name}{VLLM_RANGE}'"
         )
-    if not any(point.name == PLUGIN for point in importlib.metadata.entry_points(group="vllm.general_plugins")):
-        raise UserError(
-            "vLLM cannot find our plugin: hsa-factory is on the path, but not installed in this environment. pip install it."
-        )
+    for kind, what in _OURS.items():
+        if not any(point.name == PLUGIN for point in _points(kind)):
+            raise UserError(
+                f"vLLM cannot find our plugin {what}: hsa-factory is on the path, but not installed in this environment, or an older "
+                "one is. Install it again: pip install hsa-factory; from its sources: pip install -e DIR."
+            )
     return name
+
+
+def _points(kind: str) -> Iterable[importlib.metadata.EntryPoint]:
+    return importlib.metadata.entry_points(group=f"vllm.{kind}_plugins")
 
 
 def build_command(distribution: str, directory: str, options: Sequence[str], architecture: str) -> list[str]:
@@ -144,8 +151,7 @@ def plugins_to_load(environment: Mapping[str, str]) -> str:
     """
     named = environment.get(_PLUGINS)
     if named is None:
-        points = (importlib.metadata.entry_points(group=f"vllm.{group}_plugins") for group in _GROUPS)
-        names = [point.name for group, found in zip(_GROUPS, points) for point in found if group != "endpoint"]
+        names = [point.name for group in _GROUPS for point in _points(group)]
     else:
         names = named.split(",")
     return ",".join(dict.fromkeys([*filter(None, names), PLUGIN]))

@@ -68,13 +68,25 @@ def _rules(config: HSAConfig) -> dict[str, object]:
     return {name: value for name, value in config.to_dict().items() if name != "backend"}
 
 
-@lru_cache(maxsize=256)
 def _rules_of(adapter: str) -> HSAConfig | None:
     """Return an adapter's own rules, from its directory or the Hugging Face Hub; None: it has none."""
     directory = Path(adapter).expanduser()
-    if not directory.is_dir():
-        try:
-            directory = Path(hf_hub_download(adapter, CONFIG_NAME)).parent
-        except (EntryNotFoundError, OSError, ValueError):  # it has none; or there is no such adapter, as vLLM will say
-            return None
-    return HSAConfig.from_pretrained(directory) if (directory / CONFIG_NAME).is_file() else None
+    path = directory / CONFIG_NAME if directory.is_dir() else _path_on_hub(adapter)
+    try:
+        return None if path is None else _read(str(path), path.stat().st_mtime_ns)
+    except FileNotFoundError:
+        return None
+
+
+@lru_cache(maxsize=256)
+def _read(path: str, changed: int) -> HSAConfig:
+    """Return the rules in a file, which is read again when it was changed: an adapter may be trained anew in its place."""
+    return HSAConfig.from_pretrained(Path(path).parent)
+
+
+@lru_cache(maxsize=256)
+def _path_on_hub(adapter: str) -> Path | None:
+    try:
+        return Path(hf_hub_download(adapter, CONFIG_NAME))
+    except (EntryNotFoundError, OSError, ValueError):  # it has none; or there is no such adapter, as vLLM will say
+        return None

@@ -4,12 +4,14 @@ import sys
 
 from vllm.config import ModelConfig, VllmConfig
 from vllm.logger import init_logger
+from vllm.lora.request import LoRARequest
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 from vllm.tokenizers.registry import resolve_tokenizer_args
 
 from ..config import CONFIG_NAME, HSAConfig
 from ..labeling.rule_set import RuleSet
+from .adapters import check_adapter
 from .server.admission import Admission
 from .serving_config import find_rules, serving_config
 
@@ -43,6 +45,7 @@ class HSAModelConfig(VerifyAndUpdateConfig):
         config = serving_config(vllm_config)
         assert config is not None, "vLLM calls this for models with HSA only"
         refuse(vllm_config, config)
+        _check_adapters(vllm_config, config)
         if not vllm_config.cache_config.user_specified_block_size:
             vllm_config.cache_config.block_size = BLOCK_SIZE
             vllm_config.cache_config.user_specified_block_size = True
@@ -60,12 +63,13 @@ class UnnamedHSAConfig(VerifyAndUpdateConfig):
 
     @staticmethod
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
-        """Refuse a checkpoint with HSA whose architecture does not say so.
+        """Refuse a checkpoint with HSA whose architecture does not say so, and adapters with HSA on a model without.
 
         Raises:
             ValueError: It says what to do.
         """
         model = vllm_config.model_config.model
+        _check_adapters(vllm_config, None)
         try:
             has_rules = find_rules(vllm_config.model_config) is not None
         except (OSError, ValueError):  # the Hub is out of reach, or knows no such name: as without our plugin
@@ -128,6 +132,17 @@ def refuse(vllm_config: VllmConfig, config: HSAConfig) -> None:
                 f"HSAConfig.rules: rule {rule.name!r} counts turns from the conversation's end, which a server does not know: "
                 "types of a prefix would change with every message. Leave the rule out."
             )
+
+
+def _check_adapters(vllm_config: VllmConfig, config: HSAConfig | None) -> None:
+    """Check the adapters that the configuration names; of others a server says so, or a request.
+
+    Raises:
+        ValueError: As `check_adapter`.
+    """
+    named = {} if vllm_config.lora_config is None else vllm_config.lora_config.default_mm_loras or {}
+    for kind, path in named.items():
+        check_adapter(LoRARequest(f"of {kind}", 1, path), config)
 
 
 def _is_foreign(model: ModelConfig) -> bool:

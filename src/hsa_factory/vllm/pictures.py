@@ -63,6 +63,32 @@ def as_sent(ids: Sequence[int], spans: Sequence[Span]) -> list[int]:
     return [token for token, is_kept in zip(ids, is_first.tolist()) if is_kept]
 
 
+def sent_with_pictures(body: Any) -> list[int] | None:
+    """Return the tokens of a request to `/inference/v1/generate` as they were sent, one for each picture.
+
+    Args:
+        body: The request, as JSON.
+
+    Returns:
+        None: it has no pictures, or is malformed, which vLLM will say.
+
+    Raises:
+        InvalidTypes: For what is no picture.
+    """
+    try:
+        ids, parts, features = body["token_ids"], body.get("content_parts"), body.get("features")
+        if parts:  # files, which vLLM puts in the places of their placeholders
+            refuse_media(str(part["type"]).removesuffix("_url") for part in parts)
+            return list(ids)
+        if not features:
+            return None
+        places = features["mm_placeholders"]
+        refuse_media(places)
+        return as_sent(ids, [(place["offset"], place["length"]) for place in places.get(PICTURE, ())])
+    except (AttributeError, LookupError, TypeError):
+        return None
+
+
 def types_of_expanded(
     fields: Mapping[str, Any] | None, length: int, spans: Sequence[Span], config: HSAConfig
 ) -> PromptTypes:
@@ -83,12 +109,7 @@ def types_of_expanded(
     if not spans:
         return types_of(fields, length, config)
     places = places_sent(length, spans)
-    try:
-        sent = types_of(fields, int(places[-1]) + 1, config)
-    except InvalidTypes as error:
-        raise InvalidTypes(
-            f"{error} Each picture and video is one token of the prompt here: its placeholder."
-        ) from None
+    sent = types_of(fields, int(places[-1]) + 1, config)
     return PromptTypes(sent.types[places], None if sent.turns is None else sent.turns[places], sent.roles)
 
 

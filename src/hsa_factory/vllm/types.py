@@ -13,50 +13,15 @@ from numpy.typing import NDArray
 
 from ..attention.inputs import LARGEST_TURN
 from ..config import HSAConfig
-from ..labeling.parts import SPANS_KEY, TYPE_KEY
-from ..suggestions import misspelt
+from ..request_keys import FIELDS, ROLES, TURNS, TYPES, meant_key
 
-
-TYPES = "hsa_types"
-"""Field: the types of the prompt's tokens, one digit each: 0 GLOBAL, 1 LANDMARK, 2 NOISE; or `DEFAULT`. A server asks for it;
-offline, without it, all tokens have the default type of the rules."""
 
 DEFAULT = "default"
 """In the place of digits: all tokens of the prompt have the default type of the rules."""
 
-TURNS = "hsa_turns"
-"""Field: the turn numbers of the prompt's tokens, as a text of runs, ``"number*tokens"`` with commas between:
-``"0*120,1*64"``. Needed where the rules have turns."""
-
-ROLES = "hsa_roles"
-"""Field: the roles of the messages before the reply, with commas between. Needed where a rule has a ``turn``."""
-
-FIELDS = (TYPES, TURNS, ROLES)
-
-OF_MESSAGES = (TYPE_KEY, SPANS_KEY, "semantic_tag", "semantic_ids")
-"""Names that types have elsewhere: in chat messages, in training data, in a model's arguments."""
-
-_SPELT = {name.replace("_", ""): name for name in (*FIELDS, *OF_MESSAGES)}
-_LIKE = tuple(
-    name.replace("_", "") for name in (*FIELDS, TYPE_KEY, SPANS_KEY)
-)  # the others are like words of other people
-
 
 class InvalidTypes(ValueError):
     """What a client sends of types, turns or roles cannot be used; the message says why, for that client."""
-
-
-def meant_key(key: str) -> str | None:
-    """Return which name of HSA is meant by a key, whatever its case and however its words are joined.
-
-    Returns:
-        One of `FIELDS` or `OF_MESSAGES`; the key itself, if it begins as ours do and is none of them; None: another word.
-    """
-    letters = "".join(filter(str.isalnum, key.lower()))
-    close = letters if letters in _SPELT else misspelt(letters, _LIKE)
-    if close is not None:
-        return _SPELT[close]
-    return key if key.lower().startswith("hsa_") else None
 
 
 @dataclass(frozen=True, eq=False)

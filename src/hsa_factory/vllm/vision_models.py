@@ -9,9 +9,10 @@ from vllm.model_executor.models.qwen2_vl import Qwen2VLForConditionalGeneration
 from vllm.model_executor.models.qwen3_vl import Qwen3VLForConditionalGeneration
 
 from .models import put_hsa_into
+from .platform import KnownToRunnerV2
 
 
-class HSAQwen2VLForConditionalGeneration(Qwen2VLForConditionalGeneration):
+class HSAQwen2VLForConditionalGeneration(KnownToRunnerV2, Qwen2VLForConditionalGeneration):
     """Qwen2-VL with HSA."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -19,7 +20,7 @@ class HSAQwen2VLForConditionalGeneration(Qwen2VLForConditionalGeneration):
         put_hsa_into(self, vllm_config)
 
 
-class HSAQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
+class HSAQwen2_5_VLForConditionalGeneration(KnownToRunnerV2, Qwen2_5_VLForConditionalGeneration):
     """Qwen2.5-VL with HSA."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -27,7 +28,7 @@ class HSAQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         put_hsa_into(self, vllm_config)
 
 
-class HSAQwen3VLForConditionalGeneration(Qwen3VLForConditionalGeneration):
+class HSAQwen3VLForConditionalGeneration(KnownToRunnerV2, Qwen3VLForConditionalGeneration):
     """Qwen3-VL with HSA."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "model") -> None:

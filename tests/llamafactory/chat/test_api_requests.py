@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -14,12 +15,14 @@ pytest.importorskip("fastapi")
 pytest.importorskip("sse_starlette")
 pytest.importorskip("httpx")
 
+from fastapi import HTTPException  # noqa: E402
 from fastapi.testclient import TestClient  # noqa: E402
 from llamafactory import launcher  # noqa: E402
 from llamafactory.api import app as llamafactory_app  # noqa: E402
 
 from hsa_factory.llamafactory.chat.api import api_seams  # noqa: E402
 from hsa_factory.llamafactory.chat.hf_engine import _encode_in_thread  # noqa: E402
+from hsa_factory.llamafactory.chat.request import TypedChatCompletionRequest  # noqa: E402
 from hsa_factory.llamafactory.launch import pass_on  # noqa: E402
 from hsa_factory.llamafactory.seams import installed  # noqa: E402
 
@@ -104,6 +107,33 @@ def test_a_good_request_is_answered(client, model):
     assert images[0].size == (8, 8)
     many = {"role": "user", "content": "é" * 900_000 + "🍎"}
     assert post(client, {"messages": [many], "tools": [TOOL]}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"messages": [{**USER, "semanticType": 1}]}, "messages[0].semanticType: there is no such key. Did you mean 'sem"),
+        ({"messages": [{**USER, "Semantic_Type": 1}]}, "messages[0].Semantic_Type: there is no such key. Did you mean"),
+        ({"messages": [{**USER, "semantic_tag": 1}]}, "messages[0].semantic_tag is not read here. Give each message its "),
+        ({"messages": [USER], "semantic_type": 1}, "semantic_type is not read here. Give each message its 'semantic_type'."),
+        ({"messages": [USER], "vllm_xargs": {"hsa_types": "0"}}, "vllm_xargs.hsa_types is not read here. Give each message"),
+        ({"messages": [{**USER, "content": [{"type": "text", "text": "x", "semantictype": 1}]}]}, "content[0].semantictype is"),
+        ({"messages": [{**USER, "semantic_type": "NOISE"}], "tools": [TOOL], "hsa_types": None}, None),
+        ({"messages": [{"role": "developer", "content": "x", "kind": 1, "types": 2}, USER]}, None),
+    ],
+)  # fmt: skip
+def test_keys_of_hsa_that_nobody_would_read(client, body, reason):
+    """VLLM's server answers the same; a model without HSA is another's affair, whose keys may be like ours."""
+    request = TypedChatCompletionRequest(model="m", **body)
+    if reason is None:
+        request.check_keys(has_hsa=True)
+        return
+    with pytest.raises(HTTPException, match=re.escape(reason)) as refused:
+        request.check_keys(has_hsa=True)
+    assert refused.value.status_code == 400
+    answer = post(client, body)
+    is_ours = "vllm_xargs" in body or "semantic_type" in body
+    assert (answer.status_code == 400) == is_ours == ("this server's model has no HSA" in answer.text)
 
 
 BAD = {

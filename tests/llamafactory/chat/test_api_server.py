@@ -217,6 +217,8 @@ def test_types_of_parts_are_refused(server, expect, lf):
     assert server.answer([{"role": "user", "content": [part]}]) == expect(talk(lf, "user"))
     response = server.post([{"role": "user", "content": [{**part, "semantic_type": "NOISE"}]}])
     assert response.status_code == 400 and "a part cannot have a semantic_type here" in response.text
+    response = server.post([{"role": "user", "content": "x", "Semantic_Type": "NOISE"}])
+    assert response.status_code == 400 and "messages[0].Semantic_Type: there is no such key" in response.text
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ WRONG = [
     ({"max_length": 0}, "max_length: 0 is not allowed"),
     ({"max_length": 10**30}, "is not allowed"),
     ({"semantic_type": "NOISE"}, "typed by its rules"),
+    ({"semanticTypes": ["NOISE"]}, "semanticTypes: the texts of a reward model are typed by its rules"),
 ]
 
 

@@ -76,6 +76,8 @@ def _check_types(request: Any, chat_model: Any) -> None:
     has_hsa = isinstance(engine, HuggingfaceEngine) and get_state(engine.model) is not None
     if any(kind is not None for kind in read_types(request)) and not has_hsa:
         raise HTTPException(400, detail="semantic_type: this server's model has no HSA. Send messages without it.")
+    if isinstance(request, TypedChatCompletionRequest):
+        request.check_keys(has_hsa)
 
 
 async def _answer(original: Any, request: Any, chat_model: Any) -> Any:

@@ -21,8 +21,9 @@ from llamafactory.api.protocol import (
 from PIL import Image
 from pydantic import PrivateAttr, model_validator
 
+from ...request_keys import CHAT, Reads, meant_key, unread_key, without_hsa
 from ..data.alignment import REPLY_JOINT
-from ..data.template import PLACEHOLDERS, TYPE_KEY
+from ..data.template import PLACEHOLDERS
 
 
 MAX_CHARACTERS = "API_MAX_CHARACTERS"
@@ -74,14 +75,31 @@ class TypedChatCompletionRequest(ChatCompletionRequest):
 
     messages: list[TypedChatMessage]
     _read: Any = PrivateAttr(None)  # what LLaMA-Factory reads from it, once it has been read
+    _unread: str | None = PrivateAttr(None)
+    _needless: str | None = PrivateAttr(None)
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _check_values(cls, data: Any) -> Any:
+    def _check_values(cls, data: Any, handler: Any) -> Any:
         check_values(data)
-        if not isinstance(data, dict) or not isinstance(data.get("messages"), list):
-            return data
-        return {**data, "messages": [_as_system(message) for message in data["messages"]]}
+        body = data
+        if isinstance(data, dict) and isinstance(data.get("messages"), list):
+            body = {**data, "messages": [_as_system(message) for message in data["messages"]]}
+        request = handler(body)
+        request._unread, request._needless = unread_key(CHAT, Reads(messages=True), data), without_hsa(data)
+        return request
+
+    def check_keys(self, has_hsa: bool) -> None:
+        """Refuse keys of HSA that would be ignored.
+
+        Args:
+            has_hsa: Whether the model that is served has HSA.
+
+        Raises:
+            HTTPException: 400; names the key.
+        """
+        if reason := self._unread if has_hsa else self._needless:
+            raise HTTPException(400, detail=reason)
 
 
 class CheckedScoreEvaluationRequest(ScoreEvaluationRequest):
@@ -91,9 +109,9 @@ class CheckedScoreEvaluationRequest(ScoreEvaluationRequest):
     @classmethod
     def _check_values(cls, data: Any) -> Any:
         check_values(data)
-        if isinstance(data, dict) and TYPE_KEY in data:
+        for key in filter(meant_key, data if isinstance(data, dict) else ()):
             raise HTTPException(
-                400, detail=f"{TYPE_KEY}: the texts of a reward model are typed by its rules. Leave it out."
+                400, detail=f"{key[:40]}: the texts of a reward model are typed by its rules. Leave it out."
             )
         return data
 

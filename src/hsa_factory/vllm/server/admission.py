@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..types import TYPES, InvalidTypes
+from ...request_keys import TYPES
+from ..types import InvalidTypes
 
 
 class Admission:

@@ -8,12 +8,13 @@ from ...config import HSAConfig
 from ...loss_weights import LossWeightsConfig
 from ...models.cache.tagger import ConstantTagger
 from ...models.generation.rule_tagger import RuleTagger, make_tagger
+from ...request_keys import ROLES
 from ...semantics import SemanticType
 from ...training.chat_template import ChatTemplate
 from ...training.encoding import encode_typed, number_tokens
 from ...training.messages import Conversation, read_conversation
 from ...typed.turns import number_messages
-from ..types import ROLES, InvalidTypes, fields_of
+from ..types import InvalidTypes, fields_of
 
 
 _FLAGS = ("add_generation_prompt", "continue_final_message", "tokenize", "tools", "chat_template")

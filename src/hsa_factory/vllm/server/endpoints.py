@@ -13,6 +13,7 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 from vllm.logger import init_logger
 
+from ...request_keys import CHAT
 from ..adapters import check_adapter
 from ..serving_config import load_tokenizer, serving_config
 from .admission import Admission
@@ -21,7 +22,6 @@ from .given_types import GivenTypes, read_given
 from .guard import KeyGuard
 from .metrics import BlockGauges
 from .renderer import TypedRenderer, refusals
-from .type_keys import CHAT
 
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM shows what is said below its own name
@@ -83,6 +83,7 @@ class HSAEndpoints:
         tokenizer = load_tokenizer(engine_client.vllm_config.model_config)
         adapters = state.openai_serving_models.lora_requests
         typed = TypedRenderer(state.online_renderer, ChatTyper(tokenizer, config), config, adapters)
+        state.hsa_renderer = typed
         for name in _TYPED:
             handler = getattr(state, name, None)
             if handler is not None:

@@ -10,10 +10,12 @@ from vllm.exceptions import VLLMValidationError
 from vllm.lora.request import LoRARequest
 
 from ...config import HSAConfig
+from ...request_keys import without_hsa
 from ..adapters import check_adapter
 from ..types import InvalidTypes
 from .given_types import read_given
-from .type_keys import check_keys, holds_keys, reads_of
+from .renderer import refusals
+from .type_keys import TOKENS, check_keys, reads_of
 
 
 _LOADS = {"/v1/load_lora_adapter": ("lora_name", "lora_path"), "/adapters": ("name", "src")}
@@ -36,12 +38,15 @@ class KeyGuard:
             return
         messages = await _read(receive)
         body = _json_of(messages)
-        config = getattr(scope["app"].state, "hsa_config", None)
+        state = scope["app"].state
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         try:
-            _check(path, body, config)
-        except InvalidTypes as error:
-            answer = create_error_response(VLLMValidationError(str(error)))
+            with refusals():
+                _check(path, body, getattr(state, "hsa_config", None))
+            if path == TOKENS and (renderer := getattr(state, "hsa_renderer", None)) is not None:
+                renderer.check_tokens(body)
+        except VLLMValidationError as error:
+            answer = create_error_response(error)
             await JSONResponse(answer.model_dump(), answer.error.code)(scope, receive, send)
             return
         await self._app(scope, _again(messages, receive), send)
@@ -58,8 +63,8 @@ def _check(path: str, body: Any, config: HSAConfig | None) -> None:
         if isinstance(name, str) and isinstance(directory, str) and directory:
             check_adapter(LoRARequest(name, 1, directory), config)
     if config is None:
-        if key := holds_keys(body):
-            raise InvalidTypes(f"{key}: this server's model has no HSA. Send requests without it.")
+        if reason := without_hsa(body):
+            raise InvalidTypes(reason)
         return
     check_keys(path, body)
     if reads_of(path).messages:

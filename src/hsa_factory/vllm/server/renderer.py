@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
@@ -13,9 +14,10 @@ from vllm.lora.request import LoRARequest
 from vllm.renderers.online_renderer import OnlineRenderer
 
 from ...config import HSAConfig
+from ...request_keys import FIELDS, TYPES
 from ..adapters import check_adapter
-from ..pictures import PICTURE, as_sent, refuse_media
-from ..types import DEFAULT, FIELDS, TYPES, InvalidTypes, types_of
+from ..pictures import PICTURE, as_sent, refuse_media, sent_with_pictures
+from ..types import DEFAULT, InvalidTypes, types_of
 from .chat_prompt import ChatTyper
 from .given_types import GivenTypes, put_types
 
@@ -53,7 +55,8 @@ class TypedRenderer:
             VLLMValidationError: For types that are wrong, and what cannot be done with types; answered with 400.
         """
         self._refuse(request)
-        result = await self._renderer.render_chat(request, skip_mm_cache=skip_mm_cache)
+        with _cut_pictures(request.truncate_prompt_tokens):
+            result = await self._renderer.render_chat(request, skip_mm_cache=skip_mm_cache)
         if isinstance(result, ErrorResponse):
             return result
         conversation, inputs = result
@@ -96,6 +99,26 @@ class TypedRenderer:
         with refusals():
             self._check_own(request.sampling_params.extra_args or {}, list(map(_ids_of, result)))
         return result
+
+    def check_tokens(self, body: Any) -> None:
+        """Check a request to `/inference/v1/generate` that brings pictures: vLLM takes it in without its renderer.
+
+        Args:
+            body: The request, as JSON; one that is malformed is left to vLLM.
+
+        Raises:
+            VLLMValidationError: As `render_chat`.
+        """
+        sent = sent_with_pictures(body)
+        if sent is None:
+            return
+        model = body.get("model")
+        named = {name: body.get(name) for name in _WITHOUT_TYPES}
+        self._refuse(SimpleNamespace(model=model if isinstance(model, str) else None, **named))
+        params = body.get("sampling_params")
+        fields = params.get("extra_args") if isinstance(params, Mapping) else None
+        with refusals():
+            self._check_own(fields if isinstance(fields, Mapping) else {}, [sent])
 
     def _refuse(self, request: Any) -> None:
         """Refuse what loses its types on its way, and adapters with rules of their own.
@@ -148,6 +171,19 @@ def refusals() -> Iterator[None]:
         yield
     except InvalidTypes as error:
         raise VLLMValidationError(str(error)) from error
+
+
+@contextmanager
+def _cut_pictures(limit: int | None) -> Iterator[None]:
+    """Say of a prompt that was cut before a picture's place what vLLM says by an assertion, as an error of its own."""
+    try:
+        yield
+    except AssertionError as error:
+        if limit is None:
+            raise
+        raise VLLMValidationError(
+            f"truncate_prompt_tokens={limit}: cuts away a picture of the prompt. Allow more tokens, or send fewer messages."
+        ) from error
 
 
 def _own_fields(request: Any) -> Mapping[str, Any]:
