@@ -13,6 +13,7 @@ def half_long(*factors):
     Args:
         *factors: The values of each, two at least.
     """
+    assert all(len(values) > 1 for values in factors), "a factor of one value halves nothing, and others lose pairs"
     combinations = []
     for places in product(*(range(len(values)) for values in factors)):
         marks = [pytest.mark.long] * (sum(places) % 2)

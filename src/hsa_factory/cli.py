@@ -122,7 +122,7 @@ def _find(command: str) -> Callable[[Sequence[str]], int]:
 
 def _let_the_first_speak() -> None:
     """Wait a moment in the other processes of a launch: most errors are those of all, and the launcher stops them at the first's end."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if os.environ.get("LOCAL_RANK", "0") not in ("0", "-1"):  # -1: some launchers' word for no launch
         time.sleep(SECONDS_OF_THE_FIRST)
 
 

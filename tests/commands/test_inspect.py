@@ -253,6 +253,8 @@ def test_tokenized_data_is_shown(run, tmp_path):
         assert other["turns"] == [] and set(other["messages"]) == {None}
         known = {"before marker": "feedback or weight"}  # which of them is not recorded
         assert other["reasons"] == [known.get(reason, reason) for reason in row["reasons"]]
+    code, _, said = run("--in-file", tokenized_path=tokenized)
+    assert code == 2 and "--in-file: data of a tokenized_path do not say which samples of a file they are" in said
 
 
 # -- reasons, messages, truncation -----------------------------------------------------------------------------
@@ -575,7 +577,13 @@ def test_samples_by_their_number_in_the_file(run):
     assert shown(run("--in-file", "--samples", "2-3", dataset="own")[1]) == [3]
     page = run("--format", "html", "--in-file", "--samples", "4-4", dataset="own")[1]
     assert page_data(page)["samples"] == []
-    assert "Of samples 4 to 4 of own, 1 sample is left out." in page
+    assert "Of sample 4 of own, 1 is left out." in page
+    code, written, said = run("--in-file", "--samples", "4-", dataset="own")
+    assert code == 0 and shown(written) == [5] and "Of samples 4 to 5 of own, 1 is left out." in said
+    code, _, said = run("--in-file", "--samples", "6", dataset="own")
+    assert code == 2 and "--samples 6…: there is no such sample, own has 6 samples, numbers from 0" in said
+    code, _, said = run("--in-file", "--compare", "hsa.noise_turns=1", dataset="own")
+    assert code == 2 and "without --in-file" in said
 
 
 def test_hostile_text_does_not_reach_the_screen(run, capsys):

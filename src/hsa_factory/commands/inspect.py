@@ -70,7 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--in-file",
         action="store_true",
-        help="let --samples count the samples of the first data set as they stand in its file, those included that are left out",
+        help="let --samples count the samples of the first data set as they stand in its file, from 0, those included that are "
+        "left out",
     )
     parser.add_argument("--split", choices=("train", "eval"), default="train", help="which data (%(default)s)")
     parser.add_argument("--output", metavar="FILE", help="write there instead of the terminal")
@@ -163,6 +164,8 @@ def _run(options: argparse.Namespace) -> int:
     for limit in ("max_dropped", "max_blind"):
         if getattr(options, limit) is not None and not options.check:
             raise UserError(f"--{limit.replace('_', '-')} is for --check.")
+    if options.in_file and options.compare:
+        raise UserError("--compare counts samples as they stand in their file, without --in-file.")
     if options.compare:
         return _compare(options, start, stop)
     training_file = read_training_file(options.file, options.overrides)
@@ -220,15 +223,30 @@ def _samples(prepared: "PreparedData", start: int, stop: int | None, show_progre
 
 
 def _samples_of_file(prepared: "PreparedData", start: int, stop: int | None) -> Iterable[InspectedSample]:
-    """Return the samples with these numbers in the file, and note how many of them are left out."""
+    """Return the samples with these numbers in the file, and note how many of them are left out.
+
+    Raises:
+        UserError: If the file has no such sample, or it is not known which samples the data are.
+    """
+    if not prepared.has_numbers:
+        raise UserError(
+            "--in-file: data of a tokenized_path do not say which samples of a file they are; leave it out."
+        )
     name, account = next(iter(prepared.accounts.items()))
+    if start >= account.samples:
+        raise UserError(
+            f"--samples {start}…: there is no such sample, {name} has {amount(account.samples, 'sample')}, numbers from 0. "
+            f"{prepared.note}".strip()
+        )
     stop = min(stop or account.samples, account.samples)
     found = prepared.find_rows()
     rows = [found[name, number] for number in range(start, stop) if (name, number) in found]
-    lost = max(stop - start, 0) - len(rows)
+    lost = stop - start - len(rows)
     if lost:
-        note = f"Of samples {start} to {stop - 1} of {name}, {amount(lost, 'sample')} {'is' if lost == 1 else 'are'} left out."
+        place = f"sample {start}" if stop - start == 1 else f"samples {start} to {stop - 1}"
+        note = f"Of {place} of {name}, {lost:,} {'is' if lost == 1 else 'are'} left out."
         prepared.note = f"{prepared.note} {note}".strip()
+        print(f"hsa-factory inspect: {note}", file=sys.stderr)
     return (sample for row in dict.fromkeys(rows) for sample in prepared.samples(row, row + 1))
 
 

@@ -130,6 +130,7 @@ def before_outer_forward(
     """
     if state.context is not None:
         check_liger(module)
+        state.context.given = by_name(module, args, kwargs)
     enter_outer(state)
 
 
@@ -142,6 +143,8 @@ def after_outer_forward(
         ValueError: If the model was given types and has called a part of its base model instead of that, which reads them.
     """
     forward = leave_outer(state)
+    if state.context is not None:
+        state.context.given = None
     has_types = output is not None and kwargs.get("semantic_ids") is not None
     # a compiled model would be compiled again when the flag changes
     if has_types and not torch.compiler.is_compiling() and not state.is_reached:

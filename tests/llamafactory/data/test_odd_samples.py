@@ -94,7 +94,7 @@ def test_the_table_says_which_stop_tokens_are_not_trained(lf, tmp_path, capsys):
     data = lf.write_data(tmp_path, data=[conversation(lf, [2])])
     prepared = lf.prepare(lf.args(data, "data", template="fewshot"), HSAConfig())
     assert prepared.counts["untrained_stops"] == 1
-    assert "data: the stop tokens of 1 replies are not trained" in " ".join(capsys.readouterr().out.split())
+    assert "data: the stop tokens of 1 reply are not trained" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("name", ["solar", "fewshot", "glm4"])

@@ -324,7 +324,7 @@ def test_a_processor_that_changes_the_text(lf, tmp_path, monkeypatch, capsys, ki
         same_ids(prepared, lf.prepare(args))
     assert types_by_mark(lf, prepared) == ({0: G, 3: N} if guessed else {0: G, 1: N, 2: L, 3: N})
     assert prepared.counts["guessed_messages"] == guessed
-    assert ("1 messages with parts of several types were changed" in capsys.readouterr().out) == bool(guessed)
+    assert ("1 message with parts of several types was changed" in capsys.readouterr().out) == bool(guessed)
 
 
 def test_a_tokenizer_without_offsets_is_counted(lf, tmp_path, monkeypatch):

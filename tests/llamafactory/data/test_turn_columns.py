@@ -278,4 +278,4 @@ def test_data_without_replies_are_refused_where_only_turns_hide(lf, tmp_path):
 
 def test_samples_without_a_reply_stand_below_the_table(lf, tmp_path, capsys):
     prepare(lf, tmp_path, data=replies(lf, "<m2>", "", "<m3>"))
-    assert "data: 1 have no reply, so that all their tokens are turn 0" in " ".join(capsys.readouterr().out.split())
+    assert "data: 1 has no reply, so that all their tokens are turn 0" in " ".join(capsys.readouterr().out.split())

@@ -1,6 +1,7 @@
 """What a model whose rows are shared cannot do is an error that names it, on every rank alike."""
 
 import copy
+import logging
 import pickle
 
 import pytest
@@ -32,9 +33,13 @@ def refused(rank, ranks, meeting):
     for name, values in (("labels", tokens(1, 12, rank)), ("position_ids", torch.arange(12)[None] + rank)):
         with pytest.raises(ValueError, match="different rows"):
             model(**batch() | {name: values})
-    embeddings = model.get_input_embeddings()(tokens(1, 12, rank))
+    for labels in ({} if rank else {"labels": tokens(1, 12)}, {"shift_labels": tokens(1, 12, rank)}):
+        with pytest.raises(ValueError, match="different rows"):
+            model(**{name: values for name, values in batch().items() if name != "labels"}, **labels)
     with pytest.raises(ValueError, match="different rows"):
-        model(inputs_embeds=embeddings, semantic_ids=types(1, 12))
+        model(
+            inputs_embeds=torch.randn(1, 12, 64).to((torch.float32, torch.bfloat16)[rank]), semantic_ids=types(1, 12)
+        )
     with pytest.raises(ValueError, match="context_parallel.*needs `semantic_ids`"):
         model.eval()(input_ids=tokens(1, 5))
     with pytest.raises(ValueError, match="context_parallel"):
@@ -75,6 +80,34 @@ def refused(rank, ranks, meeting):
         enable_hsa(experts, HSAConfig(), context_parallel=alone[rank])
     dist.destroy_process_group()
     return 0
+
+
+def told(rank, ranks, meeting):
+    """In a child: an encoder that draws at random is no reason to stop; what is compared takes one collective a forward."""
+    group = joined(rank, ranks, meeting)
+    model = enable_hsa(tiny.build_model("qwen3"), HSAConfig(), context_parallel=group)
+    warnings, gathered = [], []
+    handler = logging.Handler()
+    handler.emit = lambda record: warnings.append(record.getMessage())
+    logging.getLogger("hsa_factory.models.context_parallel.group").addHandler(handler)
+    gather = dist.all_gather
+    dist.all_gather = lambda *args, **kwargs: gathered.append(1) or gather(*args, **kwargs)
+    embeddings = model.get_input_embeddings()(tokens(1, 12)).detach()
+    rest = {"semantic_ids": types(1, 12), "labels": tokens(1, 12)}
+    model(inputs_embeds=embeddings, **rest)
+    assert not warnings and len(gathered) == 1
+    for step in range(2):
+        loss = model(inputs_embeds=embeddings * (1 + 0.1 * torch.rand_like(embeddings) * (rank + 1)), **rest).loss
+        assert loss.isfinite()
+    (warning,) = warnings
+    assert "inputs_embeds differ between the 2 ranks of a group, tokens do not" in warning
+    assert get_state(model).context.given is None
+    dist.destroy_process_group()
+    return 0
+
+
+def test_embeddings_may_differ(tmp_path):
+    on_ranks(2, tmp_path, told)
 
 
 def test_refused(tmp_path):

@@ -56,6 +56,11 @@ class TypedConverterMixin(MixedInto):
     are_paths: bool
     has_frames: bool
     loss_weights: LossWeightsConfig
+    options: tuple[Any, ...]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how a process that was not forked makes it: its class has no name there."""
+        return _converter, self.options, vars(self)
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
         where = f"dataset {self._name!r}, sample {example.get(INDEX_COLUMN, '?')}"
@@ -292,9 +297,24 @@ def typed_converter(
         "has_frames": has_frames,
         "cache_dir": cache_dir,
         "loss_weights": loss_weights,
-        "version": __version__,  # part of the cache's key, as all of these
+        "options": (
+            __version__,  # part of the cache's key, as all of these
+            converter_class,
+            default_type,
+            rules,
+            are_paths,
+            has_frames,
+            cache_dir,
+            loss_weights,
+        ),
     }
     return type(name, (TypedConverterMixin, converter_class), attributes)
+
+
+def _converter(version: str, *options: Any) -> DatasetConverter:
+    """Return a typed converter without its attributes, which pickle sets."""
+    made: DatasetConverter = object.__new__(typed_converter(*options))
+    return made
 
 
 def _with_joined_parts(

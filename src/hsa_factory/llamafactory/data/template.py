@@ -132,6 +132,10 @@ class TypedTemplateMixin(MixedInto):
     _encoded: int  # how many of them are encoded so far
     _plain: int  # how many ids made so far carry nothing
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how a process that was not forked makes it: its class has no name there."""
+        return _untyped, (type(self).__bases__[-1],), vars(self)
+
     def encode_oneturn(
         self, tokenizer: Any, messages: list[dict[str, Any]], *args: Any, **kwargs: Any
     ) -> tuple[list[TypedTokenId], list[int]]:
@@ -256,7 +260,7 @@ def typed_template(template: Template, default_type: SemanticType) -> Template:
         template: Any registered or parsed template.
         default_type: Type of a message without one.
     """
-    typed = object.__new__(_typed_class(type(template)))
+    typed = _untyped(type(template))
     typed.__dict__.update(template.__dict__)
     for name in _FORMATTERS:
         setattr(typed, name, _TypedFormatter(getattr(template, name), name == "format_system"))
@@ -274,8 +278,13 @@ def _typed_class(template_class: type[Template]) -> type[Template]:
     known = globals().get(name)
     if known is None or known.__bases__[-1] is not template_class:
         known = type(name, (TypedTemplateMixin, template_class), {"__module__": __name__})
-        globals()[name] = known  # so that it can be pickled by name for preprocessing workers and cache keys
+        globals()[name] = known  # made once, so that all templates of a class are of one
     return known
+
+
+def _untyped(template_class: type[Template]) -> Any:
+    """Return a typed template without its attributes."""
+    return object.__new__(_typed_class(template_class))
 
 
 def describe(error: Exception) -> str:

@@ -83,6 +83,11 @@ class PreparedData:
         """The feedback marker; None without Feedback."""
         return self.feedback_config.token if self.feedback_config is not None else None
 
+    @property
+    def has_numbers(self) -> bool:
+        """Whether it is known which sample of which data set each row is; not of a `tokenized_path`."""
+        return bool(self._aligned)
+
     def decode(self, token_ids: Any) -> str:
         """Turn ids into text, special tokens included."""
         return self.tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
