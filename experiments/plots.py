@@ -70,20 +70,19 @@ def _curves(axes: Any, rows: list[dict[str, str]], directory: Path) -> None:
 
 def _against_cost(axes: Any, rows: list[dict[str, str]], directory: Path) -> None:
     success = {row["system"]: row for row in read_rows(directory / "success.csv")}
-    for row in rows:
-        won = success[row["system"]]
+    rows = sorted(rows, key=lambda row: -float(success[row["system"]]["%"]))  # the legend reads as the points stand
+    for number, row in enumerate(rows):
+        name, won = row["system"], success[row["system"]]
         (low,), (high,) = _errors([won])
-        axes.errorbar(float(row["keys held"]), float(won["%"]), yerr=[[low], [high]], fmt="o", capsize=3)
-        axes.annotate(
-            row["system"],
-            (float(row["keys held"]), float(won["%"])),
-            xytext=(5, 4),
-            textcoords="offset points",
-            fontsize=7,
+        look = {"color": "black", "marker": "s"} if name == "dense" else {"marker": "oD^v"[number // 10]}
+        axes.errorbar(
+            *(float(row["keys held"]), float(won["%"])), yerr=[[low], [high]], ls="none", capsize=3, label=name, **look
         )
     axes.set_xlabel("keys held in the cache, mean")
-    axes.set_ylabel("games won, %")
+    axes.set_ylabel("games won, % (Wilson 95 % interval)")
     axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.figure.legend(loc="outside right center", fontsize=8, frameon=False)
 
 
 def _further(axes: Any, rows: list[dict[str, str]], directory: Path) -> None:
