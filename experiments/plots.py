@@ -48,8 +48,7 @@ def _bars(axes: Any, rows: list[dict[str, str]], directory: Path) -> None:
     rows = rows[::-1]
     names = [row["system"] for row in rows]
     axes.barh(names, _numbers(rows, "%"), xerr=_errors(rows), color="#7a9cc6", ecolor="#333333", capsize=3)
-    games = {row["games"] for row in rows}
-    axes.set_xlabel(f"games won, % (Wilson 95 % interval; {' or '.join(sorted(games))} games each)")
+    axes.set_xlabel("games won, % (Wilson 95 % interval)")
     axes.set_xlim(0, 100)
 
 

@@ -135,8 +135,8 @@ def _check_rules(place: Path) -> None:
         raise UserError(f"{place}: there is no such directory. Give the one of a model that was saved with HSA.")
     if (place / "adapter_config.json").is_file() and not (place / "config.json").is_file():
         raise UserError(
-            f"{place}: is an adapter, and vLLM with HSA serves whole models. Merge it: hsa-factory export FILE.yaml with "
-            "model_name_or_path, adapter_name_or_path, export_dir and `export_for: vllm`."
+            f"{place}: is an adapter, and no model. Merge it: hsa-factory export FILE.yaml with model_name_or_path, adapter_name_or_path, "
+            "export_dir and `export_for: vllm`; or serve it beside its model: --enable-lora --lora-modules NAME=ADAPTER."
         )
     if not (place / CONFIG_NAME).is_file():
         raise UserError(

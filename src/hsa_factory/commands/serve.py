@@ -24,8 +24,8 @@ USAGE = """\
 usage: hsa-factory serve DIR [options of vLLM]
 
 Serve a model that was saved with HSA on vLLM, with our plugin: blocks of keys that nobody can see again are given back, so
-that more requests fit. DIR is any checkpoint with HSA, exported for vLLM or not; an adapter must be merged before
-(`hsa-factory export`). Clients speak OpenAI's protocol; a message, or a part of one, may have a `semantic_type`.
+that more requests fit. DIR is any checkpoint with HSA, exported for vLLM or not; an adapter is merged before
+(`hsa-factory export`), or named beside its model (`--enable-lora --lora-modules NAME=ADAPTER`). Clients speak OpenAI's protocol; a message, or a part of one, may have a `semantic_type`.
 
   hsa-factory serve saves/merged --port 8000 --max-model-len 32768
 
