@@ -33,7 +33,6 @@ def make(rng, noise, generated=2):
     return [Row(TokenTypes(PromptTypes(kinds), tagger, [RULES], ids)) for kinds, ids in zip(types, outputs)], outputs
 
 
-@torch.inference_mode()  # as vLLM, whose engine may have made the buffer
 @pytest.mark.parametrize("copied", [1, 2**20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_as_one_by_one(rng, monkeypatch, copied, dtype):

@@ -78,5 +78,6 @@ def _cache(blocks: int, heads: int, size: int, dtype: torch.dtype) -> torch.Tens
     number = blocks * heads * 2 * _BLOCK * size
     held = _buffers.get(dtype)
     if held is None or len(held) < number:
-        held = _buffers[dtype] = torch.zeros(number, dtype=dtype)
+        with torch.inference_mode(False):  # else it could be written to within such a mode only
+            held = _buffers[dtype] = torch.zeros(number, dtype=dtype)
     return held[:number].view(blocks, heads, 2 * _BLOCK, size)

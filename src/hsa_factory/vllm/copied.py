@@ -19,5 +19,6 @@ def copied(rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     number, width = places.numel(), rows.shape[1]
     held = _buffers.get(rows.dtype)
     if held is None or len(held) < number * width:
-        held = _buffers[rows.dtype] = torch.empty(number * width, dtype=rows.dtype)
+        with torch.inference_mode(False):  # else it could be written to within such a mode only
+            held = _buffers[rows.dtype] = torch.empty(number * width, dtype=rows.dtype)
     return torch.index_select(rows, 0, places.reshape(-1), out=held[: number * width].view(number, width))
