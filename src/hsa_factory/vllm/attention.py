@@ -9,7 +9,7 @@ from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheLayout
 from ..attention.api import run_attention
 from ..attention.layer_rules import LayerRules
 from .causal_kernel import causal_attention
-from .copied import copied
+from .kept_memory import copied
 from .kv_cache import HSASpec
 from .metadata import HSAMetadata, HSAMetadataBuilder, key_rows
 from .whole_blocks import WholeBlocks

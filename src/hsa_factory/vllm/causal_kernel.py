@@ -1,12 +1,15 @@
 """vLLM's own CPU kernel, for queries of which HSA hides nothing and fades nothing: plain causal attention."""
 
+from math import prod
+
 import torch
 from vllm import _custom_ops as ops
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, _get_attn_isa
 
+from .kept_memory import kept
+
 
 _BLOCK = 32  # tokens: what its fastest variants take
-_buffers: dict[torch.dtype, torch.Tensor] = {}  # kept: new memory costs as much as what is copied into it
 
 
 def has_causal_kernel(device: torch.device, head_size: int) -> bool:
@@ -34,7 +37,8 @@ def causal_attention(
     """
     length, heads, size = key.shape
     isa = _get_attn_isa(query.dtype, _BLOCK, size)
-    keys, values = _cache(-(-length // _BLOCK), heads, size, query.dtype).chunk(2, dim=2)
+    shape = (-(-length // _BLOCK), heads, 2 * _BLOCK, size)
+    keys, values = kept("blocks", prod(shape), query.dtype).view(shape).chunk(2, dim=2)
     keys[-1], values[-1] = 0, 0  # what stands behind the last token must be finite
     ops.cpu_attn_reshape_and_cache(key, value, keys, values, torch.arange(length), isa)
     lengths = torch.tensor([length], dtype=torch.int32)
@@ -71,13 +75,3 @@ def causal_attention(
         scheduler_metadata=made[about],
         s_aux=None,
     )
-
-
-def _cache(blocks: int, heads: int, size: int, dtype: torch.dtype) -> torch.Tensor:
-    """Return memory for blocks of keys and values; what it held before may be there yet."""
-    number = blocks * heads * 2 * _BLOCK * size
-    held = _buffers.get(dtype)
-    if held is None or len(held) < number:
-        with torch.inference_mode(False):  # else it could be written to within such a mode only
-            held = _buffers[dtype] = torch.zeros(number, dtype=dtype)
-    return held[:number].view(blocks, heads, 2 * _BLOCK, size)

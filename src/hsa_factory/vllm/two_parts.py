@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..attention import AttentionPlan
 from ..attention.layer_rules import LayerRules
-from .copied import copied
+from .kept_memory import copied
 
 
 @dataclass

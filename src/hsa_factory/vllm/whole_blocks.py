@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..attention import AttentionPlan
 from ..attention.layer_rules import LayerRules
-from .copied import copied
+from .kept_memory import copied
 from .tokens import TokenTypes
 
 
