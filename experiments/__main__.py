@@ -44,8 +44,11 @@ def _run(given: argparse.Namespace) -> int:
         for stage in plan.stages:
             print(f"{'done   ' if stage.is_done(out) else '       '} {stage.name}")
         return 0
+    from .notices import notices
     from .report import write_report
 
+    for notice in notices(plan, out):
+        print(f"experiments: {notice}", file=sys.stderr)
     if given.report:
         if not any(stage.is_done(out) for stage in plan.stages):
             raise UserError(f"nothing of this form is finished in {out}: run it first, or name another --out.")

@@ -47,6 +47,7 @@ def only_run_in(out: Path) -> Iterator[None]:
 
     Raises:
         UserError: If another run is at work in it.
+        OSError: If it cannot be written, or what is done in it raises one; names the folder, if no file.
     """
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / ".run.lock")
@@ -55,7 +56,11 @@ def only_run_in(out: Path) -> Iterator[None]:
     except Timeout:
         raise UserError(f"another run is at work in {out}: wait for it, or choose another --out.") from None
     with lock:
-        yield
+        try:
+            yield
+        except OSError as error:
+            error.filename = error.filename or str(out)  # a write to a full disk names nothing
+            raise
 
 
 def number_up_to(most: int | None = None) -> Callable[[str], int]:

@@ -9,6 +9,7 @@ from hsa_factory.whole_files import write_whole
 
 from .environments import Environment
 from .episodes import Episode
+from .reading import read_json
 from .vocabulary import FEEDBACK
 
 
@@ -63,7 +64,7 @@ def write_dataset(directory: str | Path, name: str, samples: Iterable[Sequence[M
 
 def read_samples(directory: Path, name: str) -> list[list[Message]]:
     """Return the messages of a data set's rows."""
-    return [row["messages"] for row in json.loads((directory / f"{name}.json").read_text("utf-8"))]
+    return [row["messages"] for row in read_json(directory / f"{name}.json")]
 
 
 def write_episodes(directory: str | Path, name: str, episodes: Iterable[Episode]) -> Path:

@@ -47,15 +47,15 @@ class Lines:
     def __call__(self, outcome: Outcome, running: Sequence[Stage]) -> None:
         """Show what is new."""
         done = len(outcome.done) + len(outcome.found)
-        for stage in running:
-            if stage.name not in self._known:
-                self._known.add(stage.name)
-                self._say(done, f"{stage.name} …")
         for verb, names in (("done", outcome.done), ("FAILED", outcome.failed), ("left out", outcome.skipped)):
             for name in names:
                 if name not in self._ended:
                     self._ended.add(name)
                     self._say(done, f"{name} {verb}")
+        for stage in running:
+            if stage.name not in self._known:
+                self._known.add(stage.name)
+                self._say(done, f"{stage.name} …")
 
     def _say(self, done: int, what: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} [{done}/{self.total}] {what}", flush=True)

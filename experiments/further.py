@@ -1,6 +1,5 @@
 """Stages 2 and 3 of a plan: what a trained system has played itself, what is made of it, and who learns more from it."""
 
-import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +18,7 @@ from .environments import Game, open_environments
 from .episodes import good_episodes
 from .imitation import MODEL, Run
 from .playing import Play, play_games, read_games
+from .reading import read_json_lines
 from .reflection import reflections
 from .rejection import mixed, own_wins
 from .settings import Training
@@ -196,7 +196,7 @@ class Further:
 def pair_tokens(folder: Path, model: Path) -> float:
     """Return how many tokens a pair has in the mean: what leads to both answers stands in it twice."""
     tokenizer = AutoTokenizer.from_pretrained(str(model))
-    pairs = [json.loads(line) for line in (folder / f"{PAIRS}.jsonl").read_text("utf-8").splitlines()]
+    pairs = read_json_lines(folder / f"{PAIRS}.jsonl")
     lengths = [
         2 * sum(map(len, tokenizer([message["content"] for message in pair["messages"]])["input_ids"]))
         + sum(map(len, tokenizer([pair[answer]["content"] for answer in ("chosen", "rejected")])["input_ids"]))

@@ -1,6 +1,5 @@
 """Training through ``hsa-factory train`` on LLaMA-Factory: its file is written here, kept, and run in this process."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from .checkpoints import (
 )
 from .command_line import STOPPED
 from .parts import Parts
+from .reading import read_json
 from .settings import Phase, Training
 
 
@@ -177,5 +177,5 @@ def _counted(output: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    content: dict[str, Any] = read_json(path)
     return content

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from hsa_factory.whole_files import write_whole
 
+from .reading import read_json
 from .stages import provenance
 
 
@@ -26,7 +27,7 @@ class Parts:
 
     def __init__(self, file: Path, device: str = "CPU", every: float = EVERY) -> None:
         self.file, self.every = file, every
-        self._before: list[dict[str, Any]] = json.loads(file.read_text("utf-8")) if file.is_file() else []
+        self._before: list[dict[str, Any]] = read_json(file) if file.is_file() else []
         self._made_with = {"device": device, **provenance()}
         self._ended = threading.Event()
         self._noting = threading.Thread(target=self._note_again_and_again, daemon=True)

@@ -5,7 +5,6 @@ teach a model to look in hours, not minutes, so what it wins here is no evidence
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from .environments import Game, games_of, open_environments
 from .environments.baby_ai import ACTIONS, GAMES_A_FOLD, check_levels
 from .episodes import good_episodes
 from .imitation import MODEL, Run
+from .reading import read_json
 from .settings import Phase, Training
 from .stages import Result, Stage, run_stage
 from .table import Table
@@ -76,7 +76,7 @@ def stages(levels: Sequence[str], gold: int, steps: int, games: int, limit: int)
         return {"episodes": len(episodes), "pictures": sum(len(episode.turns) for episode in episodes)}
 
     def make_model(folder: Path, needs: Mapping[str, Path]) -> Result:
-        rows = json.loads((needs["pictures.gold"] / f"{SEEN}.json").read_text("utf-8"))
+        rows = read_json(needs["pictures.gold"] / f"{SEEN}.json")
         texts = [message["content"] for row in rows for message in row["messages"]]
         tiny.save_tiny(MODEL_TYPE, folder / MODEL, texts)
         return {}

@@ -17,8 +17,9 @@ from .episodes import good_episodes
 from .further import Further
 from .imitation import MODEL, Run
 from .model import SHAPE, save_model
+from .reading import read_json
 from .settings import Settings
-from .stages import Result, Stage
+from .stages import DONE, Result, Stage
 from .systems import System, cut_samples, system_named, with_random_types
 from .vocabulary import save_tokenizer, tokenizer_of
 
@@ -156,7 +157,7 @@ class Plan:
         """Play the dev fold with each checkpoint."""
 
         def work(folder: Path, needs: Mapping[str, Path]) -> Result:
-            made = json.loads((needs[train.name] / "stage.json").read_text("utf-8"))["result"]["checkpoints"]
+            made = _result(needs[train.name])["checkpoints"]
             games, points = self.games("dev", self.settings.curve_games), []
             for point in made:
                 place = folder / point["folder"].replace("/", ".")
@@ -206,7 +207,7 @@ class Plan:
             kept = system.keep_last
             return [part for number, row in enumerate(rows) for part in cut_samples(row, kept, number % kept)]
         if system.typing == "random":
-            games = [_game(values) for values in json.loads((gold / "games.json").read_text("utf-8"))]
+            games = [_game(values) for values in read_json(gold / "games.json")]
             shares = self.shares(system, shown) or {}
             return [with_random_types(row, game, shares) for row, game in zip(rows, games, strict=True)]
         return rows
@@ -250,7 +251,7 @@ class Plan:
 
 
 def _result(folder: Path) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((folder / "stage.json").read_text("utf-8"))["result"]
+    result: dict[str, Any] = read_json(folder / DONE)["result"]
     return result
 
 
@@ -261,7 +262,7 @@ def _game(values: Mapping[str, Any]) -> Game:
 def _add_type_tag(dataset_dir: Path) -> None:
     """Let a data set's messages bring their types."""
     path = dataset_dir / "dataset_info.json"
-    entries = json.loads(path.read_text("utf-8"))
+    entries = read_json(path)
     for entry in entries.values():
         entry["tags"]["semantic_tag"] = "semantic_type"
     path.write_text(json.dumps(entries), encoding="utf-8")

@@ -21,6 +21,7 @@ from hsa_factory.whole_files import write_whole
 
 from .conversations import feedback_text
 from .environments import Environment, Game, Step, open_environments
+from .reading import read_json_lines
 from .systems import CUT, System, random_type
 from .vocabulary import ACT, END, FEEDBACK, PAD
 
@@ -276,4 +277,4 @@ def play_games(
 
 def read_games(folder: Path) -> list[PlayedGame]:
     """Return the games that `play_games` has written."""
-    return [PlayedGame(**json.loads(line)) for line in (folder / "games.jsonl").read_text("utf-8").splitlines()]
+    return [PlayedGame(**game) for game in read_json_lines(folder / "games.jsonl")]

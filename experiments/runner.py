@@ -12,6 +12,7 @@ from pathlib import Path
 from hsa_factory.whole_files import write_whole
 
 from .command_line import only_run_in
+from .notices import settings_file
 from .plan import Plan
 from .stages import Stage, failures_of, note_failure
 
@@ -71,7 +72,7 @@ class Runner:
             UserError: If another run is at work in the folder.
         """
         with only_run_in(self.out):
-            settings = self.out / f"settings-{self.plan.settings.name}.json"
+            settings = settings_file(self.plan, self.out)
             write_whole(settings, json.dumps(self.plan.settings.to_dict(), indent=1))
             try:
                 self._run_all(settings)
@@ -112,7 +113,8 @@ class Runner:
         folder = stage.folder(self.out)
         folder.mkdir(parents=True, exist_ok=True)
         self._failed_before[stage.name] = failures_of(stage, self.out)
-        command = [sys.executable, "-m", "experiments.worker", str(self.out), str(settings), stage.name]
+        worker = [sys.executable, "-m", "experiments.worker"]
+        command = [*worker, str(self.out.resolve()), str(settings.resolve()), stage.name, str(os.getpid())]
         with (folder / "log.txt").open("ab") as log:
             process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, cwd=Path(__file__).parents[1], env=_environment()

@@ -18,6 +18,8 @@ from filelock import FileLock
 
 from hsa_factory.whole_files import write_whole
 
+from .reading import read_or_none
+
 
 DONE, FAILED = "stage.json", "failed.json"
 PACKAGES = ("hsa-factory", "llamafactory", "torch", "transformers", "textworld-express", "minigrid", "scipy")
@@ -55,11 +57,16 @@ class Stage:
 
     def is_done(self, out: Path) -> bool:
         """Whether it is finished."""
-        return (self.folder(out) / DONE).is_file()
+        return self.record(out) is not None
+
+    def is_broken(self, out: Path) -> bool:
+        """Whether what says that it is finished is there and cannot be read: then it is done anew."""
+        return (self.folder(out) / DONE).exists() and not self.is_done(out)
 
     def record(self, out: Path) -> dict[str, Any] | None:
-        """Return what was written when it was finished; None: it is not."""
-        return _read(self.folder(out) / DONE)
+        """Return what was written when it was finished; None: it is not, or that cannot be read."""
+        found = read_or_none(self.folder(out) / DONE)
+        return found if found is not None and "result" in found else None
 
     def result(self, out: Path) -> Result | None:
         """Return what its work has returned; None: it is not finished."""
@@ -68,7 +75,7 @@ class Stage:
 
     def failure(self, out: Path) -> dict[str, Any] | None:
         """Return why it failed the last time, if it did and is not finished."""
-        return None if self.is_done(out) else _read(self.folder(out) / FAILED)
+        return None if self.is_done(out) else read_or_none(self.folder(out) / FAILED)
 
 
 def run_stage(stage: Stage, out: Path) -> Result:
@@ -122,7 +129,7 @@ def _work(stage: Stage, folder: Path, needs: Mapping[str, Path], failures: int) 
 
 def failures_of(stage: Stage, out: Path) -> int:
     """Return how often a stage that is not finished has failed so far."""
-    return int((_read(stage.folder(out) / FAILED) or {}).get("failures", 0))
+    return int((read_or_none(stage.folder(out) / FAILED) or {}).get("failures", 0))
 
 
 def note_failure(stage: Stage, out: Path, error: str, before: int = 0) -> None:
@@ -147,18 +154,23 @@ def cpu_seconds() -> float:
 
 def provenance() -> dict[str, Any]:
     """Return the git revision, versions and machine."""
+    return {
+        "git": git_revision(),
+        "python": platform.python_version(),
+        "versions": installed_versions(),
+        "machine": platform.machine(),
+    }
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of `PACKAGES`, as far as they are installed."""
     versions = {}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return {
-        "git": git_revision(),
-        "python": platform.python_version(),
-        "versions": versions,
-        "machine": platform.machine(),
-    }
+    return versions
 
 
 def git_revision() -> str:
@@ -175,7 +187,3 @@ def _clear(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name not in ("log.txt", FAILED):  # which this process may be writing; which counts
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text("utf-8")) if path.is_file() else None

@@ -178,3 +178,70 @@ def test_a_part_whose_process_was_killed_is_counted(tmp_path, monkeypatch):
     healed, _ = counting()
     assert run_stage(healed, tmp_path) and healed.record(tmp_path)["failures"] == 3
     assert not (stage.folder(tmp_path) / "failed.json").exists()
+
+
+RUN = """
+import subprocess, sys, time
+program = "import os, sys, time\\nfrom experiments.parent import end_with\\nend_with(os.getppid(), every=0.05)\\nprint(os.getpid(), flush=True)\\ntime.sleep(60)"
+subprocess.run([sys.executable, "-c", program])
+"""
+
+
+def test_a_worker_ends_with_a_run_that_is_killed():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.PIPE, env=environment)
+    worker = int(run.stdout.readline())
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{worker}").exists() and "Z" not in _state(worker) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert time.monotonic() < deadline, "it is still at work"
+
+
+def _state(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "Z"
+
+
+def test_the_runner_tells_a_worker_whose_it_is(tmp_path, monkeypatch):
+    commands = []
+
+    class Ended:
+        returncode = 0
+
+        def poll(self):
+            return 0
+
+    def start(command, **options):
+        commands.append(command)
+        return Ended()
+
+    monkeypatch.setattr("experiments.runner.subprocess", SimpleNamespace(Popen=start, STDOUT=None))
+    monkeypatch.setattr("experiments.runner.POLL", 0)
+    monkeypatch.chdir(tmp_path)
+    Runner(FakePlan([counting()[0]]), Path("out")).run()
+    assert commands[0][-1] == str(os.getpid())
+    assert str(tmp_path / "out") in commands[0], (
+        "a worker works in another folder: a relative name is another place there"
+    )
+
+
+@pytest.mark.parametrize("content", ["", '{"name": "a", "resu', "[]", '{"name": "a"}'])
+def test_a_finished_file_that_is_not_whole_counts_as_none(tmp_path, content):
+    stage, calls = counting()
+    run_stage(stage, tmp_path)
+    assert not stage.is_broken(tmp_path)
+    file = stage.folder(tmp_path) / "stage.json"
+    file.write_text(content)
+    assert stage.is_broken(tmp_path) and not stage.is_done(tmp_path) and stage.result(tmp_path) is None
+    assert run_stage(stage, tmp_path) == {"calls": 2} and stage.is_done(tmp_path)
+
+
+def test_a_failure_that_cannot_be_read_does_not_stop_the_next_try(tmp_path):
+    stage, _ = counting()
+    stage.folder(tmp_path).mkdir(parents=True)
+    (stage.folder(tmp_path) / "failed.json").write_text('{"fail')
+    assert stage.failure(tmp_path) is None and run_stage(stage, tmp_path) == {"calls": 1}
