@@ -78,7 +78,7 @@ def conversation_positions(
         (B, L), or of M-RoPE (3, B, L) position ids.
     """
     if has_mrope(entry) and any(inputs.get(grid) is not None for grid in GRIDS):
-        positions = _rope_index(entry, input_ids, attention_mask, inputs)
+        positions = media_positions(entry, input_ids, attention_mask, inputs)
     else:
         positions = text_positions(attention_mask)
         positions = positions.expand(3, -1, -1) if has_mrope(entry) else positions
@@ -121,11 +121,21 @@ def forward_positions(entry: Any, name: str, inputs: dict[str, Any], cache: HSAC
         )
     number, is_real = input_ids.shape[1], cache.are_new_real
     given = inputs if types is None else {**inputs, "mm_token_type_ids": types[:, -number:]}
-    return _begin_at(_rope_index(entry, input_ids, is_real.long(), given), is_real, cache.next_rope_positions)
+    return _begin_at(media_positions(entry, input_ids, is_real.long(), given), is_real, cache.next_rope_positions)
 
 
-def _rope_index(entry: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, inputs: dict[str, Any]) -> Any:
-    """Return a model's M-RoPE positions, (3, B, L), of a text that begins at 0."""
+def media_positions(entry: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, inputs: dict[str, Any]) -> Any:
+    """Return a model's M-RoPE positions, (3, B, L), of texts with images or videos that begin at 0.
+
+    Args:
+        entry: The model that has `get_rope_index`.
+        input_ids: (B, L).
+        attention_mask: (B, L).
+        inputs: What the processor makes of them.
+
+    Raises:
+        ValueError: If the model does not find them by itself.
+    """
     other = [name for name in ("video_grid_thw", "input_features") if inputs.get(name) is not None]
     if other and not takes_media_types(entry):
         raise ValueError(

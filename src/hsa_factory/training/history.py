@@ -1,7 +1,7 @@
 """A conversation that goes on: its tokens so far, with their types, and what the template writes before the next reply."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..config import HSAConfig
@@ -21,6 +21,7 @@ class History:
         roles: Of the messages, as rules know them.
         next_turn: Of a reply that follows.
         header: What `add_generation_prompt=True` adds to `ids`.
+        columns: What else a processor gives, such as the pixels of images.
     """
 
     ids: list[int]
@@ -30,6 +31,7 @@ class History:
     roles: list[str]
     next_turn: int
     header: list[int]
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 def encode_history(
@@ -53,9 +55,8 @@ def encode_history(
         facts = [other if n in own else fact for n, (fact, other) in enumerate(zip(conversation.facts, written.facts))]
         conversation = Conversation(conversation.messages, facts, conversation.tools_type)
     encoded, tokens = encode_typed(template, conversation, {})
-    prompt = template.official(messages, tokenize=True, return_dict=True, add_generation_prompt=True)["input_ids"]
-    prompt, number = [int(token) for token in prompt], len(encoded.input_ids)
-    if prompt[:number] != encoded.input_ids:
+    header = _find_header(template, messages, encoded.input_ids)
+    if header is None:
         raise ValueError(
             f"{template.name} writes the conversation otherwise with add_generation_prompt=True than without, so that nothing "
             "can follow it. Use a template that only adds the reply's header."
@@ -68,5 +69,21 @@ def encode_history(
         tokens.owners.tolist(),
         [facts.role for facts in conversation.facts],
         number_messages([*replies, True])[-1],
-        prompt[number:],
+        header,
+        encoded.columns,
     )
+
+
+def _find_header(
+    template: ChatTemplate, messages: Sequence[Mapping[str, Any]], input_ids: list[int]
+) -> list[int] | None:
+    """Return the tokens that `add_generation_prompt=True` adds at the end; None: it changes others as well."""
+    if template.is_processor:  # which would prepare all images once more
+        whole, prompt = (
+            template.official(messages, tokenize=False, add_generation_prompt=is_asked) for is_asked in (False, True)
+        )
+        added = template.tokenizer(prompt.removeprefix(whole), add_special_tokens=False)["input_ids"]
+        return list(added) if prompt.startswith(whole) else None
+    ids = template.official(messages, tokenize=True, return_dict=True, add_generation_prompt=True)["input_ids"]
+    prompt, number = [int(token) for token in ids], len(input_ids)
+    return prompt[number:] if prompt[:number] == input_ids else None

@@ -13,6 +13,7 @@ from ..generation.generate import generation_lock
 from ..generation.rule_tagger import RuleTagger, make_tagger
 from ..rope_positions import own_rope_deltas
 from .checks import TokenCheck, check_generation_config, read_choices
+from .new_images import read_images
 from .observations import ObservationReader, Types, parse, spread, spread_types, without_ends
 from .reply import Reply
 from .reply_writer import ReplyWriter, find_stops
@@ -35,7 +36,8 @@ class AgentBatch:
 
     Args:
         model: With HSA on (`enable_hsa`); with all types GLOBAL it attends as without. Softmax attention in all layers.
-        tokenizer: Of the model. Texts are encoded as they are: no special token is added.
+        tokenizer: Of the model, or a processor that has one: chat messages may then hold images. Texts are encoded as they
+            are: no special token is added.
         rows: How many episodes there are side by side. All may be given something at once; `start` begins another in one.
         max_new_tokens: Of a reply.
         header: Text or ids that begin each reply, such as ``"<|im_start|>assistant\n"``: of the reply's type and turn.
@@ -94,6 +96,7 @@ class AgentBatch:
                 f"AgentBatch: {state.model_name} has layers without softmax attention, which cannot leave padding out or begin "
                 "anew in one row: call model.generate with an HSACache for each episode."
             )
+        handler, tokenizer = tokenizer, getattr(tokenizer, "tokenizer", tokenizer)
         self.model, self.tokenizer, self.config, self._state = model, tokenizer, state.config, state
         self.max_new_tokens, self.seed = max_new_tokens, seed
         check_generation_config(getattr(model, "generation_config", None))
@@ -105,7 +108,7 @@ class AgentBatch:
         rules = None if state.config.rules is None else RuleSet.parse(state.config.rules)
         before_the_end = None if rules is None else without_ends(rules)
         self._reader = ObservationReader(tokenizer, state.config, before_the_end)
-        self._talks, self._tokens = TalkReader(tokenizer, state.config, before_the_end), TokenCheck(model)
+        self._talks, self._tokens = TalkReader(handler, state.config, before_the_end), TokenCheck(model)
         self._counts_turns = rules is not None and any(rule.turn for rule in rules)
         self._begun = self._generated = 0
         self._past, self._past_fed = Usage(), 0  # of episodes whose rows have begun anew
@@ -170,8 +173,9 @@ class AgentBatch:
         ``add_generation_prompt=True``, which is checked each time; types and turns are those of `encode_conversation`.
 
         Args:
-            messages: For each row (as `append`) a message, or a list of them, as `apply_chat_template` takes them; each may
-                have a `semantic_type`, else the configuration's rules type it. Replies are not given: `act` adds them.
+            messages: For each row (as `append`) a message, or a list of them, as `apply_chat_template` takes them, with images
+                where a processor was given; each may have a `semantic_type`, else the configuration's rules type it. Replies
+                are not given: `act` adds them.
             tools: JSON schemas, functions, or the JSON text of a list of schemas; None: as before in this episode.
             rewritten: What to do if the template now writes otherwise what the model has read (without earlier thinking, for
                 example), or the tokenizer spells a reply in other tokens than the model has: ``error``, or ``read_again``:
@@ -188,8 +192,11 @@ class AgentBatch:
             row: self._talks.read(self._rows[row], value, tools, chat_template_kwargs) for row, value in given.items()
         }
         hint = f"Pass rewritten={READ_AGAIN!r}, by which the row's conversation is read anew, or use a template that keeps it."
+        images = {
+            row: read_images(row, self.model.base_model, history.columns) for row, (_, history, _) in read.items()
+        }
         for row, (_, history, why) in read.items():
-            self._tokens.check(row, [*history.ids, *history.header])
+            self._tokens.check(row, [*history.ids, *history.header], has_images=bool(images[row]))
             if why is not None and rewritten == "error":
                 raise ValueError(f"{why} {hint}")
         is_anew = {row: why is not None for row, (_, _, why) in read.items()}
@@ -206,6 +213,7 @@ class AgentBatch:
                 self._rows[row] = self._rows[row].begin_anew()
             self._rows[row].talk, self._rows[row].has_news = talk, True
             self._rows[row].follow(history)
+            self._rows[row].images = images[row]
 
     def messages(self, row: int) -> list[dict[str, Any]]:
         """Return the chat messages of a row so far, its replies included; none if it was given texts."""

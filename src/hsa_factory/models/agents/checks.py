@@ -37,18 +37,19 @@ class TokenCheck:
         known = ((name, getattr(model.config, name, None)) for name in _MEDIA)
         self._media = {token: name for name, token in known if isinstance(token, int)}
 
-    def check(self, row: int, ids: Sequence[int]) -> None:
-        """Check what a row is given.
+    def check(self, row: int, ids: Sequence[int], has_images: bool = False) -> None:
+        """Check what a row is given. `has_images`: the images that tokens stand for are there.
 
         Raises:
             ValueError: Naming the row and the token.
         """
         for place, token in enumerate(ids):
-            if token in self._media:
-                kind = self._media[token].split("_")[0]
+            kind = self._media[token].split("_")[0] if token in self._media else None
+            if kind is not None and not (has_images and kind == "image"):
                 raise ValueError(
-                    f"row {row}: token {place} is {token}, which stands for {kind} ({self._media[token]}). AgentBatch reads "
-                    "text only: describe it in words, or call model.generate with an HSACache and the processor's inputs."
+                    f"row {row}: token {place} is {token}, which stands for {kind} ({self._media[token]}). append() reads "
+                    "text only: give AgentBatch the processor and images by append_messages(), describe it in words, or call "
+                    "model.generate with an HSACache and the processor's inputs."
                 )
             if token >= self._number:
                 raise ValueError(

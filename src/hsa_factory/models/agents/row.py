@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from .report import RowReport, Usage, mean
 
 
@@ -30,6 +32,7 @@ class Row:
         talk: Its chat messages; None: it is given texts.
         header: What the template writes before its next reply; None: as in all rows.
         stop_id: Token that ended the reply before, if it was not read yet.
+        images: What the processor has made of all its images; empty: there are none.
         usage: What the cache has held for it.
         reread: Tokens that were read, and are to be read again.
     """
@@ -48,6 +51,7 @@ class Row:
     talk: "Talk | None" = None
     header: list[int] | None = None
     stop_id: int | None = None
+    images: dict[str, torch.Tensor] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
     reread: int = 0
 

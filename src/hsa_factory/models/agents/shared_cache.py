@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -11,6 +10,7 @@ from ..cache import HSACache
 from ..forward_pass import HSAState
 from ..rope_positions import has_mrope, text_positions
 from ..transformers_versions import CACHE
+from .new_images import NewImages
 from .reply_tagger import ReplyTagger
 from .row import Row
 
@@ -91,12 +91,19 @@ class SharedCache:
         self.cache.expect(types, tagger, (), turns)
         self._mask = torch.ones(len(self.rows), seen + number + steps, dtype=torch.long, device=device)
         self._mask[:, seen : seen + number] = is_real.to(device)
+        if self.cache.attention_mask is not None:
+            self._mask[:, :seen] = self.cache.attention_mask
 
         step, start = max(_TOKENS // len(self.rows), _COLUMNS), 0
+        images = NewImages(self.model.base_model, self.rows, ids) if any(row.images for row in self.rows) else None
         logits = torch.empty(0)
+        inputs: dict[str, torch.Tensor] = {}
         while start < number:
             stop = min(start + step, number)
-            logits = self._forward(ids[:, start:stop], is_real[:, start:stop].any(dim=1).tolist())
+            if images:
+                stop = images.cut(start, stop)
+                inputs = images.inputs(start, stop)
+            logits = self._forward(ids[:, start:stop], is_real[:, start:stop].any(dim=1).tolist(), **inputs)
             start = stop
         for row in self.rows:
             row.read = len(row.ids)
@@ -140,11 +147,11 @@ class SharedCache:
         return torch.tensor([[filler] * (number - len(line)) + line for line in lines])
 
     @torch.no_grad()
-    def _forward(self, ids: torch.Tensor, reads: Sequence[bool]) -> torch.Tensor:
+    def _forward(self, ids: torch.Tensor, reads: Sequence[bool], **inputs: torch.Tensor) -> torch.Tensor:
+        """Read tokens, (B, n). `reads`: which rows have any; `inputs`: what images need, positions included."""
         seen = self.cache.get_seq_length()
         mask = self._mask[:, : seen + ids.shape[1]]
-        inputs: dict[str, Any] = {}
-        if not seen and self._takes_positions:  # the model's own would count padding
+        if not inputs and not seen and self._takes_positions:  # the model's own would count padding
             positions = text_positions(mask)
             inputs["position_ids"] = positions.expand(3, -1, -1) if has_mrope(self.model.base_model) else positions
         output = self.model(

@@ -58,11 +58,6 @@ def new_talk(tokenizer: Any, tools: Any, options: Mapping[str, Any]) -> Talk:
 
     if not callable(getattr(tokenizer, "apply_chat_template", None)):
         raise ValueError(f"append_messages(): {type(tokenizer).__name__} has no chat template: append texts instead.")
-    if hasattr(tokenizer, "tokenizer"):
-        raise ValueError(
-            "append_messages(): give AgentBatch the processor's tokenizer: images and videos are not taken, and a text needs no "
-            "processor."
-        )
     return Talk(ChatTemplate(tokenizer, tools, options))
 
 

@@ -1,0 +1,134 @@
+"""Episodes with pictures: replies, tokens, types and positions are those of a conversation that is read at once."""
+
+import pytest
+import torch
+from PIL import Image
+
+from hsa_factory import HSAConfig, enable_hsa, tiny
+from hsa_factory.models import AgentBatch, HSACache
+from hsa_factory.models.agents import shared_cache
+from hsa_factory.training import encode_conversation
+
+
+pytest.importorskip("torchvision")
+RULES = [{"role": "user", "turn": 0, "type": "GLOBAL"}, {"role": "user", "type": "NOISE"}]
+CONFIG = HSAConfig(rules=RULES, noise_turns=1, noise_window=40)
+TASK = {"role": "system", "content": "find the red ball"}
+
+
+def picture(side, shade):
+    return Image.effect_noise((side, side), 40 + shade).convert("RGB")
+
+
+def seen(text, *pictures):
+    parts = [{"type": "image", "image": one} for one in pictures]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl"])
+def player(request, tmp_path_factory):
+    folder = tiny.save_tiny(request.param, tmp_path_factory.mktemp("vl"), ["find the red ball", "move forward now"])
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, AutoProcessor.from_pretrained(folder)
+
+
+class Words:
+    """Lets a model without training write words that its tokenizer spells in one way."""
+
+    def __init__(self, tokenizer):
+        self._known = tokenizer(" red ball forward now<|im_end|>", add_special_tokens=False)["input_ids"]
+
+    def __call__(self, ids, scores):
+        kept = torch.full_like(scores, -torch.inf)
+        kept[:, self._known] = scores[:, self._known]
+        return kept
+
+
+def make(player, config=CONFIG, rows=2, **options):
+    model, processor = player
+    options = {"max_new_tokens": 6, "max_waiting": 1, "stop": "<|im_end|>"} | options
+    options["logits_processor"] = [Words(processor.tokenizer)]
+    return AgentBatch(enable_hsa(model, config), processor, rows=rows, **options)
+
+
+def reply_alone(player, messages, config=CONFIG):
+    """The reply that `generate` writes for a conversation, read at once."""
+    model, processor = player
+    placeholder = {"role": "assistant", "content": "now"}
+    row = encode_conversation(processor, [*messages, placeholder], config)
+    stop = max(n for n in range(1, len(row["labels"])) if row["labels"][n] != -100 and row["labels"][n - 1] == -100)
+    inputs = {
+        name: torch.tensor([value[:stop]]) if isinstance(value, list) else torch.as_tensor(value)
+        for name, value in row.items()
+        if name not in ("labels", "loss_weights")
+    }
+    end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    options = {"max_new_tokens": 6, "do_sample": False, "logits_processor": [Words(processor.tokenizer)]}
+    output = model.generate(**inputs, past_key_values=HSACache(config), eos_token_id=end, **options)
+    ids = output[0, stop:].tolist()
+    return ids[: ids.index(end)] if end in ids else ids
+
+
+@pytest.mark.parametrize("tokens", [8192, 1])
+def test_replies_are_those_of_conversations_read_at_once(player, monkeypatch, tokens):
+    """Other pictures a row, turns without one, and what is read cut into pieces."""
+    monkeypatch.setattr(shared_cache, "_TOKENS", tokens)
+    monkeypatch.setattr(shared_cache, "_COLUMNS", 7 if tokens == 1 else 32)
+    agents = make(player, rows=3)
+    news = [
+        [[TASK, seen("go", picture(56, 1))], [TASK, seen("go", picture(112, 2), picture(56, 3))], [TASK, seen("now")]],
+        [seen("red", picture(84, 4)), seen("ball"), seen("go", picture(56, 5))],
+        [seen("move"), seen("ball", picture(84, 6)), seen("red", picture(56, 7))],
+    ]
+    for turn, given in enumerate(news):
+        agents.append_messages(given)
+        before = [agents.messages(row) for row in range(3)]
+        replies = agents.act()
+        for row in range(3):
+            assert list(replies[row].ids) == reply_alone(player, before[row]), (turn, row)
+    assert agents.report().peak_held < max(len(agents.history(row)["input_ids"]) for row in range(3))
+
+
+def test_tokens_and_types_are_those_of_training(player):
+    agents = make(player, rows=1)
+    for number in range(2):
+        agents.append_messages({0: [TASK, seen("go", picture(56, 1))] if not number else seen("red", picture(84, 2))})
+        agents.act({0: ["move forward"]})
+    row = encode_conversation(player[1], agents.messages(0), CONFIG)
+    history = agents.history(0)
+    length = len(history["input_ids"])
+    assert {name: row[name][:length] for name in history} == history and len(row["input_ids"]) - length <= 1
+
+
+def test_rows_begin_anew_and_failures_are_taken_up_with_their_pictures(player, monkeypatch):
+    agents = make(player, rows=2)
+    agents.append_messages([[TASK, seen("go", picture(56, 1))], [TASK, seen("go", picture(84, 2))]])
+    agents.act()
+    agents.start(0)
+    talk = [TASK, seen("ball", picture(112, 3))]
+    agents.append_messages([talk, seen("red", picture(56, 4))])
+    other = agents.messages(1)
+
+    def fails(*arguments, **options):
+        raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(agents._shared, "step", fails)
+        agents.act()
+    replies = agents.act()
+    for row, messages in enumerate((talk, other)):
+        assert list(replies[row].ids) == reply_alone(player, messages), row
+
+
+def test_what_is_no_image_is_refused_by_name(player):
+    model, processor = player
+    agents = make(player, rows=2)
+    video = {"type": "video", "video": torch.zeros(4, 3, 56, 56, dtype=torch.uint8)}
+    with pytest.raises(ValueError, match="row 1: .*reads images .*video"):
+        agents.append_messages({1: {"role": "user", "content": [video, {"type": "text", "text": "go"}]}})
+    assert agents.messages(1) == []
+    texts = AgentBatch(model, processor.tokenizer, rows=1, max_new_tokens=2, stop=5)
+    with pytest.raises(ValueError, match="row 0"):
+        texts.append_messages({0: seen("go", picture(56, 1))})
