@@ -13,11 +13,12 @@ from .forms import settings_of
 
 
 DESCRIPTION = """\
-Does HSA pay, and does feedback? Trains tiny models on CookingWorld through hsa-factory and LLaMA-Factory, lets them play
-games that they have not seen, and writes tables and plots.
+Does HSA pay, and does feedback? Trains tiny models on CookingWorld (or BabyAI) through hsa-factory and LLaMA-Factory, lets
+them play games that they have not seen, and writes tables and plots into OUT/results.
 
 Each part is a folder under OUT/stages. What is finished is not done again, with the same settings; a run that was killed
-goes on where it was. Parts that failed are tried again; why they failed stands in their log.txt.
+goes on where it was. Parts that failed are tried again; why they failed stands in their log.txt. Without --quick or --long
+it is the full form: all systems, three seeds, learning from own play. Pictures: python -m experiments.pictures --help.
 """
 
 
@@ -42,7 +43,8 @@ def _run(given: argparse.Namespace) -> int:
     plan = Plan(settings)
     if given.list:
         for stage in plan.stages:
-            print(f"{'done   ' if stage.is_done(out) else '       '} {stage.name}")
+            state = "done" if stage.is_done(out) else "FAILED" if stage.failure(out) else ""
+            print(f"{state:7} {stage.name}")
         return 0
     from .notices import notices
     from .report import write_report
@@ -52,21 +54,30 @@ def _run(given: argparse.Namespace) -> int:
     if given.report:
         if not any(stage.is_done(out) for stage in plan.stages):
             raise UserError(f"nothing of this form is finished in {out}: run it first, or name another --out.")
-        print(*write_report(plan, out), sep="\n")
+        _show(write_report(plan, out), out)
         return 0
     from .display import progress_of
     from .runner import Runner
 
     check_environment(settings.environment)
-    with progress_of(plan) as watch:
+    with progress_of(plan, out) as watch:
         outcome = Runner(plan, out, given.jobs or _jobs(given.form), watch).run()
-    print(*write_report(plan, out), sep="\n")
+    _show(write_report(plan, out), out)
     for name in outcome.failed:
         log = plan.named(name).folder(out) / "log.txt"
         print(f"experiments: {name} has failed, see {log}", file=sys.stderr)
     if outcome.skipped:
         print(f"experiments: {len(outcome.skipped)} parts need these, and were left out.", file=sys.stderr)
     return 1 if outcome.failed else 0
+
+
+def _show(files: Sequence[Path], out: Path) -> None:
+    """Print the table of games won, and where all others stand."""
+    from .page import success_markdown
+
+    results, names = out / "results", sorted(path.name for path in files)
+    won = success_markdown(results) if "success.csv" in names else "No system has played the test fold yet."
+    print(f"\n{won}\n\n{results}: {', '.join(names)}")
 
 
 def _jobs(form: str) -> int:

@@ -1,9 +1,11 @@
 """How far a run is: a bar in a terminal, lines in a log."""
 
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -14,8 +16,13 @@ from .stages import Stage
 
 
 @contextmanager
-def progress_of(plan: Plan) -> Iterator[Watcher]:
-    """Yield what a `Runner` calls to show how far it is."""
+def progress_of(plan: Plan, out: Path) -> Iterator[Watcher]:
+    """Yield what a `Runner` calls to show how far it is.
+
+    Args:
+        plan: Whose parts run.
+        out: Folder of the results, where trainings say how far they are.
+    """
     if not sys.stdout.isatty():
         yield Lines(len(plan.stages))
         return
@@ -25,11 +32,22 @@ def progress_of(plan: Plan) -> Iterator[Watcher]:
 
         def watch(outcome: Outcome, running: Sequence[Stage]) -> None:
             done = len(outcome.done) + len(outcome.found)
-            names = ", ".join(stage.name for stage in running)
+            names = ", ".join(f"{stage.name}{how_far(stage.folder(out))}" for stage in running)
             failed = f" [red]{len(outcome.failed)} failed[/]" if outcome.failed else ""
             progress.update(task, completed=done, description=f"{names or 'experiments'}{failed}")
 
         yield watch
+
+
+def how_far(folder: Path) -> str:
+    """Return how far a training is, to stand behind its name; empty: it has not begun, or is none."""
+    logs = sorted(folder.glob("*/trainer_log.jsonl"), key=lambda log: log.stat().st_mtime)
+    for log in reversed(logs):
+        lines = [line for line in log.read_text("utf-8").splitlines() if line.endswith("}")]
+        if lines:
+            found = json.loads(lines[-1])
+            return f" ({log.parent.name}: step {found['current_steps']} of {found['total_steps']})"
+    return ""
 
 
 class Lines:

@@ -1,5 +1,6 @@
 """Makes the tables and pictures of docs/evidence.md from the committed results: ``python -m experiments.page``."""
 
+import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -136,6 +137,7 @@ def _missing() -> str:
 
 def main() -> None:
     """Write the page and its pictures."""
+    argparse.ArgumentParser(prog="python -m experiments.page", description=__doc__).parse_args()
     write_whole(PAGE, page_with_results(PAGE.read_text("utf-8")))
     write_plots(RESULTS, IMAGES, "evidence_")
 

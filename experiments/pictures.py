@@ -1,11 +1,12 @@
 """``python -m experiments.pictures``: BabyAI seen in pictures alone, by a tiny Qwen2.5-VL from nothing.
 
-It shows the way: pictures typed NOISE by rules, training on LLaMA-Factory, play with pictures leaving the cache. Two cores
-teach a model to look in hours, not minutes, so what it wins here is no evidence for or against HSA.
+It shows the way: pictures typed NOISE by rules, training on LLaMA-Factory, play with `AgentBatch`, pictures leaving the
+cache. Two cores teach a model to look in hours, not minutes, so what it wins here is no evidence for or against HSA.
 """
 
 import argparse
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,25 +15,26 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hsa_factory import HSAConfig, enable_hsa, tiny
-from hsa_factory.models import HSACache
-from hsa_factory.training import encode_conversation
+from hsa_factory.models import AgentBatch
 from hsa_factory.user_errors import UserError
 
 from . import imitation
 from .command_line import ending, folder, number_up_to, only_run_in
 from .conversations import typing_rules, write_episodes
-from .environments import Game, games_of, open_environments
+from .environments import Environment, Game, games_of, open_environments
 from .environments.baby_ai import ACTIONS, GAMES_A_FOLD, check_levels
 from .episodes import good_episodes
 from .imitation import MODEL, Run
 from .reading import read_json
 from .settings import Phase, Training
 from .stages import Result, Stage, run_stage
+from .statistics import share
 from .table import Table
 
 
 ENVIRONMENT, SEEN, MODEL_TYPE = "babyai", "seen", "qwen2_5_vl"
 LEVELS = ("GoToLocal", "PickupLoc")
+ROWS, LONGEST_ACTION = 16, 8
 SYSTEMS: dict[str, dict[str, Any]] = {
     "pictures GLOBAL": {"landmark_decay": 0.0, "noise_decay": 0.0, "noise_window": None},
     "pictures NOISE": {"noise_decay": 0.02, "noise_window": 64},
@@ -105,73 +107,62 @@ def _train_stage(name: str, steps: int, data: Stage, model: Stage) -> Stage:
 
 def _play_stage(name: str, trained: Stage, games: list[Game], limit: int) -> Stage:
     def work(folder: Path, needs: Mapping[str, Path]) -> Result:
-        player = Player(needs[trained.name] / MODEL, HSAConfig(**hsa_block(name)))
-        (environment,) = open_environments(ENVIRONMENT)
-        played = [player.play(environment, game, limit) for game in games]
-        return {
-            "games": len(played),
-            "won": sum(won for won, *_ in played),
-            "tokens": sum(seen for _, seen, _ in played) / len(played),
-            "kept": sum(kept for *_, kept in played) / len(played),
-        }
+        return play_games(needs[trained.name] / MODEL, HSAConfig(**hsa_block(name)), games, limit)
 
-    return Stage(f"pictures.play/{name}", work, {"games": len(games), "limit": limit}, (trained,))
+    return Stage(f"pictures.play/{name}", work, {"games": len(games), "limit": limit, "keys": "held"}, (trained,))
 
 
-class Player:
-    """A trained model that looks and acts, one game at a time.
+def play_games(folder: Path, config: HSAConfig, games: Sequence[Game], limit: int) -> Result:
+    """Let a trained model look and act, many games side by side; each answer is one of BabyAI's actions.
 
     Args:
         folder: Of the model and its processor.
-        config: Its HSA.
+        config: Its HSA, with its rules.
+        games: Which, one at least.
+        limit: Actions a game.
     """
+    model: Any = AutoModelForImageTextToText.from_pretrained(str(folder), dtype=torch.float32).eval()
+    environments = open_environments(ENVIRONMENT, min(ROWS, len(games)))
+    enable_hsa(model, config)
+    agents = AgentBatch(model, AutoProcessor.from_pretrained(str(folder)), len(environments), LONGEST_ACTION)
+    waiting, won, tokens = list(reversed(games)), 0, 0
 
-    def __init__(self, folder: Path, config: HSAConfig) -> None:
-        model = AutoModelForImageTextToText.from_pretrained(str(folder), dtype=torch.float32).eval()
-        self.model: Any = enable_hsa(model, config)
-        self.config = config
-        self.processor = AutoProcessor.from_pretrained(str(folder))
+    def begin(row: int) -> None:
+        if not waiting:
+            agents.finish(row)
+            return
+        observation = environments[row].reset(waiting.pop(), limit)
+        agents.start(row)
+        task = {"role": "system", "content": environments[row].task}
+        agents.append_messages({row: [task, seen(environments[row], observation)]})
 
-    def play(self, environment: Any, game: Game, limit: int) -> tuple[bool, int, int]:
-        """Play a game, and return whether it was won, its tokens, and those whose keys were kept at the end."""
-        messages: list[dict[str, Any]] = [{"role": "system", "content": ""}]
-        observation = environment.reset(game, limit)
-        messages[0]["content"] = environment.task
-        step = None
-        report: dict[str, int] = {}
-        while step is None or not step.done:
-            parts = [{"type": "image", "image": environment.picture()}]
-            parts += [{"type": "text", "text": observation}] if observation else []
-            messages.append({"role": "user", "content": parts})
-            action, report = self.act(messages)
-            messages.append({"role": "assistant", "content": action})
-            step = environment.step(action)
-            observation = step.observation
-        return step.won, report["seen_tokens"], report["kept_tokens"]
-
-    def act(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, int]]:
-        """Return the action that the model writes next, and its cache's report."""
-        prompt = encode_prompt(self.processor, messages, self.config)
-        cache, tokenizer = HSACache(self.config, max_waiting=1), self.processor.tokenizer
-        with torch.no_grad():
-            output = self.model.generate(
-                **prompt, past_key_values=cache, tokenizer=tokenizer, max_new_tokens=8, do_sample=False
-            )
-        written = tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
-        return written.strip() or "nothing", cache.report()
-
-
-def encode_prompt(processor: Any, messages: Sequence[Mapping[str, Any]], config: HSAConfig) -> dict[str, Any]:
-    """Return a conversation up to where its next reply begins, (1, L) each, with its pictures: as it would be trained."""
-    row = encode_conversation(processor, [*messages, {"role": "assistant", "content": next(iter(ACTIONS))}], config)
-    labels = row.pop("labels")
-    trained = [number for number, label in enumerate(labels) if label != -100]
-    stop = next(number for number in reversed(trained) if labels[number - 1] == -100)
-    row.pop("loss_weights", None)
+    for row in range(len(environments)):
+        begin(row)
+    while agents.live:
+        actions = agents.act(dict.fromkeys(agents.live, list(ACTIONS)))
+        for row in agents.live:
+            step = environments[row].step(str(actions[row]))
+            if step.done:
+                won += step.won
+                tokens += agents.report().rows[row].tokens
+                begin(row)
+            else:
+                agents.append_messages({row: seen(environments[row], step.observation)})
+    report = agents.report()
     return {
-        name: torch.tensor([values[:stop]]) if isinstance(values, list) else torch.as_tensor(values)
-        for name, values in row.items()
+        "games": len(games),
+        "won": won,
+        "tokens": tokens / len(games),
+        "mean_held": report.mean_held,
+        "peak_held": report.peak_held,
     }
+
+
+def seen(environment: Environment, observation: str) -> dict[str, Any]:
+    """Return what the agent sees as a chat message, as `to_messages` orders it: the picture, then what is told."""
+    parts = [{"type": "image", "image": environment.picture()}]
+    parts += [{"type": "text", "text": observation}] if observation else []
+    return {"role": "user", "content": parts}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -191,14 +182,21 @@ def _run(given: argparse.Namespace) -> int:
     check_levels(given.levels)
     made = stages(given.levels, given.gold, given.steps, given.games, given.limit)
     with only_run_in(given.out):
-        for stage in made:
+        for number, stage in enumerate(made):
+            print(f"{time.strftime('%H:%M:%S')} [{number}/{len(made)}] {stage.name} …", flush=True)
             run_stage(stage, given.out)
     rows = [
-        [stage.name.partition("/")[2], found["games"], found["won"], round(found["tokens"]), round(found["kept"])]
+        [
+            stage.name.partition("/")[2],
+            found["games"],
+            str(share(found["won"], found["games"])),
+            round(found["tokens"]),
+            f"{found['mean_held']:.0f} ({found['peak_held']})",
+        ]
         for stage in made
         if stage.name.startswith("pictures.play") and (found := stage.result(given.out)) is not None
     ]
-    columns = ("system", "games", "won", "tokens a game", "keys kept at its end")
+    columns = ("system", "games", "won", "tokens a game", "keys held (peak)")
     print(Table("pictures", "BabyAI in pictures", columns, rows).markdown())
     return 0
 

@@ -26,6 +26,7 @@ def write_plots(directory: Path, pictures: Path | None = None, prefix: str = "")
 def _draw(directory: Path, name: str, draw: Any, path: Path) -> Path | None:
     file = directory / f"{name}.csv"
     if not file.is_file():
+        path.unlink(missing_ok=True)  # of a former report
         return None
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()

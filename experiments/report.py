@@ -42,7 +42,7 @@ def write_report(plan: Plan, out: Path) -> list[Path]:
         "versions": _versions(records),
     }
     write_whole(directory / "about.json", json.dumps(about, indent=1) + "\n")
-    text = "\n\n".join(f"## {table.title}\n\n{table.markdown()}" for table in made)
+    text = "\n\n".join(f"## {table.title}\n\n{table.markdown()}" for table in made if table.rows)
     write_whole(summary, f"# Results\n\n{text}\n")
     return [*paths, *pictures, directory / "about.json", summary]
 

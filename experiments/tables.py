@@ -18,9 +18,9 @@ REFERENCE = "dense"
 
 
 def tables(plan: Plan, out: Path) -> list[Table]:
-    """Return all tables of what is finished; empty ones are left out."""
+    """Return all tables of what is finished, some of which may be empty."""
     of_test, of_dev = played(plan, out, "test"), played(plan, out, "dev")
-    made = [
+    return [
         success_table(of_test, "success", "Games of the test fold that each system wins"),
         success_table(of_dev, "success_dev", "Games of the dev fold, by which choices were made"),
         cost_table(of_test),
@@ -31,14 +31,18 @@ def tables(plan: Plan, out: Path) -> list[Table]:
         price_table(),
         Table("failed", "Parts that failed", ("part", "error"), failures(plan, out)),
     ]
-    return [table for table in made if table.rows]
 
 
 def write_tables(directory: Path, made: Sequence[Table]) -> list[Path]:
-    """Write each table as a CSV file, and return the files."""
-    paths = [directory / f"{table.name}.csv" for table in made]
-    for path, table in zip(paths, made, strict=True):
-        write_whole(path, table.csv())
+    """Write each table as a CSV file, and return the files. Of one that is empty a former report's file is removed."""
+    paths = []
+    for table in made:
+        path = directory / f"{table.name}.csv"
+        if table.rows:
+            write_whole(path, table.csv())
+            paths.append(path)
+        else:
+            path.unlink(missing_ok=True)
     return paths
 
 

@@ -130,26 +130,3 @@ def test_what_is_not_told_is_seen_in_pictures_alone(baby_ai):
     assert (
         "" in texts and any(text.startswith("You open") for text in texts) and not any("You see" in t for t in texts)
     )
-
-
-def test_a_player_sees_pictures_typed_as_in_training(baby_ai, tmp_path):
-    pytest.importorskip("torchvision")
-    from experiments.pictures import MODEL_TYPE, Player, encode_prompt, hsa_block
-
-    from hsa_factory import tiny
-
-    config = HSAConfig(**hsa_block("pictures NOISE"))
-    player = Player(tiny.save_tiny(MODEL_TYPE, tmp_path, ["go to the red ball", *ACTIONS]), config)
-    game = games_of("babyai", "dev", 1, levels=("GoToLocal",), pictures=True, words=False)[0]
-    _, tokens, kept = player.play(baby_ai, game, 6)
-    assert tokens > 6 * 16 and kept <= tokens
-
-    baby_ai.reset(game)
-    image = {"type": "image", "image": baby_ai.picture()}
-    talk = [{"role": "system", "content": baby_ai.task}, {"role": "user", "content": [image]}]
-    prompt = encode_prompt(player.processor, talk, config)
-    pad = player.processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
-    places = prompt["input_ids"][0] == pad
-    assert places.sum() == 16 and set(prompt["semantic_ids"][0][places].tolist()) == {2}
-    text = player.processor.tokenizer.decode(prompt["input_ids"][0])
-    assert text.endswith("<|im_start|>assistant\n")

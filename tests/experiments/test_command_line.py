@@ -1,13 +1,18 @@
 """What can be typed behind ``python -m experiments``, and what is said where it cannot begin."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from experiments.__main__ import main
 from experiments.command_line import ending, only_run_in
+from experiments.display import how_far
 from experiments.forms import all_forms, settings_of
 from experiments.pictures import main as pictures
 from experiments.plan import Plan
+from experiments.plots import write_plots
+from experiments.table import Table
+from experiments.tables import write_tables
 
 from hsa_factory.user_errors import UserError
 
@@ -151,3 +156,25 @@ def test_a_command_ends_with_what_its_error_says(capsys):
     assert said[0] == "x: trained badly" and said[1] == f"x: no scipy: {PICTURES_NEED}" and "goes on" in said[3]
     with pytest.raises(ZeroDivisionError):
         ending("x", lambda: 1 // 0)
+
+
+def test_how_far_a_training_is_stands_behind_its_name(tmp_path):
+    assert how_far(tmp_path) == ""
+    for name, lines in (("phase_0", '{"current_steps": 9, "total_steps": 9}\n'), ("model", "")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_log.jsonl").write_text(lines)
+    assert how_far(tmp_path) == " (phase_0: step 9 of 9)"
+    line = '{"current_steps": 3, "total_steps": 8}\n'
+    (tmp_path / "model" / "trainer_log.jsonl").write_text(line + line[:12])
+    assert how_far(tmp_path) == " (model: step 3 of 8)", "a line that is being written is not read"
+
+
+def test_a_report_leaves_nothing_of_a_former_one(tmp_path):
+    failed = Table("failed", "Parts that failed", ("part", "error"), [("gold", "no luck")])
+    price = Table("price", "Price", ("what",), [("time",)])
+    assert {path.name for path in write_tables(tmp_path, [failed, price])} == {"failed.csv", "price.csv"}
+    (tmp_path / "own.csv").write_text("a reader's")
+    (tmp_path / "success.png").write_text("old")
+    write_tables(tmp_path, [price, replace(failed, rows=[])])
+    write_plots(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"price.csv", "own.csv"}
