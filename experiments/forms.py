@@ -14,6 +14,7 @@ BABY_AI = Settings(
     gold_games=4000,
     test_games=300,
     step_limit=200,
+    positions=32_768,
     training=Training(rows=1, row_tokens=4096),
     own_games=0,
 )
@@ -30,6 +31,7 @@ LONG = Settings(
     words=True,
     gold_games=20_000,
     step_limit=100,
+    positions=32_768,
     training=Training(phases=(Phase(4000, 3e-3), Phase(4000, 2e-3)), row_tokens=4096),
     own_games=0,
 )

@@ -16,7 +16,6 @@ SHAPE: dict[str, Any] = {
     "head_dim": 16,
     "tie_word_embeddings": True,
     "initializer_range": 0.1,  # 0.02 is for wide models: at width 64 what layers add would hardly be heard at first
-    "max_position_embeddings": 8192,
     # Qwen3's own theta: at 10,000 too few of 16 dimensions turn slowly enough to find a token far back by what it is
     "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
 }
@@ -24,14 +23,25 @@ QK_NORM = 1.6
 """Where the weights of q_norm and k_norm begin. At 1, heads of 16 can hardly single out one token at first."""
 
 
-def build_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen3ForCausalLM:
-    """Return a model with random weights that the seed decides."""
+def shape(positions: int) -> dict[str, Any]:
+    """Return the shape of a model with so many positions; they are rotary, so that they cost nothing."""
+    return {**SHAPE, "max_position_embeddings": positions}
+
+
+def build_model(tokenizer: PreTrainedTokenizerBase, seed: int, positions: int = 8192) -> Qwen3ForCausalLM:
+    """Return a model with random weights that the seed decides.
+
+    Args:
+        tokenizer: Its own.
+        seed: Of its weights.
+        positions: Tokens of the longest history that it may read.
+    """
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        **SHAPE,
+        **shape(positions),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -43,9 +53,9 @@ def build_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen3ForCausal
     return model
 
 
-def save_model(directory: str | Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> int:
-    """Write a new model and its tokenizer, and return its number of parameters."""
-    model = build_model(tokenizer, seed)
+def save_model(directory: str | Path, tokenizer: PreTrainedTokenizerBase, seed: int, positions: int = 8192) -> int:
+    """Write a new model and its tokenizer, and return its number of parameters. Arguments as `build_model`."""
+    model = build_model(tokenizer, seed, positions)
     model.save_pretrained(str(directory))
     tokenizer.save_pretrained(str(directory))
     return sum(parameter.numel() for parameter in model.parameters())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .plan import Plan
 from .reading import read_or_none
+from .settings import Settings
 from .stages import DONE, installed_versions
 
 
@@ -36,8 +37,11 @@ def notices(plan: Plan, out: Path) -> Iterator[str]:
 def _changed_settings(plan: Plan, out: Path) -> list[str]:
     """Return the names of settings that had other values when a run was last begun."""
     former = read_or_none(settings_file(plan, out))
-    now = json.loads(json.dumps(plan.settings.to_dict()))
-    return [] if former is None else sorted(key for key in {*former, *now} if former.get(key) != now.get(key))
+    if former is None:
+        return []
+    now, usual = (json.loads(json.dumps(settings.to_dict())) for settings in (plan.settings, Settings()))
+    former = {**usual, **former}  # what an older version could not choose was as usual
+    return sorted(key for key in former if former[key] != now.get(key))
 
 
 def _other_versions(plan: Plan, out: Path) -> Counter[tuple[str, str, str]]:

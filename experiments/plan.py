@@ -16,7 +16,7 @@ from .environments import Game, games_of, open_environments
 from .episodes import good_episodes
 from .further import Further
 from .imitation import MODEL, Run
-from .model import SHAPE, save_model
+from .model import save_model, shape
 from .reading import read_json
 from .settings import Settings
 from .stages import DONE, Result, Stage
@@ -108,9 +108,11 @@ class Plan:
 
         def make_model(folder: Path, needs: Mapping[str, Path]) -> Result:
             tokenizer = AutoTokenizer.from_pretrained(str(needs["vocabulary"] / "tokenizer"))
-            return {"parameters": save_model(folder / MODEL, tokenizer, seed)}
+            return {"parameters": save_model(folder / MODEL, tokenizer, seed, self.settings.positions)}
 
-        init = self._stage(f"init/{seed}", make_model, self.vocabulary, seed=seed, shape=SHAPE)
+        init = self._stage(
+            f"init/{seed}", make_model, self.vocabulary, seed=seed, shape=shape(self.settings.positions)
+        )
         self.stages.append(init)
         for name in self.settings.systems:
             self._add_system(system_named(name), seed, init)

@@ -58,6 +58,7 @@ class Settings:
         curve_systems: Whose checkpoints play.
         test_games: To report, once.
         step_limit: Actions a game.
+        positions: Tokens of a game that the model may read at most: also of one in which somebody walks in circles.
         training: Of stage 1.
         own_games: Of the train fold, that a trained system plays itself for stages 2 and 3; 0: these stages are left out.
         bases: Systems whose weights stages 2 and 3 go on with.
@@ -81,6 +82,7 @@ class Settings:
     curve_systems: tuple[str, ...] = ("dense", "hsa_002_64", "hsa_original", "sliding")
     test_games: int = 400
     step_limit: int = 50
+    positions: int = 8192
     training: Training = field(default_factory=Training)
     own_games: int = 2000
     bases: tuple[str, ...] = ("dense", "hsa_002_64")

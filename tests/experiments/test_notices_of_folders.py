@@ -39,11 +39,11 @@ def test_of_a_folder_that_goes_on_as_it_was_begun_nothing_is_said(plan, tmp_path
 
 
 def test_other_settings_are_named(plan, tmp_path):
-    former = replace(plan.settings, gold_games=40, test_games=3).to_dict()
-    del former["teacher"]  # as of a version that did not have it
+    former = {**replace(plan.settings, gold_games=40, test_games=3).to_dict(), "of former times": 1}
+    del former["teacher"]  # as of a version that did not have it: the usual one
     settings_file(plan, tmp_path).write_text(json.dumps(former))
     (said,) = notices(plan, tmp_path)
-    assert "(gold_games, teacher, test_games)" in said and str(tmp_path) in said
+    assert "(gold_games, of former times, test_games)" in said and str(tmp_path) in said
 
 
 def test_other_versions_are_named_with_the_number_of_parts(plan, tmp_path):

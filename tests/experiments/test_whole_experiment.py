@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 from experiments.conversations import read_samples
@@ -279,3 +280,25 @@ def test_what_is_played_and_measured_is_what_llamafactory_trains_on(finished, tm
         encoded = encode(tokenizer, messages, plan.config(system_named("hsa_002_64")))
         kinds = [SemanticType.parse(kind) for kind in sample["semantic_ids"]]
         assert sample["input_ids"] == encoded.ids and kinds == encoded.types
+
+
+@pytest.mark.parametrize("name", ["long", "babyai"])
+def test_a_model_has_positions_for_whoever_walks_in_circles(name, request):
+    """A history that is longer than the model's positions would end the play of all games."""
+    from experiments.environments import games_of, open_environments
+
+    settings = all_forms()[name]
+    if settings.environment == "cooking":
+        environment = request.getfixturevalue("cooking")
+    else:
+        pytest.importorskip("minigrid")
+        (environment,) = open_environments(settings.environment)
+    longest = 0
+    for game in games_of(settings.environment, "dev", 4, **settings.options):
+        texts = [environment.reset(game, settings.step_limit)]
+        for action in (
+            ("look around", "turn left", "turn left") if settings.environment == "babyai" else ("look around",)
+        ):
+            texts.append(environment.step(action).observation)
+        longest = max(longest, *(len(re.findall(r"[\w'-]+|[^\w\s]", text)) for text in texts))
+    assert 8192 < settings.step_limit * (longest + 12) < settings.positions, "counted in words: 8192 would be too few"
