@@ -1,7 +1,7 @@
 """``python -m experiments.pictures``: BabyAI seen in pictures alone, by a tiny Qwen2.5-VL from nothing.
 
 It shows the way: pictures typed NOISE by rules, training on LLaMA-Factory, play with `AgentBatch`, pictures leaving the
-cache. Two cores teach a model to look in hours, not minutes, so what it wins here is no evidence for or against HSA.
+cache. In minutes a model begins to look; one seed and few games are no evidence for or against HSA.
 """
 
 import argparse
