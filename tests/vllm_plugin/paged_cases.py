@@ -56,7 +56,7 @@ class Case:
     page: int
 
 
-def make_case(rules, requests=SHAPES, page=16, seed=0, device="cpu", dtype=torch.float32, tokens=None):
+def make_case(rules, requests=SHAPES, page=16, seed=0, device="cpu", dtype=torch.float32, tokens=None, heads=HEADS):
     """Lay requests into a cache as an engine would have, and prepare a forward."""
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     tokens = tokens or [tokens_of(rng, length, rules) for length, _ in requests]
@@ -69,10 +69,10 @@ def make_case(rules, requests=SHAPES, page=16, seed=0, device="cpu", dtype=torch
     longest = -(-max(length for length, _ in requests) // page) * page
     types = TypeTable(longest, torch.device(device), rules.has_turns)
     rows = types.rows_for([(piece.tokens, piece.start) for piece in pieces])
-    told = works_of(pieces, rows, page, queries_of_a_block(HEADS // KV_HEADS, dtype), torch.device(device))
+    told = works_of(pieces, rows, page, queries_of_a_block(heads // KV_HEADS, dtype), torch.device(device))
     pages = torch.from_numpy(table).int().to(device)
     forward = Forward(*told, pages, types.types, types.turns, page)
-    query = torch.randn(place, HEADS, SIZE, generator=generator)
+    query = torch.randn(place, heads, SIZE, generator=generator)
     return Case(requests, tokens, query.to(device, dtype), keys, cache.to(device, dtype), forward, page)
 
 

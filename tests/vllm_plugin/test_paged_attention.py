@@ -76,6 +76,13 @@ def test_the_kernel(name):
     torch.testing.assert_close(answer_of_the_kernel(case, RULES[name]), expected(case, RULES[name]), atol=2e-5, rtol=0)
 
 
+@runs_kernels
+def test_three_heads_to_a_key_head():
+    rules = RULES["turns and windows"]
+    case = make_case(rules, requests=[(100, 100), (150, 1), (60, 7)], device=DEVICE, heads=6)
+    torch.testing.assert_close(answer_of_the_kernel(case, rules), expected(case, rules), atol=2e-5, rtol=0)
+
+
 @pytest.mark.skipif(not ON_GPU, reason="needs CUDA")
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
