@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 import torch
 from paged_cases import PAGES, SIZE, by_hand, expected, make_case, tokens_of, written
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
+from triton.runtime.jit import create_function_from_signature
 
 from hsa_factory import HSAConfig
 from hsa_factory.attention import LayerRules
 from hsa_factory.models.generation.rule_tagger import make_tagger
+from hsa_factory.vllm.paged import attention
 from hsa_factory.vllm.paged.attention import attend, queries_of_a_block, write
 from hsa_factory.vllm.paged.pages import blocks_of, pieces_of
 from hsa_factory.vllm.paged.type_table import TypeTable
@@ -81,6 +85,29 @@ def test_three_heads_to_a_key_head():
     rules = RULES["turns and windows"]
     case = make_case(rules, requests=[(100, 100), (150, 1), (60, 7)], device=DEVICE, heads=6)
     torch.testing.assert_close(answer_of_the_kernel(case, rules), expected(case, rules), atol=2e-5, rtol=0)
+
+
+class Compiled:
+    """Stands for the kernel, and notes for what it would be compiled."""
+
+    def __init__(self, kernel):
+        backend = CUDABackend(GPUTarget("cuda", 90, 32))
+        self.bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+        self.kinds = set()
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: self.kinds.add(str(self.bind(*args, **options, debug=False)[1:]))
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled then")
+def test_the_kernel_is_compiled_once_for_prompts_and_once_for_single_tokens(monkeypatch):
+    """Whatever the numbers of requests and pages: where they begin in what is copied to the device is not always a round place."""
+    compiled = Compiled(attention.attend_kernel)
+    monkeypatch.setattr(attention, "attend_kernel", compiled)
+    for seed in range(6):
+        requests = [(30 * place + seed + 10, 1 if place % 2 else 7) for place in range(2 + seed)]
+        answer_of_the_kernel(make_case(RULES["defaults"], requests=requests, seed=seed), RULES["defaults"])
+    assert len(compiled.kinds) == 2, compiled.kinds
 
 
 @pytest.mark.skipif(not ON_GPU, reason="needs CUDA")

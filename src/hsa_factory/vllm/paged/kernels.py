@@ -4,10 +4,12 @@ import triton
 import triton.language as tl
 
 
-NOT_SPECIALIZED = ["table_stride", "length"]
+# What differs from step to step: where it happens to be a multiple of 16, a kernel would be compiled anew in the midst of serving.
+NUMBERS = ["table_stride", "length"]
+POINTERS = ["blocks_ptr", "numbers_ptr", "table_ptr", "types_ptr", "turns_ptr"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slot_ptr"])
 def write_kernel(
     key_ptr, value_ptr, cache_ptr, slot_ptr, key_st, value_st, cache_ss,
     HEADS: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
@@ -30,7 +32,7 @@ def _of_type(kind, first, second, third):
     return tl.where(kind == 0, first, tl.where(kind == 1, second, third))
 
 
-@triton.jit(do_not_specialize=NOT_SPECIALIZED)
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=POINTERS)
 def attend_kernel(
     query_ptr, cache_ptr, output_ptr, blocks_ptr, numbers_ptr, table_ptr, types_ptr, turns_ptr, scale,
     window0, window1, window2, decay0, decay1, decay2, turn0, turn1, turn2, sliding,
