@@ -94,6 +94,7 @@ test-distributed: $(DISTRIBUTED_INSTALLED)
 
 test-vllm: $(VLLM_INSTALLED)
 	$(VLLM_BIN)/python -m pytest -o faulthandler_timeout=900 tests/vllm_plugin
+	TRITON_INTERPRET=1 $(VLLM_BIN)/python -m pytest tests/vllm_plugin/test_paged_attention.py  # the kernels of GPUs, on a CPU
 
 test-llamafactory-main: $(INSTALLED)
 	@test -d "$(LLAMAFACTORY)/src/llamafactory" || \

@@ -8,9 +8,8 @@ import torch
 from hsa_factory.attention import AttentionPlan
 from hsa_factory.attention.api import run_attention
 from hsa_factory.models.cache.tagger import ConstantTagger
-from hsa_factory.vllm.paged.kernel import page_mask
-from hsa_factory.vllm.paged.mods import Layout, mods_of
-from hsa_factory.vllm.paged.pages import QUERIES, blocks_of, pieces_of
+from hsa_factory.vllm.paged.attention import Forward, queries_of_a_block, works_of
+from hsa_factory.vllm.paged.pages import pieces_of
 from hsa_factory.vllm.paged.type_table import TypeTable
 from hsa_factory.vllm.tokens import TokenTypes
 from hsa_factory.vllm.types import PromptTypes
@@ -44,11 +43,8 @@ class Case:
         query: (T, HEADS, SIZE).
         keys: Of each request, (tokens, KV_HEADS, 2·SIZE).
         cache: (PAGES·page size, KV_HEADS, 2·SIZE); NaN where nothing can be seen any more.
-        table: (requests, pages), the block table; where a page was given back, that of another request stands in it.
-        blocks: Of the forward.
-        layout: Of the forward.
-        mask: (T', columns) as the kernel gets it.
-        score_mod: Likewise.
+        forward: What the kernel is told; where a page was given back, the block table names that of another request.
+        page: Tokens of a page.
     """
 
     requests: list
@@ -56,14 +52,11 @@ class Case:
     query: torch.Tensor
     keys: list
     cache: torch.Tensor
-    table: np.ndarray
-    blocks: object
-    layout: Layout
-    mask: object
-    score_mod: object
+    forward: Forward
+    page: int
 
 
-def make_case(rules, requests=SHAPES, page=16, seed=0, device="cpu", dtype=torch.float32, tokens=None, width=None):
+def make_case(rules, requests=SHAPES, page=16, seed=0, device="cpu", dtype=torch.float32, tokens=None, heads=HEADS):
     """Lay requests into a cache as an engine would have, and prepare a forward."""
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     tokens = tokens or [tokens_of(rng, length, rules) for length, _ in requests]
@@ -71,45 +64,16 @@ def make_case(rules, requests=SHAPES, page=16, seed=0, device="cpu", dtype=torch
     for row, ((length, number), known) in enumerate(zip(requests, tokens)):
         pieces += pieces_of(row, place, number, length, known)
         place += number
-    blocks = blocks_of(pieces, page)
     keys = [torch.randn(length, KV_HEADS, 2 * SIZE, generator=generator) for length, _ in requests]
     cache, table = _lay(rng, requests, tokens, keys, page)
-    types = TypeTable(-(-max(length for length, _ in requests) // page) * page, torch.device(device), rules.has_turns)
-    rows = np.array(types.rows_for([(piece.tokens, piece.start) for piece in pieces]))
-    batch = np.array([piece.row for piece in pieces])[blocks.pieces]
-    pages = table[batch[:, None], blocks.pages]
-    logical = torch.full((PAGES,), 2**20, dtype=torch.int32)
-    logical[torch.from_numpy(pages.ravel())] = torch.from_numpy(blocks.pages.ravel()).int()
-    layout = Layout(
-        torch.from_numpy(np.repeat(rows[blocks.pieces], QUERIES)).to(device),
-        torch.from_numpy(blocks.positions).to(device),
-        logical.to(device),
-        page,
-        types.types,
-        types.turns,
-    )
-    mask_mod, score_mod = mods_of(layout, rules)
-    padded = np.pad(pages, ((0, 0), (0, (width or pages.shape[1]) - pages.shape[1])))
-    mask = page_mask(
-        torch.from_numpy(blocks.number).to(device),
-        torch.from_numpy(padded).int().to(device),
-        page,
-        PAGES * page,
-        mask_mod,
-    )
-    query = torch.randn(place, HEADS, SIZE, generator=generator)
-    return Case(
-        requests,
-        tokens,
-        query.to(device, dtype),
-        keys,
-        cache.to(device, dtype),
-        table,
-        blocks,
-        layout,
-        mask,
-        score_mod,
-    )
+    longest = -(-max(length for length, _ in requests) // page) * page
+    types = TypeTable(longest, torch.device(device), rules.has_turns)
+    rows = types.rows_for([(piece.tokens, piece.start) for piece in pieces])
+    told = works_of(pieces, rows, page, queries_of_a_block(heads // KV_HEADS, dtype), torch.device(device))
+    pages = torch.from_numpy(table).int().to(device)
+    forward = Forward(*told, pages, types.types, types.turns, page)
+    query = torch.randn(place, heads, SIZE, generator=generator)
+    return Case(requests, tokens, query.to(device, dtype), keys, cache.to(device, dtype), forward, page)
 
 
 def _lay(rng, requests, tokens, keys, page):
@@ -149,31 +113,37 @@ def expected(case, rules):
     return torch.cat(answers)
 
 
-def of_queries(case, answer):
-    """Take the rows that are queries from those of blocks."""
-    is_query = case.blocks.queries >= 0
-    places = np.zeros(len(case.query), np.int64)
-    places[case.blocks.queries[is_query]] = np.flatnonzero(is_query)
-    return answer.float().cpu()[torch.from_numpy(places)]
+def by_hand(query, cache, forward, rules, scale, output):
+    """Do what the kernel does, and return which slots of the cache were read, and which of them seen, (T, S) each."""
+    size, group = query.shape[2], query.shape[1] // cache.shape[1]
+    read, seen = (torch.zeros(len(query), len(cache), dtype=torch.bool) for _ in range(2))
+    window, reach = torch.tensor(rules.window_reach), torch.tensor(rules.turn_reach)
+    decay = torch.tensor(rules.decays, dtype=torch.float64)
+    for work in forward.works:
+        for first, queries, position, row, batch, number, begin in work.blocks.tolist():
+            pages = forward.numbers[begin : begin + number].long()
+            asked, q = torch.arange(first, first + queries), torch.arange(position, position + queries)[:, None]
+            k = (pages[:, None] * forward.page_size + torch.arange(forward.page_size)).flatten()
+            slots = forward.table[batch].long()[k // forward.page_size] * forward.page_size + k % forward.page_size
+            read[asked[:, None], slots] = True
+            slots, k = slots[k < position + queries], k[k < position + queries]
+            kinds, far = forward.types[row].long(), q - k
+            is_seen = far <= window[kinds[k]]
+            if rules.has_turns:
+                turns = forward.turns[row]
+                is_seen = (is_seen | (turns[q] - turns[k] <= reach[kinds[k]])) & (far <= rules.sliding_reach)
+            for query_type, key_type in rules.hide:
+                is_seen &= (kinds[q] != query_type) | (kinds[k] != key_type) | (far == 0)
+            is_seen &= far >= 0
+            seen[asked[:, None], slots] |= is_seen
+            keys, values = (half.repeat_interleave(group, 1).float() for half in cache[slots].split(size, dim=-1))
+            scores = torch.einsum("qhd,khd->hqk", query[asked].float(), keys) * scale - decay[kinds[k]] * far
+            weights = scores.masked_fill(~is_seen, -torch.inf).softmax(-1).nan_to_num()
+            output[asked] = torch.einsum("hqk,khd->qhd", weights, values.double()).to(output.dtype)
+    return read, seen
 
 
-def by_hand(case):
-    """Do what the kernel does, by the same functions, with a score for each pair of a query and a slot of the cache."""
-    count, slots = len(case.layout.position), len(case.cache)
-    query = case.query[torch.from_numpy(np.maximum(case.blocks.queries, 0))]
-    key, value = case.cache.split(SIZE, dim=-1)
-    q, k, zero = torch.arange(count)[:, None], torch.arange(slots)[None], torch.tensor(0)
-    number, index = case.mask.kv_num_blocks[0, 0], case.mask.kv_indices[0, 0].long()
-    is_listed = torch.arange(index.shape[1]) < number[:, None]
-    pages = torch.zeros(len(index), PAGES + 1, dtype=torch.bool)
-    pages = pages.scatter_(1, torch.where(is_listed, index, PAGES), True)[:, :PAGES]
-    read = pages.repeat_interleave(QUERIES, 0).repeat_interleave(case.layout.page_size, 1)
-    first = (index[:, :1] * case.layout.page_size).repeat_interleave(QUERIES, 0)
-    places = torch.where(read, k, first)  # the functions are asked of pages only that are read
-    seen = read & case.mask.mask_mod(zero, zero, q, places)
-    group = HEADS // KV_HEADS
-    scores = torch.einsum("qhd,khd->hqk", query, key.repeat_interleave(group, 1)) * SIZE**-0.5
-    if case.score_mod is not None:
-        scores = case.score_mod(scores, zero, zero, q, places)
-    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num()
-    return torch.einsum("hqk,khd->qhd", weights, value.nan_to_num().repeat_interleave(group, 1)), seen, read
+def written(key, value, cache, slots):
+    """Do what the kernel does that writes keys."""
+    is_real = slots >= 0
+    cache[slots[is_real]] = torch.cat([key, value], dim=-1)[is_real].to(cache.dtype)

@@ -1,8 +1,8 @@
-"""A whole engine with the attention of GPUs, on a CPU: all of it but the kernel, which is done by hand there."""
+"""A whole engine with the attention of GPUs, on a CPU: all of it but the kernels, which are done by hand there."""
 
 import pytest
-import torch
 from engines import random_request
+from paged_cases import by_hand, written
 from pictures import Seen, ask, expected, texts
 from test_engine_pictures import SMALL
 
@@ -11,32 +11,13 @@ from hsa_factory.vllm import models
 from hsa_factory.vllm.paged import backend
 
 
-def attend_by_hand(query, key, value, mask, score_mod, scale):
-    """Do what the kernel does: for each block of queries, only its own pages are looked at."""
-    rows, page = mask.BLOCK_SIZE
-    group = query.shape[1] // key.shape[1]
-    zero, answers = torch.tensor(0), []
-    for block, number in enumerate(mask.kv_num_blocks[0, 0].tolist()):
-        pages = mask.kv_indices[0, 0, block, :number].long()
-        k = (pages[:, None] * page + torch.arange(page)).flatten()
-        q = torch.arange(block * rows, (block + 1) * rows)
-        held = (half[k].repeat_interleave(group, 1) for half in (key, value))
-        keys, values = held
-        scores = torch.einsum("qhd,khd->hqk", query[q].float(), keys.float()) * scale
-        if score_mod is not None:
-            scores = score_mod(scores, zero, zero, q[:, None], k[None])
-        seen = mask.mask_mod(zero, zero, q[:, None], k[None])
-        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num()
-        answers.append(torch.einsum("hqk,khd->qhd", weights, values.float()).to(query.dtype))
-    return torch.cat(answers)
-
-
 @pytest.fixture
 def paged(monkeypatch, serve):
     """A function that makes an engine as `serve` does, with the attention of GPUs."""
     monkeypatch.setattr(models, "attention_here", lambda: backend.PagedHSABackend)
     calls = []
-    monkeypatch.setattr(backend, "paged_attention", lambda *args: (calls.append(1), attend_by_hand(*args))[1])
+    monkeypatch.setattr(backend, "attend", lambda *args: (calls.append(1), by_hand(*args)))
+    monkeypatch.setattr(backend, "write", written)
     yield lambda **options: serve(max_num_seqs=7, **options)
     assert calls
 

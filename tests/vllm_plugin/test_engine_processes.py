@@ -72,7 +72,7 @@ def test_tensor_parallel(checkpoint, tmp_path, rng):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("runner", ["0", "1"], ids=["V1", "V2"])
 def test_cuda(checkpoint, tmp_path, rng, runner):
-    """The attention of GPUs, under both model runners; untried as long as nobody has run it."""
+    """The attention of GPUs, under both model runners."""
     model = checkpoint("qwen3", head_dim=64)
     requests = requests_of(rng)
     got = ask(

@@ -169,7 +169,9 @@ def build(start, rng, monkeypatch):
     rows = rows_of(vllm_config)
     rows.rules = (LayerRules.of(config),)
     monkeypatch.setattr(VllmConfig, "use_v2_model_runner", True)  # of which no logits processor need be there
-    builder = PagedMetadataBuilder(SimpleNamespace(block_size=16), ["x"], vllm_config, torch.device("cpu"))
+    builder = PagedMetadataBuilder(
+        SimpleNamespace(block_size=16, num_kv_heads=2, dtype=torch.bfloat16), ["x"], vllm_config, torch.device("cpu")
+    )
     table = torch.from_numpy(rng.permutation(np.arange(1, 40))[: 3 * 10].reshape(3, 10)).int()
 
     def make(slots, known=()):
@@ -200,26 +202,23 @@ SLOTS = [*range(640 - 21, 640), *[-1] * 11]  # what is beyond the forward's toke
 
 def test_metadata_of_a_dry_run(build):
     """The builder takes what vLLM says of a forward, V1's and V2's, with more rows in its tensors than there are requests."""
-    made, table = build(DRY), build.table
-    assert made.number.tolist() == [1, 2, 10] and made.layout.position[-16] == 149
-    assert made.new_slots.tolist() == [0] * 21  # of the page that no request has
-    assert made.queries[made.places].tolist() == list(range(21)) and not made.layout.row.any()
-    assert made.pages[2, :10].tolist() == table[1].tolist() and made.layout.logical[table[1].long()].tolist() == [
-        *range(10)
-    ]
-    rules = build.rows.rules[0]
-    mask, score = made.mask_and_score(rules)
-    assert made.mask_and_score(rules)[0] is mask and mask.BLOCK_SIZE == (16, 16) and score is not None
+    made = build(DRY)
+    assert made.new_slots.tolist() == [-1] * 21 and made.forward.table is build.table
+    single, several = made.forward.works
+    assert (single.queries, single.blocks.tolist()) == (1, [[20, 1, 149, 0, 1, 10, 0]])
+    assert several.queries >= 20 and several.blocks.tolist() == [[0, 20, 0, 0, 0, 2, 10]]
+    assert made.forward.numbers.tolist() == [*range(10), 0, 1]
     assert build.builder.get_cudagraph_support(build.builder.vllm_config, None).name == "NEVER"
 
 
 def test_metadata_of_requests(build):
     """Types of each request's own row; NOISE out of sight is not read."""
     made = build(SLOTS, known=([0] * 20, [0] * 16 + [2] * 134))
-    assert made.new_slots.tolist() == SLOTS[:21] and made.number.tolist() == [1, 2, 3]
-    assert made.pages[2, :3].tolist() == build.table[1, [0, 8, 9]].tolist()
-    first, _, second = made.layout.row[::16].tolist()
-    assert first != second and made.layout.types[second, :150].tolist() == [0] * 16 + [2] * 134
+    assert made.new_slots.tolist() == SLOTS[:21]
+    single, several = made.forward.works
+    assert made.forward.numbers.tolist() == [0, 8, 9, 0, 1]
+    rows = [work.blocks[0, 3].item() for work in (single, several)]
+    assert rows[0] != rows[1] and made.forward.types[rows[0], :150].tolist() == [0] * 16 + [2] * 134
 
 
 @pytest.mark.parametrize("known", [(), ([0] * 20,), ([0] * 20, [0] * 149)])

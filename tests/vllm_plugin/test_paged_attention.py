@@ -1,16 +1,21 @@
-"""Attention over pages: what the kernel's two functions and its list of pages say, against the product's own attention."""
+"""Attention over pages: what the kernel is told, done by hand, and the kernel itself, against the product's own attention."""
+
+import os
 
 import numpy as np
 import pytest
 import torch
-from paged_cases import PAGES, SIZE, by_hand, expected, make_case, of_queries, tokens_of
-from torch._dynamo.utils import counters
+from paged_cases import PAGES, SIZE, by_hand, expected, make_case, tokens_of, written
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
+from triton.runtime.jit import create_function_from_signature
 
 from hsa_factory import HSAConfig
 from hsa_factory.attention import LayerRules
 from hsa_factory.models.generation.rule_tagger import make_tagger
-from hsa_factory.vllm.paged.kernel import paged_attention
-from hsa_factory.vllm.paged.pages import QUERIES, blocks_of, pieces_of
+from hsa_factory.vllm.paged import attention
+from hsa_factory.vllm.paged.attention import attend, queries_of_a_block, write
+from hsa_factory.vllm.paged.pages import blocks_of, pieces_of
 from hsa_factory.vllm.paged.type_table import TypeTable
 from hsa_factory.vllm.tokens import TokenTypes
 from hsa_factory.vllm.types import PromptTypes
@@ -28,13 +33,31 @@ RULES = {
 }
 
 
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+runs_kernels = pytest.mark.skipif(
+    not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1", reason="needs CUDA, or TRITON_INTERPRET=1 from the start"
+)
+
+
+def answer_by_hand(case, rules):
+    answer = torch.full_like(case.query, torch.nan)
+    return answer, *by_hand(case.query, case.cache, case.forward, rules, SIZE**-0.5, answer)
+
+
+def answer_of_the_kernel(case, rules):
+    answer = torch.full_like(case.query, torch.nan)
+    attend(case.query, case.cache, case.forward, rules, SIZE**-0.5, answer)
+    return answer.float().cpu()
+
+
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("page", [16, 32])
 def test_the_same_as_each_request_alone(name, page):
     rules = RULES[name]
     case = make_case(rules, page=page, seed=len(name))
-    answer, seen, read = by_hand(case)
-    torch.testing.assert_close(of_queries(case, answer), expected(case, rules), atol=2e-5, rtol=0)
+    answer, read, _ = answer_by_hand(case, rules)
+    torch.testing.assert_close(answer, expected(case, rules), atol=2e-5, rtol=0)
     assert read.sum() < read.numel() / 2
 
 
@@ -42,44 +65,75 @@ def test_the_same_as_each_request_alone(name, page):
 def test_pages_without_a_key_in_sight_are_not_read(name):
     """Nor are they there: they hold NaN, or keys of another request, at another place in it."""
     case = make_case(RULES[name], requests=[(400, 16), (300, 1)])
-    answer, seen, read = by_hand(case)
+    _, read, seen = answer_by_hand(case, RULES[name])
     is_nan = case.cache.isnan().any(-1).any(-1)
     assert is_nan.any() and not (read & is_nan).any()
-    by_page = (read.view(-1, QUERIES, PAGES, 16).any(3).any(1), seen.view(-1, QUERIES, PAGES, 16).any(3).any(1))
-    assert torch.equal(*by_page)  # each page that is read has something to see
+    for queries in (slice(0, 16), slice(16, 17)):  # a block each
+        by_page = (slots[queries].view(-1, PAGES, 16).any(2).any(0) for slots in (read, seen))
+        assert torch.equal(*by_page)  # each page that is read has something to see
 
 
-@pytest.mark.parametrize(
-    "device",
-    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))],
-)
-@pytest.mark.parametrize("name", ["turns and windows"])
-def test_the_kernel_itself(name, device):
-    """On a CPU torch asks for room for all pages in the list; what lies in those that are not listed is NaN."""
-    rules = RULES[name]
-    atol = 2e-5 if device == "cpu" else 5e-3  # TF32
-    graphs = set()
-    for seed in range(3):  # other types, pages and functions, the same kernel
-        case = make_case(rules, seed=seed, device=device, width=PAGES)
-        query = case.query[torch.from_numpy(np.maximum(case.blocks.queries, 0)).to(device)]
-        with torch.no_grad():
-            answer = paged_attention(query, *case.cache.split(SIZE, dim=-1), case.mask, case.score_mod, SIZE**-0.5)
-        torch.testing.assert_close(of_queries(case, answer), expected(case, rules), atol=atol, rtol=0)
-        graphs.add(counters["stats"]["unique_graphs"])
-    assert len(graphs) == 1
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@runs_kernels
 @pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_the_kernel_on_a_gpu(name, dtype):
-    for seed in range(3):  # other shapes, the same kernel
+def test_the_kernel(name):
+    case = make_case(RULES[name], page=32 if name == "defaults" else 16, seed=len(name), device=DEVICE)
+    torch.testing.assert_close(answer_of_the_kernel(case, RULES[name]), expected(case, RULES[name]), atol=2e-5, rtol=0)
+
+
+@runs_kernels
+def test_three_heads_to_a_key_head():
+    rules = RULES["turns and windows"]
+    case = make_case(rules, requests=[(100, 100), (150, 1), (60, 7)], device=DEVICE, heads=6)
+    torch.testing.assert_close(answer_of_the_kernel(case, rules), expected(case, rules), atol=2e-5, rtol=0)
+
+
+class Compiled:
+    """Stands for the kernel, and notes for what it would be compiled."""
+
+    def __init__(self, kernel):
+        backend = CUDABackend(GPUTarget("cuda", 90, 32))
+        self.bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+        self.kinds = set()
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: self.kinds.add(str(self.bind(*args, **options, debug=False)[1:]))
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled then")
+def test_the_kernel_is_compiled_once_for_prompts_and_once_for_single_tokens(monkeypatch):
+    """Whatever the numbers of requests and pages: where they begin in what is copied to the device is not always a round place."""
+    compiled = Compiled(attention.attend_kernel)
+    monkeypatch.setattr(attention, "attend_kernel", compiled)
+    for seed in range(6):
+        requests = [(30 * place + seed + 10, 1 if place % 2 else 7) for place in range(2 + seed)]
+        answer_of_the_kernel(make_case(RULES["defaults"], requests=requests, seed=seed), RULES["defaults"])
+    assert len(compiled.kinds) == 2, compiled.kinds
+
+
+@pytest.mark.skipif(not ON_GPU, reason="needs CUDA")
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_kernel_in_half_precision(name, dtype):
+    for seed in range(3):
         requests = [(400 + 7 * seed, 130), (300, 1), (33 + seed, 2), (1, 1)][: seed + 2]
-        case = make_case(RULES[name], requests=requests, seed=seed, device="cuda", dtype=dtype)
-        query = case.query[torch.from_numpy(np.maximum(case.blocks.queries, 0)).cuda()]
-        with torch.no_grad():
-            answer = paged_attention(query, *case.cache.split(SIZE, dim=-1), case.mask, case.score_mod, SIZE**-0.5)
-        torch.testing.assert_close(of_queries(case, answer), expected(case, RULES[name]), atol=4e-2, rtol=0)
+        case = make_case(RULES[name], requests=requests, seed=seed, device=DEVICE, dtype=dtype)
+        torch.testing.assert_close(
+            answer_of_the_kernel(case, RULES[name]), expected(case, RULES[name]), atol=4e-2, rtol=0
+        )
+
+
+@runs_kernels
+def test_new_keys_are_written_where_they_belong():
+    """Those of a dry run, which have no place, nowhere; key and value lie within one row of a token, as vLLM makes them."""
+    rng = np.random.default_rng(0)
+    both = torch.randn(7, 2 * 3 * 20, device=DEVICE)
+    key, value = (half.view(7, 3, 20) for half in both.split(60, dim=-1))
+    slots = torch.from_numpy(rng.permutation(50)[:7]).to(DEVICE)
+    slots[3] = -1
+    cache, wanted = torch.zeros(2, 50, 3, 40, device=DEVICE)
+    written(key, value, wanted, slots)
+    write(key, value, cache, slots)
+    assert torch.equal(cache, wanted) and (cache != 0).any(-1).any(-1).sum() == 6
 
 
 RETYPING = HSAConfig(
@@ -99,9 +153,10 @@ def test_what_is_computed_anew_sees_what_it_saw_first(tiny_tokenizer):
     length = len(tokens)
     other = tokens_of(np.random.default_rng(0), 50, rules)
     case = make_case(rules, requests=[(length, length), (50, 3)], tokens=[tokens, other])
-    answer, _, _ = by_hand(case)
-    torch.testing.assert_close(of_queries(case, answer), expected(case, rules), atol=2e-5, rtol=0)
-    assert len(set(case.blocks.pieces.tolist())) == len(tokens.events) + 2
+    answer, _, _ = answer_by_hand(case, rules)
+    torch.testing.assert_close(answer, expected(case, rules), atol=2e-5, rtol=0)
+    rows = torch.cat([work.blocks[:, 3] for work in case.forward.works])
+    assert len(rows.unique()) == len(tokens.events) + 2
 
 
 # -- the table ---------------------------------------------------------------------------------------------------
@@ -143,7 +198,12 @@ def test_a_table_is_written_as_tokens_come(tiny_tokenizer):
 
 
 def test_blocks_of_a_dry_run():
-    blocks = blocks_of(pieces_of(0, 0, 20, 20, None) + pieces_of(1, 20, 1, 1, None), 16)
+    blocks = blocks_of(pieces_of(0, 0, 20, 20, None) + pieces_of(1, 20, 1, 1, None), 16, 16)
     assert blocks.pieces.tolist() == [0, 0, 1] and blocks.number.tolist() == [1, 2, 1]
-    assert blocks.queries.reshape(3, QUERIES)[:, 0].tolist() == [0, 16, 20]
-    assert (blocks.queries >= 0).sum() == 21 and blocks.pages.shape[1] > blocks.number.max()
+    assert blocks.places.tolist() == [0, 16, 20] and blocks.queries.tolist() == [16, 4, 1]
+    assert blocks.positions.tolist() == [0, 16, 0] and blocks.pages.tolist() == [0, 0, 1, 0]
+
+
+def test_blocks_are_as_large_as_a_product_lets_them():
+    sizes = [queries_of_a_block(group, torch.bfloat16) for group in (1, 2, 3, 7, 8, 64, 200)]
+    assert sizes == [64, 64, 32, 16, 16, 2, 1] and queries_of_a_block(2, torch.float32) == 16

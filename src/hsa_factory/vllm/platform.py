@@ -8,7 +8,7 @@ from .attention import HSABackend
 
 
 def attention_here() -> type[HSABackend]:
-    """Return the attention of layers with HSA: one fused kernel on a GPU of NVIDIA, else the product's own."""
+    """Return the attention of layers with HSA: kernels for its pages on a GPU of NVIDIA, else the product's own."""
     if current_platform.is_cuda():
         from .paged.backend import PagedHSABackend
 

@@ -1,1 +1,1 @@
-"""Attention over vLLM's paged cache by one fused kernel, for GPUs. What decides what is seen imports no vLLM."""
+"""Attention over vLLM's paged cache by kernels of ours, for GPUs. Only what vLLM is handed imports vLLM."""

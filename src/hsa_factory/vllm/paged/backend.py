@@ -1,12 +1,9 @@
-"""Attention with HSA on a GPU: vLLM's paged cache, read by one fused kernel."""
+"""Attention with HSA on a GPU: vLLM's paged cache, written and read by kernels of ours."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch.nn.attention.flex_attention import BlockMask
 from vllm.config import VllmConfig
 from vllm.v1.attention.backend import (
     AttentionMetadata,
@@ -16,13 +13,11 @@ from vllm.v1.attention.backend import (
 )
 from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheLayout
 
-from ...attention.layer_rules import LayerRules
 from ..attention import HSABackend, HSAImpl
 from ..listener import MissedRequest, rows_of
 from ..tokens import TokenTypes
-from .kernel import page_mask, paged_attention
-from .mods import Layout, Mod, mods_of
-from .pages import QUERIES, Piece, blocks_of, pieces_of
+from .attention import Forward, attend, queries_of_a_block, works_of, write
+from .pages import Piece, pieces_of
 from .type_table import TypeTable
 
 
@@ -41,12 +36,12 @@ class PagedHSABackend(HSABackend):
 
     @staticmethod
     def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[int | MultipleOf]:
-        """Return what the kernel multiplies at once."""
-        return [MultipleOf(16)]
+        """Return those of which the kernel reads whole ones at once."""
+        return [16, 32, 64, 128]
 
     @classmethod
     def supported_kv_cache_layouts(cls) -> tuple[KVCacheLayout, ...]:
-        """Return the one in which the keys of a head are one row of tokens."""
+        """Return the one in which a token's heads lie side by side."""
         return (KVCacheLayout.LBNHC,)
 
 
@@ -54,35 +49,15 @@ class PagedHSABackend(HSABackend):
 class PagedMetadata(AttentionMetadata):
     """Of one forward.
 
-    Legend: T tokens, N queries in blocks, P pages of the block with most.
-
     Attributes:
         num_actual_tokens: T, without padding.
-        new_slots: (T,) int64, where the tokens' keys go; in a dry run the first of the page that no request has.
-        layout: Where queries and keys are.
-        queries: (N,) int64, which token stands at each place of the blocks.
-        places: (T,) int64, at which place each token stands.
-        number: (N / 16,) int32, pages of each block.
-        pages: (N / 16, P) int32, where they lie.
+        new_slots: (T,) int64, where the tokens' keys go; below 0: nowhere, in a dry run.
+        forward: What the kernel is told.
     """
 
     num_actual_tokens: int
     new_slots: torch.Tensor
-    layout: Layout
-    queries: torch.Tensor
-    places: torch.Tensor
-    number: torch.Tensor
-    pages: torch.Tensor
-    _made: dict[LayerRules, tuple[BlockMask, Mod | None]] = field(default_factory=dict)
-
-    def mask_and_score(self, rules: LayerRules) -> tuple[BlockMask, Mod | None]:
-        """Return what the kernel takes, made once for all layers with these rules."""
-        if rules not in self._made:
-            mask_mod, score_mod = mods_of(self.layout, rules)
-            size = self.layout.page_size
-            mask = page_mask(self.number, self.pages, size, size * len(self.layout.logical), mask_mod)
-            self._made[rules] = mask, score_mod
-        return self._made[rules]
+    forward: Forward
 
 
 class PagedMetadataBuilder(AttentionMetadataBuilder[PagedMetadata]):
@@ -100,12 +75,13 @@ class PagedMetadataBuilder(AttentionMetadataBuilder[PagedMetadata]):
     ) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         self._page_size = kv_cache_spec.block_size
+        heads = vllm_config.model_config.get_num_attention_heads(vllm_config.parallel_config)
+        self._most = queries_of_a_block(heads // kv_cache_spec.num_kv_heads, kv_cache_spec.dtype)
         self._rows = rows_of(vllm_config)
         if not vllm_config.use_v2_model_runner:  # there the model's state tells of requests, and no logits processor
             self._rows.check(kv_cache_spec.rules)
         pages = -(-vllm_config.model_config.max_model_len // self._page_size)
         self._table = TypeTable(pages * self._page_size, device, any(rules.has_turns for rules in self._rows.rules))
-        self._logical = torch.zeros(0, dtype=torch.int32, device=device)
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
@@ -122,31 +98,12 @@ class PagedMetadataBuilder(AttentionMetadataBuilder[PagedMetadata]):
         """
         common = common_attn_metadata
         pieces = self._pieces(common)
-        blocks = blocks_of(pieces, self._page_size)
-        table_rows = np.array(self._table.rows_for([(piece.tokens, piece.start) for piece in pieces]), np.int64)
-        batch_rows = np.array([piece.row for piece in pieces], np.int64)[blocks.pieces]
-        is_query = blocks.queries >= 0
-        places = np.zeros(common.num_actual_tokens, np.int64)
-        places[blocks.queries[is_query]] = np.flatnonzero(is_query)
-        numbers = self._tensor(blocks.pages)
-        pages = common.block_table_tensor[self._tensor(batch_rows)[:, None], numbers]
-        layout = Layout(
-            row=self._tensor(np.repeat(table_rows[blocks.pieces], QUERIES)),
-            position=self._tensor(blocks.positions),
-            logical=self._note(pages, numbers),
-            page_size=self._page_size,
-            types=self._table.types,
-            turns=self._table.turns,
-        )
-        return PagedMetadata(
-            num_actual_tokens=common.num_actual_tokens,
-            new_slots=common.slot_mapping[: common.num_actual_tokens].to(torch.int64).clamp(min=0),
-            layout=layout,
-            queries=self._tensor(np.maximum(blocks.queries, 0)),
-            places=self._tensor(places),
-            number=self._tensor(blocks.number),
-            pages=pages.to(torch.int32),
-        )
+        rows = self._table.rows_for([(piece.tokens, piece.start) for piece in pieces])
+        told = works_of(pieces, rows, self._page_size, self._most, self.device)
+        pages = common.block_table_tensor
+        forward = Forward(*told, pages, self._table.types, self._table.turns, self._page_size)
+        number = common.num_actual_tokens
+        return PagedMetadata(number, common.slot_mapping[:number], forward)
 
     def _pieces(self, common: CommonAttentionMetadata) -> list[Piece]:
         starts = common.query_start_loc_cpu.tolist()
@@ -168,17 +125,6 @@ class PagedMetadataBuilder(AttentionMetadataBuilder[PagedMetadata]):
             if bool((common.slot_mapping[: common.num_actual_tokens] < 0).all()):  # last, as it waits for the device
                 return None
             raise
-
-    def _note(self, pages: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-        """Note which number each page has within its request; a page that requests share has one in all of them."""
-        if not len(self._logical):
-            total = self.vllm_config.cache_config.num_gpu_blocks
-            self._logical = torch.zeros(total, dtype=torch.int32, device=self.device)
-        self._logical[pages.flatten().long()] = numbers.flatten().to(torch.int32)
-        return self._logical
-
-    def _tensor(self, values: NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(values).to(self.device)
 
 
 class PagedHSAImpl(HSAImpl):
@@ -216,12 +162,8 @@ class PagedHSAImpl(HSAImpl):
             raise NotImplementedError("HSA's attention gives no quantized output: switch that fusion off.")
         if attn_metadata is None:
             return output.zero_()
-        number, size = attn_metadata.num_actual_tokens, self.head_size
-        cache = kv_cache.transpose(1, 2).view(-1, self.num_kv_heads, 2 * size)
-        new = torch.cat([key[:number], value[:number]], dim=-1)
-        cache.index_copy_(0, attn_metadata.new_slots, new.to(cache.dtype))
-        keys, values = cache.split(size, dim=-1)
-        mask, score_mod = attn_metadata.mask_and_score(self.rules)
-        answer = paged_attention(query[attn_metadata.queries], keys, values, mask, score_mod, self.scale)
-        output[:number] = answer[attn_metadata.places]
+        number = attn_metadata.num_actual_tokens
+        cache = kv_cache.transpose(1, 2).view(-1, self.num_kv_heads, 2 * self.head_size)
+        write(key[:number], value[:number], cache, attn_metadata.new_slots)
+        attend(query[:number], cache, attn_metadata.forward, self.rules, self.scale, output[:number])
         return output

@@ -9,10 +9,6 @@ from numpy.typing import NDArray
 from ..tokens import TokenTypes
 
 
-QUERIES = 16
-"""Queries of a block, all of one request: the fewest that a GPU multiplies at once."""
-
-
 @dataclass(frozen=True)
 class Piece:
     """Consecutive queries of a request that see the same types.
@@ -34,22 +30,24 @@ class Piece:
 
 @dataclass(frozen=True)
 class Blocks:
-    """The queries of a forward in blocks of `QUERIES`, each block of one piece.
+    """Queries of a forward in blocks, each block of one piece.
 
-    Legend: N blocks, W pages of the block with most.
+    Legend: N blocks, P pages of all of them.
 
     Attributes:
         pieces: (N,) int64, the piece of each block.
-        queries: (N·QUERIES,) int64, which token of the forward each is; -1 beyond the end of a piece.
-        positions: (N·QUERIES,) int32, of each in its request; -1 beyond the end of a piece.
-        number: (N,) int32, of pages.
-        pages: (N, W) int64, as numbers within the request; beyond their number the first one again.
+        places: (N,) int64, where its first query stands among the tokens of the forward.
+        queries: (N,) int64, how many it has.
+        positions: (N,) int64, of the first in its request.
+        number: (N,) int64, of pages.
+        pages: (P,) int64, those of each block one after the other, as numbers within the request.
     """
 
     pieces: NDArray[np.int64]
+    places: NDArray[np.int64]
     queries: NDArray[np.int64]
-    positions: NDArray[np.int32]
-    number: NDArray[np.int32]
+    positions: NDArray[np.int64]
+    number: NDArray[np.int64]
     pages: NDArray[np.int64]
 
 
@@ -70,46 +68,35 @@ def pieces_of(row: int, place: int, number: int, length: int, tokens: TokenTypes
     return [Piece(row, place + start - first, start, stop, tokens) for start, stop in tokens.pieces(first, length)]
 
 
-def blocks_of(pieces: Sequence[Piece], page_size: int) -> Blocks:
+def blocks_of(pieces: Sequence[Piece], page_size: int, size: int) -> Blocks:
     """Sort queries into blocks, and find the pages of each.
 
     Args:
         pieces: Of the forward; at least one.
         page_size: Tokens of a page.
+        size: Queries of a block.
     """
-    numbers, queries, positions, pages = [], [], [], []
-    for number, piece in enumerate(pieces):
-        starts = np.arange(piece.start, piece.stop, QUERIES)
-        place = starts[:, None] + np.arange(QUERIES)
-        is_real = place < piece.stop
-        numbers += [number] * len(starts)
-        queries.append(np.where(is_real, place - piece.start + piece.place, -1).ravel())
-        positions.append(np.where(is_real, place, -1).ravel())
-        pages += _pages(piece, starts, page_size)
-    width = _width(max(map(len, pages)))
-    table = np.stack([np.pad(found, (0, width - len(found)), constant_values=found[0]) for found in pages])
+    starts = [np.arange(piece.start, piece.stop, size) for piece in pieces]
+    owner = np.repeat(np.arange(len(pieces)), list(map(len, starts)))
+    first, place, stop = np.array([(piece.start, piece.place, piece.stop) for piece in pieces]).T
+    positions = np.concatenate(starts)
+    found = [pages for piece, begins in zip(pieces, starts) for pages in _pages(piece, begins, page_size, size)]
     return Blocks(
-        np.array(numbers, np.int64),
-        np.concatenate(queries).astype(np.int64),
-        np.concatenate(positions).astype(np.int32),
-        np.array(list(map(len, pages)), np.int32),
-        table.astype(np.int64),
+        owner,
+        place[owner] + positions - first[owner],
+        np.minimum(stop[owner] - positions, size),
+        positions,
+        np.array(list(map(len, found))),
+        np.concatenate(found),
     )
 
 
-def _pages(piece: Piece, starts: NDArray[np.int64], page_size: int) -> list[NDArray[np.int64]]:
+def _pages(piece: Piece, starts: NDArray[np.int64], page_size: int, size: int) -> list[NDArray[np.int64]]:
     """Return, for each block of queries, the pages with a key that may be seen from it."""
     number = -(-piece.stop // page_size)
-    begins = np.arange(number) * page_size
-    stops = np.minimum(starts + QUERIES, piece.stop)
-    is_read = begins < stops[:, None]
+    is_read = np.arange(number) * page_size < np.minimum(starts + size, piece.stop)[:, None]
     if piece.tokens is not None:
         last = np.full(number * page_size, -1, np.int64)
         last[: piece.stop] = piece.tokens.last[: piece.stop]
         is_read &= last.reshape(number, page_size).max(axis=1) >= starts[:, None]
     return [np.flatnonzero(row) for row in is_read]
-
-
-def _width(longest: int) -> int:
-    """Return how many pages to make room for: few different numbers, and one more, which the kernel looks ahead to."""
-    return 2 ** int(np.ceil(np.log2(longest + 1)))
