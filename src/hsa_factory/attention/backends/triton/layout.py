@@ -1,0 +1,134 @@
+"""What the kernels read of a plan: made once for all layers with the same rules, without waiting for the GPU."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ...layer_rules import UNLIMITED, LayerRules
+from ...places import find_places
+from ...plan import AttentionPlan
+from .layout_kernels import ALIGN, CHUNK, STRETCH, TABLE, blocks_kernel, count_kernel, move_kernel, work_kernel
+from .tiles import Tiles
+
+
+_STEEPEST = 1e28  # slope, from which on nothing is seen at a distance; times 2³⁰ it is finite
+_FEWEST_STEPS = 8  # of a piece of work in the backward
+_PIECES = 4  # of the longest work in the backward, about, for each multiprocessor
+
+
+@dataclass(frozen=True)
+class LayoutMaker:
+    """Makes the layout of a plan: for ``plan.once``.
+
+    Attributes:
+        tiles: Blocks of the kernels.
+        group: Query heads of a key head.
+        key_heads: Heads of keys.
+    """
+
+    tiles: Tiles
+    group: int
+    key_heads: int
+
+    def __call__(self, plan: AttentionPlan, rules: LayerRules) -> "Layout":
+        """Make it."""
+        return Layout(plan, rules, self.tiles, self.group, self.key_heads)
+
+
+class Layout:
+    """The keys run by run, and what sees what.
+
+    Legend: B batch, Q query length, Hkv heads of keys.
+
+    Args:
+        plan: The plan.
+        rules: Of the layer.
+        tiles: Blocks of the kernels.
+        group: Query heads of a key head.
+        key_heads: Heads of keys.
+
+    Attributes:
+        capacity: Keys that there is room for: those of a run begin at a multiple of 128.
+        keys: (B, 2, capacity) int32, which key it is (−1: none), and the types of queries that do not see it, a bit each.
+        numbers: (B, 3, capacity) float32, place, last place that sees it, slope for base 2.
+        query_place: (B, Q) float32, 2³⁰ at padding.
+        query_type: (B, Q) int32, 1 << type; of no meaning where nothing is hidden.
+        table: (B, blocks of queries, 24) int32, the blocks of keys that each sees.
+        range: (B, blocks of keys, 4) int32, the rows that see each.
+        work: (B, items, 4) int32, the pieces of the backward, whose number is bounded.
+        long: (B, spare, 4) int32, the blocks of keys that have more than one piece.
+        is_biased: Whether something fades.
+        is_hiding: Whether pairs are hidden.
+        is_padded: Whether there is padding.
+    """
+
+    def __init__(self, plan: AttentionPlan, rules: LayerRules, tiles: Tiles, group: int, key_heads: int) -> None:
+        device, batch, length, queries = plan.device, plan.batch_size, plan.key_length, plan.query_length
+        self.is_biased, self.is_hiding = any(rules.decays), bool(rules.hide)
+        self.is_padded = plan.is_padding is not None
+        place, order = find_places(plan)
+        last = plan.last_seen(rules)
+        if order is not None:
+            last = place - plan.positions + last
+        chunks = -(-length // CHUNK.value)
+        self.capacity = (length // ALIGN.value + 3) * ALIGN.value
+        self.query_blocks = -(-queries * group // tiles.forward.rows)
+        self.blocks = self.capacity // tiles.key.keys
+        least = _FEWEST_STEPS * tiles.key.rows
+        everything = self.blocks * queries * group  # rows that all blocks of keys together may be seen by
+        self.spare = max(1, min(_PIECES * _processors(device) // (key_heads * batch), everything // least))
+        self.items = self.blocks + self.spare
+
+        whole = lambda *shape: torch.empty(batch, *shape, dtype=torch.int32, device=device)
+        number = lambda *shape: torch.empty(batch, *shape, dtype=torch.float32, device=device)
+        counts, runs, ends = whole(3, chunks), whole(2, 4), number(2, chunks * (CHUNK.value // STRETCH.value))
+        self.keys, self.numbers, self.query_place = whole(2, self.capacity), number(3, self.capacity), number(queries)
+        self.query_type = whole(queries) if self.is_hiding else counts
+        self.table, self.range = whole(self.query_blocks, TABLE.value), whole(self.blocks, 4)
+        self.work, self.long = whole(self.items, 4), whole(self.spare, 4)
+
+        types = plan.semantic_ids.contiguous()
+        padding = types if plan.is_padding is None else plan.is_padding
+        order = types if order is None else order
+        what = {"PADDED": self.is_padded, "ORDERED": order is not types, "HIDING": self.is_hiding}
+        of_types = _runs(rules)
+        count_kernel[chunks, batch](
+            *(types, place, padding, order, counts, ends, self.query_place, self.query_type, length, queries, chunks),
+            *of_types,
+            **what,
+        )
+        slopes = [min(decay * math.log2(math.e), _STEEPEST) for decay in rules.decays]
+        hidden = [sum(1 << query for query in {q for q, key in rules.hide if key == kind}) for kind in range(3)]
+        move_kernel[chunks, batch](
+            *(types, place, last.contiguous(), padding, order, counts, self.keys, self.numbers, runs),
+            *(length, chunks, self.capacity, *of_types, *slopes, *hidden),
+            **what,
+        )
+        blocks_kernel[self.query_blocks + self.blocks, batch](
+            *(self.query_place, self.numbers, runs, ends, self.table, self.range),
+            *(length, queries, chunks, self.capacity, length.bit_length(), self.query_blocks, self.blocks),
+            GROUP=group,
+            ROWS=tiles.forward.rows,
+            SPAN=1 << ((tiles.forward.rows - 1) // group + 1 + (tiles.forward.rows % group > 0) - 1).bit_length(),
+            KEYS=tiles.forward.keys,
+            KEYS_BACKWARD=tiles.key.keys,
+            HIDING=self.is_hiding,
+            num_warps=1,
+        )
+        work_kernel[(batch,)](
+            self.range, self.work, self.long, self.blocks, self.items, self.spare, least, ROWS=tiles.key.rows
+        )
+
+
+def _runs(rules: LayerRules) -> list[int]:
+    """Return the run of each type: types that are seen equally long share one, and those that are seen longest come first."""
+    reach = []
+    for window, turns in zip(rules.window_reach, rules.turn_reach):
+        reach.append((window, -1 if window >= UNLIMITED else turns))
+    ranked = sorted(set(reach), reverse=True)
+    return [ranked.index(one) for one in reach]
+
+
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
