@@ -37,7 +37,7 @@ CASES = (
     *(Case(SHARE_WITH_TURNS, "turns", turns) for turns in (0, 1, 4)),
 )
 BASELINE, TORCHS_CHOICE = "causal, flash", "causal, torch's choice"
-_PLANS = {"flex": FlexMask, "blockwise": Layout}
+KERNELS = ("triton", "flex")  # on a GPU, the first of them what `auto` takes
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Sizes:
 
     lengths: tuple[int, ...] = (32768, 4096, 8192, 16384, 65536, 131072)
     heads: tuple[tuple[int, int, int], ...] = ((32, 8, 128), (32, 8, 64))
-    methods: tuple[tuple[str, int], ...] = (("flex", 2**20), ("blockwise", 32768))
+    methods: tuple[tuple[str, int], ...] = (("triton", 2**20), ("flex", 2**20), ("blockwise", 32768))
     rounds: int = 5
     dtype: torch.dtype = torch.bfloat16
 
@@ -129,7 +129,7 @@ class _Group:
         rules = LayerRules.of(case.config())
         plan = case.plan(self.length, self.device)
         times = self._times(lambda: run_attention(query, key, value, plan, rules, method)[0])
-        make = _PLANS[method]
+        make = self._maker(method)
         fresh = lambda: _copy(plan).once(make, rules)
         whole = lambda: _again(plan).once(make, rules)
         fresh(), whole()
@@ -146,6 +146,15 @@ class _Group:
             values["forward_speed_up"] = round(float(causal["forward_ms"]) / times["forward_ms"], 3)
             values["speed_up"] = round(float(causal["ms"]) / times["ms"], 3)
         return values
+
+    def _maker(self, method: str) -> Callable:
+        """Return what makes of a plan what the method needs."""
+        if method != "triton":
+            return {"flex": FlexMask, "blockwise": Layout}[method]
+        from hsa_factory.attention.backends.triton.attention import layout_maker
+
+        query, key, value, _ = self._draw()
+        return layout_maker(query, key, value)
 
     def _times(self, attend: Callable[[], torch.Tensor]) -> dict:
         *leaves, upstream = self._draw()

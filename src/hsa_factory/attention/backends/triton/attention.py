@@ -42,14 +42,19 @@ def triton_attention(
     """
     if query.numel() == 0 or value.numel() == 0:
         return query.new_zeros(*query.shape[:3], value.shape[3]) + 0 * (query.sum() + key.sum() + value.sum())
-    head_size = max(query.shape[3], value.shape[3], 16)
-    tiles = find_tiles(1 << (head_size - 1).bit_length(), query.dtype != torch.float32)
-    key_heads = key.shape[1]
+    maker = layout_maker(query, key, value)
     scale = query.shape[3] ** -0.5 if scale is None else scale
     with torch.cuda.device_of(query):
-        layout = plan.once(LayoutMaker(tiles, query.shape[1] // key_heads, key_heads), rules)
-    output: torch.Tensor = _Attention.apply(query, key, value, layout, tiles, scale)
+        layout = plan.once(maker, rules)
+    output: torch.Tensor = _Attention.apply(query, key, value, layout, maker.tiles, scale)
     return output
+
+
+def layout_maker(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> LayoutMaker:
+    """Return what makes the layout of a plan for such tensors: for ``plan.once``."""
+    head_size = max(query.shape[3], value.shape[3], 16)
+    tiles = find_tiles(1 << (head_size - 1).bit_length(), query.dtype != torch.float32)
+    return LayoutMaker(tiles, query.shape[1] // key.shape[1], key.shape[1])
 
 
 class _Attention(torch.autograd.Function):
@@ -134,12 +139,13 @@ class _Attention(torch.autograd.Function):
                 **_shape(query, key, value, layout, tiles.key),
                 PADDED=layout.is_padded,
             )
-            sum_kernel[layout.spare * (tiles.key.keys // _SUMMED), key_heads, batch](
+            part = min(_SUMMED, tiles.key.keys)
+            sum_kernel[layout.spare * (tiles.key.keys // part), key_heads, batch](
                 *(partial, grad_key, grad_value, layout.keys, layout.long),
                 *(*grad_key.stride()[:3], *grad_value.stride()[:3], layout.capacity, layout.spare),
                 **{name: what[name] for name in ("D", "E", "BLOCK_D", "BLOCK_E")},
                 KEYS=tiles.key.keys,
-                PART=_SUMMED,
+                PART=part,
             )
         return grad_query, grad_key, grad_value, None, None, None
 

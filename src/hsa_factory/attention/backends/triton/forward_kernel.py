@@ -12,12 +12,11 @@ NOT_SPECIALIZED = ["queries", "capacity", "query_blocks"]
 
 @triton.jit
 def _step(
-    block, peak, total, sums, query, place, query_type, scale, key_ptr, value_ptr, keys, numbers, capacity, key_sl, value_sl,
+    block, token, peak, total, sums, query, place, query_type, scale, key_ptr, value_ptr, keys, numbers, capacity, key_sl, value_sl,
     D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, KEYS: tl.constexpr,
     BIASED: tl.constexpr, HIDING: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     at = block * KEYS + tl.arange(0, KEYS)
-    token = tl.load(keys + at)
     key_place = tl.load(numbers + at)
     slope = tl.load(numbers + 2 * capacity + at)
     there = token >= 0
@@ -74,20 +73,29 @@ def forward_kernel(
 
     end0, end1, end2 = tl.load(table), tl.load(table + 1), tl.load(table + 2)
     offset0, offset1, offset2 = tl.load(table + LANES), tl.load(table + LANES + 1), tl.load(table + LANES + 2)
+    lane = tl.arange(0, KEYS)
+    block = nth_full(0, end0, end1, offset0, offset1, offset2)
+    token_now = tl.load(keys + block * KEYS + lane, mask=lane < end2 * KEYS, other=0)
     for n in range(0, end2):
-        block = nth_full(n, end0, end1, offset0, offset1, offset2)
+        following = nth_full(n + 1, end0, end1, offset0, offset1, offset2)
+        token_next = tl.load(keys + following * KEYS + lane, mask=(lane < KEYS) & (n + 1 < end2), other=0)
         peak, total, sums = _step(
-            block, peak, total, sums, query, place, query_type, scale, key_ptr, value_ptr, keys, numbers, capacity, key_sl,
+            block, token_now, peak, total, sums, query, place, query_type, scale, key_ptr, value_ptr, keys, numbers, capacity, key_sl,
             value_sl, D, E, BLOCK_D, BLOCK_E, KEYS, BIASED, HIDING, False, PRECISION,
         )  # fmt: skip
+        block, token_now = following, token_next
     left0, left1, left2 = tl.load(table + 2 * LANES), tl.load(table + 2 * LANES + 1), tl.load(table + 2 * LANES + 2)
     right0, right1, right2 = tl.load(table + 4 * LANES), tl.load(table + 4 * LANES + 1), tl.load(table + 4 * LANES + 2)
+    block = nth_partial(0, table, left0, left1, left2, right0, right1)
+    token_now = tl.load(keys + block * KEYS + lane, mask=lane < right2 * KEYS, other=-1)
     for n in range(0, right2):
-        block = nth_partial(n, table, left0, left1, left2, right0, right1)
+        following = nth_partial(n + 1, table, left0, left1, left2, right0, right1)
+        token_next = tl.load(keys + following * KEYS + lane, mask=(lane < KEYS) & (n + 1 < right2), other=-1)
         peak, total, sums = _step(
-            block, peak, total, sums, query, place, query_type, scale, key_ptr, value_ptr, keys, numbers, capacity, key_sl,
+            block, token_now, peak, total, sums, query, place, query_type, scale, key_ptr, value_ptr, keys, numbers, capacity, key_sl,
             value_sl, D, E, BLOCK_D, BLOCK_E, KEYS, BIASED, HIDING, True, PRECISION,
         )  # fmt: skip
+        block, token_now = following, token_next
 
     sees_any = is_real & (total > 0)
     sums = tl.where(sees_any[:, None], sums / tl.where(sees_any, total, 1.0)[:, None], 0.0)

@@ -40,10 +40,10 @@ class Tiles:
 def find_tiles(head_size: int, is_half: bool) -> Tiles:
     """Return the blocks for heads of a size (a power of two) in a precision."""
     if not is_half:  # products in full precision are no work for tensor cores
-        rows = 32 if head_size > 64 else 64
-        return Tiles(Tile(rows, 32, 4, 1), Tile(rows, 32, 4, 1), Tile(32, 32, 4, 1))
+        size = 32 if head_size <= 128 else 16
+        return Tiles(*[Tile(size, size, 8, 1)] * 3)
     if head_size <= 64:
-        return Tiles(Tile(128, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 128, 8, 2))
+        return Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(64, 128, 8, 2))
     if head_size <= 128:
-        return Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 128, 8, 2))
+        return Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(64, 128, 8, 2))
     return Tiles(Tile(64, 32, 8, 2), Tile(64, 32, 8, 1), Tile(32, 64, 8, 1))
