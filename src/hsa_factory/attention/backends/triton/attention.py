@@ -1,20 +1,16 @@
 """HSA attention in Triton kernels, forward and backward."""
 
-import math
+from functools import cache
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from ...layer_rules import LayerRules
 from ...plan import AttentionPlan
-from .forward_kernel import forward_kernel
-from .key_kernels import key_kernel, sum_kernel
+from .calls import find_calls
 from .layout import Layout, LayoutMaker
-from .query_kernel import query_kernel
-from .tiles import Tile, Tiles, find_tiles
-
-
-_SUMMED = 32  # keys of which a program adds up partial sums
+from .tiles import find_tiles
 
 
 def triton_attention(
@@ -38,136 +34,76 @@ def triton_attention(
         scale: Factor of q·k; None: 1/√D.
 
     Returns:
-        (B, H, Q, E) in the dtype of `query`, zeros at padding.
+        (B, H, Q, E) in the dtype of `query`, zeros at padding. It can be differentiated once.
     """
     if query.numel() == 0 or value.numel() == 0:
         return query.new_zeros(*query.shape[:3], value.shape[3]) + 0 * (query.sum() + key.sum() + value.sum())
-    maker = layout_maker(query, key, value)
-    scale = query.shape[3] ** -0.5 if scale is None else scale
-    with torch.cuda.device_of(query):
-        layout = plan.once(maker, rules)
-    output: torch.Tensor = _Attention.apply(query, key, value, layout, maker.tiles, scale)
-    return output
+    scale = query.shape[3] ** -0.5 if scale is None else float(scale)
+    if query.is_cuda and query.get_device() != torch.cuda.current_device():
+        with torch.cuda.device(query.device):
+            return _attend(query, key, value, plan, rules, scale)
+    return _attend(query, key, value, plan, rules, scale)
 
 
 def layout_maker(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> LayoutMaker:
     """Return what makes the layout of a plan for such tensors: for ``plan.once``."""
-    head_size = max(query.shape[3], value.shape[3], 16)
-    tiles = find_tiles(1 << (head_size - 1).bit_length(), query.dtype != torch.float32)
-    return LayoutMaker(tiles, query.shape[1] // key.shape[1], key.shape[1])
+    return _layout_maker(query.shape[1], key.shape[1], max(query.shape[3], value.shape[3]), query.dtype, query.device)
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    plan: AttentionPlan,
+    rules: LayerRules,
+    scale: float,
+) -> torch.Tensor:
+    layout = plan.once(layout_maker(query, key, value), rules)
+    output: torch.Tensor = _Attention.apply(query, key, value, layout, scale)  # type: ignore[no-untyped-call]
+    return output
+
+
+@cache
+def _layout_maker(heads: int, key_heads: int, head_size: int, dtype: torch.dtype, device: torch.device) -> LayoutMaker:
+    tiles = find_tiles(head_size, dtype != torch.float32, _shared_kib(device))
+    return LayoutMaker(tiles, heads // key_heads, key_heads)
+
+
+def _shared_kib(device: torch.device) -> int:
+    if device.type != "cuda":  # Triton's interpreter
+        return 0
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin) // 1024
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        layout: Layout,
-        tiles: Tiles,
-        scale: float,
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scale: float
     ) -> torch.Tensor:
-        query, key, value = (_with_whole_rows(tensor) for tensor in (query, key, value))
-        batch, heads, queries, _ = query.shape
-        output = query.new_empty(batch, queries, heads, value.shape[3]).transpose(1, 2)
-        log_sum = torch.empty(batch, heads, queries, dtype=torch.float32, device=query.device)
-        tile = tiles.forward
-        with torch.cuda.device_of(query):
-            forward_kernel[layout.query_blocks, key.shape[1], batch](
-                *(
-                    query,
-                    key,
-                    value,
-                    output,
-                    log_sum,
-                    layout.keys,
-                    layout.numbers,
-                    layout.query_place,
-                    layout.query_type,
-                ),
-                *(layout.table, scale * math.log2(math.e)),
-                *(*query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *output.stride()[:3]),
-                *(queries, layout.capacity, layout.query_blocks),
-                **_shape(query, key, value, layout, tile),
-            )
-        ctx.save_for_backward(query, key, value, output, log_sum)
-        ctx.layout, ctx.tiles, ctx.scale = layout, tiles, scale
+        query, key, value = _with_whole_rows(query), _with_whole_rows(key), _with_whole_rows(value)
+        calls = find_calls(layout, query, key, value, scale)
+        output = query.new_empty_strided(calls.output_shape, calls.output_strides)
+        rows = query.new_empty(calls.row_shape, dtype=torch.float32)
+        calls.forward(query, key, value, output, rows)
+        ctx.save_for_backward(query, key, value, output, rows)
+        ctx.calls, ctx.is_padded = calls, layout.is_padded
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, output, log_sum = ctx.saved_tensors
-        layout, tiles, scale = ctx.layout, ctx.tiles, ctx.scale
+        query, key, value, output, rows = ctx.saved_tensors
         upstream = _with_whole_rows(upstream)
-        batch, heads, queries, _ = query.shape
-        key_heads = key.shape[1]
-        delta = torch.empty_like(log_sum)
+        calls = ctx.calls.backward(upstream, query, key, value)
         grad_query = torch.empty_like(query)
-        make = torch.zeros_like if layout.is_padded else torch.empty_like
+        make = torch.zeros_like if ctx.is_padded else torch.empty_like
         grad_key, grad_value = make(key), make(value)
-        exponent_scale = scale * math.log2(math.e)
-        what = _shape(query, key, value, layout, tiles.query)
-        partial = torch.empty(
-            (batch, key_heads, 2 * layout.spare, tiles.key.keys, what["BLOCK_D"] + what["BLOCK_E"]),
-            dtype=torch.float32,
-            device=query.device,
-        )
-        with torch.cuda.device_of(query):
-            query_kernel[layout.query_blocks, key_heads, batch](
-                *(query, key, value, output, upstream, log_sum, delta, grad_query),
-                *(
-                    layout.keys,
-                    layout.numbers,
-                    layout.query_place,
-                    layout.query_type,
-                    layout.table,
-                    exponent_scale,
-                    scale,
-                ),
-                *(*query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *output.stride()[:3]),
-                *(*upstream.stride()[:3], *grad_query.stride()[:3]),
-                *(queries, layout.capacity, layout.query_blocks),
-                **what,
-            )
-            key_kernel[layout.items, key_heads, batch](
-                *(query, key, value, upstream, log_sum, delta, grad_key, grad_value, partial),
-                *(layout.keys, layout.numbers, layout.query_place, layout.query_type, layout.range, layout.work),
-                *(exponent_scale, scale, *query.stride()[:3], *key.stride()[:3], *value.stride()[:3]),
-                *(*upstream.stride()[:3], *grad_key.stride()[:3], *grad_value.stride()[:3]),
-                *(queries, layout.capacity, layout.blocks, layout.items, layout.spare),
-                **_shape(query, key, value, layout, tiles.key),
-                PADDED=layout.is_padded,
-            )
-            part = min(_SUMMED, tiles.key.keys)
-            sum_kernel[layout.spare * (tiles.key.keys // part), key_heads, batch](
-                *(partial, grad_key, grad_value, layout.keys, layout.long),
-                *(*grad_key.stride()[:3], *grad_value.stride()[:3], layout.capacity, layout.spare),
-                **{name: what[name] for name in ("D", "E", "BLOCK_D", "BLOCK_E")},
-                KEYS=tiles.key.keys,
-                PART=part,
-            )
-        return grad_query, grad_key, grad_value, None, None, None
+        calls.query(query, key, value, output, upstream, rows, grad_query)
+        calls.key(query, key, value, upstream, rows, grad_key, grad_value, calls.partial)
+        calls.sum(calls.partial, grad_key, grad_value)
+        return grad_query, grad_key, grad_value, None, None
 
 
 def _with_whole_rows(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.stride(3) == 1 else tensor.contiguous()
-
-
-def _shape(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, tile: Tile) -> dict[str, Any]:
-    """Return what a kernel is compiled for."""
-    D, E = query.shape[3], value.shape[3]
-    return {
-        "GROUP": query.shape[1] // key.shape[1],
-        "D": D,
-        "E": E,
-        "BLOCK_D": max(16, 1 << (D - 1).bit_length()),
-        "BLOCK_E": max(16, 1 << (E - 1).bit_length()),
-        "ROWS": tile.rows,
-        "KEYS": tile.keys,
-        "BIASED": layout.is_biased,
-        "HIDING": layout.is_hiding,
-        "PRECISION": "ieee" if query.dtype == torch.float32 else None,
-        "num_warps": tile.warps,
-        "num_stages": tile.stages,
-    }

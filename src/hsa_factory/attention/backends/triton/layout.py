@@ -2,19 +2,21 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ...layer_rules import UNLIMITED, LayerRules
 from ...places import find_places
 from ...plan import AttentionPlan
-from .layout_kernels import ALIGN, CHUNK, STRETCH, TABLE, blocks_kernel, count_kernel, move_kernel, work_kernel
+from .kernels.layout import ALIGN, CHUNK, STRETCH, TABLE, blocks_kernel, count_kernel, move_kernel, work_kernel
+from .launch import Launch
 from .tiles import Tiles
 
 
 _STEEPEST = 1e28  # slope, from which on nothing is seen at a distance; times 2³⁰ it is finite
 _FEWEST_STEPS = 8  # of a piece of work in the backward
-_PIECES = 4  # of the longest work in the backward, about, for each multiprocessor
+_PIECES = 8  # of the longest work in the backward, about, for each multiprocessor
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,11 @@ class Layout:
         is_biased: Whether something fades.
         is_hiding: Whether pairs are hidden.
         is_padded: Whether there is padding.
+        calls: The kernels' arguments by shapes and strides.
     """
 
     def __init__(self, plan: AttentionPlan, rules: LayerRules, tiles: Tiles, group: int, key_heads: int) -> None:
+        self.tiles, self.calls = tiles, dict[Any, Any]()
         device, batch, length, queries = plan.device, plan.batch_size, plan.key_length, plan.query_length
         self.is_biased, self.is_hiding = any(rules.decays), bool(rules.hide)
         self.is_padded = plan.is_padding is not None
@@ -80,8 +84,12 @@ class Layout:
         self.spare = max(1, min(_PIECES * _processors(device) // (key_heads * batch), everything // least))
         self.items = self.blocks + self.spare
 
-        whole = lambda *shape: torch.empty(batch, *shape, dtype=torch.int32, device=device)
-        number = lambda *shape: torch.empty(batch, *shape, dtype=torch.float32, device=device)
+        def whole(*shape: int) -> torch.Tensor:
+            return torch.empty(batch, *shape, dtype=torch.int32, device=device)
+
+        def number(*shape: int) -> torch.Tensor:
+            return torch.empty(batch, *shape, dtype=torch.float32, device=device)
+
         counts, runs, ends = whole(3, chunks), whole(2, 4), number(2, chunks * (CHUNK.value // STRETCH.value))
         self.keys, self.numbers, self.query_place = whole(2, self.capacity), number(3, self.capacity), number(queries)
         self.query_type = whole(queries) if self.is_hiding else counts
@@ -91,33 +99,36 @@ class Layout:
         types = plan.semantic_ids.contiguous()
         padding = types if plan.is_padding is None else plan.is_padding
         order = types if order is None else order
-        what = {"PADDED": self.is_padded, "ORDERED": order is not types, "HIDING": self.is_hiding}
+        what: dict[str, Any] = {"PADDED": self.is_padded, "ORDERED": order is not types, "HIDING": self.is_hiding}
+        kind = (types.dtype, place.dtype, device)
         of_types = _runs(rules)
-        count_kernel[chunks, batch](
-            *(types, place, padding, order, counts, ends, self.query_place, self.query_type, length, queries, chunks),
-            *of_types,
-            **what,
+        Launch(count_kernel, (chunks, batch, 1), (), (length, queries, chunks, *of_types), 0, what, kind)(
+            types, place, padding, order, counts, ends, self.query_place, self.query_type
         )
         slopes = [min(decay * math.log2(math.e), _STEEPEST) for decay in rules.decays]
         hidden = [sum(1 << query for query in {q for q, key in rules.hide if key == kind}) for kind in range(3)]
-        move_kernel[chunks, batch](
-            *(types, place, last.contiguous(), padding, order, counts, self.keys, self.numbers, runs),
-            *(length, chunks, self.capacity, *of_types, *slopes, *hidden),
-            **what,
+        numbers = (length, chunks, self.capacity, *of_types, *slopes, *hidden)
+        Launch(move_kernel, (chunks, batch, 1), (), numbers, 0, what, kind)(
+            types, place, last.contiguous(), padding, order, counts, self.keys, self.numbers, runs
         )
-        blocks_kernel[self.query_blocks + self.blocks, batch](
-            *(self.query_place, self.numbers, runs, ends, self.table, self.range),
-            *(length, queries, chunks, self.capacity, length.bit_length(), self.query_blocks, self.blocks),
-            GROUP=group,
-            ROWS=tiles.forward.rows,
-            SPAN=1 << ((tiles.forward.rows - 1) // group + 1 + (tiles.forward.rows % group > 0) - 1).bit_length(),
-            KEYS=tiles.forward.keys,
-            KEYS_BACKWARD=tiles.key.keys,
-            HIDING=self.is_hiding,
-            num_warps=1,
+        numbers = (length, queries, chunks, self.capacity, length.bit_length(), self.query_blocks, self.blocks)
+        rows = tiles.forward.rows
+        most = rows // group + (2 if rows % group else 0)  # queries that rows of one block belong to
+        what = {
+            "GROUP": group,
+            "ROWS": rows,
+            "SPAN": 1 << max(most - 1, 0).bit_length(),
+            "KEYS": tiles.forward.keys,
+            "KEYS_BACKWARD": tiles.key.keys,
+            "HIDING": self.is_hiding,
+            "num_warps": 1,
+        }
+        Launch(blocks_kernel, (self.query_blocks + self.blocks, batch, 1), (), numbers, 0, what, kind)(
+            self.query_place, self.numbers, runs, ends, self.table, self.range
         )
-        work_kernel[(batch,)](
-            self.range, self.work, self.long, self.blocks, self.items, self.spare, least, ROWS=tiles.key.rows
+        numbers = (self.blocks, self.items, self.spare, least)
+        Launch(work_kernel, (batch, 1, 1), (), numbers, 0, {"ROWS": tiles.key.rows}, kind)(
+            self.range, self.work, self.long
         )
 
 

@@ -1,9 +1,9 @@
-"""The gradient of the queries: a program computes a block of rows, as in the forward."""
+"""The forward: a program computes a block of rows, over the blocks of keys that they see."""
 
 import triton
 import triton.language as tl
 
-from .layout_kernels import LANES, NOWHERE, TABLE
+from .layout import LANES, NOWHERE, TABLE
 from .parts import exponents, is_visible, load_rows, nth_full, nth_partial, store_rows
 
 
@@ -12,8 +12,7 @@ NOT_SPECIALIZED = ["queries", "capacity", "query_blocks"]
 
 @triton.jit
 def _step(
-    block, token, sums, query, upstream, place, query_type, log_sum, delta, scale, key_ptr, value_ptr, keys, numbers, capacity,
-    key_sl, value_sl,
+    block, token, peak, total, sums, query, place, query_type, scale, key_ptr, value_ptr, keys, numbers, capacity, key_sl, value_sl,
     D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, KEYS: tl.constexpr,
     BIASED: tl.constexpr, HIDING: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -25,30 +24,34 @@ def _step(
     key = load_rows(key_ptr + far * key_sl, tl.arange(0, BLOCK_D), there, D, BLOCK_D, MASKED)
     logits = tl.dot(query, tl.trans(key), input_precision=PRECISION)
     logits = exponents(logits, scale, place[:, None], key_place[None, :], slope[None, :], BIASED)
-    weights = tl.exp2(logits - log_sum[:, None])
     if MASKED:
         last = tl.load(numbers + capacity + at)
         hidden = tl.load(keys + capacity + at) if HIDING else token
         visible = is_visible(
             place[:, None], key_place[None, :], last[None, :], query_type[:, None], hidden[None, :], HIDING
         )
-        weights = tl.where(visible, weights, 0.0)
+        logits = tl.where(visible, logits, float("-inf"))
+    highest = tl.maximum(peak, tl.max(logits, 1))
+    base = tl.where(highest == float("-inf"), 0.0, highest) if MASKED else highest
+    powers = tl.exp2(logits - base[:, None])
+    shrink = tl.exp2(peak - base)
+    total = total * shrink + tl.sum(powers, 1)
+    sums = sums * shrink[:, None]
     value = load_rows(value_ptr + far * value_sl, tl.arange(0, BLOCK_E), there, E, BLOCK_E, MASKED)
-    grad = weights * (tl.dot(upstream, tl.trans(value), input_precision=PRECISION) - delta[:, None])
-    return tl.dot(grad.to(key.dtype), key, sums, input_precision=PRECISION)
+    sums = tl.dot(powers.to(value.dtype), value, sums, input_precision=PRECISION)
+    return highest, total, sums
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
-def query_kernel(
-    query_ptr, key_ptr, value_ptr, output_ptr, upstream_ptr, log_sum_ptr, delta_ptr, grad_ptr,
-    keys_ptr, numbers_ptr, place_ptr, type_ptr, table_ptr, exponent_scale, scale,
+def forward_kernel(
+    query_ptr, key_ptr, value_ptr, output_ptr, log_sum_ptr, keys_ptr, numbers_ptr, place_ptr, type_ptr, table_ptr,
     query_sb, query_sh, query_sl, key_sb, key_sh, key_sl, value_sb, value_sh, value_sl, output_sb, output_sh, output_sl,
-    upstream_sb, upstream_sh, upstream_sl, grad_sb, grad_sh, grad_sl, queries, capacity, query_blocks,
+    scale, queries, capacity, query_blocks,
     GROUP: tl.constexpr, D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, BIASED: tl.constexpr, HIDING: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Compute the gradient of the queries, and `delta` (B, Hkv, Q·GROUP), the sum of output · its gradient."""
-    one = query_blocks - 1 - tl.program_id(0)
+    """Compute the output, and the logarithms (base 2) of the sums of exponentials: (B, Hkv, Q·GROUP), ∞ at padding."""
+    one = query_blocks - 1 - tl.program_id(0)  # the last see most
     head, batch = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     row = one * ROWS + tl.arange(0, ROWS)
     token = row // GROUP
@@ -58,21 +61,15 @@ def query_kernel(
     is_real = place < NOWHERE
     far, query_head = token.to(tl.int64), head * GROUP + row % GROUP
     query_rows = query_ptr + batch * query_sb + query_head * query_sh + far * query_sl
-    output_rows = output_ptr + batch * output_sb + query_head * output_sh + far * output_sl
-    upstream_rows = upstream_ptr + batch * upstream_sb + query_head * upstream_sh + far * upstream_sl
     query = load_rows(query_rows, tl.arange(0, BLOCK_D), is_real, D, BLOCK_D, True)
-    upstream = load_rows(upstream_rows, tl.arange(0, BLOCK_E), is_real, E, BLOCK_E, True)
-    output = load_rows(output_rows, tl.arange(0, BLOCK_E), is_real, E, BLOCK_E, True)
-    delta = tl.sum(output.to(tl.float32) * upstream.to(tl.float32), 1)
-    own = (batch * tl.num_programs(1) + head) * (queries * GROUP) + row
-    tl.store(delta_ptr + own, delta, mask=inside)
-    log_sum = tl.load(log_sum_ptr + own, mask=inside, other=float("inf"))
 
     key_ptr += batch * key_sb + head * key_sh
     value_ptr += batch * value_sb + head * value_sh
     keys, numbers = keys_ptr + batch * 2 * capacity, numbers_ptr + batch * 3 * capacity
     table = table_ptr + (batch * query_blocks + one) * TABLE
-    sums = tl.zeros([ROWS, BLOCK_D], tl.float32)
+    peak = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    sums = tl.zeros([ROWS, BLOCK_E], tl.float32)
 
     end0, end1, end2 = tl.load(table), tl.load(table + 1), tl.load(table + 2)
     offset0, offset1, offset2 = tl.load(table + LANES), tl.load(table + LANES + 1), tl.load(table + LANES + 2)
@@ -82,9 +79,9 @@ def query_kernel(
     for n in range(0, end2):
         following = nth_full(n + 1, end0, end1, offset0, offset1, offset2)
         token_next = tl.load(keys + following * KEYS + lane, mask=(lane < KEYS) & (n + 1 < end2), other=0)
-        sums = _step(
-            block, token_now, sums, query, upstream, place, query_type, log_sum, delta, exponent_scale, key_ptr, value_ptr, keys,
-            numbers, capacity, key_sl, value_sl, D, E, BLOCK_D, BLOCK_E, KEYS, BIASED, HIDING, False, PRECISION,
+        peak, total, sums = _step(
+            block, token_now, peak, total, sums, query, place, query_type, scale, key_ptr, value_ptr, keys, numbers, capacity, key_sl,
+            value_sl, D, E, BLOCK_D, BLOCK_E, KEYS, BIASED, HIDING, False, PRECISION,
         )  # fmt: skip
         block, token_now = following, token_next
     left0, left1, left2 = tl.load(table + 2 * LANES), tl.load(table + 2 * LANES + 1), tl.load(table + 2 * LANES + 2)
@@ -94,11 +91,16 @@ def query_kernel(
     for n in range(0, right2):
         following = nth_partial(n + 1, table, left0, left1, left2, right0, right1)
         token_next = tl.load(keys + following * KEYS + lane, mask=(lane < KEYS) & (n + 1 < right2), other=-1)
-        sums = _step(
-            block, token_now, sums, query, upstream, place, query_type, log_sum, delta, exponent_scale, key_ptr, value_ptr, keys,
-            numbers, capacity, key_sl, value_sl, D, E, BLOCK_D, BLOCK_E, KEYS, BIASED, HIDING, True, PRECISION,
+        peak, total, sums = _step(
+            block, token_now, peak, total, sums, query, place, query_type, scale, key_ptr, value_ptr, keys, numbers, capacity, key_sl,
+            value_sl, D, E, BLOCK_D, BLOCK_E, KEYS, BIASED, HIDING, True, PRECISION,
         )  # fmt: skip
         block, token_now = following, token_next
 
-    grad_rows = grad_ptr + batch * grad_sb + query_head * grad_sh + far * grad_sl
-    store_rows(grad_rows, tl.arange(0, BLOCK_D), (sums * scale).to(grad_ptr.dtype.element_ty), inside, D, BLOCK_D)
+    sees_any = is_real & (total > 0)
+    sums = tl.where(sees_any[:, None], sums / tl.where(sees_any, total, 1.0)[:, None], 0.0)
+    output_rows = output_ptr + batch * output_sb + query_head * output_sh + far * output_sl
+    store_rows(output_rows, tl.arange(0, BLOCK_E), sums.to(output_ptr.dtype.element_ty), inside, E, BLOCK_E)
+    log_sum = tl.where(sees_any, peak + tl.log2(total), float("inf"))
+    rows = queries * GROUP
+    tl.store(log_sum_ptr + (batch * tl.num_programs(1) + head) * rows + row, log_sum, mask=inside)

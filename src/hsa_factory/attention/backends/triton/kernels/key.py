@@ -6,7 +6,7 @@ The pieces of one block that are more than one write partial sums, which a small
 import triton
 import triton.language as tl
 
-from .layout_kernels import NOWHERE
+from .layout import NOWHERE
 from .parts import exponents, is_visible, load_rows, store_rows
 
 
@@ -55,11 +55,12 @@ def _step(
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def key_kernel(
-    query_ptr, key_ptr, value_ptr, upstream_ptr, log_sum_ptr, delta_ptr, grad_key_ptr, grad_value_ptr, partial_ptr,
-    keys_ptr, numbers_ptr, place_ptr, type_ptr, range_ptr, work_ptr, exponent_scale, scale,
+    query_ptr, key_ptr, value_ptr, upstream_ptr, log_sum_ptr, grad_key_ptr, grad_value_ptr, partial_ptr,
+    keys_ptr, numbers_ptr, place_ptr, type_ptr, range_ptr, work_ptr,
     query_sb, query_sh, query_sl, key_sb, key_sh, key_sl, value_sb, value_sh, value_sl,
     upstream_sb, upstream_sh, upstream_sl, grad_key_sb, grad_key_sh, grad_key_sl,
-    grad_value_sb, grad_value_sh, grad_value_sl, queries, capacity, blocks, items, spare,
+    grad_value_sb, grad_value_sh, grad_value_sl,
+    exponent_scale, scale, queries, capacity, blocks, items, spare,
     GROUP: tl.constexpr, D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, BIASED: tl.constexpr, HIDING: tl.constexpr, PADDED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -92,7 +93,8 @@ def key_kernel(
         query_ptr += batch * query_sb + head * GROUP * query_sh
         upstream_ptr += batch * upstream_sb + head * GROUP * upstream_sh
         heads = batch * tl.num_programs(1) + head
-        log_sums, deltas = log_sum_ptr + heads * (queries * GROUP), delta_ptr + heads * (queries * GROUP)
+        log_sums = log_sum_ptr + heads * (queries * GROUP)
+        deltas = log_sums + tl.num_programs(1).to(tl.int64) * tl.num_programs(2) * (queries * GROUP)
         places, types = place_ptr + batch * queries, type_ptr + batch * queries
         key_sums = tl.zeros([KEYS, BLOCK_D], tl.float32)
         value_sums = tl.zeros([KEYS, BLOCK_E], tl.float32)

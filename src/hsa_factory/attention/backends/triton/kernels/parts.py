@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .layout_kernels import LANES
+from .layout import LANES
 
 
 @triton.jit
