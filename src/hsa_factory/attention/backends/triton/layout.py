@@ -15,6 +15,7 @@ from .tiles import Tiles
 
 
 _STEEPEST = 1e28  # slope, from which on nothing is seen at a distance; times 2³⁰ it is finite
+_FARTHEST = 2**30  # tokens or turns: above all there are
 _FEWEST_STEPS = 8  # of a piece of work in the backward
 _PIECES = 8  # of the longest work in the backward, about, for each multiprocessor
 
@@ -41,7 +42,7 @@ class LayoutMaker:
 class Layout:
     """The keys run by run, and what sees what.
 
-    Legend: B batch, Q query length, Hkv heads of keys.
+    Legend: B batch, Q query length, Hkv heads of keys. Tensors are flat, as the kernels take them.
 
     Args:
         plan: The plan.
@@ -52,14 +53,14 @@ class Layout:
 
     Attributes:
         capacity: Keys that there is room for: those of a run begin at a multiple of 128.
-        keys: (B, 2, capacity) int32, which key it is (−1: none), and the types of queries that do not see it, a bit each.
-        numbers: (B, 3, capacity) float32, place, last place that sees it, slope for base 2.
-        query_place: (B, Q) float32, 2³⁰ at padding.
-        query_type: (B, Q) int32, 1 << type; of no meaning where nothing is hidden.
-        table: (B, blocks of queries, 24) int32, the blocks of keys that each sees.
-        range: (B, blocks of keys, 4) int32, the rows that see each.
-        work: (B, items, 4) int32, the pieces of the backward, whose number is bounded.
-        long: (B, spare, 4) int32, the blocks of keys that have more than one piece.
+        keys: of (B, 2, capacity) int32, which key it is (−1: none), and the types of queries that do not see it, a bit each.
+        numbers: of (B, 3, capacity) float32, place, last place that sees it, slope for base 2.
+        query_place: of (B, Q) float32, 2³⁰ at padding.
+        query_type: of (B, Q) int32, 1 << type; of no meaning where nothing is hidden.
+        table: of (B, blocks of queries, 24) int32, the blocks of keys that each sees.
+        range: of (B, blocks of keys, 4) int32, the rows that see each.
+        work: of (B, items, 4) int32, the pieces of the backward, whose number is bounded.
+        long: of (B, spare, 4) int32, the blocks of keys that have more than one piece.
         is_biased: Whether something fades.
         is_hiding: Whether pairs are hidden.
         is_padded: Whether there is padding.
@@ -71,10 +72,6 @@ class Layout:
         device, batch, length, queries = plan.device, plan.batch_size, plan.key_length, plan.query_length
         self.is_biased, self.is_hiding = any(rules.decays), bool(rules.hide)
         self.is_padded = plan.is_padding is not None
-        place, order = find_places(plan)
-        last = plan.last_seen(rules)
-        if order is not None:
-            last = place - plan.positions + last
         chunks = -(-length // CHUNK.value)
         self.capacity = (length // ALIGN.value + 3) * ALIGN.value
         self.query_blocks = -(-queries * group // tiles.forward.rows)
@@ -84,32 +81,49 @@ class Layout:
         self.spare = max(1, min(_PIECES * _processors(device) // (key_heads * batch), everything // least))
         self.items = self.blocks + self.spare
 
-        def whole(*shape: int) -> torch.Tensor:
-            return torch.empty(batch, *shape, dtype=torch.int32, device=device)
+        words = batch * self.capacity
+        whole = {
+            "keys": 2 * words,
+            "table": batch * self.query_blocks * TABLE.value,
+            "range": batch * self.blocks * 4,
+            "work": batch * self.items * 4,
+            "long": batch * self.spare * 4,
+            "query_type": batch * queries if self.is_hiding else 0,
+            "counts": batch * 3 * chunks,
+            "runs": batch * 8,
+        }
+        of_stretches = batch * 2 * chunks * (CHUNK.value // STRETCH.value)
+        self.keys, self.table, self.range, self.work, self.long, self.query_type, counts, runs = _allocate(
+            [*whole.values()], torch.int32, device
+        )
+        self.numbers, self.query_place, ends = _allocate(
+            [3 * words, batch * queries, of_stretches], torch.float32, device
+        )
 
-        def number(*shape: int) -> torch.Tensor:
-            return torch.empty(batch, *shape, dtype=torch.float32, device=device)
-
-        counts, runs, ends = whole(3, chunks), whole(2, 4), number(2, chunks * (CHUNK.value // STRETCH.value))
-        self.keys, self.numbers, self.query_place = whole(2, self.capacity), number(3, self.capacity), number(queries)
-        self.query_type = whole(queries) if self.is_hiding else counts
-        self.table, self.range = whole(self.query_blocks, TABLE.value), whole(self.blocks, 4)
-        self.work, self.long = whole(self.items, 4), whole(self.spare, 4)
-
-        types = plan.semantic_ids.contiguous()
-        padding = types if plan.is_padding is None else plan.is_padding
-        order = types if order is None else order
-        what: dict[str, Any] = {"PADDED": self.is_padded, "ORDERED": order is not types, "HIDING": self.is_hiding}
-        kind = (types.dtype, place.dtype, device)
+        place, last, order = _find_ends(plan, rules)
+        types, turns = plan.semantic_ids.contiguous(), plan.turns(rules)
+        padding = types if plan.is_padding is None else plan.is_padding.contiguous()
+        in_turns = last is None and turns is not None
+        what: dict[str, Any] = {"PADDED": self.is_padded, "ORDERED": order is not None, "HIDING": self.is_hiding}
+        turns = types if turns is None else turns.contiguous()
+        order, last = types if order is None else order, place if last is None else last
+        kind = (turns.dtype, device)
         of_types = _runs(rules)
         Launch(count_kernel, (chunks, batch, 1), (), (length, queries, chunks, *of_types), 0, what, kind)(
             types, place, padding, order, counts, ends, self.query_place, self.query_type
         )
         slopes = [min(decay * math.log2(math.e), _STEEPEST) for decay in rules.decays]
-        hidden = [sum(1 << query for query in {q for q, key in rules.hide if key == kind}) for kind in range(3)]
+        hidden = [sum(1 << query for query in {q for q, k in rules.hide if k == key}) for key in range(3)]
+        windows = [min(window, _FARTHEST) for window in rules.window_reach]
         numbers = (length, chunks, self.capacity, *of_types, *slopes, *hidden)
-        Launch(move_kernel, (chunks, batch, 1), (), numbers, 0, what, kind)(
-            types, place, last.contiguous(), padding, order, counts, self.keys, self.numbers, runs
+        numbers += (
+            *windows,
+            *[min(turn, _FARTHEST) for turn in rules.turn_reach],
+            min(rules.sliding_reach, _FARTHEST),
+        )
+        what |= {"WHOLE": last is place, "IN_TURNS": in_turns}
+        Launch(move_kernel, (chunks, batch, 1), (), (*numbers, length.bit_length()), 0, what, kind)(
+            types, place, last, turns, padding, order, counts, self.keys, self.numbers, runs
         )
         numbers = (length, queries, chunks, self.capacity, length.bit_length(), self.query_blocks, self.blocks)
         rows = tiles.forward.rows
@@ -130,6 +144,26 @@ class Layout:
         Launch(work_kernel, (batch, 1, 1), (), numbers, 0, {"ROWS": tiles.key.rows}, kind)(
             self.range, self.work, self.long
         )
+
+
+def _find_ends(
+    plan: AttentionPlan, rules: LayerRules
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Return places, the last place that sees each key (None: the kernel finds it), and the order by places (None: as it is)."""
+    if plan.has_whole_rows:
+        return plan.positions.contiguous(), None, None
+    place, order = find_places(plan)
+    last = plan.last_seen(rules)
+    if order is not None:
+        last = place - plan.positions + last
+    return place.contiguous(), last.contiguous(), None if order is None else order.contiguous()
+
+
+def _allocate(sizes: list[int], dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Return tensors of these sizes, each at a multiple of 16 bytes: one allocation is less work for the CPU than many."""
+    room = [-(-size // 4) * 4 for size in sizes]
+    parts: tuple[torch.Tensor, ...] = torch.empty(sum(room), dtype=dtype, device=device).split(room)
+    return parts
 
 
 def _runs(rules: LayerRules) -> list[int]:

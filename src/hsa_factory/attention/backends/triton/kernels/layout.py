@@ -27,6 +27,7 @@ NOT_SPECIALIZED = [
     "query_blocks",
 ]
 NOT_SPECIALIZED += ["run0", "run1", "run2", "slope0", "slope1", "slope2", "hide0", "hide1", "hide2", "least"]
+NOT_SPECIALIZED += ["window0", "window1", "window2", "turns0", "turns1", "turns2", "sliding"]
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
@@ -95,6 +96,7 @@ def move_kernel(
     types_ptr,
     place_ptr,
     last_ptr,
+    turns_ptr,
     padding_ptr,
     order_ptr,
     count_ptr,
@@ -113,14 +115,25 @@ def move_kernel(
     hide0,
     hide1,
     hide2,
+    window0,
+    window1,
+    window2,
+    turns0,
+    turns1,
+    turns2,
+    sliding,
+    search_steps,
     PADDED: tl.constexpr,
     ORDERED: tl.constexpr,
     HIDING: tl.constexpr,
+    WHOLE: tl.constexpr,
+    IN_TURNS: tl.constexpr,
 ):
     """Write the keys run by run.
 
     keys: (B, 2, capacity) int32: which key it is, −1 for none; the types of queries that do not see it, a bit each.
     numbers: (B, 3, capacity) float32: place, last place that sees it, slope. runs: (B, 2, 4): where runs begin, their keys.
+    Where rows are WHOLE, the last place is found here, as `last_seen` finds it.
     """
     chunk, row = tl.program_id(0), tl.program_id(1)
     start = row.to(tl.int64) * length
@@ -168,7 +181,25 @@ def move_kernel(
 
     tl.store(keys + target, token, mask=is_key)
     place = tl.load(place_ptr + start + token, mask=inside, other=0).to(tl.float32)
-    last = tl.load(last_ptr + start + token, mask=inside, other=0).to(tl.float32)
+    if WHOLE:  # each row is one document without padding
+        last = place + tl.where(kind == 0, window0, tl.where(kind == 1, window1, window2))
+        if IN_TURNS:
+            reach = tl.where(kind == 0, turns0, tl.where(kind == 1, turns1, turns2))
+            turn = tl.load(turns_ptr + start + token, mask=inside, other=0).to(tl.int64) + reach
+            low = tl.zeros([CHUNK], tl.int32)
+            high = tl.zeros([CHUNK], tl.int32) + length
+            for _ in range(search_steps):
+                middle = (low + high) // 2
+                is_open = low < high
+                is_in = tl.load(turns_ptr + start + middle, mask=is_open, other=0).to(tl.int64) <= turn
+                low = tl.where(is_open & is_in, middle + 1, low)
+                high = tl.where(is_open & (is_in == 0), middle, high)
+            in_turns = tl.load(place_ptr + start + tl.maximum(low - 1, 0), mask=inside, other=0).to(tl.float32)
+            last = tl.where(reach < 0, last, tl.maximum(last, in_turns))
+            last = tl.minimum(last, place + sliding)
+        last = tl.minimum(last, tl.load(place_ptr + start + length - 1).to(tl.float32))
+    else:
+        last = tl.load(last_ptr + start + token, mask=inside, other=0).to(tl.float32)
     slope = tl.where(kind == 0, slope0, tl.where(kind == 1, slope1, slope2))
     tl.store(numbers + target, place, mask=is_key)
     tl.store(numbers + capacity + target, last, mask=is_key)
