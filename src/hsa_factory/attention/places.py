@@ -15,8 +15,10 @@ def find_places(plan: AttentionPlan) -> tuple[torch.Tensor, torch.Tensor | None]
     Returns:
         The numbers, (B, L) int64, and (B, L) int64 the tokens in the order of their numbers; None: they stand in it.
     """
-    if plan.has_gaps or not plan.has_packed_rows():  # with gaps, positions go on from document to document
+    if not plan.has_packed_rows():
         return plan.positions, None
+    if plan.has_gaps:  # then positions go on from document to document
+        return plan.positions, plan.positions.argsort(dim=1)
     order, _ = by_document(plan.document_ids)
     numbers = torch.arange(plan.key_length, device=plan.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, numbers), order
