@@ -45,29 +45,32 @@ class Sizes:
     """What is measured.
 
     Attributes:
-        lengths: Tokens, in the order of measuring.
         heads: (query heads, heads of keys, head size).
-        methods: HSA's backends, and the longest rows of each.
+        methods: HSA's backends and the lengths of rows, in the order of measuring.
         rounds: Runs of each, of which the median counts.
         dtype: Of q, k and v.
     """
 
-    lengths: tuple[int, ...] = (32768, 4096, 8192, 16384, 65536, 131072)
     heads: tuple[tuple[int, int, int], ...] = ((32, 8, 128), (32, 8, 64))
-    methods: tuple[tuple[str, int], ...] = (("triton", 2**20), ("flex", 2**20), ("blockwise", 32768))
+    methods: tuple[tuple[str, tuple[int, ...]], ...] = (
+        ("triton", (32768, 4096, 8192, 16384, 2048)),
+        ("flex", (32768, 8192)),
+        ("triton", (65536, 131072)),
+        ("blockwise", (32768,)),
+    )
     rounds: int = 5
     dtype: torch.dtype = torch.bfloat16
 
     @classmethod
     def smoke(cls) -> "Sizes":
         """Return what a CPU does in a second."""
-        return cls((128, 256), ((4, 2, 16),), (("blockwise", 256),), 1, torch.float32)
+        return cls(((4, 2, 16),), (("blockwise", (128, 256)),), 1, torch.float32)
 
 
 def run(rows: Rows, device: torch.device, sizes: Sizes) -> None:
     """Measure all, one method after the other."""
-    for method, longest in sizes.methods:
-        for length in (length for length in sizes.lengths if length <= longest):
+    for method, lengths in sizes.methods:
+        for length in lengths:
             for heads in sizes.heads:
                 _Group(rows, device, sizes, length, heads).run(method)
 

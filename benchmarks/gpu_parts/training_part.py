@@ -79,7 +79,7 @@ class Sizes:
     )
     rounds: int = 3
     short: int = 16384
-    most: int = 8
+    most: int = 10
     dtype: torch.dtype = torch.bfloat16
 
     @classmethod

@@ -162,8 +162,8 @@ def test_flex_is_not_taken_without_torchs_compiler(switch, monkeypatch):
 @pytest.mark.parametrize(
     ("length", "dtype", "backend"),
     [
-        (255, torch.bfloat16, "dense"),
-        (256, torch.bfloat16, "triton"),
+        (127, torch.bfloat16, "dense"),
+        (128, torch.bfloat16, "triton"),
         (8191, torch.float64, "dense"),
         (8192, torch.float64, "blockwise"),
     ],

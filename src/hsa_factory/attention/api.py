@@ -22,7 +22,9 @@ logger = logging.getLogger(__name__)
 NEEDS_CUDA = ("flex", "triton")
 COMPILER_SWITCHES = ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE")  # environment variables that switch torch's off
 BLOCKWISE_FROM = 1024  # tokens: measured on CPU, forward and backward (benchmarks/attention.py)
-TRITON_FROM = 256  # tokens: from which on it is at least as fast as dense
+TRITON_FROM = (
+    128  # tokens: faster than dense from 512 on (H200, docs/benchmarks.md, "On a GPU"); below, the CPU decides
+)
 FLEX_FROM = 4096  # tokens: measured on an H200, forward and backward (docs/benchmarks.md, "On a GPU")
 LARGEST_HEAD = 256  # numbers, that the Triton kernels take
 FADED = 20.0  # logits: what loses as much has a probability of nothing
