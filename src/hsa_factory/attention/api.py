@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch.utils._triton import has_triton
@@ -27,6 +28,7 @@ TRITON_FROM = (
 )
 FLEX_FROM = 4096  # tokens: measured on an H200, forward and backward (docs/benchmarks.md, "On a GPU")
 LARGEST_HEAD = 256  # numbers, that the Triton kernels take
+OLDEST_GPU = (8, 0)  # that Triton says it supports
 FADED = 20.0  # logits: what loses as much has a probability of nothing
 _logged: set[object] = set()
 
@@ -224,10 +226,17 @@ def triton_obstacle(query: torch.Tensor, value_size: int | None = None) -> str |
         return "CUDA, got ROCm"
     if query.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"float32, bfloat16 or float16, got {query.dtype}"
+    if _capability(query.device) < OLDEST_GPU:
+        return f"a GPU of compute capability {'.'.join(map(str, OLDEST_GPU))} or more"
     largest = max(query.shape[-1], value_size or 0)
     if largest > LARGEST_HEAD:
         return f"heads of up to {LARGEST_HEAD}, got {largest}"
     return None if has_triton() else "Triton"
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def flex_obstacle(query: torch.Tensor) -> str | None:

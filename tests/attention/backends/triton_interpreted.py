@@ -87,7 +87,8 @@ def compare(
         found["errors"].append(float((got.float() - wanted).abs().max() / wanted.abs().max().clamp(min=1)))
         found["sizes"].append(float(wanted.abs().max()))
     made = plan.once(attention.layout_maker(*tensors[:3]), rules)
-    found["pieces"] = int(made.long.view(-1, 4)[:, 2].clamp(min=0).max()) if int(made.long[0]) >= 0 else 1
+    listed = made.long.view(-1, 4)
+    found["pieces"] = listed[listed[:, 0] >= 0, 2].tolist()
     found["blocks"] = check_blocks(made, plan, rules, queries, heads[0] // heads[1])
     return found
 
@@ -100,8 +101,7 @@ def check_blocks(made, plan, rules, queries, group):
     visible &= is_query[:, :, None]
     keys = made.keys.view(plan.batch_size, 2, -1)[:, 0]
     table = made.table.view(plan.batch_size, -1, 6, 4)
-    tile, runs = SMALL.forward, {}
-    wrong = []
+    tile, wrong = SMALL.forward, []
     for row in range(plan.batch_size):
         for block, (ends, offsets, left_ends, left_offsets, right_ends, right_offsets) in enumerate(
             table[row].tolist()
@@ -112,9 +112,9 @@ def check_blocks(made, plan, rules, queries, group):
             partial = listed(0, left_ends, left_offsets) + listed(left_ends[-1], right_ends, right_offsets)
             if len({*full, *partial}) != len(full) + len(partial):
                 wrong.append(f"row {row}, rows {block}: a block twice")
-            runs = {place: keys[row, place * tile.keys : (place + 1) * tile.keys] for place in {*full, *partial}}
             seen = torch.zeros(plan.key_length, dtype=torch.bool)
-            for place, held in runs.items():
+            for place in {*full, *partial}:
+                held = keys[row, place * tile.keys : (place + 1) * tile.keys]
                 held = held[held >= 0].long()
                 seen[held] = True
                 pairs = visible[row][rows][:, held]
