@@ -63,6 +63,7 @@ def compare(
     sliding=None,
     contiguous=False,
     scale=None,
+    compiled=False,
     **plan,
 ):
     batch, length = types.shape
@@ -78,7 +79,12 @@ def compare(
         poisoned = [tensor.masked_fill(padding[:, :, -tensor.shape[2] :], NAN) for tensor in tensors]
     else:
         poisoned = tensors
-    actual = run(attention.triton_attention, poisoned, plan, rules, scale=scale)
+    attend = attention.triton_attention
+    if compiled:
+        attend = torch.compile(
+            lambda *tensors, **options: attention.triton_attention(*tensors, **options) * 1, backend="eager"
+        )
+    actual = run(attend, poisoned, plan, rules, scale=scale)
     clean = [tensor.float().masked_fill(padding[:, :, -tensor.shape[2] :], 0) for tensor in tensors]
     expected = run(reference_attention, clean, plan, rules, scale=scale)
     found = {"errors": [], "sizes": []}
@@ -155,6 +161,7 @@ CASES = {
     "all GLOBAL, half precision": lambda: compare(torch.zeros(1, 80).long(), HSAConfig(), dtype=torch.float16),
     "all NOISE, other memory": lambda: compare(torch.full((1, 80), 2), HSAConfig(noise_window=7), contiguous=True),
     "eight heads a key, a scale": lambda: compare(random_types(1, 30), HSAConfig(noise_window=4), (8, 1), scale=0.3),
+    "in a compiled model": lambda: compare(random_types(1, 40), HSAConfig(noise_window=3), compiled=True),
     "other sizes of heads": lambda: compare(random_types(1, 40), HSAConfig(noise_window=3), sizes=(24, 40)),
 }
 

@@ -12,5 +12,6 @@ LONG = (
     "all GLOBAL, half precision",
     "all NOISE, other memory",
     "eight heads a key, a scale",
+    "in a compiled model",
     "other sizes of heads",
 )

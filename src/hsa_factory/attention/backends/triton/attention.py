@@ -1,5 +1,6 @@
 """HSA attention in Triton kernels, forward and backward."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -39,9 +40,8 @@ def triton_attention(
     if query.numel() == 0 or value.numel() == 0:
         return query.new_zeros(*query.shape[:3], value.shape[3]) + 0 * (query.sum() + key.sum() + value.sum())
     scale = query.shape[3] ** -0.5 if scale is None else float(scale)
-    if query.is_cuda and query.get_device() != torch.cuda.current_device():
-        with torch.cuda.device(query.device):
-            return _attend(query, key, value, plan, rules, scale)
+    if torch.compiler.is_compiling():
+        return _attend_uncompiled(query, key, value, plan, rules, scale)
     return _attend(query, key, value, plan, rules, scale)
 
 
@@ -51,6 +51,24 @@ def layout_maker(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) ->
 
 
 def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    plan: AttentionPlan,
+    rules: LayerRules,
+    scale: float,
+) -> torch.Tensor:
+    if query.is_cuda and query.get_device() != torch.cuda.current_device():
+        with torch.cuda.device(query.device):
+            return _apply(query, key, value, plan, rules, scale)
+    return _apply(query, key, value, plan, rules, scale)
+
+
+# addresses of tensors are nothing for torch's compiler: a model's graph ends here and goes on behind it
+_attend_uncompiled: Callable[..., torch.Tensor] = torch.compiler.disable(_attend)
+
+
+def _apply(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
