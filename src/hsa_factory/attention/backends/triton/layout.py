@@ -77,8 +77,7 @@ class Layout:
         self.query_blocks = -(-queries * group // tiles.forward.rows)
         self.blocks = self.capacity // tiles.key.keys
         least = _FEWEST_STEPS * tiles.key.rows
-        everything = self.blocks * queries * group  # rows that all blocks of keys together may be seen by
-        self.spare = max(1, min(_PIECES * _processors(device) // (key_heads * batch), everything // least))
+        self.spare = max(1, min(_PIECES * _processors(device) // (key_heads * batch), self.blocks))
         self.items = self.blocks + self.spare
 
         words = batch * self.capacity
