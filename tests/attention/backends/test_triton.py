@@ -48,12 +48,13 @@ def long():
 
 
 def check(found):
-    """Output and gradients are the reference's, no block is left out, listed twice or in vain, and work is cut up."""
+    """Output and gradients are the reference's, no block is left out, listed twice or in vain, work is cut up, and memory is freed with the plan."""
     tolerance = 1e-3 if "half precision" in found["case"] else 2e-6
     assert len(found["errors"]) == 4 and max(found["errors"]) <= tolerance, found["errors"]
     assert min(found["sizes"]) > 0.1  # an agreement of zeros proves nothing
     assert found["blocks"] == []
     assert found["pieces"] and min(found["pieces"]) > 1
+    assert found["is_freed"]
 
 
 @no_cuda

@@ -3,8 +3,10 @@
 It is a process of its own, as Triton looks at TRITON_INTERPRET when it is imported.
 """
 
+import gc
 import json
 import sys
+import weakref
 
 import torch
 import triton.runtime.interpreter as interpreter
@@ -96,6 +98,9 @@ def compare(
     listed = made.long.view(-1, 4)
     found["pieces"] = listed[listed[:, 0] >= 0, 2].tolist()
     found["blocks"] = check_blocks(made, plan, rules, queries, heads[0] // heads[1])
+    layout_of_it = weakref.ref(made)
+    del made, plan, listed
+    found["is_freed"] = compiled or layout_of_it() is None
     return found
 
 
@@ -167,6 +172,7 @@ CASES = {
 
 
 def main():
+    gc.disable()  # what is freed is freed without it
     numpy_takes_no_array_for_a_number()
     attention.find_tiles = lambda *what: SMALL
     layout._FEWEST_STEPS, layout._PIECES = 1, 64

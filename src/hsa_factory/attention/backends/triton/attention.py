@@ -105,7 +105,7 @@ class _Attention(torch.autograd.Function):
         rows = query.new_empty(calls.row_shape, dtype=torch.float32)
         calls.forward(query, key, value, output, rows)
         ctx.save_for_backward(query, key, value, output, rows)
-        ctx.calls, ctx.is_padded = calls, layout.is_padded
+        ctx.calls, ctx.layout = calls, layout
         return output
 
     @staticmethod
@@ -113,9 +113,9 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, output, rows = ctx.saved_tensors
         upstream = _with_whole_rows(upstream)
-        calls = ctx.calls.backward(upstream, query, key, value)
+        calls = ctx.calls.backward(ctx.layout, upstream, query, key, value)
         grad_query = torch.empty_like(query)
-        make = torch.zeros_like if ctx.is_padded else torch.empty_like
+        make = torch.zeros_like if ctx.layout.is_padded else torch.empty_like
         grad_key, grad_value = make(key), make(value)
         calls.query(query, key, value, output, upstream, rows, grad_query)
         calls.key(query, key, value, upstream, rows, grad_key, grad_value, calls.partial)
