@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .layout import LANES, NOWHERE, TABLE
-from .parts import exponents, is_visible, load_rows, nth_full, nth_partial, store_rows
+from .parts import exponents, is_visible, load_keys, load_rows, nth_full, nth_partial, store_rows
 
 
 NOT_SPECIALIZED = ["queries", "capacity", "query_blocks"]
@@ -73,27 +73,26 @@ def forward_kernel(
 
     end0, end1, end2 = tl.load(table), tl.load(table + 1), tl.load(table + 2)
     offset0, offset1, offset2 = tl.load(table + LANES), tl.load(table + LANES + 1), tl.load(table + LANES + 2)
-    lane = tl.arange(0, KEYS)
     block = nth_full(0, end0, end1, offset0, offset1, offset2)
-    token_now = tl.load(keys + block * KEYS + lane, mask=lane < end2 * KEYS, other=0)
+    token_now = load_keys(keys, block, 0 < end2, 0, KEYS)
     for n in range(0, end2):
         following = nth_full(n + 1, end0, end1, offset0, offset1, offset2)
-        token_next = tl.load(keys + following * KEYS + lane, mask=(lane < KEYS) & (n + 1 < end2), other=0)
+        token_next = load_keys(keys, following, n + 1 < end2, 0, KEYS)
         peak, total, sums = _step(
-            block, token_now, peak, total, sums, query, place, query_type, scale, key_ptr, value_ptr, keys, numbers, capacity, key_sl,
-            value_sl, D, E, BLOCK_D, BLOCK_E, KEYS, BIASED, HIDING, False, PRECISION,
+            block, token_now, peak, total, sums, query, place, query_type, scale, key_ptr, value_ptr, keys, numbers,
+            capacity, key_sl, value_sl, D, E, BLOCK_D, BLOCK_E, KEYS, BIASED, HIDING, False, PRECISION,
         )  # fmt: skip
         block, token_now = following, token_next
     left0, left1, left2 = tl.load(table + 2 * LANES), tl.load(table + 2 * LANES + 1), tl.load(table + 2 * LANES + 2)
     right0, right1, right2 = tl.load(table + 4 * LANES), tl.load(table + 4 * LANES + 1), tl.load(table + 4 * LANES + 2)
     block = nth_partial(0, table, left0, left1, left2, right0, right1)
-    token_now = tl.load(keys + block * KEYS + lane, mask=lane < right2 * KEYS, other=-1)
+    token_now = load_keys(keys, block, 0 < right2, -1, KEYS)
     for n in range(0, right2):
         following = nth_partial(n + 1, table, left0, left1, left2, right0, right1)
-        token_next = tl.load(keys + following * KEYS + lane, mask=(lane < KEYS) & (n + 1 < right2), other=-1)
+        token_next = load_keys(keys, following, n + 1 < right2, -1, KEYS)
         peak, total, sums = _step(
-            block, token_now, peak, total, sums, query, place, query_type, scale, key_ptr, value_ptr, keys, numbers, capacity, key_sl,
-            value_sl, D, E, BLOCK_D, BLOCK_E, KEYS, BIASED, HIDING, True, PRECISION,
+            block, token_now, peak, total, sums, query, place, query_type, scale, key_ptr, value_ptr, keys, numbers,
+            capacity, key_sl, value_sl, D, E, BLOCK_D, BLOCK_E, KEYS, BIASED, HIDING, True, PRECISION,
         )  # fmt: skip
         block, token_now = following, token_next
 

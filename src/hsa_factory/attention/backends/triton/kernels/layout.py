@@ -32,24 +32,10 @@ NOT_SPECIALIZED += ["window0", "window1", "window2", "turns0", "turns1", "turns2
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def count_kernel(
-    types_ptr,
-    place_ptr,
-    padding_ptr,
-    order_ptr,
-    count_ptr,
-    ends_ptr,
-    query_place_ptr,
-    query_type_ptr,
-    length,
-    queries,
-    chunks,
-    run0,
-    run1,
-    run2,
-    PADDED: tl.constexpr,
-    ORDERED: tl.constexpr,
-    HIDING: tl.constexpr,
-):
+    types_ptr, place_ptr, padding_ptr, order_ptr, count_ptr, ends_ptr, query_place_ptr, query_type_ptr, length,
+    queries, chunks, run0, run1, run2,
+    PADDED: tl.constexpr, ORDERED: tl.constexpr, HIDING: tl.constexpr,
+):  # fmt: skip
     """Count each run's keys in a chunk, sum up the places of its queries, and write these in the kernels' form.
 
     count: (B, 3, chunks). ends: (B, 2, chunks·32) least and greatest place of each stretch of tokens that are queries.
@@ -93,42 +79,12 @@ def count_kernel(
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def move_kernel(
-    types_ptr,
-    place_ptr,
-    last_ptr,
-    turns_ptr,
-    padding_ptr,
-    order_ptr,
-    count_ptr,
-    keys_ptr,
-    numbers_ptr,
-    runs_ptr,
-    length,
-    chunks,
-    capacity,
-    run0,
-    run1,
-    run2,
-    slope0,
-    slope1,
-    slope2,
-    hide0,
-    hide1,
-    hide2,
-    window0,
-    window1,
-    window2,
-    turns0,
-    turns1,
-    turns2,
-    sliding,
-    search_steps,
-    PADDED: tl.constexpr,
-    ORDERED: tl.constexpr,
-    HIDING: tl.constexpr,
-    WHOLE: tl.constexpr,
+    types_ptr, place_ptr, last_ptr, turns_ptr, padding_ptr, order_ptr, count_ptr, keys_ptr, numbers_ptr,
+    runs_ptr, length, chunks, capacity, run0, run1, run2, slope0, slope1, slope2, hide0, hide1, hide2, window0,
+    window1, window2, turns0, turns1, turns2, sliding, search_steps,
+    PADDED: tl.constexpr, ORDERED: tl.constexpr, HIDING: tl.constexpr, WHOLE: tl.constexpr,
     IN_TURNS: tl.constexpr,
-):
+):  # fmt: skip
     """Write the keys run by run.
 
     keys: (B, 2, capacity) int32: which key it is, −1 for none; the types of queries that do not see it, a bit each.
@@ -304,26 +260,11 @@ def _find_queries(
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def blocks_kernel(
-    query_place_ptr,
-    numbers_ptr,
-    runs_ptr,
-    ends_ptr,
-    table_ptr,
-    range_ptr,
-    length,
-    queries,
-    chunks,
-    capacity,
-    search_steps,
-    query_blocks,
-    blocks,
-    GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
-    SPAN: tl.constexpr,
-    KEYS: tl.constexpr,
-    KEYS_BACKWARD: tl.constexpr,
-    HIDING: tl.constexpr,
-):
+    query_place_ptr, numbers_ptr, runs_ptr, ends_ptr, table_ptr, range_ptr, length, queries, chunks, capacity,
+    search_steps, query_blocks, blocks,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, SPAN: tl.constexpr, KEYS: tl.constexpr,
+    KEYS_BACKWARD: tl.constexpr, HIDING: tl.constexpr,
+):  # fmt: skip
     """Find the blocks of keys that each block of queries sees, and the queries that see each block of keys.
 
     table: (B, query_blocks, 24), what `nth_full` and `nth_partial` read. range: (B, blocks, 4) rows: first and end of

@@ -22,6 +22,13 @@ def nth_partial(n, table, left0, left1, left2, right0, right1):
 
 
 @triton.jit
+def load_keys(keys, block, is_there, none, KEYS: tl.constexpr):
+    """Return which keys a block holds. It is asked a step ahead, so that the keys themselves can be loaded further ahead."""
+    lane = tl.arange(0, KEYS)
+    return tl.load(keys + block * KEYS + lane, mask=(lane < KEYS) & is_there, other=none)
+
+
+@triton.jit
 def exponents(products, scale, query_place, key_place, slope, BIASED: tl.constexpr):
     """Return logits for base 2: products of queries and keys, scaled, less what distance takes off."""
     logits = products * scale
