@@ -5,30 +5,36 @@ from pathlib import Path
 from results import RESULTS, read
 
 
+KERNELS = ("triton", "flex")
+
+
 def gpu_tables(texts: dict) -> list[str]:
     """Return the Markdown lines of attention and training steps on each GPU that was measured, or that none was."""
     lines = []
     for path in sorted((RESULTS / "gpu").glob("*/attention.csv")):
         rows = [row for row in read(path) if row["status"] == "ok"]
-        flex = [row for row in rows if row["method"] == "flex" and row["speed_up"]]
-        if flex:
-            lines += [*([""] if lines else []), *gpu_table(texts, rows, flex), *steps_table(texts, path.parent)]
+        for method in KERNELS:
+            own = [row for row in rows if row["method"] == method and row["speed_up"]]
+            if own:
+                lines += [*([""] if lines else []), *gpu_table(texts, rows, own)]
+        lines += steps_table(texts, path.parent)
     return lines or [texts["no_gpu"]]
 
 
-def gpu_table(texts: dict, rows: list[dict[str, str]], flex: list[dict[str, str]]) -> list[str]:
-    """Return the Markdown lines of one GPU."""
+def gpu_table(texts: dict, rows: list[dict[str, str]], own: list[dict[str, str]]) -> list[str]:
+    """Return the Markdown lines of one backend on one GPU."""
     cases = sorted(
-        {(row["noise_turns"], row["memory_share"]) for row in flex}, key=lambda case: (case[0], float(case[1]))
+        {(row["noise_turns"], row["memory_share"]) for row in own}, key=lambda case: (case[0], float(case[1]))
     )
     names = [texts["gpu_turns"].format(turns) if turns else f"{float(share):.0%}" for turns, share in cases]
     *first, plan = texts["gpu_head"]
     heads = (*first, *names, plan)
-    lines = [texts["gpu"].format(**flex[0]), "", "| " + " | ".join(heads) + " |", "|" + "--:|" * len(heads)]
-    for tokens, head_size in sorted({(int(row["tokens"]), int(row["head_size"])) for row in flex}):
-        own = [row for row in rows if (row["tokens"], row["head_size"]) == (str(tokens), str(head_size))]
-        found = {(row["noise_turns"], row["memory_share"]): row for row in own if row["method"] == "flex"}
-        causal = {row["method"]: f"{float(row['ms']):,.2f}" for row in own if row["method"] != "flex"}
+    lines = [texts["gpu"].format(**own[0]), "", "| " + " | ".join(heads) + " |", "|" + "--:|" * len(heads)]
+    for tokens, head_size in sorted({(int(row["tokens"]), int(row["head_size"])) for row in own}):
+        all_here = [row for row in rows if (row["tokens"], row["head_size"]) == (str(tokens), str(head_size))]
+        here = [row for row in own if row in all_here]
+        found = {(row["noise_turns"], row["memory_share"]): row for row in here}
+        causal = {row["method"]: f"{float(row['ms']):,.2f}" for row in all_here if row["method"].startswith("causal")}
         cells = [f"{tokens:,}", str(head_size), causal["causal, flash"], causal.get("causal, torch's choice", "")]
         for case in cases:
             row = found.get(case)

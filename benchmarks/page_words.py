@@ -86,7 +86,7 @@ TEXTS = {
         ),
         "trajectory": "{name}{messages} messages, {tokens} tokens",
         "no_gpu": "On a GPU: not measured yet. `python benchmarks/gpu.py` measures it.",
-        "gpu": "Attention on {device}, torch {torch}: bfloat16, forward and backward, batch of 1, the `flex` backend "
+        "gpu": "Attention on {device}, torch {torch}: bfloat16, forward and backward, batch of 1, the `{method}` backend "
         "(`python benchmarks/gpu.py`): how many times faster than causal flash attention without HSA; in brackets the limit.",
         "gpu_head": ("tokens", "head size", "causal flash, ms", "causal, torch's choice, ms", "plan, ms"),
         "gpu_steps": "Training steps on {device} with checkpointing, forward and backward, batch of 1, loss of up to 2,048 tokens, "
@@ -160,7 +160,7 @@ TEXTS = {
         ),
         "trajectory": "{name}{messages} 条消息，{tokens} 个 token",
         "no_gpu": "GPU 尚未测量；用 `python benchmarks/gpu.py` 测量。",
-        "gpu": "{device} 上的注意力，torch {torch}：bfloat16，前向 + 反向，批大小 1，`flex` 后端（`python benchmarks/gpu.py`）："
+        "gpu": "{device} 上的注意力，torch {torch}：bfloat16，前向 + 反向，批大小 1，`{method}` 后端（`python benchmarks/gpu.py`）："
         "相对不用 HSA 的因果 flash attention 快多少倍；括号内是理论上限。",
         "gpu_head": ("token 数", "头维度", "因果 flash，毫秒", "因果（torch 自选内核），毫秒", "plan，毫秒"),
         "gpu_steps": "{device} 上的训练步：启用梯度检查点，前向 + 反向，批大小 1，最多 2,048 个 token 计损失，bfloat16 随机权重，"

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "hsa_factory"
 LONGEST = 400  # lines
 LOWER_ROOMS = ("attention", "models", "typed", "labeling")
 BACKENDS = "hsa_factory.attention.backends"
-BACKEND_NAMES = ("reference", "dense", "flex", "blockwise")
+BACKEND_NAMES = ("reference", "dense", "flex", "blockwise", "triton")
 
 
 def module_name(path):

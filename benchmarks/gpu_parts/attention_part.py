@@ -37,7 +37,7 @@ CASES = (
     *(Case(SHARE_WITH_TURNS, "turns", turns) for turns in (0, 1, 4)),
 )
 BASELINE, TORCHS_CHOICE = "causal, flash", "causal, torch's choice"
-_PLANS = {"flex": FlexMask, "blockwise": Layout}
+KERNELS = ("triton", "flex")  # on a GPU, the first of them what `auto` takes
 
 
 @dataclass(frozen=True)
@@ -45,29 +45,32 @@ class Sizes:
     """What is measured.
 
     Attributes:
-        lengths: Tokens, in the order of measuring.
         heads: (query heads, heads of keys, head size).
-        methods: HSA's backends, and the longest rows of each.
+        methods: HSA's backends and the lengths of rows, in the order of measuring.
         rounds: Runs of each, of which the median counts.
         dtype: Of q, k and v.
     """
 
-    lengths: tuple[int, ...] = (32768, 4096, 8192, 16384, 65536, 131072)
     heads: tuple[tuple[int, int, int], ...] = ((32, 8, 128), (32, 8, 64))
-    methods: tuple[tuple[str, int], ...] = (("flex", 2**20), ("blockwise", 32768))
+    methods: tuple[tuple[str, tuple[int, ...]], ...] = (
+        ("triton", (32768, 4096, 8192, 16384, 2048)),
+        ("flex", (32768, 8192)),
+        ("triton", (65536, 131072)),
+        ("blockwise", (32768,)),
+    )
     rounds: int = 5
     dtype: torch.dtype = torch.bfloat16
 
     @classmethod
     def smoke(cls) -> "Sizes":
         """Return what a CPU does in a second."""
-        return cls((128, 256), ((4, 2, 16),), (("blockwise", 256),), 1, torch.float32)
+        return cls(((4, 2, 16),), (("blockwise", (128, 256)),), 1, torch.float32)
 
 
 def run(rows: Rows, device: torch.device, sizes: Sizes) -> None:
     """Measure all, one method after the other."""
-    for method, longest in sizes.methods:
-        for length in (length for length in sizes.lengths if length <= longest):
+    for method, lengths in sizes.methods:
+        for length in lengths:
             for heads in sizes.heads:
                 _Group(rows, device, sizes, length, heads).run(method)
 
@@ -129,7 +132,7 @@ class _Group:
         rules = LayerRules.of(case.config())
         plan = case.plan(self.length, self.device)
         times = self._times(lambda: run_attention(query, key, value, plan, rules, method)[0])
-        make = _PLANS[method]
+        make = self._maker(method)
         fresh = lambda: _copy(plan).once(make, rules)
         whole = lambda: _again(plan).once(make, rules)
         fresh(), whole()
@@ -146,6 +149,15 @@ class _Group:
             values["forward_speed_up"] = round(float(causal["forward_ms"]) / times["forward_ms"], 3)
             values["speed_up"] = round(float(causal["ms"]) / times["ms"], 3)
         return values
+
+    def _maker(self, method: str) -> Callable:
+        """Return what makes of a plan what the method needs."""
+        if method != "triton":
+            return {"flex": FlexMask, "blockwise": Layout}[method]
+        from hsa_factory.attention.backends.triton.attention import layout_maker
+
+        query, key, value, _ = self._draw()
+        return layout_maker(query, key, value)
 
     def _times(self, attend: Callable[[], torch.Tensor]) -> dict:
         *leaves, upstream = self._draw()

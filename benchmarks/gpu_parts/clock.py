@@ -1,5 +1,6 @@
 """Seconds and memory of what runs on a device."""
 
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ def peak_mib(call: Callable[[], Any], device: torch.device) -> float | None:
     if device.type != "cuda":
         call()
         return None
+    gc.collect()  # what a former run has left in circles would count as there before
     wait(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from .attention_part import BASELINE, TORCHS_CHOICE
+from .attention_part import BASELINE, KERNELS, TORCHS_CHOICE
 from .rows import OK, Row
 
 
@@ -32,11 +32,12 @@ class Target:
 def find_targets(attention: Iterable[Row], training: Iterable[Row]) -> list[Target]:
     """Compare rows that were measured well with the aims."""
     attention = [row for row in attention if row["status"] == OK and row["method"] not in (BASELINE, TORCHS_CHOICE)]
-    flex = [row for row in attention if row["method"] == "flex"]
-    usual = [row for row in flex if (row["layout"], row["memory_share"]) == ("scattered", "0.05")]
+    method = next((name for name in KERNELS if any(row["method"] == name for row in attention)), "")
+    own = [row for row in attention if row["method"] == method]
+    usual = [row for row in own if (row["layout"], row["memory_share"]) == ("scattered", "0.05")]
     at_32k = [row for row in usual if row["tokens"] == "32768"]
-    long = [row for row in flex if int(row["tokens"]) >= 32768]
-    longest = [row for row in flex if row["tokens"] == "131072"]
+    long = [row for row in own if int(row["tokens"]) >= 32768]
+    longest = [row for row in own if row["tokens"] == "131072"]
     short_steps = [
         row for row in training if row["status"] == OK and row["tokens"] == "4096" and row["variant"] != "plain"
     ]

@@ -25,7 +25,8 @@ from .rows import Budget, Rows
 KEYS = ("group",)
 COLUMNS = ("passed", "failed", "skipped", "seconds", "first_failure")
 GROUPS = {
-    "the kernel": ("tests/attention/backends/test_flex.py", "-k", "TestKernel"),
+    "triton equals the reference": ("tests/attention/backends/test_backends.py", "-k", "triton"),
+    "the flex kernel": ("tests/attention/backends/test_flex.py", "-k", "TestKernel"),
     "flex equals the reference": ("tests/attention/backends/test_backends.py", "-k", "flex"),
     "models": ("tests/models/test_promises.py",),
 }

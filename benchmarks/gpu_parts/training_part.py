@@ -4,7 +4,9 @@ The loss is that of up to 2,048 tokens, about as many as an agent's replies have
 150,000 do not hide the attention. The optimizer is left out: it is the same.
 """
 
-from collections.abc import Iterator
+import contextlib
+import statistics
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -64,24 +66,26 @@ class Sizes:
     Attributes:
         models: Configurations by name, and the lengths of each, growing.
         rounds: Steps, of which the median counts.
-        short: Tokens; shorter rows are run more often, as the CPU's time decides there, which varies.
+        short: Tokens; shorter rows are run more often, up to `most` times, as the CPU's time decides there, which varies.
+        most: See there.
         dtype: Of the weights.
     """
 
     models: dict[str, tuple[dict, tuple[int, ...]]] = field(
         default_factory=lambda: {
-            "Qwen3-0.6B": (QWEN3_06B, (4096, 8192, 16384, 32768, 65536)),
+            "Qwen3-0.6B": (QWEN3_06B, (2048, 4096, 8192, 16384, 32768, 65536)),
             "4 layers of 8B": (LAYERS_OF_8B, (4096, 16384, 32768, 65536, 131072)),
         }
     )
     rounds: int = 3
     short: int = 16384
+    most: int = 10
     dtype: torch.dtype = torch.bfloat16
 
     @classmethod
     def smoke(cls) -> "Sizes":
         """Return what a CPU does in a second."""
-        return cls({"tiny": (TINY, (96,))}, 1, 0, torch.float32)
+        return cls({"tiny": (TINY, (96,))}, 1, 0, 1, torch.float32)
 
 
 def run(rows: Rows, device: torch.device, sizes: Sizes) -> None:
@@ -91,10 +95,12 @@ def run(rows: Rows, device: torch.device, sizes: Sizes) -> None:
         cases = [{"model": name, "tokens": length, "variant": variant} for variant in VARIANTS]
         if all(rows.is_finished(**case) for case in cases):
             continue
+        formers = [rows.find(**case | {"tokens": length // 2}) for case in cases]
+        expected = sum(2 * (sizes.rounds + 2) * float(former["seconds"]) for former in formers if former is not None)
+        steps = _Steps(models, name, length, device, sizes)
         for case in cases:
-            former = rows.find(**case | {"tokens": length // 2})
-            expected = 0.0 if former is None else 2 * (sizes.rounds + 2) * float(former["seconds"])
-            rows.measure(lambda case=case: _measure(models, rows, device, sizes, **case), expected, **case)
+            rows.measure(lambda case=case: steps.measured(case["variant"]), expected, **case)
+            expected = 0.0  # all are measured with the first
     models.clear()
 
 
@@ -111,44 +117,67 @@ def make_model(config: dict, device: torch.device, dtype: torch.dtype) -> Qwen3F
     return model.to(dtype)
 
 
-def _measure(
-    models: dict[str, Qwen3ForCausalLM],
-    rows: Rows,
-    device: torch.device,
-    sizes: Sizes,
-    model: str,
-    tokens: int,
-    variant: str,
-) -> dict:
-    if model not in models:
-        models[model] = make_model(sizes.models[model][0], device, sizes.dtype).train()
-        models[model].gradient_checkpointing_enable()
-    network, rules = models[model], VARIANTS[variant]
-    batch = _batch(network.config.vocab_size, tokens, device, rules)
-    disable_hsa(network) if rules is None else enable_hsa(network, rules)
+class _Steps:
+    """The steps of a model at a length: all variants in turn, so that a machine whose speed drifts does little harm."""
 
-    def step() -> None:
-        network.zero_grad(set_to_none=True)
-        _loss(network, **batch).backward()
+    def __init__(
+        self, models: dict[str, Qwen3ForCausalLM], name: str, length: int, device: torch.device, sizes: Sizes
+    ) -> None:
+        self._models, self._name, self._length, self._device, self._sizes = models, name, length, device, sizes
+        self._found: dict[str, dict] = {}
 
-    try:
-        first = seconds(step, device, 1)
-        peak = peak_mib(step, device)
-        taken = seconds(step, device, sizes.rounds * max(1, sizes.short // tokens))
-    finally:
-        network.zero_grad(set_to_none=True)
-        disable_hsa(network)
-    plain = rows.find(model=model, tokens=tokens, variant=PLAIN)
-    over_plain = 1.0 if rules is None else None if plain is None else taken / float(plain["seconds"])
-    return {
-        "seconds": round(taken, 5),
-        "tokens_per_second": round(tokens / taken, 1),
-        "over_plain": None if over_plain is None else round(over_plain, 3),
-        "first_step_s": round(first, 3),
-        "peak_mib": peak,
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "layers": network.config.num_hidden_layers,
-    }
+    def measured(self, variant: str) -> dict:
+        """Return what was measured of a variant, all of them at the first call."""
+        if not self._found:
+            self._found = self._measure()
+        return self._found[variant]
+
+    def _measure(self) -> dict[str, dict]:
+        sizes, device = self._sizes, self._device
+        if self._name not in self._models:
+            self._models[self._name] = make_model(sizes.models[self._name][0], device, sizes.dtype).train()
+            self._models[self._name].gradient_checkpointing_enable()
+        model = self._models[self._name]
+        first, peak, times = {}, {}, {variant: [] for variant in VARIANTS}
+        for variant in VARIANTS:
+            with self._step(model, variant) as step:
+                first[variant] = seconds(step, device, 1)
+                peak[variant] = peak_mib(step, device)
+        for _ in range(min(sizes.most, sizes.rounds * max(1, sizes.short // self._length))):
+            for variant, runs in times.items():
+                with self._step(model, variant) as step:
+                    runs.append(seconds(step, device, 1))
+        taken = {variant: statistics.median(runs) for variant, runs in times.items()}
+        return {
+            variant: {
+                "seconds": round(taken[variant], 5),
+                "tokens_per_second": round(self._length / taken[variant], 1),
+                "over_plain": round(taken[variant] / taken[PLAIN], 3),
+                "first_step_s": round(first[variant], 3),
+                "peak_mib": peak[variant],
+                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                "layers": model.config.num_hidden_layers,
+            }
+            for variant in VARIANTS
+        }
+
+    @contextlib.contextmanager
+    def _step(self, model: Qwen3ForCausalLM, variant: str) -> Iterator[Callable[[], None]]:
+        """Yield a step of a variant, and leave the model as it was."""
+        rules = VARIANTS[variant]
+        batch = _batch(model.config.vocab_size, self._length, self._device, rules)
+        if rules is not None:
+            enable_hsa(model, rules)
+
+        def step() -> None:
+            model.zero_grad(set_to_none=True)
+            _loss(model, **batch).backward()
+
+        try:
+            yield step
+        finally:
+            model.zero_grad(set_to_none=True)
+            disable_hsa(model)
 
 
 def _batch(vocabulary: int, tokens: int, device: torch.device, rules: HSAConfig | None) -> dict[str, torch.Tensor]:

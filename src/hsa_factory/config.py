@@ -18,7 +18,7 @@ from .whole_files import write_whole
 
 CONFIG_NAME = "hsa_config.json"
 FORMAT_VERSION = 1  # of that file; a file without one is of version 1
-BACKENDS = ("auto", "reference", "dense", "blockwise", "flex")
+BACKENDS = ("auto", "reference", "dense", "blockwise", "flex", "triton")
 ROLES = ("user", "observation", "assistant", "function", "system")  # of messages, as LLaMA-Factory names them
 _KINDS = ("global", "landmark", "noise")  # as options name the types, in their order
 

@@ -162,8 +162,8 @@ def test_flex_is_not_taken_without_torchs_compiler(switch, monkeypatch):
 @pytest.mark.parametrize(
     ("length", "dtype", "backend"),
     [
-        (4095, torch.bfloat16, "dense"),
-        (4096, torch.bfloat16, "flex"),
+        (127, torch.bfloat16, "dense"),
+        (128, torch.bfloat16, "triton"),
         (8191, torch.float64, "dense"),
         (8192, torch.float64, "blockwise"),
     ],
@@ -171,6 +171,7 @@ def test_flex_is_not_taken_without_torchs_compiler(switch, monkeypatch):
 def test_what_auto_takes_on_cuda(length, dtype, backend, monkeypatch):
     monkeypatch.setattr(api, "has_triton", lambda: True)
     monkeypatch.setattr(api, "_compiler_is_off", lambda: False)
+    monkeypatch.setattr(api, "_capability", lambda device: (9, 0))
     device = torch.device("cuda")
     query = SimpleNamespace(device=device, dtype=dtype, shape=(1, 1, length, 64))
     plan = SimpleNamespace(device=device, query_length=length, is_causal=lambda rules: False)

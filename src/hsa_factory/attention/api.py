@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch.utils._triton import has_triton
@@ -19,10 +20,15 @@ from .plan import AttentionPlan
 
 logger = logging.getLogger(__name__)
 
-NEEDS_CUDA = ("flex",)
+NEEDS_CUDA = ("flex", "triton")
 COMPILER_SWITCHES = ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE")  # environment variables that switch torch's off
 BLOCKWISE_FROM = 1024  # tokens: measured on CPU, forward and backward (benchmarks/attention.py)
+TRITON_FROM = (
+    128  # tokens: faster than dense from 512 on (H200, docs/benchmarks.md, "On a GPU"); below, the CPU decides
+)
 FLEX_FROM = 4096  # tokens: measured on an H200, forward and backward (docs/benchmarks.md, "On a GPU")
+LARGEST_HEAD = 256  # numbers, that the Triton kernels take
+OLDEST_GPU = (8, 0)  # that Triton says it supports
 FADED = 20.0  # logits: what loses as much has a probability of nothing
 _logged: set[object] = set()
 
@@ -138,9 +144,9 @@ def run_attention(
     if rules.has_turns and not plan.has_gaps:
         plan.once(_warn_of_faded, rules)
     if backend == "auto":
-        backend, reason = choose_backend(query, plan, rules, needs_reference, dropout)
+        backend, reason = choose_backend(query, plan, rules, needs_reference, dropout, value.shape[-1])
         _log_choice(f"HSA attention uses the {backend} backend ({reason}).")
-    if backend in ("blockwise", "flex") and dropout:
+    if backend in ("blockwise", "flex", "triton") and dropout:
         needs_reference.append("attention dropout")
     if backend != "reference" and needs_reference:
         raise ValueError(
@@ -151,6 +157,13 @@ def run_attention(
         return blockwise_attention(query, key, value, plan, rules, scale), None
     if backend == "dense":
         return dense_attention(query, key, value, plan, rules, scale, dropout), None
+    if backend == "triton":
+        obstacle = triton_obstacle(query, value.shape[-1])
+        if obstacle:
+            raise ValueError(f"The HSA backend 'triton' needs {obstacle}: use 'auto' or 'blockwise'.")
+        from .backends.triton.attention import triton_attention  # here: Triton is not everywhere
+
+        return triton_attention(query, key, value, plan, rules, scale), None
     if backend == "flex":
         obstacle = flex_obstacle(query)
         if obstacle:
@@ -169,6 +182,7 @@ def choose_backend(
     rules: LayerRules,
     needs_reference: Sequence[str] = (),
     dropout: float = 0.0,
+    value_size: int | None = None,
 ) -> tuple[str, str]:
     """Return the backend that ``auto`` takes, and the reason.
 
@@ -178,6 +192,7 @@ def choose_backend(
         rules: Of the layer.
         needs_reference: In words, what only `reference` can honour.
         dropout: Probability with which attention weights are dropped.
+        value_size: E; None: that of `query`.
     """
     if needs_reference:
         return "reference", f"for {', '.join(needs_reference)}"
@@ -185,7 +200,9 @@ def choose_backend(
         return "dense", "for attention dropout"
     fast, shortest = "blockwise", BLOCKWISE_FROM
     if plan.device.type == "cuda":
-        if flex_obstacle(query) is None:
+        if triton_obstacle(query, value_size) is None:
+            fast, shortest = "triton", TRITON_FROM
+        elif flex_obstacle(query) is None:
             fast, shortest = "flex", FLEX_FROM
         else:
             shortest = 2 * FLEX_FROM
@@ -194,6 +211,32 @@ def choose_backend(
     if plan.is_causal(rules):
         return "dense", "nothing is hidden or fades: plain causal attention"
     return fast, f"rows of {shortest} tokens and more"
+
+
+def triton_obstacle(query: torch.Tensor, value_size: int | None = None) -> str | None:
+    """Return what the Triton kernels lack for these tensors; None: nothing.
+
+    Args:
+        query: (B, H, Q, D); only its shape, dtype and device count.
+        value_size: E; None: D.
+    """
+    if query.device.type != "cuda":
+        return f"tensors on CUDA, got {query.device.type}"
+    if torch.version.hip is not None:
+        return "CUDA, got ROCm"
+    if query.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"float32, bfloat16 or float16, got {query.dtype}"
+    if _capability(query.device) < OLDEST_GPU:
+        return f"a GPU of compute capability {'.'.join(map(str, OLDEST_GPU))} or more"
+    largest = max(query.shape[-1], value_size or 0)
+    if largest > LARGEST_HEAD:
+        return f"heads of up to {LARGEST_HEAD}, got {largest}"
+    return None if has_triton() else "Triton"
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def flex_obstacle(query: torch.Tensor) -> str | None:

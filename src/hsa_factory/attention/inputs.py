@@ -68,12 +68,12 @@ class RowsSeen:
     Attributes:
         have_padding: Whether a token is padding.
         are_whole: Whether each row is one document without padding.
-        type_range: The lowest and the highest type; None: there are no tokens.
+        types: Those that there are, growing; None: there are no tokens.
     """
 
     have_padding: bool
     are_whole: bool
-    type_range: tuple[int, int] | None
+    types: tuple[int, ...] | None
 
 
 def look_at_rows(semantic_ids: torch.Tensor, document_ids: torch.Tensor | None) -> RowsSeen:
@@ -87,24 +87,30 @@ def look_at_rows(semantic_ids: torch.Tensor, document_ids: torch.Tensor | None) 
         ValueError: If a type is not 0, 1 or 2.
     """
     if semantic_ids.numel() == 0:
-        return RowsSeen(have_padding=False, are_whole=document_ids is None, type_range=None)
-    found = list(semantic_ids.aminmax())
+        return RowsSeen(have_padding=False, are_whole=document_ids is None, types=None)
+    found = [*semantic_ids.aminmax(), (semantic_ids == SemanticType.LANDMARK).any()]
     if document_ids is not None:
         found += [(document_ids == 0).any(), (document_ids != document_ids[:, :1]).any()]
-    lowest, highest, *documents = torch.stack([number.long() for number in found]).tolist()
+    lowest, highest, has_landmarks, *documents = torch.stack([number.long() for number in found]).tolist()
     if lowest < 0 or highest > 2:
         wrong = semantic_ids[(semantic_ids < 0) | (semantic_ids > 2)][0].item()
         raise ValueError(f"semantic_ids holds {wrong}; allowed are 0 (GLOBAL), 1 (LANDMARK) and 2 (NOISE).")
-    return RowsSeen(any(documents[:1]), not any(documents), (lowest, highest))
+    types = sorted({lowest, highest, *[int(SemanticType.LANDMARK)] * has_landmarks})
+    return RowsSeen(any(documents[:1]), not any(documents), tuple(types))
 
 
-def check_turns(turn_ids: torch.Tensor, document_ids: torch.Tensor, is_whole: bool = False) -> torch.Tensor:
-    """Return turn numbers as int32; those at padding are not looked at.
+def check_turns(
+    turn_ids: torch.Tensor, document_ids: torch.Tensor, is_whole: bool = False
+) -> tuple[torch.Tensor, int | None]:
+    """Check turn numbers; those at padding are not looked at.
 
     Args:
         turn_ids: (B, L) whole numbers.
         document_ids: (B, L), 0 is padding.
         is_whole: Whether each row is one document without padding.
+
+    Returns:
+        The numbers as int32, and for how many turns a row goes on after its first at most (None: not known).
 
     Raises:
         ValueError: If shape, device or type do not fit, a number is too large, or the numbers of a document fall.
@@ -112,9 +118,11 @@ def check_turns(turn_ids: torch.Tensor, document_ids: torch.Tensor, is_whole: bo
     check_ids("turn_ids", turn_ids, document_ids)
     if is_whole and turn_ids.numel():
         turns = turn_ids.long()
-        is_wrong = (turns[:, 1:] < turns[:, :-1]).any() | is_too_large(turns).any()
-        if not bool(is_wrong):
-            return turns.int()
+        first, last = turns[:, 0], turns[:, -1]
+        falls = (turns[:, 1:] < turns[:, :-1]).any().long()
+        falls, lowest, highest, most = torch.stack([falls, first.amin(), last.amax(), (last - first).amax()]).tolist()
+        if not falls and -LARGEST_TURN <= lowest and highest <= LARGEST_TURN:
+            return turns.int(), most
     turns = turn_ids.long().masked_fill(document_ids == 0, 0)
     order, starts = by_document(document_ids)
     sorted_turns = turns.gather(1, order)
@@ -122,7 +130,7 @@ def check_turns(turn_ids: torch.Tensor, document_ids: torch.Tensor, is_whole: bo
     falls[:, 1:] = (sorted_turns[:, 1:] < sorted_turns[:, :-1]) & ~starts[:, 1:]
     too_large = is_too_large(turns)
     if not bool((falls | too_large).any()):
-        return turns.int()
+        return turns.int(), None
 
     if bool(too_large.any()):
         raise too_large_turn(turns[too_large][0])

@@ -36,7 +36,8 @@ class AttentionPlan:
         is_packed: Whether a row holds more than one document; None: look when it matters.
         turn_ids: (B, L) integers, the number of each key's turn, which never falls within a document; not read at
             padding. None: not known, as rules without turns allow.
-        type_range: The lowest and the highest type there is; None: not known.
+        types: Those that there are; None: not known.
+        most_turns: For how many turns a row goes on after its first at most; None: not known.
 
     Attributes:
         is_padding: (B, L) bool, or None if there is none.
@@ -53,10 +54,11 @@ class AttentionPlan:
         has_clean_padding: bool = False,
         is_packed: bool | None = None,
         turn_ids: torch.Tensor | None = None,
-        type_range: tuple[int, int] | None = None,
+        types: tuple[int, ...] | None = None,
+        most_turns: int | None = None,
     ) -> None:
         self.semantic_ids, self.document_ids, self.positions = semantic_ids, document_ids, positions
-        self.turn_ids, self.type_range = turn_ids, type_range
+        self.turn_ids, self.types, self.most_turns = turn_ids, types, most_turns
         self.batch_size, self.key_length = semantic_ids.shape
         self.query_length, self.has_gaps = query_length, has_gaps
         self._has_clean_padding = has_clean_padding
@@ -103,7 +105,7 @@ class AttentionPlan:
 
         types, documents = semantic_ids.long(), number_documents(semantic_ids, attention_mask, document_ids)
         rows = look_at_rows(types, None if attention_mask is None and document_ids is None else documents)
-        turns = None if turn_ids is None else check_turns(turn_ids, documents, rows.are_whole)
+        turns, most_turns = (None, None) if turn_ids is None else check_turns(turn_ids, documents, rows.are_whole)
         has_gaps = positions is not None
         if positions is not None:
             check_ids("positions", positions, semantic_ids)
@@ -120,7 +122,8 @@ class AttentionPlan:
             rows.have_padding,
             is_packed=False if rows.are_whole else None,
             turn_ids=turns,
-            type_range=rows.type_range,
+            types=rows.types,
+            most_turns=most_turns,
         )
         if has_gaps and plan.has_packed_rows():
             raise ValueError("positions go with rows of one document, not with packed rows.")
@@ -236,7 +239,11 @@ class AttentionPlan:
         return self.once(_last_seen, rules)
 
     def is_causal(self, rules: LayerRules) -> bool:
-        """Whether the rules come to plain causal attention: one document a row, no padding, no bias, no limit."""
+        """Whether the rules come to plain causal attention: one document a row, no padding, no bias, no limit.
+
+        Where types and turns are known it is said without a look at the tokens, for which the CPU would wait: then a limit
+        counts that would take nothing away only because of where tokens stand.
+        """
         return self.once(_is_causal, rules)
 
     def _bias_of_one(self, rules: LayerRules) -> torch.Tensor:
@@ -291,8 +298,14 @@ class AttentionPlan:
 def _is_causal(plan: AttentionPlan, rules: LayerRules) -> bool:
     if plan.query_length != plan.key_length or plan.has_gaps or plan.is_padding is not None or rules.hide:
         return False
-    if any(rules.decays[kind] for kind in plan.type_range or ()):
-        return False  # without a look, for which the CPU would wait
+    if any(rules.decays[kind] for kind in plan.types or ()):
+        return False
+    if plan.types is not None and plan.has_whole_rows and (plan.most_turns is not None or not rules.has_turns):
+        farthest = plan.key_length - 1
+        in_turns = [reach >= (plan.most_turns or 0) for reach in rules.turn_reach]
+        in_windows = [reach >= farthest for reach in rules.window_reach]
+        all_seen = all(in_windows[kind] or in_turns[kind] for kind in plan.types)
+        return all_seen and rules.sliding_reach >= farthest
     free = [decay == 0 for decay in rules.decays]
     all_free = by_type(plan.semantic_ids, free, torch.bool).all()
     all_free &= (plan.last_seen(rules) == plan.key_length - 1).all()

@@ -86,7 +86,7 @@ def _look(report: Report, device: "torch.device", extent: Extent, display: Displ
     """Look at everything that torch is needed for."""
     import torch
 
-    from ..attention.api import available_backends
+    from ..attention.api import NEEDS_CUDA, available_backends
     from . import self_test, timing
     from .choice import find_choices
     from .machine import find_machine
@@ -102,7 +102,7 @@ def _look(report: Report, device: "torch.device", extent: Extent, display: Displ
     report.choices = find_choices(device, dtypes[0])
     report.refusals = find_refusals(device, dtypes[0])
 
-    names = [name for name in reversed(available_backends()) if name != "auto" and (on_gpu or name != "flex")]
+    names = [name for name in reversed(available_backends()) if name != "auto" and (on_gpu or name not in NEEDS_CUDA)]
     tested = [name for name in names if on_gpu or name != "reference"]  # on the CPU it is what the others must equal
     with display("testing every backend", self_test.count_tests(tested, dtypes)) as advance:
         length = self_test.LENGTH if extent.test_length is None else extent.test_length

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..attention.api import COMPILER_SWITCHES, NEEDS_CUDA, available_backends, flex_obstacle
+from ..attention.api import COMPILER_SWITCHES, NEEDS_CUDA, available_backends, flex_obstacle, triton_obstacle
 from ..config import BACKENDS
 from ..hosts import OTHER_TRAINER_VARIABLES
 from ..models.parallelism import check_parallelism
@@ -62,16 +62,15 @@ def _backends(device: torch.device, dtype: torch.dtype) -> list[Refusal]:
     if device.type != "cuda":
         return found
 
-    obstacle = flex_obstacle(torch.empty((), device=device, dtype=dtype).expand(1, 1, 1, 128))
-    if obstacle:
-        advice = "pip install triton, for GPUs from Volta on" if obstacle == "Triton" else ""
-        found.append(Refusal("backend: flex", f"needs {obstacle}", advice))
-    elif find_compiler() is None:
-        found.append(
-            Refusal(
-                "backend: flex", "Triton finds no C compiler", "install gcc, or name a compiler in the variable CC"
-            )
-        )
+    query = torch.empty((), device=device, dtype=dtype).expand(1, 1, 1, 128)
+    for backend, find_obstacle in (("flex", flex_obstacle), ("triton", triton_obstacle)):
+        obstacle = find_obstacle(query)
+        if obstacle:
+            advice = "pip install triton, for GPUs from Volta on" if obstacle == "Triton" else ""
+            found.append(Refusal(f"backend: {backend}", f"needs {obstacle}", advice))
+        elif find_compiler() is None:
+            advice = "install gcc, or name a compiler in the variable CC"
+            found.append(Refusal(f"backend: {backend}", "Triton finds no C compiler", advice))
     return found
 
 

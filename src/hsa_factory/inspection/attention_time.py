@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..attention import AttentionPlan, LayerRules, run_attention
-from ..attention.api import BLOCKWISE_FROM, FLEX_FROM
+from ..attention.api import BLOCKWISE_FROM, FLEX_FROM, TRITON_FROM
 from ..config import HSAConfig
 from ..whole_files import write_whole
 from .model_shape import ModelShape
@@ -28,7 +28,9 @@ _LENGTHS = {
     _BIASED: (256, 512, 1024),
     "blockwise": (1536, 3072, 6144),
     "flex": (4096, 16384),
+    "triton": (4096, 16384),
 }
+_FROM = {"flex": FLEX_FROM, "triton": TRITON_FROM}  # tokens
 _REPEATS = 2
 _TURN = 300  # tokens of a turn in what is measured: the median of agents' trajectories
 
@@ -120,9 +122,9 @@ def attention_time(shape: ModelShape, backend: str, say: Callable[[str], None]) 
         say: Called with a line before something is measured.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    fast = backend if backend != "auto" else "flex" if device == "cuda" else "blockwise"
+    fast = backend if backend != "auto" else "triton" if device == "cuda" else "blockwise"
     fast = _BIASED if fast == "reference" else fast
-    fast_from = 0 if backend != "auto" else FLEX_FROM if fast == "flex" else BLOCKWISE_FROM
+    fast_from = 0 if backend != "auto" else _FROM.get(fast, BLOCKWISE_FROM)
     machine, threads = machine_name(device), 0 if device == "cuda" else torch.get_num_threads()
     kernels, path = {}, cache_path()
     known = _read(path)

@@ -23,6 +23,7 @@ REFUSED = {
     "dense": {"soft-cap", "sinks"},
     "blockwise": {"soft-cap", "sinks", "dropout"},
     "flex": {"soft-cap", "sinks", "dropout"},
+    "triton": {"soft-cap", "sinks", "dropout"},
 }
 
 

@@ -17,8 +17,8 @@ import torch.fx.experimental._config as shapes
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from ..by_type import by_type
-from ..documents import by_document
 from ..layer_rules import LayerRules
+from ..places import find_places
 from ..plan import AttentionPlan
 
 
@@ -185,7 +185,7 @@ class FlexMask:
     def __init__(self, plan: AttentionPlan, rules: LayerRules) -> None:
         types, padding = plan.semantic_ids, plan.is_padding
         rows = slice(plan.key_length - plan.query_length, None)
-        place, last_seen = _places(plan), plan.last_seen(rules)
+        place, last_seen = find_places(plan)[0], plan.last_seen(rules)
         if plan.has_packed_rows():
             last_seen = place - plan.positions + last_seen
         self.order, self.inverse = _order(plan, rules, place)
@@ -261,15 +261,6 @@ def _hidden_pairs(rules: LayerRules, device: torch.device) -> torch.Tensor:
     for query_type, key_type in rules.hide:
         hidden[query_type, key_type].fill_(True)  # an assignment of a Python number, or a copy, would wait for a GPU
     return hidden
-
-
-def _places(plan: AttentionPlan) -> torch.Tensor:
-    """Number tokens so that a document's are consecutive, up to keys that are missing: (B, L) int64."""
-    if plan.has_gaps or not plan.has_packed_rows():  # with gaps, positions go on from document to document
-        return plan.positions
-    order, _ = by_document(plan.document_ids)
-    numbers = torch.arange(plan.key_length, device=plan.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, numbers)
 
 
 def _order(
