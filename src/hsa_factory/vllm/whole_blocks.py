@@ -21,9 +21,7 @@ from .tokens import TokenTypes
 
 
 _SPARE = 1.5  # tokens of the blocks, as a multiple of the keys: with more, keys are copied one by one
-_COPIED = (
-    2**22
-)  # bytes that are copied at once, about: more of them are out of the processor's cache before they are used
+_COPIED = 2**21  # bytes that are copied at once, about: more are out of the processor's cache before they are used
 
 
 @dataclass(eq=False)
