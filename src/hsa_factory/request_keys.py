@@ -31,6 +31,9 @@ OF_MESSAGES = (TYPE_KEY, SPANS_KEY, "semantic_tag", "semantic_ids")
 CHAT = "/v1/chat/completions"
 
 Path = tuple[str | int, ...]
+Place = tuple[()] | tuple["Place", str | int]  # where an object stands: in what, and under which key or number
+
+_HOLDERS = (dict, Mapping, list)  # what has keys, or things with keys; most are found by the first
 
 _SPELT = {name.replace("_", ""): name for name in (*FIELDS, *OF_MESSAGES)}
 _LIKE = tuple(
@@ -82,11 +85,13 @@ def unread_key(route: str, reads: Reads, body: Any) -> str | None:
     Returns:
         A sentence that names the key and says where it belongs; None: there is none.
     """
-    for where, key, value in _keys(body):
+    for place, key, value in _keys(body):
         meant = meant_key(key)
-        if meant is None or _is_read(reads, where, key) or (value is None and key == meant):
+        if meant is None or (value is None and key == meant):
             continue
-        return f"{_name((*where, key))}{_what_to_do(route, reads, where, key, meant)}"
+        where = _path(place)
+        if not _is_read(reads, where, key):
+            return f"{_name((*where, key))}{_what_to_do(route, reads, where, key, meant)}"
     return None
 
 
@@ -97,25 +102,38 @@ def without_hsa(body: Any) -> str | None:
         A sentence that names the key; None: there is none that says something.
     """
     named = {TYPE_KEY, SPANS_KEY, *FIELDS}
-    for where, key, value in _keys(body):
+    for place, key, value in _keys(body):
         if key in named and value is not None:
-            return f"{_name((*where, key))}: this server's model has no HSA. Send requests without it."
+            return f"{_name((*_path(place), key))}: this server's model has no HSA. Send requests without it."
     return None
 
 
-def _keys(body: Any) -> Iterator[tuple[Path, str, Any]]:
+def _keys(body: Any) -> Iterator[tuple[Place, str, Any]]:
     """Yield the keys of all objects with where they stand and what they hold; without recursion, however deep it is."""
-    waiting: list[tuple[Path, Any]] = [((), body)]
+    waiting: list[tuple[Place, Any]] = [((), body)]
     while waiting:
-        where, value = waiting.pop()
+        place, value = waiting.pop()
         if isinstance(value, Mapping):
             for key, inner in value.items():
-                yield where, key, inner
-                if key not in _OF_USERS and not (key == "input" and isinstance(inner, Mapping)):
-                    waiting.append(((*where, key), inner))
+                yield place, key, inner
+                if (
+                    isinstance(inner, _HOLDERS)
+                    and key not in _OF_USERS
+                    and not (key == "input" and isinstance(inner, Mapping))
+                ):
+                    waiting.append(((place, key), inner))
         elif isinstance(value, list):
-            inside = ((number, inner) for number, inner in enumerate(value) if isinstance(inner, (Mapping, list)))
-            waiting += [((*where, number), inner) for number, inner in inside]
+            inside = ((number, inner) for number, inner in enumerate(value) if isinstance(inner, _HOLDERS))
+            waiting += [((place, number), inner) for number, inner in inside]
+
+
+def _path(place: Place) -> Path:
+    """Return a place as a path; a long body has many places, and few of them are named."""
+    path: Path = ()
+    while place:
+        place, item = place
+        path = (item, *path)
+    return path
 
 
 def _is_read(reads: Reads, where: Path, key: str) -> bool:

@@ -68,4 +68,4 @@ def test_keys_are_copied_by_blocks_where_most_of_these_are_seen(serve, rng, monk
         requests = [(rng.integers(0, 280, 330).tolist(), types) for types in kinds]
         seen.clear()
         assert served.ask(requests, 10) == served.expected(requests, 10)
-        assert {ahead.is_spare is not None for ahead in seen} == are_whole
+        assert {bool(ahead.bias) for ahead in seen} == are_whole

@@ -86,6 +86,13 @@ def test_what_cannot_be_honoured_is_refused_by_name(start, options, complaint):
         start(**options)
 
 
+def test_the_front_end_in_rust_is_refused(start, monkeypatch):
+    """It is another program, in which nobody would read a type or refuse a request without."""
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    with pytest.raises(ValueError, match="front end in Rust"):
+        start()
+
+
 def test_what_changes_nothing_for_hsa_is_left_alone(start):
     """Several engines, adapters: each engine has its own scheduler and its own types."""
     config = start(data_parallel_size=2, enable_lora=True, tokenizer_mode="hf")

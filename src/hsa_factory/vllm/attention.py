@@ -129,8 +129,8 @@ class HSAImpl(AttentionImpl[HSAMetadata]):
 
         number, size = attn_metadata.num_actual_tokens, self.head_size
         rows = key_rows(kv_cache)
-        new = torch.cat([key[:number], value[:number]], dim=-1).transpose(0, 1).reshape(-1, 2 * size)
-        rows.index_copy_(0, attn_metadata.new_places, new.to(rows.dtype))
+        for new, own in ((key, rows[:, :size]), (value, rows[:, size:])):
+            own.index_copy_(0, attn_metadata.new_places, new[:number].transpose(0, 1).reshape(-1, size).to(rows.dtype))
         for group in attn_metadata.groups:
             if group.blocks is not None:
                 self._by_blocks(query, rows, group.queries, group.blocks, output)

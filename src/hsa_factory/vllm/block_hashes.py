@@ -56,7 +56,7 @@ class TypedBlockHasher:
 
     def _keys(self, tokens: TokenTypes, start: int, stop: int) -> tuple[Any, ...]:
         changes = tuple(tuple(event) for event in tokens.events if start <= event.at < stop)
-        turns = (
-            b"" if tokens.turns is None else (tokens.turns[start:stop] - tokens.turns[0]).astype(np.int64).tobytes()
-        )
+        turns = b""
+        if tokens.turns is not None:
+            turns = (tokens.turns[start:stop] - tokens.turns[0]).astype(np.int64).tobytes()
         return tokens.first_types[start:stop].tobytes(), turns, changes

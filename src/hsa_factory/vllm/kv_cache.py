@@ -18,7 +18,7 @@ from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from ..attention.layer_rules import UNLIMITED, LayerRules
 from .block_hashes import TypedBlockHashes
 from .counts import BlockCounts
-from .reach import last_of_blocks, longest_hit, most_blocks_held
+from .reach import last_of_blocks, longest_hit, most_blocks_held, reach_of_new
 from .tokens import TokenTypes
 
 
@@ -78,6 +78,7 @@ class HSAManager(FullAttentionManager):
         self.freed = 0
         self._is_gone: dict[str, NDArray[np.bool_]] = {}  # of each block of a request
         self._looked_at: dict[str, tuple[tuple[int, int], int]] = {}  # what was known, and until when no block dies
+        self._least_reach = 0 if any(layer.has_turns for layer in self.rules) else min(reach_of_new(self.rules))
 
     def counts(self) -> BlockCounts:
         """Return how many blocks are held now, would be without HSA, and were given back."""
@@ -125,8 +126,9 @@ class HSAManager(FullAttentionManager):
         if tokens is None or not blocks:
             return
         tokens.read()
-        full = min(len(blocks), processed_computed_tokens // self.block_size, tokens.held_from // self.block_size)
-        state = (full, len(tokens.events))
+        written = processed_computed_tokens // self.block_size
+        full = min(len(blocks), written, tokens.held_from // self.block_size)
+        state = (len(tokens.events), full if full < written else -1)
         known, until = self._looked_at.get(request_id, (None, 0))
         if known == state and processed_computed_tokens <= until:
             return
@@ -134,8 +136,8 @@ class HSAManager(FullAttentionManager):
         last = last_of_blocks(tokens.last[: full * self.block_size], self.block_size)
         is_held = ~is_gone[:full]
         is_dying = is_held & (last < processed_computed_tokens)
-        lasting = last[is_held & ~is_dying]
-        self._looked_at[request_id] = state, int(lasting.min()) if len(lasting) else UNLIMITED
+        next_block = (full + 1) * self.block_size - 1 + self._least_reach
+        self._looked_at[request_id] = state, int(last[is_held & ~is_dying].min(initial=next_block))
         dying = np.flatnonzero(is_dying).tolist()
         if not dying:
             return

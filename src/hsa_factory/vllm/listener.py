@@ -46,16 +46,22 @@ class Row:
         self._visible = self._visible[last[self._visible] >= start]
         return self._visible
 
-    def ahead(self, position: int, block_size: int) -> BlocksAhead | None:
+    def ahead(self, position: int, table: NDArray[Any], block_size: int) -> BlocksAhead | None:
         """Return what a single query sees by whole blocks, made for those after it, too.
 
-        None: it is not the last token that is known, or keys are better copied one by one.
+        Args:
+            position: Of the query.
+            table: Which block of the cache each of the request's blocks is; it stays so while the request is in the batch.
+            block_size: Tokens of a block.
+
+        Returns:
+            None: it is not the last token that is known, or keys are better copied one by one.
         """
         tokens = self.tokens
         if position + 1 != len(tokens):
             return None
-        if self._ahead is None or not self._ahead.holds(tokens, position, block_size):
-            self._ahead = BlocksAhead.of(tokens, self.visible(position, position + 1), block_size)
+        if self._ahead is None or not self._ahead.holds(tokens, position):
+            self._ahead = BlocksAhead.of(tokens, self.visible(position, position + 1), table, block_size)
         return self._ahead if self._ahead.bias else None
 
 

@@ -96,6 +96,7 @@ class HSAMetadataBuilder(AttentionMetadataBuilder[HSAMetadata]):
         self._rows = rows_of(vllm_config)
         self._rows.check(kv_cache_spec.rules)
         self._has_kernel = has_causal_kernel(device, kv_cache_spec.head_size)
+        self._kept: list[WholeBlocks] = []  # of the last step
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
@@ -111,9 +112,9 @@ class HSAMetadataBuilder(AttentionMetadataBuilder[HSAMetadata]):
             MissedRequest: If a request's types are not known.
         """
         common = common_attn_metadata
-        new = common.slot_mapping[: common.num_actual_tokens].cpu().numpy().astype(np.int64)
-        if (new < 0).all():  # a dry run: its tokens are nobody's, and have no place in the cache
-            return HSAMetadata(0, self._places(new[:0]), [])
+        new = common.slot_mapping[: common.num_actual_tokens].to(torch.int64)
+        if not len(new) or new[0] < 0:  # a dry run: its tokens are nobody's, and have no place in the cache
+            return HSAMetadata(0, new[:0], [])
         starts = common.query_start_loc_cpu.tolist()
         lengths = common.seq_lens.tolist()
         blocks: NDArray[Any] = common.block_table_tensor.cpu().numpy()
@@ -126,9 +127,9 @@ class HSAMetadataBuilder(AttentionMetadataBuilder[HSAMetadata]):
                 continue
             row = self._rows.get(index, lengths[index])
             if stop - start == 1 and self.device.type == "cpu":
-                ahead = row.ahead(lengths[index] - 1, self._block_size)
+                ahead = row.ahead(lengths[index] - 1, blocks[index], self._block_size)
                 if ahead is not None:
-                    whole.append(_Whole(start, lengths[index] - 1, blocks[index], ahead))
+                    whole.append(_Whole(start, lengths[index] - 1, ahead))
                     continue
             pieces = _pieces(row, start, stop - start, lengths[index], self._has_kernel)
             for piece in pieces:
@@ -141,10 +142,10 @@ class HSAMetadataBuilder(AttentionMetadataBuilder[HSAMetadata]):
                 else:
                     groups += self._groups_of(piece)
         groups += [self._group(together) for together in _alike(single, lambda piece: len(piece.positions))]
-        groups += [
-            self._whole(together) for together in _alike(whole, lambda one: len(one.ahead.blocks) * self._block_size)
-        ]
-        return HSAMetadata(common.num_actual_tokens, self._places(new).view(-1), groups)
+        groups += self._wholes(whole)
+        if self._heads > 1:
+            new = self._places(new.cpu().numpy()).view(-1)
+        return HSAMetadata(common.num_actual_tokens, new, groups)
 
     def _slots(self, blocks: NDArray[Any], positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return where tokens of a request lie, given its block table."""
@@ -184,21 +185,27 @@ class HSAMetadataBuilder(AttentionMetadataBuilder[HSAMetadata]):
         places, plan = self._joined(pieces)
         return Group(queries, places, plan, len(pieces[0]))
 
-    def _whole(self, requests: "Sequence[_Whole]") -> Group:
+    def _wholes(self, requests: "list[_Whole]") -> list[Group]:
         """Join single queries whose keys are copied by blocks."""
-        requests = sorted(requests, key=lambda one: one.place)
-        first, number = requests[0].place, len(requests)
-        queries: torch.Tensor | slice = slice(first, first + number)
-        if requests[-1].place != first + number - 1:
-            queries = self._tensor(np.array([one.place for one in requests]))
-        blocks = WholeBlocks.of(
-            [(one.ahead, one.position) for one in requests],
-            [one.blocks for one in requests],
-            self._heads,
-            self._block_size,
-            self._token_bytes,
-        )
-        return Group(queries, blocks.places, None, 1, blocks)
+        groups, used = [], []
+        for together in _alike(requests, lambda one: len(one.ahead.blocks) * self._block_size):
+            together.sort(key=lambda one: one.place)
+            first, number = together[0].place, len(together)
+            queries: torch.Tensor | slice = slice(first, first + number)
+            if together[-1].place != first + number - 1:
+                queries = self._tensor(np.array([one.place for one in together]))
+            ahead = [one.ahead for one in together]
+            blocks = next((kept for kept in self._kept if kept.fits(ahead)), None)
+            if blocks is None:
+                most = max(len(one.blocks) for one in ahead)
+                blocks = WholeBlocks(number, most, self._rows.rules, self._heads, self._block_size, self._token_bytes)
+            else:
+                self._kept.remove(blocks)
+            blocks.update(ahead, [one.position for one in together])
+            used.append(blocks)
+            groups.append(Group(queries, blocks.places, None, 1, blocks))
+        self._kept = used
+        return groups
 
     def _joined(self, pieces: "Sequence[_Piece]") -> tuple[torch.Tensor, AttentionPlan]:
         """Return where the keys of pieces with as many queries each stand, (B, Hkv, K), and their plan."""
@@ -293,13 +300,11 @@ class _Whole:
     Attributes:
         place: Where it stands among the tokens of the forward.
         position: In its request.
-        blocks: The request's block table.
         ahead: What it sees.
     """
 
     place: int
     position: int
-    blocks: NDArray[Any]
     ahead: BlocksAhead
 
 
@@ -350,14 +355,14 @@ def _cut(start: int, stop: int) -> list[tuple[int, int]]:
 
 def _alike(queries: list[_Q], number: Callable[[_Q], int]) -> list[list[_Q]]:
     """Sort single queries into groups of about as many keys each: what is padded costs time."""
+    if len(queries) < 2:
+        return [queries] * len(queries)
     groups: list[list[_Q]] = []
+    limit = -1.0
     for query in sorted(queries, key=number):
-        limit = 0.0
-        if groups:
-            shortest = number(groups[-1][0])
-            limit = max(_UNEVEN * shortest, shortest + _FEW)
-        if number(query) <= limit:
-            groups[-1].append(query)
-        else:
-            groups.append([query])
+        own = number(query)
+        if own > limit:
+            limit = max(_UNEVEN * own, own + _FEW)
+            groups.append([])
+        groups[-1].append(query)
     return groups

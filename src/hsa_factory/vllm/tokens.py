@@ -1,7 +1,7 @@
 """The types of one request's tokens, from its prompt to its last generated one: the same in scheduler and workers."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +11,9 @@ from ..attention.layer_rules import LayerRules
 from ..models.cache.tagger import ConstantTagger, Tagger
 from .reach import last_visible, reach_of_new
 from .types import PromptTypes
+
+
+_AHEAD = 128  # tokens that are noted before they come, where all that is generated has one type
 
 
 class Retyped(NamedTuple):
@@ -47,7 +50,8 @@ class TokenTypes:
         self, prompt: PromptTypes, tagger: Tagger, rules: Sequence[LayerRules], output_ids: Sequence[int] = ()
     ) -> None:
         self.rules, self.tagger, self._output_ids = tuple(rules), tagger, output_ids
-        self.prompt_length = self._length = len(prompt)
+        self.prompt_length = self._length = self._ready = len(prompt)
+        self._kind = tagger.semantic_type if isinstance(tagger, ConstantTagger) else None
         self._first = _Growing(prompt.types)  # as each was typed when it came
         self._types = _Growing(prompt.types)
         self._turns = None if prompt.turns is None else _Growing(prompt.turns)
@@ -62,22 +66,22 @@ class TokenTypes:
     @property
     def types(self) -> NDArray[np.uint8]:
         """(L,), in force now."""
-        return self._types.values
+        return self._types.room[: self._length]
 
     @property
     def first_types(self) -> NDArray[np.uint8]:
         """(L,), as each token was typed when it came."""
-        return self._first.values
+        return self._first.room[: self._length]
 
     @property
     def turns(self) -> NDArray[np.int64] | None:
         """(L,) turn numbers; None: the rules have no turns."""
-        return None if self._turns is None else self._turns.values
+        return None if self._turns is None else self._turns.room[: self._length]
 
     @property
     def last(self) -> NDArray[np.int64]:
         """(L,), the last position that may have seen, or may yet see, each token; unsettled tokens are held besides."""
-        return self._last.values
+        return self._last.room[: self._length]
 
     def read(self, stop: int | None = None) -> None:
         """Take in those generated tokens that are new.
@@ -85,26 +89,32 @@ class TokenTypes:
         Args:
             stop: How many tokens of the request to know, the prompt's included. None: all.
         """
-        known, number = self._length - self.prompt_length, len(self._output_ids)
-        if stop is not None:
-            number = min(stop - self.prompt_length, number)
-        for place in range(known, number):
+        number = self.prompt_length + len(self._output_ids)
+        if stop is not None and stop < number:
+            number = stop
+        if number <= self._length:
+            return
+        if self._kind is not None:
+            if number > self._ready:
+                self._write(number + _AHEAD, self._kind)
+            self._length = self.held_from = number
+            return
+        for place in range(self._length - self.prompt_length, number - self.prompt_length):
             self._add(self._output_ids[place])
+
+    def _write(self, stop: int, kind: int) -> None:
+        """Note that tokens up to a position have a type, from the first of which none is noted yet."""
+        start, self._ready = self._ready, stop
+        for values in (self._first, self._types):
+            values.write(start, stop, kind)
+        if self._turns is not None:
+            self._turns.write(start, stop, self._turns.room[start - 1] if start else 0)
+        self._last.write(start, stop, np.arange(start, stop) + self._reach[kind])
 
     def _add(self, token_id: int) -> None:
         at = self._length
-        if isinstance(self.tagger, ConstantTagger):
-            kind = self.tagger.semantic_type
-        else:
-            kind = int(self.tagger.tag(torch.tensor([[token_id]]))[0, 0])
-        self._first.append(kind)
-        self._types.append(kind)
-        if self._turns is not None:
-            self._turns.append(self._turns.values[-1] if at else 0)
+        self._write(at + 1, int(self.tagger.tag(torch.tensor([[token_id]]))[0, 0]))
         self._length = self.held_from = at + 1
-        self._last.append(at + self._reach[kind])
-        if isinstance(self.tagger, ConstantTagger):
-            return
         for change in self.tagger.settled():
             self._retype(at, self.prompt_length + change.start, self.prompt_length + change.stop, change.semantic_type)
         unsettled = self.tagger.unsettled()
@@ -114,12 +124,10 @@ class TokenTypes:
     def _retype(self, at: int, start: int, stop: int, semantic_type: int) -> None:
         """Change types. A token that only comes now has the new one from the beginning."""
         if stop > at:
-            self._first.values[at] = semantic_type
-        self._types.values[start:stop] = semantic_type
+            self._first.room[at] = semantic_type
+        self._types.room[start:stop] = semantic_type
         before = np.minimum(self.last[start:stop], at - 1)  # by what it was, it may have been seen until then
-        self._last.values[start:stop] = np.maximum(
-            last_visible(self.types, self.turns, self.rules, start, stop), before
-        )
+        self._last.room[start:stop] = np.maximum(last_visible(self.types, self.turns, self.rules, start, stop), before)
         if start < min(stop, at):
             self.events.append(Retyped(at, start, min(stop, at), semantic_type))
 
@@ -140,19 +148,12 @@ class TokenTypes:
 
 
 class _Growing:
-    """An array that tokens are appended to."""
+    """An array that is written to, part after part."""
 
     def __init__(self, values: NDArray) -> None:
-        self._room = np.empty(max(64, len(values) + 256), values.dtype)
-        self._room[: len(values)] = values
-        self._length = len(values)
+        self.room = np.concatenate([values, np.zeros(2 * _AHEAD, values.dtype)])
 
-    @property
-    def values(self) -> NDArray:
-        return self._room[: self._length]
-
-    def append(self, value: int) -> None:
-        if self._length == len(self._room):
-            self._room = np.concatenate([self._room, np.empty_like(self._room)])
-        self._room[self._length] = value
-        self._length += 1
+    def write(self, start: int, stop: int, values: Any) -> None:
+        if stop > len(self.room):
+            self.room = np.concatenate([self.room, np.zeros(stop, self.room.dtype)])
+        self.room[start:stop] = values

@@ -27,6 +27,9 @@ class GivenTypes:
     texts: tuple[str | None, ...] = ()
 
 
+_NOTHING = GivenTypes()
+
+
 def read_given(request: Any) -> list[GivenTypes]:
     """Read the types in the body of a chat request; keys that nobody reads are for `type_keys`, what else is in it for vLLM.
 
@@ -44,32 +47,32 @@ def read_given(request: Any) -> list[GivenTypes]:
     messages = request.get("messages")
     if not isinstance(messages, Sequence) or isinstance(messages, str):
         return []
-    return [_read_message(message, f"messages[{number}]") for number, message in enumerate(messages)]
+    return [_read_message(message, number) for number, message in enumerate(messages)]
 
 
-def _read_message(message: Any, where: str) -> GivenTypes:
+def _read_message(message: Any, number: int) -> GivenTypes:
     if not isinstance(message, Mapping):
-        return GivenTypes()
-    kind = _read_type(message, where)
+        return _NOTHING
+    kind = _read_type(message, number)
     content = message.get("content")
     if not isinstance(content, list):
-        return GivenTypes(kind)
+        return _NOTHING if kind is None else GivenTypes(kind)
     parts = tuple(
-        _read_type(part, f"{where}.content[{place}]") if isinstance(part, Mapping) else None
-        for place, part in enumerate(content)
+        _read_type(part, number, place) if isinstance(part, Mapping) else None for place, part in enumerate(content)
     )
-    return (
-        GivenTypes(kind, parts, tuple(map(_text_of, content)))
-        if any(p is not None for p in parts)
-        else GivenTypes(kind)
-    )
+    if any(part is not None for part in parts):
+        return GivenTypes(kind, parts, tuple(map(_text_of, content)))
+    return GivenTypes(kind)
 
 
-def _read_type(holder: Mapping[str, Any], where: str) -> SemanticType | None:
+def _read_type(holder: Mapping[str, Any], number: int, place: int | None = None) -> SemanticType | None:
     value = holder.get(TYPE_KEY)
     try:
+        if isinstance(value, (list, dict)):
+            raise ValueError(f"must be one name or number, got a {type(value).__name__}.")
         return None if value is None else SemanticType.parse(value)
     except ValueError as error:
+        where = f"messages[{number}]" if place is None else f"messages[{number}].content[{place}]"
         raise InvalidTypes(f"{where}.{TYPE_KEY}: {error}") from None
 
 

@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import State
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
@@ -18,6 +20,7 @@ from .renderer import refusals
 from .type_keys import TOKENS, check_keys, reads_of
 
 
+_SHORT = 2**16  # bytes of a body; a longer one is looked at in a thread, while the server answers others
 _LOADS = {"/v1/load_lora_adapter": ("lora_name", "lora_path"), "/adapters": ("name", "src")}
 
 
@@ -37,19 +40,30 @@ class KeyGuard:
             await self._app(scope, receive, send)
             return
         messages = await _read(receive)
-        body = _json_of(messages)
-        state = scope["app"].state
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         try:
-            with refusals():
-                _check(path, body, getattr(state, "hsa_config", None))
-            if path == TOKENS and (renderer := getattr(state, "hsa_renderer", None)) is not None:
-                renderer.check_tokens(body)
+            if sum(len(message.get("body", b"")) for message in messages) > _SHORT:
+                await run_in_threadpool(_check_body, path, messages, scope["app"].state)
+            else:
+                _check_body(path, messages, scope["app"].state)
         except VLLMValidationError as error:
             answer = create_error_response(error)
             await JSONResponse(answer.model_dump(), answer.error.code)(scope, receive, send)
             return
         await self._app(scope, _again(messages, receive), send)
+
+
+def _check_body(path: str, messages: list[Message], state: State) -> None:
+    """Check a body.
+
+    Raises:
+        VLLMValidationError: If it says something of HSA that is not read.
+    """
+    body = _json_of(messages)
+    with refusals():
+        _check(path, body, getattr(state, "hsa_config", None))
+    if path == TOKENS and (renderer := getattr(state, "hsa_renderer", None)) is not None:
+        renderer.check_tokens(body)
 
 
 def _check(path: str, body: Any, config: HSAConfig | None) -> None:
