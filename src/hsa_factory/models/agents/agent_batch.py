@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...labeling.rule_set import RuleSet
 from ..cache.tagger import ConstantTagger
@@ -13,7 +13,7 @@ from ..generation.generate import generation_lock
 from ..generation.rule_tagger import RuleTagger, make_tagger
 from ..rope_positions import own_rope_deltas
 from .checks import TokenCheck, check_generation_config, read_choices
-from .new_images import read_images
+from .new_images import lacks_pixels, read_images, without_pixels
 from .observations import ObservationReader, Types, parse, spread, spread_types, without_ends
 from .reply import Reply
 from .reply_writer import ReplyWriter, find_stops
@@ -96,7 +96,9 @@ class AgentBatch:
                 f"AgentBatch: {state.model_name} has layers without softmax attention, which cannot leave padding out or begin "
                 "anew in one row: call model.generate with an HSACache for each episode."
             )
-        handler, tokenizer = tokenizer, getattr(tokenizer, "tokenizer", tokenizer)
+        handler = tokenizer
+        if not isinstance(handler, PreTrainedTokenizerBase):  # some tokenizers have a `tokenizer` as well
+            tokenizer = getattr(handler, "tokenizer", handler)
         self.model, self.tokenizer, self.config, self._state = model, tokenizer, state.config, state
         self.max_new_tokens, self.seed = max_new_tokens, seed
         check_generation_config(getattr(model, "generation_config", None))
@@ -248,6 +250,7 @@ class AgentBatch:
             for row, kind in spread_types(types, self.live, len(self._rows)).items()
             if kind is not None
         }
+        self._take_images_again()
         before = [(row, row.save()) for row in self._rows]
         try:
             self._shared.arrange([row for row in self._rows if row.is_live and row.ids])
@@ -258,6 +261,8 @@ class AgentBatch:
             for row, saved in before:
                 row.go_back(saved)
             raise
+        for row in self._shared.rows:
+            row.images = without_pixels(row.images)
         for row in acting:
             if row.talk is not None:
                 row.talk.reply(replies[row.number], kinds.get(row.number))
@@ -336,6 +341,13 @@ class AgentBatch:
         """Return what one row holds, and has held since it began."""
         self._check_row(row)
         return self._rows[row].report()
+
+    def _take_images_again(self) -> None:
+        """Prepare the images of rows that are to be read again, as after an `act` that has failed."""
+        for row in self._rows:
+            if row.is_live and not row.read and lacks_pixels(row.images):
+                columns = self._talks.read(row, None).history.columns
+                row.images = read_images(row.number, self.model.base_model, columns)
 
     def _taggers(self, rows: Sequence[Row], kinds: Mapping[int, int]) -> list[ConstantTagger | RuleTagger]:
         """Return what types the replies of some rows: one for all, unless they differ. `kinds`: types that are given."""
