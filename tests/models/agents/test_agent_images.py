@@ -1,5 +1,7 @@
 """Episodes with pictures: replies, tokens, types and positions are those of a conversation that is read at once."""
 
+import copy
+
 import pytest
 import torch
 from PIL import Image
@@ -189,3 +191,26 @@ def test_a_processor_is_no_burden_for_text(player):
     finally:
         del processor.tokenizer.tokenizer
     assert other.tokenizer is texts.tokenizer
+
+
+def test_a_placeholder_that_the_model_has_written_is_named(player):
+    model, processor = player
+    agents = AgentBatch(enable_hsa(model, CONFIG), processor, rows=1, max_new_tokens=6, stop="<|im_end|>")
+    agents.append_messages({0: seen("go", picture(56, 1))})
+    agents.act({0: [processor.image_token]})
+    with pytest.raises(ValueError, match=r"row 0: .*more placeholders than there are images.*<\|image_pad\|>"):
+        agents.append_messages({0: seen("red", picture(56, 2))})
+
+
+def test_adapters_see_images_as_well(player):
+    """Of PEFT's model neither positions on three axes nor the names of arguments are known."""
+    peft = pytest.importorskip("peft")
+    model, processor = player
+    adapted = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(target_modules=["q_proj"]))
+    talks = [[TASK, seen("go", picture(56, 1))], [seen("red ball", picture(112, 2), picture(56, 3))]]
+    replies = []
+    for one in (model, adapted):
+        agents = make((one, processor))
+        agents.append_messages(talks)
+        replies.append([list(reply.ids) for reply in agents.act()])
+    assert replies[0] == replies[1]

@@ -12,6 +12,7 @@ from ..enable import get_state
 from ..generation.generate import generation_lock
 from ..generation.rule_tagger import RuleTagger, make_tagger
 from ..rope_positions import own_rope_deltas
+from ..text_model import unwrap
 from .checks import TokenCheck, check_generation_config, read_choices
 from .new_images import lacks_pixels, read_images, without_pixels
 from .observations import ObservationReader, Types, parse, spread, spread_types, without_ends
@@ -100,7 +101,7 @@ class AgentBatch:
         if not isinstance(handler, PreTrainedTokenizerBase):  # some tokenizers have a `tokenizer` as well
             tokenizer = getattr(handler, "tokenizer", handler)
         self.model, self.tokenizer, self.config, self._state = model, tokenizer, state.config, state
-        self.max_new_tokens, self.seed = max_new_tokens, seed
+        self.max_new_tokens, self.seed, self._entry = max_new_tokens, seed, unwrap(model).base_model
         check_generation_config(getattr(model, "generation_config", None))
         sampler = Sampler(temperature, top_k, top_p, logits_processor)
         self._writer = ReplyWriter(
@@ -194,9 +195,7 @@ class AgentBatch:
             row: self._talks.read(self._rows[row], value, tools, chat_template_kwargs) for row, value in given.items()
         }
         hint = f"Pass rewritten={READ_AGAIN!r}, by which the row's conversation is read anew, or use a template that keeps it."
-        images = {
-            row: read_images(row, self.model.base_model, history.columns) for row, (_, history, _) in read.items()
-        }
+        images = {row: read_images(row, self._entry, history.columns) for row, (_, history, _) in read.items()}
         for row, (_, history, why) in read.items():
             self._tokens.check(row, [*history.ids, *history.header], has_images=bool(images[row]))
             if why is not None and rewritten == "error":
@@ -254,7 +253,7 @@ class AgentBatch:
         before = [(row, row.save()) for row in self._rows]
         try:
             self._shared.arrange([row for row in self._rows if row.is_live and row.ids])
-            with generation_lock(self._state), own_rope_deltas(self.model.base_model):
+            with generation_lock(self._state), own_rope_deltas(self._entry):
                 replies = self._writer.write(self._shared, self._taggers(self._shared.rows, kinds), options)
         except BaseException:
             self._shared.forget()
@@ -347,7 +346,7 @@ class AgentBatch:
         for row in self._rows:
             if row.is_live and not row.read and lacks_pixels(row.images):
                 columns = self._talks.read(row, None).history.columns
-                row.images = read_images(row.number, self.model.base_model, columns)
+                row.images = read_images(row.number, self._entry, columns)
 
     def _taggers(self, rows: Sequence[Row], kinds: Mapping[int, int]) -> list[ConstantTagger | RuleTagger]:
         """Return what types the replies of some rows: one for all, unless they differ. `kinds`: types that are given."""
