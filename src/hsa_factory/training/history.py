@@ -82,8 +82,10 @@ def _find_header(
         whole, prompt = (
             template.official(messages, tokenize=False, add_generation_prompt=is_asked) for is_asked in (False, True)
         )
-        added = template.tokenizer(prompt.removeprefix(whole), add_special_tokens=False)["input_ids"]
-        return list(added) if prompt.startswith(whole) else None
+        read, prompt_ids = (
+            template.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (whole, prompt)
+        )
+        return list(prompt_ids[len(read) :]) if prompt_ids[: len(read)] == read else None
     ids = template.official(messages, tokenize=True, return_dict=True, add_generation_prompt=True)["input_ids"]
     prompt, number = [int(token) for token in ids], len(input_ids)
     return prompt[number:] if prompt[:number] == input_ids else None

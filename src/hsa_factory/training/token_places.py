@@ -142,13 +142,20 @@ def _encode_media(
     processor.tokenizer = recorder
     watched = ChatTemplate.__new__(ChatTemplate)
     watched.__dict__.update(template.__dict__, handler=processor)
-    output = watched.official(
-        [_with_parts(message) for message in messages],
-        tokenize=True,
-        return_dict=True,
-        add_generation_prompt=False,
-        **({"processor_kwargs": dict(processor_kwargs)} if processor_kwargs else {}),
-    )
+    try:
+        output = watched.official(
+            [_with_parts(message) for message in messages],
+            tokenize=True,
+            return_dict=True,
+            add_generation_prompt=False,
+            **({"processor_kwargs": dict(processor_kwargs)} if processor_kwargs else {}),
+        )
+    except LookupError as error:  # it looks for the picture of each placeholder
+        tokens = ", ".join(_placeholders(template)[0])
+        raise ValueError(
+            f"the processor finds more placeholders than there are images, videos and sounds ({type(error).__name__}: {error}): "
+            f"take {tokens} out of texts and replies."
+        ) from error
     columns = dict(output)
     ids = [int(token) for token in _row(columns.pop("input_ids"))]
     columns.pop("attention_mask", None)

@@ -1,5 +1,7 @@
 """Episodes with pictures: replies, tokens, types and positions are those of a conversation that is read at once."""
 
+import copy
+
 import pytest
 import torch
 from PIL import Image
@@ -7,6 +9,7 @@ from PIL import Image
 from hsa_factory import HSAConfig, enable_hsa, tiny
 from hsa_factory.models import AgentBatch, HSACache
 from hsa_factory.models.agents import shared_cache
+from hsa_factory.models.agents.new_images import read_images
 from hsa_factory.training import encode_conversation
 
 
@@ -132,3 +135,82 @@ def test_what_is_no_image_is_refused_by_name(player):
     texts = AgentBatch(model, processor.tokenizer, rows=1, max_new_tokens=2, stop=5)
     with pytest.raises(ValueError, match="row 0"):
         texts.append_messages({0: seen("go", picture(56, 1))})
+
+
+def test_a_file_that_is_written_anew_changes_no_picture_shown_before(player, tmp_path):
+    """A screenshot has one path for all turns; pictures are fetched once, also where the episode is read again."""
+    agents, file, told = make(player, rows=1), tmp_path / "screen.png", []
+    for number in range(3):
+        shown = picture(56 + 28 * number, number)
+        shown.save(file)
+        part = (
+            {"type": "image", "path": str(file)} if number else {"type": "image_url", "image_url": {"url": str(file)}}
+        )
+        agents.append_messages({0: {"role": "user", "content": [part, {"type": "text", "text": "red"}]}})
+        told.append(seen("red", shown))
+        if number == 2:
+            agents._shared.forget()
+            agents._rows[0] = agents._rows[0].begin_anew()
+        (reply,) = agents.act()
+        assert list(reply.ids) == reply_alone(player, told), number
+        told.append({"role": "assistant", "content": str(reply)})
+    assert agents.messages(0)[0]["content"][0] == {"type": "image_url", "image_url": {"url": str(file)}}
+    file.write_text("no picture")
+    for part in ({"type": "image", "path": str(file)}, {"type": "image", "url": "nowhere.png"}):
+        with pytest.raises(ValueError, match=r"row 0: turn 6: the picture .*(screen|nowhere)\.png.* cannot be read"):
+            agents.append_messages({0: {"role": "user", "content": [part]}})
+    assert len(agents.messages(0)) == 6
+
+
+def test_pixels_are_held_until_they_are_read(player, monkeypatch):
+    """Positions after them stay: row 0 reads its last token while row 1 gets a picture; what failed is read again."""
+    agents = make(player, rows=2)
+    agents.append_messages([[TASK, seen("go", picture(112, 1))], [TASK, seen("go")]])
+    agents.act()
+    for row, shown in ((1, picture(84, 2)), (0, picture(56, 3))):
+        agents.append_messages({row: seen("ball", shown)})
+        with monkeypatch.context() as patch, pytest.raises(MemoryError):
+            patch.setattr(agents._shared, "read", lambda *_: (_ for _ in ()).throw(MemoryError()))
+            agents.act()
+        messages = agents.messages(row)
+        assert list(agents.act()[row].ids) == reply_alone(player, messages), row
+        assert {name for one in agents._rows for name in one.images} == {"image_grid_thw"}
+
+
+def test_a_processor_is_no_burden_for_text(player):
+    """Other models' processors say of each token that it is text; some tokenizers have a `tokenizer` as well."""
+    model, processor = player
+    agents, texts = make(player, rows=1), AgentBatch(model, processor.tokenizer, rows=1, max_new_tokens=6, stop=5)
+    assert agents.tokenizer is processor.tokenizer
+    assert read_images(0, object(), {"token_type_ids": [0, 0]}) == {}
+    with pytest.raises(ValueError, match="row 0: .*token_type_ids"):
+        read_images(0, object(), {"token_type_ids": [0, 1]})
+    processor.tokenizer.tokenizer = object()
+    try:
+        other = AgentBatch(model, processor.tokenizer, rows=1, max_new_tokens=6, stop=5)
+    finally:
+        del processor.tokenizer.tokenizer
+    assert other.tokenizer is texts.tokenizer
+
+
+def test_a_placeholder_that_the_model_has_written_is_named(player):
+    model, processor = player
+    agents = AgentBatch(enable_hsa(model, CONFIG), processor, rows=1, max_new_tokens=6, stop="<|im_end|>")
+    agents.append_messages({0: seen("go", picture(56, 1))})
+    agents.act({0: [processor.image_token]})
+    with pytest.raises(ValueError, match=r"row 0: .*more placeholders than there are images.*<\|image_pad\|>"):
+        agents.append_messages({0: seen("red", picture(56, 2))})
+
+
+def test_adapters_see_images_as_well(player):
+    """Of PEFT's model neither positions on three axes nor the names of arguments are known."""
+    peft = pytest.importorskip("peft")
+    model, processor = player
+    adapted = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(target_modules=["q_proj"]))
+    talks = [[TASK, seen("go", picture(56, 1))], [seen("red ball", picture(112, 2), picture(56, 3))]]
+    replies = []
+    for one in (model, adapted):
+        agents = make((one, processor))
+        agents.append_messages(talks)
+        replies.append([list(reply.ids) for reply in agents.act()])
+    assert replies[0] == replies[1]

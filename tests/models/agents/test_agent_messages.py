@@ -50,8 +50,11 @@ def make(model, tokenizer, name, config=CONFIG, **options):
 
 
 def check(agents, tokenizer, row, config=CONFIG):
+    written = list(agents._rows[row].types)
     history, expected = agents.history(row), encode_conversation(tokenizer, agents.messages(row), config)
     assert {name: expected[name] for name in history if name in expected} == history
+    length = min(len(written), len(history["semantic_ids"]))  # GLM's stop token is the next message's
+    assert history["semantic_ids"][:length] == written[:length], "the model has read it with other types"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +91,7 @@ def test_each_reply_is_that_of_generate(models, tokenizer):
     for _ in range(3):
         agents.append_messages(news, rewritten="read_again")
         rows = [agents._rows[row] for row in range(2)]
-        prompts = [(row.ids + row.header, row.types + [1] * len(row.header)) for row in rows]
+        prompts = [(row.ids + row.header, row.types + row.types[-1:] * len(row.header)) for row in rows]
         for (ids, types), reply in zip(prompts, agents.act()):
             output = agents.model.generate(
                 torch.tensor([ids]),

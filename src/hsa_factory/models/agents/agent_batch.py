@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...labeling.rule_set import RuleSet
 from ..cache.tagger import ConstantTagger
@@ -12,8 +12,9 @@ from ..enable import get_state
 from ..generation.generate import generation_lock
 from ..generation.rule_tagger import RuleTagger, make_tagger
 from ..rope_positions import own_rope_deltas
+from ..text_model import unwrap
 from .checks import TokenCheck, check_generation_config, read_choices
-from .new_images import read_images
+from .new_images import lacks_pixels, read_images, without_pixels
 from .observations import ObservationReader, Types, parse, spread, spread_types, without_ends
 from .reply import Reply
 from .reply_writer import ReplyWriter, find_stops
@@ -96,9 +97,11 @@ class AgentBatch:
                 f"AgentBatch: {state.model_name} has layers without softmax attention, which cannot leave padding out or begin "
                 "anew in one row: call model.generate with an HSACache for each episode."
             )
-        handler, tokenizer = tokenizer, getattr(tokenizer, "tokenizer", tokenizer)
+        handler = tokenizer
+        if not isinstance(handler, PreTrainedTokenizerBase):  # some tokenizers have a `tokenizer` as well
+            tokenizer = getattr(handler, "tokenizer", handler)
         self.model, self.tokenizer, self.config, self._state = model, tokenizer, state.config, state
-        self.max_new_tokens, self.seed = max_new_tokens, seed
+        self.max_new_tokens, self.seed, self._entry = max_new_tokens, seed, unwrap(model).base_model
         check_generation_config(getattr(model, "generation_config", None))
         sampler = Sampler(temperature, top_k, top_p, logits_processor)
         self._writer = ReplyWriter(
@@ -192,9 +195,7 @@ class AgentBatch:
             row: self._talks.read(self._rows[row], value, tools, chat_template_kwargs) for row, value in given.items()
         }
         hint = f"Pass rewritten={READ_AGAIN!r}, by which the row's conversation is read anew, or use a template that keeps it."
-        images = {
-            row: read_images(row, self.model.base_model, history.columns) for row, (_, history, _) in read.items()
-        }
+        images = {row: read_images(row, self._entry, history.columns) for row, (_, history, _) in read.items()}
         for row, (_, history, why) in read.items():
             self._tokens.check(row, [*history.ids, *history.header], has_images=bool(images[row]))
             if why is not None and rewritten == "error":
@@ -248,16 +249,19 @@ class AgentBatch:
             for row, kind in spread_types(types, self.live, len(self._rows)).items()
             if kind is not None
         }
+        self._take_images_again()
         before = [(row, row.save()) for row in self._rows]
         try:
             self._shared.arrange([row for row in self._rows if row.is_live and row.ids])
-            with generation_lock(self._state), own_rope_deltas(self.model.base_model):
+            with generation_lock(self._state), own_rope_deltas(self._entry):
                 replies = self._writer.write(self._shared, self._taggers(self._shared.rows, kinds), options)
         except BaseException:
             self._shared.forget()
             for row, saved in before:
                 row.go_back(saved)
             raise
+        for row in self._shared.rows:
+            row.images = without_pixels(row.images)
         for row in acting:
             if row.talk is not None:
                 row.talk.reply(replies[row.number], kinds.get(row.number))
@@ -336,6 +340,13 @@ class AgentBatch:
         """Return what one row holds, and has held since it began."""
         self._check_row(row)
         return self._rows[row].report()
+
+    def _take_images_again(self) -> None:
+        """Prepare the images of rows that are to be read again, as after an `act` that has failed."""
+        for row in self._rows:
+            if row.is_live and not row.read and lacks_pixels(row.images):
+                columns = self._talks.read(row, None).history.columns
+                row.images = read_images(row.number, self._entry, columns)
 
     def _taggers(self, rows: Sequence[Row], kinds: Mapping[int, int]) -> list[ConstantTagger | RuleTagger]:
         """Return what types the replies of some rows: one for all, unless they differ. `kinds`: types that are given."""

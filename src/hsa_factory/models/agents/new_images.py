@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ..generation.media import IMAGE_NAMES, MediaPrompt, add_media_types
-from ..rope_positions import has_mrope, media_positions
+from ..rope_positions import GRIDS, has_mrope, media_positions
 from .row import Row
 
 
@@ -25,7 +25,7 @@ def read_images(row: int, entry: Any, columns: Mapping[str, Any]) -> dict[str, t
         ValueError: If there are videos or sound, or the model places images otherwise.
     """
     grid = columns.get("image_grid_thw")
-    others = sorted(columns.keys() - _KNOWN)
+    others = sorted(name for name in columns.keys() - _KNOWN if _says_something(columns[name]))
     if others or (grid is not None and not has_mrope(entry)):
         raise ValueError(
             f"row {row}: AgentBatch reads images of models that place them on three axes (Qwen2-VL, Qwen2.5-VL, Qwen3-VL, …); the "
@@ -35,6 +35,21 @@ def read_images(row: int, entry: Any, columns: Mapping[str, Any]) -> dict[str, t
     if grid is None:
         return {}
     return {name: torch.as_tensor(columns[name]) for name in sorted(IMAGE_NAMES)}
+
+
+def _says_something(column: Any) -> bool:
+    """Whether a column is more than zeros for the tokens of a text (`token_type_ids`)."""
+    return not isinstance(column, list) or any(column)
+
+
+def without_pixels(images: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return what is needed of images that were read: where text goes on after them, not 4 bytes for each of their values."""
+    return {name: value for name, value in images.items() if name in GRIDS}
+
+
+def lacks_pixels(images: Mapping[str, torch.Tensor]) -> bool:
+    """Whether there are images that cannot be read again as they are."""
+    return bool(images) and images.keys() <= set(GRIDS)
 
 
 class NewImages:

@@ -66,10 +66,11 @@ class ReplyWriter:
             The replies by row's number.
         """
         rows = shared.rows
-        tagger = ReplyTagger(taggers, [len(self.header_of(row)) for row in rows])
+        tagger = ReplyTagger(taggers, [self._own_header(row) for row in rows])
         for row, message_type in zip(rows, tagger.message_types()):
             if row.has_news:
-                row.add(self.header_of(row), [message_type] * len(self.header_of(row)))
+                kind = message_type if row.talk is None else row.types[-1]
+                row.add(self.header_of(row), [kind] * len(self.header_of(row)))
         sampler = self._sampler
         if options:
             sampler = sampler.limited_to(Choices([options.get(row.number) for row in rows], self._last))
@@ -125,11 +126,15 @@ class ReplyWriter:
 
     def _type_header(self, row: Row, semantic_type: int) -> bool:
         """Give the header before a reply the type of its message. Returns whether that is another."""
-        number = len(self.header_of(row))
+        number = self._own_header(row)
         start = len(row.ids) - number
         differs = row.types[start:] != [semantic_type] * number
         row.types[start:] = [semantic_type] * number
         return differs
+
+    def _own_header(self, row: Row) -> int:
+        """Return how many tokens before a row's next reply have its type: a template's have the last message's."""
+        return 0 if row.talk is not None else len(self.header_of(row))
 
     def header_of(self, row: Row) -> list[int]:
         """Return the tokens before a row's next reply."""

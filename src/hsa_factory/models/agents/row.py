@@ -32,7 +32,7 @@ class Row:
         talk: Its chat messages; None: it is given texts.
         header: What the template writes before its next reply; None: as in all rows.
         stop_id: Token that ended the reply before, if it was not read yet.
-        images: What the processor has made of all its images; empty: there are none.
+        images: What the processor has made of all its images; empty: there are none. Once they are read, their grids only.
         usage: What the cache has held for it.
         reread: Tokens that were read, and are to be read again.
     """

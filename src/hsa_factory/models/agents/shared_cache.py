@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from ..cache import HSACache
 from ..forward_pass import HSAState
 from ..rope_positions import has_mrope, text_positions
+from ..text_model import unwrap
 from ..transformers_versions import CACHE
 from .new_images import NewImages
 from .reply_tagger import ReplyTagger
@@ -39,7 +40,8 @@ class SharedCache:
         self.rows: list[Row] = []
         self.forwards = 0
         self._config, self._filler, self._max_waiting = state.config, filler, max_waiting
-        known = inspect.signature(model.forward).parameters
+        inner = unwrap(model)  # PEFT's has no names of its own
+        self._entry, known = inner.base_model, inspect.signature(inner.forward).parameters
         self._last_logits = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
         self._takes_positions = "position_ids" in known
         self._mask = torch.ones(0, 0, dtype=torch.long)
@@ -95,7 +97,7 @@ class SharedCache:
             self._mask[:, :seen] = self.cache.attention_mask
 
         step, start = max(_TOKENS // len(self.rows), _COLUMNS), 0
-        images = NewImages(self.model.base_model, self.rows, ids) if any(row.images for row in self.rows) else None
+        images = NewImages(self._entry, self.rows, ids) if any(row.images for row in self.rows) else None
         logits = torch.empty(0)
         inputs: dict[str, torch.Tensor] = {}
         while start < number:
@@ -153,7 +155,7 @@ class SharedCache:
         mask = self._mask[:, : seen + ids.shape[1]]
         if not inputs and not seen and self._takes_positions:  # the model's own would count padding
             positions = text_positions(mask)
-            inputs["position_ids"] = positions.expand(3, -1, -1) if has_mrope(self.model.base_model) else positions
+            inputs["position_ids"] = positions.expand(3, -1, -1) if has_mrope(self._entry) else positions
         output = self.model(
             input_ids=ids,
             attention_mask=mask,

@@ -1,12 +1,13 @@
 """The conversation of a row, as chat messages: each time the whole is written by the template, and what is new is read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
 from ...config import HSAConfig
+from .pictures import fetch_pictures
 from .reply import Reply
 
 
@@ -21,6 +22,7 @@ class Talk:
     Attributes:
         template: The tokenizer's chat template, with its tools and options.
         messages: All of them, the model's replies included.
+        shown: The same, with their pictures, as the template and the processor get them.
         own: Numbers of the replies.
         lead: White space that the template writes before a reply and the model after its prompt (GLM's line break); None: not
             known yet.
@@ -28,6 +30,7 @@ class Talk:
 
     template: Any
     messages: list[dict[str, Any]] = field(default_factory=list)
+    shown: list[dict[str, Any]] = field(default_factory=list)
     own: set[int] = field(default_factory=set)
     lead: str | None = None
 
@@ -36,12 +39,23 @@ class Talk:
         given = {} if semantic_type is None else {"semantic_type": semantic_type}
         self.lead = self._find_lead() if self.lead is None else self.lead
         self.own.add(len(self.messages))
-        self.messages.append({"role": "assistant", "content": reply.removeprefix(self.lead), **given})
+        message = {"role": "assistant", "content": reply.removeprefix(self.lead), **given}
+        self.messages.append(message)
+        self.shown.append(message)
+
+    def with_news(self, messages: Sequence[Mapping[str, Any]]) -> "Talk":
+        """Return it with further messages.
+
+        Raises:
+            ValueError: If a picture cannot be read; names the message.
+        """
+        shown = fetch_pictures(messages, len(self.shown)) if self.template.is_processor else [*map(dict, messages)]
+        return replace(self, messages=[*self.messages, *map(dict, messages)], shown=[*self.shown, *shown])
 
     def _find_lead(self) -> str:
         try:
-            prompt = self.template.official(self.messages, tokenize=False, add_generation_prompt=True)
-            whole = self.template.official([*self.messages, {"role": "assistant", "content": "x"}], tokenize=False)
+            prompt = self.template.official(self.shown, tokenize=False, add_generation_prompt=True)
+            whole = self.template.official([*self.shown, {"role": "assistant", "content": "x"}], tokenize=False)
         except jinja2.TemplateError:  # it takes no reply here, which the next message's encoding says
             return ""
         lead: str = whole.removeprefix(prompt).partition("x")[0]
@@ -75,15 +89,12 @@ def read_messages(row: int, given: Any) -> list[dict[str, Any]]:
     return [dict(message) for message in messages]
 
 
-def encode_talk(row: int, talk: Talk, messages: Sequence[Mapping[str, Any]], config: HSAConfig) -> "History":
+def encode_talk(talk: Talk, config: HSAConfig) -> "History":
     """Return the tokens of a row's conversation and what follows it.
 
     Raises:
-        ValueError: If a message cannot be read, or not be rendered; names the row and the message.
+        ValueError: If a message cannot be read, or not be rendered; names the message.
     """
     from ...training.history import encode_history
 
-    try:
-        return encode_history(talk.template, [*talk.messages, *messages], config, talk.own)
-    except ValueError as error:
-        raise ValueError(f"row {row}: {error}") from error
+    return encode_history(talk.template, talk.shown, config, talk.own)

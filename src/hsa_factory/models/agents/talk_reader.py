@@ -67,8 +67,11 @@ class TalkReader:
             except ValueError as error:
                 raise ValueError(f"row {row.number}: {error}") from error
             talk = fresh if talk is None else replace(talk, template=fresh.template)
-        history = encode_talk(row.number, talk, messages, self._config)
-        longer = replace(talk, messages=[*talk.messages, *messages])
+        try:
+            longer = talk.with_news(messages)
+            history = encode_talk(longer, self._config)
+        except ValueError as error:
+            raise ValueError(f"row {row.number}: {error}") from error
         return Continued(longer, history, self._find_rewritten(row, history))
 
     def _find_rewritten(self, row: Row, history: "History") -> str | None:
