@@ -6,6 +6,7 @@ from typing import Any
 
 _PLACES = ("image", "url", "path", "base64")
 _KINDS = ("image", "image_url")
+_SHOWN = 400  # characters of a picture's name in an error
 
 
 def fetch_pictures(messages: Sequence[Mapping[str, Any]], first: int = 0) -> list[dict[str, Any]]:
@@ -39,8 +40,13 @@ def _fetch(part: Any, number: int) -> Any:
         picture = load_image(source)
     except Exception as error:  # of a file, of a network's client, or of what is no picture
         raise ValueError(
-            f"turn {number}: the picture {source[:80]!r} cannot be read ({type(error).__name__}: {str(error)[:80]}). Give a "
-            "file, an address, base64, or a PIL image."
+            f"turn {number}: the picture {_shortened(source)!r} cannot be read ({type(error).__name__}: "
+            f"{_shortened(str(error))}). Give a file, an address, base64, or a PIL image."
         ) from error
     rest = {name: value for name, value in part.items() if name not in (*_PLACES, "image_url")}
     return {**rest, "type": "image", "image": picture}
+
+
+def _shortened(text: str) -> str:
+    """Leave out the middle of base64 and the like; the end of a path is what tells it from others."""
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}…{text[-_SHOWN // 2 :]}"
