@@ -87,7 +87,7 @@ def _against_cost(axes: Any, rows: list[dict[str, str]], directory: Path) -> Non
 
 def _further(axes: Any, rows: list[dict[str, str]], directory: Path) -> None:
     rows = [row for row in rows if row["play"] != "alone"][::-1]
-    names = [f"{row['further training']} ({row['system']})" for row in rows]
+    names = [f"{row['further training']} ({row['system']}, {row['games']} games)" for row in rows]
     axes.barh(names, _numbers(rows, "%"), xerr=_errors(rows), color="#7a9cc6", ecolor="#333333", capsize=2)
     axes.tick_params(axis="y", labelsize=6)
     axes.set_xlabel("games won when told of mistakes, % (Wilson 95 % interval)")
