@@ -321,6 +321,21 @@ def test_a_stream_that_nobody_reads_ends(lf, served):
     assert not [thread for thread in threading.enumerate() if "run" in thread.name]
 
 
+def test_a_stream_ends_with_its_thread(lf, served, monkeypatch):
+    """A process that ends after the last piece, while the thread is still at work, would be aborted."""
+    threads, stock = [], served.engine.model.generate.former
+
+    def generate(*args, **kwargs):
+        threads.append(threading.current_thread())
+        output = stock(*args, **kwargs)  # the reader has all pieces
+        time.sleep(0.3)
+        return output
+
+    monkeypatch.setattr(served.engine.model.generate, "former", generate)
+    assert list(served.stream_chat(talk(lf, "user")))
+    assert len(threads) == 1 and not threads[0].is_alive()
+
+
 def test_generations_do_not_overlap(lf, served, monkeypatch):
     """Even if LLaMA-Factory lets several requests in at once (`MAX_CONCURRENT`)."""
     monkeypatch.setattr(served.engine, "semaphore", asyncio.Semaphore(8))

@@ -1,5 +1,6 @@
 """LLaMA-Factory's engine for chat, api and webchat: every prompt has types, and no stream hangs or overlaps."""
 
+import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -45,11 +46,13 @@ class StreamControl(StoppingCriteria):
     Attributes:
         turn: Lock of the model's generations; none for a model without HSA.
         error: What ended the thread, if it failed.
+        thread: The thread; None: it was not made.
     """
 
     def __init__(self) -> None:
         self.turn: AbstractContextManager[Any] = nullcontext()
         self.error: BaseException | None = None
+        self.thread: threading.Thread | None = None
         self._abandoned = threading.Event()
 
     def abandon(self) -> None:
@@ -154,6 +157,10 @@ async def _stream_chat(original: Any, engine: Any, *args: Any, **input_kwargs: A
     finally:
         control.abandon()
         await stream.aclose()
+    if (
+        control.thread is not None
+    ):  # the last piece comes before its end, and a process that ends in between is aborted
+        await asyncio.to_thread(control.thread.join)
     if control.error is not None:
         raise control.error
 
@@ -173,10 +180,10 @@ def _encode_in_thread(original: Any, *args: Any) -> Callable[[], str]:
 
 def _make_thread(original: Any, *args: Any, target: Any, kwargs: dict[str, Any], **options: Any) -> Any:
     """Make the thread that generates for a stream; the stream ends with it in any case."""
+    criteria = kwargs.get("stopping_criteria") or ()
+    control = next((item for item in criteria if isinstance(item, StreamControl)), StreamControl())
 
     def run(**gen_kwargs: Any) -> None:
-        criteria = gen_kwargs.get("stopping_criteria") or ()
-        control = next((item for item in criteria if isinstance(item, StreamControl)), StreamControl())
         try:
             with control.turn:
                 if not control.is_abandoned:  # the reader may have left while others had their turn
@@ -187,7 +194,8 @@ def _make_thread(original: Any, *args: Any, target: Any, kwargs: dict[str, Any],
         finally:
             gen_kwargs["streamer"].on_finalized_text("", stream_end=True)
 
-    return original(*args, target=run, kwargs=kwargs, **options)
+    control.thread = original(*args, target=run, kwargs=kwargs, **options)
+    return control.thread
 
 
 def type_messages(
