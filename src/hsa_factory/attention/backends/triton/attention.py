@@ -60,25 +60,14 @@ def _attend(
 ) -> torch.Tensor:
     if query.is_cuda and query.get_device() != torch.cuda.current_device():
         with torch.cuda.device(query.device):
-            return _apply(query, key, value, plan, rules, scale)
-    return _apply(query, key, value, plan, rules, scale)
+            return _attend(query, key, value, plan, rules, scale)
+    layout = plan.once(layout_maker(query, key, value), rules)
+    output: torch.Tensor = _Attention.apply(query, key, value, layout, scale)  # type: ignore[no-untyped-call]
+    return output
 
 
 # addresses of tensors are nothing for torch's compiler: a model's graph ends here and goes on behind it
 _attend_uncompiled: Callable[..., torch.Tensor] = torch.compiler.disable(_attend)
-
-
-def _apply(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    plan: AttentionPlan,
-    rules: LayerRules,
-    scale: float,
-) -> torch.Tensor:
-    layout = plan.once(layout_maker(query, key, value), rules)
-    output: torch.Tensor = _Attention.apply(query, key, value, layout, scale)  # type: ignore[no-untyped-call]
-    return output
 
 
 @cache
