@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import triton
 
 from ...attention.layer_rules import LayerRules
 from .kernels import attend_kernel, write_kernel
@@ -65,7 +66,7 @@ def queries_of_a_block(group: int, dtype: torch.dtype) -> int:
         dtype: Of queries and keys.
     """
     rows = _ROWS_EXACT if dtype == torch.float32 else _ROWS
-    return max(1, min(_MOST, rows // _power_of_two(group)))
+    return max(1, min(_MOST, rows // triton.next_power_of_2(group)))
 
 
 def works_of(
@@ -123,7 +124,7 @@ def write(key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor, slots: to
         cache.stride(0),
         HEADS=heads,
         D=size,
-        BLOCK=_power_of_two(heads * size),
+        BLOCK=triton.next_power_of_2(heads * size),
     )
 
 
@@ -147,7 +148,7 @@ def attend(
     reach = [min(most, _FAR) for most in (*rules.window_reach, *rules.turn_reach, rules.sliding_reach)]
     decays = [decay * _LOG2E for decay in rules.decays]
     for work in forward.works:
-        rows = max(_FEWEST, _power_of_two(work.queries * group))
+        rows = max(_FEWEST, triton.next_power_of_2(work.queries * group))
         attend_kernel[(len(work.blocks), heads)](
             query, cache, output, work.blocks, forward.numbers, forward.table, forward.types,
             forward.types if forward.turns is None else forward.turns, scale * _LOG2E,
@@ -165,7 +166,7 @@ def _options(
     return {
         "GROUP": group,
         "D": size,
-        "BLOCK_D": max(_FEWEST, _power_of_two(size)),
+        "BLOCK_D": max(_FEWEST, triton.next_power_of_2(size)),
         "ROWS": rows,
         "PAGE": forward.page_size,
         "PAGES": max(1, _KEYS // forward.page_size),
@@ -176,8 +177,3 @@ def _options(
         "num_warps": 4 if rows <= 64 else 8,
         "num_stages": 3 if dtype != torch.float32 else 2,
     }
-
-
-def _power_of_two(number: int) -> int:
-    """Return the least power of two that is no less than a number."""
-    return 1 << (number - 1).bit_length()

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+import triton
 
 from .kernels.forward import forward_kernel
 from .kernels.key import key_kernel, sum_kernel
@@ -61,8 +62,8 @@ class Calls:
             "GROUP": heads // key_heads,
             "D": head_size,
             "E": value_size,
-            "BLOCK_D": max(16, 1 << (head_size - 1).bit_length()),
-            "BLOCK_E": max(16, 1 << (value_size - 1).bit_length()),
+            "BLOCK_D": max(16, triton.next_power_of_2(head_size)),
+            "BLOCK_E": max(16, triton.next_power_of_2(value_size)),
         }
         self.output_shape = (batch, heads, queries, value_size)
         self.output_strides = (queries * heads * value_size, value_size, heads * value_size, 1)  # as models go on

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import triton
 
 from ...layer_rules import UNLIMITED, LayerRules
 from ...places import find_places
@@ -130,7 +131,7 @@ class Layout:
         what = {
             "GROUP": group,
             "ROWS": rows,
-            "SPAN": 1 << max(most - 1, 0).bit_length(),
+            "SPAN": triton.next_power_of_2(most),
             "KEYS": tiles.forward.keys,
             "KEYS_BACKWARD": tiles.key.keys,
             "HIDING": self.is_hiding,
