@@ -13,9 +13,9 @@ from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
 from hsa_factory import HSAConfig
 from hsa_factory.attention.layer_rules import LayerRules
+from hsa_factory.vllm.cpu.backend import CPUMetadataBuilder
 from hsa_factory.vllm.kv_cache import HSASpec
 from hsa_factory.vllm.listener import MissedRequest, TypeListener, rows_of
-from hsa_factory.vllm.metadata import HSAMetadataBuilder
 from hsa_factory.vllm.types import fields_of
 
 
@@ -45,7 +45,7 @@ def build(engine_config, rows):
 
     def make(*updates, lengths=(5,), slot=0, listeners=1):
         told = [TypeListener(engine_config, torch.device("cpu"), False) for _ in range(listeners)]
-        builder = HSAMetadataBuilder(SPEC, [], engine_config, torch.device("cpu"))
+        builder = CPUMetadataBuilder(SPEC, [], engine_config, torch.device("cpu"))
         for update in updates:
             for listener in told:
                 listener.update_state(update)
@@ -53,7 +53,7 @@ def build(engine_config, rows):
         common = SimpleNamespace(
             query_start_loc_cpu=torch.arange(number + 1),
             seq_lens=torch.tensor(lengths),
-            block_table_tensor=torch.arange(number * 4).view(number, 4),
+            block_table_tensor=torch.arange(number * 4, dtype=torch.int32).view(number, 4),
             slot_mapping=torch.full((number,), slot),
             num_actual_tokens=number,
             num_reqs=number,
@@ -76,12 +76,9 @@ def moved(source, target, how=MoveDirectionality.UNIDIRECTIONAL, removed=()):
 
 
 def types_of(metadata):
-    """Return the types that a forward's queries see, by request."""
-    (group,) = metadata.groups
-    real = group.plan.document_ids > 0
-    places = torch.arange(len(real))[group.queries]
-    seen = {int(place): types[kept].tolist() for place, types, kept in zip(places, group.plan.semantic_ids, real)}
-    return [seen[place] for place in sorted(seen)]
+    """Return the types of the keys that a forward's single queries see, by request."""
+    pieces = sorted(metadata.forward.pieces, key=lambda piece: piece.place)
+    return [piece.types[: piece.stop].tolist() for piece in pieces]
 
 
 def test_a_request_nobody_told_of(build):
@@ -113,13 +110,13 @@ def test_moves(build, listeners):
 
 
 def test_a_dry_run_is_known_by_its_places(build, rows):
-    assert build(lengths=(5, 5), slot=-1).groups == []
+    assert build(lengths=(5, 5), slot=-1).forward is None
     rows.by_index.clear()
-    assert build(added((0, [0, 1], [])), lengths=(1, 1, 1), slot=-1).groups == []  # beside requests that wait
+    assert build(added((0, [0, 1], [])), lengths=(1, 1, 1), slot=-1).forward is None  # beside requests that wait
 
 
 def test_known_at_the_start(engine_config, rows, monkeypatch):
-    make = lambda: HSAMetadataBuilder(SPEC, [], engine_config, torch.device("cpu"))
+    make = lambda: CPUMetadataBuilder(SPEC, [], engine_config, torch.device("cpu"))
     with pytest.raises(ValueError, match="is not among the engine's"):
         make()
     TypeListener(engine_config, torch.device("cpu"), False)

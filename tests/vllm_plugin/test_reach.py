@@ -1,7 +1,5 @@
 """Until when keys are seen, and what follows for blocks: against the product's own plan, and against all cases tried out."""
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from hypothesis import given
@@ -11,7 +9,6 @@ from hsa_factory import HSAConfig
 from hsa_factory.attention import AttentionPlan, LayerRules
 from hsa_factory.attention.layer_rules import UNLIMITED
 from hsa_factory.vllm.reach import (
-    free_types,
     last_of_blocks,
     last_visible,
     longest_hit,
@@ -53,23 +50,6 @@ def test_reach_is_that_of_the_dense_bias(tokens, rules, more):
         assert seen[key:, key].tolist() == (queries[key:] <= last[key]).tolist()
     newest = last[-1] - (len(types) - 1)
     assert min(newest, UNLIMITED // 2) == min(reach_of_new(rules)[types[-1]], UNLIMITED // 2)
-
-
-@given(st.lists(RULES, min_size=1, max_size=2), st.booleans())
-def test_free_types_have_no_bias(rules, hides):
-    """A text of one free type is plain causal attention; of another type it is not."""
-    if hides:
-        rules = [replace(rules[0], hide=((0, 0),)), *rules[1:]]
-    causal = torch.ones(60, 60).tril() > 0
-    for kind, is_free in enumerate(free_types(rules)):
-        plan = AttentionPlan.from_inputs(torch.full((1, 60), kind), turn_ids=torch.arange(60)[None] // 7)
-        biases = [plan.dense_bias(torch.float32, each)[0, 0] for each in rules]
-        is_plain = all(bool((bias[causal] == 0).all()) for bias in biases)
-        assert is_plain if is_free else not is_plain or hides or _has_limit(rules, kind)
-
-
-def _has_limit(rules, kind):
-    return any(each.turns[kind] is not None or each.windows[kind] is not None for each in rules)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 40)), max_size=10), st.integers(1, 4), st.integers(0, 12))

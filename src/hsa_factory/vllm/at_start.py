@@ -107,17 +107,21 @@ def refuse(vllm_config: VllmConfig, config: HSAConfig) -> None:
     """
     cache, parallel, scheduler = vllm_config.cache_config, vllm_config.parallel_config, vllm_config.scheduler_config
     model, attention = vllm_config.model_config, vllm_config.attention_config
+    dtype = str(model.dtype).removeprefix("torch.")
     refused = {
         "speculative decoding": vllm_config.speculative_config is not None,
         "an attention backend of vLLM's (HSA has its own)": bool(attention.backend or attention.backend_per_kind),
         "prompts of embeddings (enable_prompt_embeds)": model.enable_prompt_embeds,
         f"tokenizer_mode={model.tokenizer_mode} (tokenizers of transformers only)": _is_foreign(model),
         "a KV connector (disaggregated prefill, offloading)": vllm_config.kv_transfer_config is not None,
-        f"kv_cache_dtype={cache.cache_dtype}": cache.cache_dtype not in ("auto", "float16", "bfloat16", "float32"),
+        f"kv_cache_dtype={cache.cache_dtype} (the model has {dtype})": cache.cache_dtype not in ("auto", dtype),
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
         "decode context parallelism": parallel.decode_context_parallel_size > 1,
         "prefill context parallelism": parallel.prefill_context_parallel_size > 1,
         "dual-batch overlap": parallel.enable_dbo,
+        "a device that is neither a CPU nor a GPU of NVIDIA": not (
+            current_platform.is_cpu() or current_platform.is_cuda()
+        ),
         "model runner V2 without a GPU of NVIDIA (set VLLM_USE_V2_MODEL_RUNNER=0)": vllm_config.use_v2_model_runner
         and not current_platform.is_cuda(),
         "vLLM's front end in Rust, which reads no types (VLLM_USE_RUST_FRONTEND)": envs.VLLM_USE_RUST_FRONTEND,

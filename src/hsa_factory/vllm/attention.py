@@ -1,18 +1,13 @@
-"""Attention with HSA in vLLM: writes keys into the paged cache, gathers those in sight, and runs the product's attention."""
+"""Attention with HSA in vLLM: what is the same on every machine; the rest is in `cpu/` and `paged/`."""
 
 from typing import Any, ClassVar
 
 import torch
-from vllm.v1.attention.backend import AttentionBackend, AttentionImpl, AttentionType, MultipleOf
-from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheLayout
+from vllm.v1.attention.backend import AttentionBackend, AttentionImpl, AttentionType
+from vllm.v1.kv_cache_interface import AttentionSpec
 
-from ..attention.api import run_attention
 from ..attention.layer_rules import LayerRules
-from .causal_kernel import causal_attention
-from .kept_memory import copied
 from .kv_cache import HSASpec
-from .metadata import HSAMetadata, HSAMetadataBuilder, key_rows
-from .whole_blocks import WholeBlocks
 
 
 class HSABackend(AttentionBackend):
@@ -36,26 +31,6 @@ class HSABackend(AttentionBackend):
         """Return a name that vLLM knows."""
         return "CUSTOM"
 
-    @staticmethod
-    def get_impl_cls() -> type["HSAImpl"]:
-        """Return what attends."""
-        return HSAImpl
-
-    @staticmethod
-    def get_builder_cls() -> type[HSAMetadataBuilder]:
-        """Return what prepares a forward."""
-        return HSAMetadataBuilder
-
-    @staticmethod
-    def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[int | MultipleOf]:
-        """Return any."""
-        return [MultipleOf(1)]
-
-    @classmethod
-    def supported_kv_cache_layouts(cls) -> tuple[KVCacheLayout, ...]:
-        """Return the one that `key_rows` reads."""
-        return (KVCacheLayout.LBHNC,)
-
     @classmethod
     def supports_sliding_window(cls) -> bool:
         """Return True: it is part of a layer's rules."""
@@ -67,7 +42,7 @@ class HSABackend(AttentionBackend):
         return HSASpec.like(spec, cls.rules)
 
 
-class HSAImpl(AttentionImpl[HSAMetadata]):
+class HSAImpl(AttentionImpl[Any]):
     """The attention of one layer.
 
     Args:
@@ -101,7 +76,7 @@ class HSAImpl(AttentionImpl[HSAMetadata]):
         key: torch.Tensor,
         value: torch.Tensor,
         kv_cache: torch.Tensor,
-        attn_metadata: HSAMetadata | None,
+        attn_metadata: Any,
         output: torch.Tensor,
         output_scale: torch.Tensor | None = None,
         output_block_scale: torch.Tensor | None = None,
@@ -114,7 +89,7 @@ class HSAImpl(AttentionImpl[HSAMetadata]):
             key: (T, Hkv, D).
             value: (T, Hkv, D).
             kv_cache: (blocks, Hkv, block size, 2·D).
-            attn_metadata: Of the forward; None, or without groups: vLLM warms up.
+            attn_metadata: Of the forward; None, or its own `forward` is: vLLM warms up.
             output: (T, H, D), written to.
             output_scale: Refused.
             output_block_scale: Refused.
@@ -124,47 +99,19 @@ class HSAImpl(AttentionImpl[HSAMetadata]):
         """
         if output_scale is not None or output_block_scale is not None:
             raise NotImplementedError("HSA's attention gives no quantized output: switch that fusion off.")
-        if attn_metadata is None or not attn_metadata.groups:
+        if attn_metadata is None or attn_metadata.forward is None:
             return output.zero_()
-
-        number, size = attn_metadata.num_actual_tokens, self.head_size
-        rows = key_rows(kv_cache)
-        for new, own in ((key, rows[:, :size]), (value, rows[:, size:])):
-            own.index_copy_(0, attn_metadata.new_places, new[:number].transpose(0, 1).reshape(-1, size).to(rows.dtype))
-        for group in attn_metadata.groups:
-            if group.blocks is not None:
-                self._by_blocks(query, rows, group.queries, group.blocks, output)
-                continue
-            if group.parts is not None:
-                group.parts.attend(query[group.queries], rows, self.rules, self.scale, output[group.queries])
-                continue
-            asked, batch, length = query[group.queries], group.places.shape[0], group.places.shape[-1]
-            if group.plan is None:
-                keys, values = key[group.queries], value[group.queries]
-                if length > len(asked):
-                    held = copied(rows, group.places).view(-1, length, 2 * size).transpose(0, 1)
-                    keys, values = held[..., :size], held[..., size:]
-                causal_attention(asked, keys, values, self.scale, output[group.queries], group.made)
-                continue
-            held = rows.index_select(0, group.places.view(-1)).view(*group.places.shape, 2 * size)
-            keys, values = held[..., :size], held[..., size:]
-            asked = asked.view(batch, group.queries_each, *query.shape[1:]).transpose(1, 2)
-            answer, _ = run_attention(asked, keys, values, group.plan, self.rules, scale=self.scale)
-            output[group.queries] = answer.transpose(1, 2).reshape(-1, *output.shape[1:])
+        self.attend(query, key, value, kv_cache, attn_metadata, output)
         return output
 
-    def _by_blocks(
+    def attend(
         self,
         query: torch.Tensor,
-        rows: torch.Tensor,
-        queries: torch.Tensor | slice,
-        blocks: WholeBlocks,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: Any,
         output: torch.Tensor,
     ) -> None:
-        asked = query[queries]
-        if isinstance(queries, slice):
-            blocks.attend(asked, rows, self.rules, self.scale, output[queries])
-            return
-        answer = torch.empty_like(asked)
-        blocks.attend(asked, rows, self.rules, self.scale, answer)
-        output[queries] = answer
+        """Write keys and values into the cache, and then what the queries see; all as in `forward`."""
+        raise NotImplementedError

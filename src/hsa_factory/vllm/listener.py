@@ -3,9 +3,7 @@
 import weakref
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from vllm.config import VllmConfig
 from vllm.sampling_params import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
@@ -15,54 +13,21 @@ from .server.admission import check_admission
 from .serving_config import TaggerMaker, serving_config
 from .tokens import TokenTypes
 from .types import check_fields, types_of
-from .whole_blocks import BlocksAhead
 
 
 class Row:
-    """A request in the worker's batch: its tokens, and those of their keys that a later one may still see.
+    """A request in the worker's batch.
 
     Args:
         tokens: What is known of its tokens.
+
+    Attributes:
+        kept: What an attention keeps of it from step to step, as long as the request is in the batch. None: nothing yet.
     """
 
     def __init__(self, tokens: TokenTypes) -> None:
         self.tokens = tokens
-        self._ahead: BlocksAhead | None = None
-        self._forget()
-
-    def _forget(self) -> None:
-        self._visible = np.empty(0, np.int64)
-        self._known = 0  # tokens that were looked at
-        self._events = len(self.tokens.events)
-
-    def visible(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Return the places of the keys, ascending, that queries [start, stop) may see; never asked with a lower start."""
-        if len(self.tokens.events) != self._events:  # a changed type may bring keys back
-            self._forget()
-        last = self.tokens.last
-        if self._known < stop:
-            self._visible = np.concatenate([self._visible, np.arange(self._known, stop)])
-            self._known = stop
-        self._visible = self._visible[last[self._visible] >= start]
-        return self._visible
-
-    def ahead(self, position: int, table: NDArray[Any], block_size: int) -> BlocksAhead | None:
-        """Return what a single query sees by whole blocks, made for those after it, too.
-
-        Args:
-            position: Of the query.
-            table: Which block of the cache each of the request's blocks is; it stays so while the request is in the batch.
-            block_size: Tokens of a block.
-
-        Returns:
-            None: it is not the last token that is known, or keys are better copied one by one.
-        """
-        tokens = self.tokens
-        if position + 1 != len(tokens):
-            return None
-        if self._ahead is None or not self._ahead.holds(tokens, position):
-            self._ahead = BlocksAhead.of(tokens, self.visible(position, position + 1), table, block_size)
-        return self._ahead if self._ahead.bias else None
+        self.kept: Any = None
 
 
 class MissedRequest(RuntimeError):

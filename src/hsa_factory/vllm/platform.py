@@ -8,12 +8,14 @@ from .attention import HSABackend
 
 
 def attention_here() -> type[HSABackend]:
-    """Return the attention of layers with HSA: kernels for its pages on a GPU of NVIDIA, else the product's own."""
+    """Return the attention of layers with HSA; what it is made with is there on its own machines only."""
     if current_platform.is_cuda():
         from .paged.backend import PagedHSABackend
 
         return PagedHSABackend
-    return HSABackend
+    from .cpu.backend import CPUHSABackend
+
+    return CPUHSABackend
 
 
 class KnownToRunnerV2:

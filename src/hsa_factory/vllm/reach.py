@@ -61,19 +61,6 @@ def reach_of_new(rules: Sequence[LayerRules]) -> tuple[int, ...]:
     return tuple(reaches)
 
 
-def free_types(rules: Sequence[LayerRules]) -> NDArray[np.bool_]:
-    """Return, by type, whether its keys are seen by every later token of any type, and do not fade, in every layer.
-
-    Args:
-        rules: What holds in the layers.
-    """
-    free = [
-        all(not layer.hide and layer.decays[kind] == 0 and layer.window_reach[kind] == UNLIMITED for layer in rules)
-        for kind in range(3)
-    ]
-    return np.array(free, bool)
-
-
 def last_of_blocks(last: NDArray[np.int64], block_size: int) -> NDArray[np.int64]:
     """Return, for each full block of tokens, the last position that may see a key of it."""
     blocks = len(last) // block_size

@@ -69,6 +69,11 @@ class TokenTypes:
         return self._types.room[: self._length]
 
     @property
+    def known_types(self) -> NDArray[np.uint8]:
+        """(L or more,), as `types`, with those of tokens that are known before they come, as they will have one type."""
+        return self._types.room[: self._ready]
+
+    @property
     def first_types(self) -> NDArray[np.uint8]:
         """(L,), as each token was typed when it came."""
         return self._first.room[: self._length]

@@ -130,40 +130,17 @@ class PagedMetadataBuilder(AttentionMetadataBuilder[PagedMetadata]):
 class PagedHSAImpl(HSAImpl):
     """The attention of one layer on a GPU."""
 
-    def forward(
+    def attend(
         self,
-        layer: Any,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
         kv_cache: torch.Tensor,
-        attn_metadata: Any,
+        attn_metadata: PagedMetadata,
         output: torch.Tensor,
-        output_scale: torch.Tensor | None = None,
-        output_block_scale: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Attend.
-
-        Args:
-            layer: Of vLLM.
-            query: (T, H, D).
-            key: (T, Hkv, D).
-            value: (T, Hkv, D).
-            kv_cache: (pages, Hkv, page size, 2·D).
-            attn_metadata: A `PagedMetadata`; None: vLLM warms up.
-            output: (T, H, D), written to.
-            output_scale: Refused.
-            output_block_scale: Refused.
-
-        Returns:
-            `output`.
-        """
-        if output_scale is not None or output_block_scale is not None:
-            raise NotImplementedError("HSA's attention gives no quantized output: switch that fusion off.")
-        if attn_metadata is None:
-            return output.zero_()
+    ) -> None:
+        """Write keys and values into the cache, and then what the queries see; all as in `forward`."""
         number = attn_metadata.num_actual_tokens
         cache = kv_cache.transpose(1, 2).view(-1, self.num_kv_heads, 2 * self.head_size)
         write(key[:number], value[:number], cache, attn_metadata.new_slots)
         attend(query[:number], cache, attn_metadata.forward, self.rules, self.scale, output[:number])
-        return output
