@@ -78,10 +78,10 @@ class Requests:
 
     def answer(self, repeat=1):
         pieces, slots, place = [], [], 0
-        for index, ((length, queries), tokens, table) in enumerate(zip(self.shapes, self.tokens, self.pages)):
+        for (length, queries), tokens, table in zip(self.shapes, self.tokens, self.pages):
             keys = KeysByType(self.heads, self.block)
             keys.grow(tokens.types, length, table)
-            pieces.append(Piece(index, place, length - queries, length, tokens.types, tokens.turns, keys))
+            pieces.append(Piece(place, length - queries, length, tokens.types, tokens.turns, keys))
             at = np.arange(length - queries, length)
             slots.append(table[at // self.block].astype(np.int64) * self.block + at % self.block)
             place += queries

@@ -26,7 +26,6 @@ class Piece:
     """Consecutive queries of a request that see the same types.
 
     Attributes:
-        request: Its place in the batch.
         place: Where the first stands among the tokens of the forward.
         start: Its position.
         stop: Position after the last.
@@ -35,7 +34,6 @@ class Piece:
         keys: Where the request's keys lie, those of the queries included.
     """
 
-    request: int
     place: int
     start: int
     stop: int
@@ -113,7 +111,6 @@ class Forward:
         kernels = kernels_for(width // 2, kind_of(cache.dtype))
         room, tasks = kernels.scratch_bytes(self._rows), len(self._tiles) * heads
         self._scratch = scratch(threads_here() * room)
-        is_alone = threads_here() == 1 or len(self._tiles) == len({piece.request for piece in self.pieces})
         told = {
             "heads": heads,
             "group": self._group,
@@ -123,12 +120,10 @@ class Forward:
             "tiles": address_of(self._tiles),
             "number": len(self._tiles),
             "sight": address_of(sight),
-            "writes": is_alone,  # no other thread reads what a tile writes, or all is done in its order
             "scratch": address_of(self._scratch),
             "scratch_bytes": room,
         }
-        used = [] if is_alone else [team(kernels.write.address, -(-len(self._slots) // COPIED))]
-        used += [team(kernels.attend.address, tasks)]
+        used = [team(kernels.write.address, -(-len(self._slots) // COPIED)), team(kernels.attend.address, tasks)]
         used += [] if self._partial is None else [team(kernels.join.address, tasks)]
         return _Call(used, told)
 

@@ -115,10 +115,10 @@ class CPUMetadataBuilder(AttentionMetadataBuilder[CPUMetadata]):
             start, number, length = starts[index], starts[index + 1] - starts[index], lengths[index]
             if number:
                 row = self._rows.get(index, length)
-                pieces += self._pieces(index, row, start, length - number, length, tables[index])
+                pieces += self._pieces(row, start, length - number, length, tables[index])
         return CPUMetadata(Forward(pieces, slots, self._group, self._kv_heads, self._size))
 
-    def _pieces(self, request: int, row: Row, place: int, start: int, stop: int, table: NDArray[Any]) -> list[Piece]:
+    def _pieces(self, row: Row, place: int, start: int, stop: int, table: NDArray[Any]) -> list[Piece]:
         """Return a request's queries [start, stop), of which the first stands at a place, cut where types change."""
         tokens, pieces = row.tokens, []
         for begin, end in tokens.pieces(start, stop):
@@ -129,7 +129,7 @@ class CPUMetadataBuilder(AttentionMetadataBuilder[CPUMetadata]):
                 types, keys = tokens.known_types, self._kept(row)
                 if keys.number < end:  # as far as the block table goes: once for all tokens of a block
                     keys.grow(types, min(-(-end // self._block_size) * self._block_size, len(types)), table)
-            pieces.append(Piece(request, place + begin - start, begin, end, types, tokens.turns, keys))
+            pieces.append(Piece(place + begin - start, begin, end, types, tokens.turns, keys))
         return pieces
 
     def _kept(self, row: Row) -> KeysByType:

@@ -5,7 +5,6 @@ Attention is computed as in FlashAttention (Dao, 2023): blocks of keys, one afte
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numba import carray, cfunc, njit, types
@@ -88,30 +87,22 @@ def kernels_for(size: int, kind: str) -> Kernels:
         kind: Of queries, keys, values and answers: one of `KINDS`.
     """
     wide = wide_of(size)
-    copy = _copy(size, kind)
-    return Kernels(_write(copy), _attend(size, kind, wide, copy), _join(size, kind, wide), wide)
+    return Kernels(_write(size, kind), _attend(size, kind, wide), _join(size, kind, wide), wide)
 
 
-def _copy(size: int, kind: str) -> Any:
-    """Return a function that writes key and value of a token and a head."""
+def _write(size: int, kind: str) -> CFunc:
+    """Return the function of C that writes new keys and values."""
     width, number_at = bytes_of(kind), float32_at if kind == "float32" else uint16_at
 
     @njit
-    def copy(call, slots, token, head):
-        block, inner = slots[token] // call.block, slots[token] % call.block
-        row = (block * call.heads + head) * call.block + inner
+    def write_one(call, token, slot, head):
+        row = (slot // call.block * call.heads + head) * call.block + slot % call.block
         target = carray(number_at(call.cache + width * 2 * size * row), (2 * size,))
         key = carray(number_at(call.key + width * (token * call.key_token + head * call.key_head)), (size,))
         value = carray(number_at(call.value + width * (token * call.value_token + head * call.value_head)), (size,))
         for place in range(size):
             target[place] = key[place]
             target[size + place] = value[place]
-
-    return copy
-
-
-def _write(copy: Any) -> CFunc:
-    """Return the function of C that writes new keys and values."""
 
     @cfunc(types.void(types.intp))
     def write(address):
@@ -123,12 +114,12 @@ def _write(copy: Any) -> CFunc:
                 break
             for token in range(task * COPIED, min((task + 1) * COPIED, call.tokens)):
                 for head in range(call.heads):
-                    copy(call, slots, token, head)
+                    write_one(call, token, slots[token], head)
 
     return write
 
 
-def _attend(size: int, kind: str, wide: int, copy: Any) -> CFunc:
+def _attend(size: int, kind: str, wide: int) -> CFunc:
     """Return the function of C that attends."""
     width = bytes_of(kind)
     vectors = wide // LANES
@@ -311,17 +302,12 @@ def _attend(size: int, kind: str, wide: int, copy: Any) -> CFunc:
         call = carray(call_at(address), (1,))[0]
         sight = carray(sight_at(call.sight), (1,))[0]
         tiles = carray(tile_at(call.tiles), (call.number,))
-        slots = carray(int64_at(call.slots), (call.tokens,))
         scratch = call.scratch + next_of(address) * call.scratch_bytes
         while True:
             task = next_of(address + 8)
             if task >= call.number * call.heads:
                 break
-            tile, head = tiles[task // call.heads], task % call.heads
-            if call.writes:
-                for token in range(tile.first, tile.first + tile.queries):
-                    copy(call, slots, token, head)
-            attend_tile(call, tile, sight, head, scratch)
+            attend_tile(call, tiles[task // call.heads], sight, task % call.heads, scratch)
 
     return attend
 

@@ -81,7 +81,6 @@ CALL = np.dtype(
         ("tiles", np.int64),
         ("number", np.int64),  # of tiles
         ("sight", np.int64),
-        ("writes", np.int64),  # 1: `attend` writes the keys of a tile's tokens before it reads; 0: they were written
         ("scratch", np.int64),
         ("scratch_bytes", np.int64),  # of a thread
     ]
