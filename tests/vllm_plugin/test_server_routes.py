@@ -133,7 +133,9 @@ def test_a_checkpoint_that_does_not_say_hsa(tmp_path, tiny_tokenizer):
     path = tmp_path / "config.json"
     path.write_text(path.read_text("utf-8").replace("HSAQwen3", "Qwen3"), "utf-8")
     options = {"dtype": "float32", "max_model_len": 512, "enforce_eager": True}
-    with pytest.raises(ValueError, match="its architecture does not say HSA.*hsa-factory serve"):
+    with pytest.raises(
+        ValueError, match="would serve it without HSA, as another model. Start it with `hsa-factory serve"
+    ):
         EngineArgs(str(tmp_path), **options).create_engine_config()
     command = build_command("vllm-cpu", str(tmp_path), [], serving_architecture(tmp_path))
     overrides = json.loads(command[command.index("--hf-overrides") + 1])

@@ -236,10 +236,16 @@ HELLO = {"messages": [{"role": "user", "content": "hello"}]}
         ),
         ("/v1/messages", {"messages": [{"role": "user", "content": "x", "semantic_type": 1}]}, "is not read by"),
         ("/v1/responses", {"input": "hello"}, "the tokens of this request have no types"),
+        ("/v1/responses", {"input": "hello", "vllm_xargs": {"hsa_types": "01"}}, "hsa_types has 2 digits"),
         (
             "/v1/chat/completions/batch",
             {"messages": [HELLO["messages"]] * 2},
             "the tokens of this request have no types",
+        ),
+        (
+            "/v1/chat/completions/batch",
+            {"messages": [HELLO["messages"]] * 2, "vllm_xargs": {"hsa_types": "01"}},
+            "hsa_types has 2 digits",
         ),
         (GENERATE, {"token_ids": [1, 2, 3], "sampling_params": {}}, "the tokens of this request have no types"),
         (

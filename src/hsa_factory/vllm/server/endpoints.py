@@ -28,12 +28,14 @@ logger = init_logger(f"vllm.{__name__}")  # vLLM shows what is said below its ow
 
 _TYPED = (
     "openai_serving_chat",
+    "openai_serving_chat_batch",
     "openai_serving_completion",
+    "openai_serving_responses",
     "anthropic_serving_messages",
     "cohere_serving_chat_v2",
     "serving_render",
     "serving_tokens",
-)  # of vLLM's handlers, those whose prompts can be typed
+)  # of vLLM's handlers, those that make prompts
 
 
 class TypedChatRequest(ChatCompletionRequest):

@@ -100,6 +100,34 @@ class TypedRenderer:
             self._check_own(request.sampling_params.extra_args or {}, list(map(_ids_of, result)))
         return result
 
+    async def preprocess_chat(self, request: Any, messages: Any, **options: Any) -> Any:
+        """Render one conversation of `/v1/chat/completions/batch`; only types that the request brings along are checked.
+
+        Raises:
+            VLLMValidationError: As `render_chat`.
+        """
+        self._refuse(request)
+        result = await self._renderer.preprocess_chat(request, messages, **options)
+        self._check_brought(request, result[1])
+        return result
+
+    async def render_responses(self, request: Any, **options: Any) -> Any:
+        """Render the input of `/v1/responses`; only types that the request brings along are checked.
+
+        Raises:
+            VLLMValidationError: As `render_chat`.
+        """
+        self._refuse(request)
+        result = await self._renderer.render_responses(request, **options)
+        if not isinstance(result, ErrorResponse):
+            self._check_brought(request, [result.engine_input])
+        return result
+
+    def _check_brought(self, request: Any, inputs: Sequence[Any]) -> None:
+        with refusals():
+            if TYPES in _own_fields(request):  # without, it is refused where requests are admitted
+                self._check_own(request.vllm_xargs, list(map(_ids_of, inputs)))
+
     def check_tokens(self, body: Any) -> None:
         """Check a request to `/inference/v1/generate` that brings pictures: vLLM takes it in without its renderer.
 
