@@ -18,6 +18,7 @@ from .whole_files import write_whole
 
 
 CONFIG_NAME = "hsa_config.json"
+NOTE_KEY = "hsa"  # in a model's config.json: a text for people, and for programs that do not know HSA
 FORMAT_VERSION = 1  # of that file; a file without one is of version 1
 BACKENDS = ("auto", "reference", "dense", "blockwise", "flex", "triton")
 ROLES = ("user", "observation", "assistant", "function", "system")  # of messages, as LLaMA-Factory names them

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from .config import CONFIG_NAME, HSAConfig
+from .config import CONFIG_NAME, NOTE_KEY, HSAConfig
 from .suggestions import did_you_mean
 from .user_errors import UserError
 from .whole_files import write_whole
@@ -141,9 +141,7 @@ def _check_rules(place: Path) -> None:
             "export_dir and `export_for: vllm`; or serve it beside its model: --enable-lora --lora-modules NAME=ADAPTER."
         )
     if not (place / CONFIG_NAME).is_file():
-        from .models.model_card import mentions_hsa  # here: it brings all of the models, which a copy does without
-
-        if mentions_hsa(place):
+        if (place / "config.json").is_file() and isinstance(_read_config(place).get(NOTE_KEY), str):
             raise UserError(
                 f"{place}: its config.json says that it was trained with HSA, but the rules are not there: {CONFIG_NAME} is missing. "
                 "Copy the file from where the model was trained."

@@ -13,7 +13,8 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
 from hsa_factory import HSAConfig
-from hsa_factory.models.model_card import NOTE, NOTE_KEY
+from hsa_factory.config import NOTE_KEY
+from hsa_factory.models.model_card import NOTE
 from hsa_factory.vllm import at_start
 from hsa_factory.vllm.at_start import LISTENER, SCHEDULER, describe
 from hsa_factory.vllm.plugin import register

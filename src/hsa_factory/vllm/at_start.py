@@ -11,9 +11,8 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 from vllm.tokenizers.registry import resolve_tokenizer_args
 
-from ..config import CONFIG_NAME, HSAConfig
+from ..config import CONFIG_NAME, NOTE_KEY, HSAConfig
 from ..labeling.rule_set import RuleSet
-from ..models.model_card import NOTE_KEY
 from ..serving_checkpoint import ARCHITECTURES, PREFIX
 from .adapters import check_adapter
 from .server.admission import Admission
