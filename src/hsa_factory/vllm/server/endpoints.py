@@ -21,6 +21,7 @@ from .chat_prompt import ChatTyper
 from .given_types import GivenTypes, read_given
 from .guard import KeyGuard
 from .metrics import BlockGauges
+from .reasons import EngineWithReasons
 from .renderer import TypedRenderer, refusals
 
 
@@ -90,6 +91,7 @@ class HSAEndpoints:
             handler = getattr(state, name, None)
             if handler is not None:
                 handler.online_renderer = typed
+                handler.engine_client = EngineWithReasons(engine_client)
         loggers = getattr(engine_client, "logger_manager", None)
         if loggers is not None:
             loggers.stat_loggers.insert(0, BlockGauges())
