@@ -55,6 +55,8 @@ class TypedRenderer:
             VLLMValidationError: For types that are wrong, and what cannot be done with types; answered with 400.
         """
         self._refuse(request)
+        if not _own_fields(request):
+            request.messages = [_as_trained(message) for message in request.messages]
         with _cut_pictures(request.truncate_prompt_tokens):
             result = await self._renderer.render_chat(request, skip_mm_cache=skip_mm_cache)
         if isinstance(result, ErrorResponse):
@@ -212,6 +214,12 @@ def _cut_pictures(limit: int | None) -> Iterator[None]:
         raise VLLMValidationError(
             f"truncate_prompt_tokens={limit}: cuts away a picture of the prompt. Allow more tokens, or send fewer messages."
         ) from error
+
+
+def _as_trained(message: Any) -> Any:
+    """Return a message with the role that training has for it, as `hsa-factory api` does: a developer's is the system's."""
+    is_other = isinstance(message, Mapping) and message.get("role") == "developer"
+    return {**message, "role": "system"} if is_other else message
 
 
 def _own_fields(request: Any) -> Mapping[str, Any]:
