@@ -66,6 +66,15 @@ def serving_architecture(directory: str | os.PathLike[str]) -> str:
             message says what to do.
     """
     _check_rules(Path(directory))
+    return family_architecture(directory)
+
+
+def family_architecture(directory: str | os.PathLike[str]) -> str:
+    """Return the name under which vLLM serves a model's family with HSA, whether it has HSA or not.
+
+    Raises:
+        UserError: If our plugin does not serve it.
+    """
     found = _read_config(Path(directory)).get("architectures") or ["none"]
     if not isinstance(found, list):
         raise UserError(f"{directory}: architectures in its config.json must be a list of names, got {found!r:.80}.")
