@@ -95,7 +95,7 @@ def test_long_bodies_are_looked_at_in_a_thread(app, monkeypatch):
     assert status == 400 and "messages[0].content[2000].hsa_type" in reason
 
 
-@pytest.mark.parametrize("value", [[2] * 100_000, {"a": 1}])
+@pytest.mark.parametrize("value", [[2] * 100_000, {"a": 1}, "x" * 100_000])
 def test_a_type_that_is_no_name_is_not_said_again(app, value):
     app.state.hsa_config = HSAConfig()
     status, reason = post(app, "/v1/chat/completions", semantic_type=value)
