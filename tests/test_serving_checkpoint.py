@@ -8,7 +8,6 @@ import pytest
 
 from hsa_factory import HSAConfig, cli
 from hsa_factory.serving_checkpoint import serving_architecture
-from hsa_factory.user_errors import UserError
 
 
 @pytest.fixture
@@ -78,6 +77,7 @@ def test_further_chat_templates_come_along(checkpoint, tmp_path):
 
 
 def no_rules(place):
+    (place / "config.json").write_text('{"architectures": ["Qwen3ForCausalLM"]}', "utf-8")
     (place / "hsa_config.json").unlink()
 
 
@@ -93,6 +93,23 @@ def broken(place):
     (place / "config.json").write_text("{", "utf-8")
 
 
+def nested(place):
+    (place / "config.json").write_text("[" * 100_000, "utf-8")
+
+
+def one_name(place):
+    (place / "config.json").write_text('{"architectures": {"Qwen3ForCausalLM": 1}}', "utf-8")
+
+
+def noted(place):
+    """Its config.json says HSA, as `save_pretrained` notes it; the rules were not copied."""
+    (place / "hsa_config.json").unlink()
+
+
+def twice(place):
+    (place / "hsa_config.json").write_text('{"noise_window": 3, "noise_window": 4}', "utf-8")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -100,11 +117,15 @@ def broken(place):
         (an_adapter, "is an adapter.*Merge it"),
         (another_model, "not for GPT2LMHeadModel"),
         (broken, "config.json: is not valid JSON"),
+        (nested, "config.json: is not valid JSON: maximum recursion"),
+        (one_name, "architectures in its config.json must be a list of names"),
+        (noted, "its config.json says that it was trained with HSA, but the rules are not there"),
+        (twice, "hsa_config.json is not valid JSON: the key 'noise_window' stands twice"),
     ],
 )
 def test_what_cannot_be_served(checkpoint, change, message):
     change(checkpoint)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=message):
         serving_architecture(checkpoint)
 
 

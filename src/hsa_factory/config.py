@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, get_args
 
+from . import strict_json
 from .labeling.rule_set import RuleSet
 from .presets import BLOCK_KEYS, with_preset
 from .rules_option import agreed_rules, parse_rules, takes_labels
@@ -17,6 +18,7 @@ from .whole_files import write_whole
 
 
 CONFIG_NAME = "hsa_config.json"
+NOTE_KEY = "hsa"  # in a model's config.json: a text for people, and for programs that do not know HSA
 FORMAT_VERSION = 1  # of that file; a file without one is of version 1
 BACKENDS = ("auto", "reference", "dense", "blockwise", "flex", "triton")
 ROLES = ("user", "observation", "assistant", "function", "system")  # of messages, as LLaMA-Factory names them
@@ -318,8 +320,8 @@ class HSAConfig(_Config):
         if not path.is_file():
             raise FileNotFoundError(f"No {CONFIG_NAME} in {str(directory)!r}: it was not saved from a model with HSA.")
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            values = strict_json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{path} is not valid JSON: {error}. Copy it anew from where the model was trained, or write it with "
                 "HSAConfig(…).save_pretrained(directory)."

@@ -153,7 +153,7 @@ def _what_to_do(route: str, reads: Reads, where: Path, key: str, meant: str) -> 
     is_of_messages = meant in OF_MESSAGES
     if where == reads.fields and where and not is_of_messages:
         hint = f" Did you mean {meant!r}?" if meant in FIELDS else ""
-        return f": {key[:40]} is no field of HSA. Allowed: {', '.join(FIELDS)}.{hint}"
+        return f": {_name((key,))} is no field of HSA. Allowed: {', '.join(FIELDS)}.{hint}"
     if _is_typed(reads, where) and meant == TYPE_KEY:
         return f": there is no such key. Did you mean {TYPE_KEY!r}?"
     if reads.messages and (is_of_messages or not reads.fields):

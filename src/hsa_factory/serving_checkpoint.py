@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from .config import CONFIG_NAME, HSAConfig
+from .config import CONFIG_NAME, NOTE_KEY, HSAConfig
 from .suggestions import did_you_mean
 from .user_errors import UserError
 from .whole_files import write_whole
@@ -66,7 +66,18 @@ def serving_architecture(directory: str | os.PathLike[str]) -> str:
             message says what to do.
     """
     _check_rules(Path(directory))
+    return family_architecture(directory)
+
+
+def family_architecture(directory: str | os.PathLike[str]) -> str:
+    """Return the name under which vLLM serves a model's family with HSA, whether it has HSA or not.
+
+    Raises:
+        UserError: If our plugin does not serve it.
+    """
     found = _read_config(Path(directory)).get("architectures") or ["none"]
+    if not isinstance(found, list):
+        raise UserError(f"{directory}: architectures in its config.json must be a list of names, got {found!r:.80}.")
     plain = str(found[0]).removeprefix(PREFIX)
     if plain not in ARCHITECTURES:
         raise UserError(
@@ -139,6 +150,11 @@ def _check_rules(place: Path) -> None:
             "export_dir and `export_for: vllm`; or serve it beside its model: --enable-lora --lora-modules NAME=ADAPTER."
         )
     if not (place / CONFIG_NAME).is_file():
+        if (place / "config.json").is_file() and isinstance(_read_config(place).get(NOTE_KEY), str):
+            raise UserError(
+                f"{place}: its config.json says that it was trained with HSA, but the rules are not there: {CONFIG_NAME} is missing. "
+                "Copy the file from where the model was trained."
+            )
         raise UserError(
             f"{place}: has no {CONFIG_NAME}, so that it was not saved from a model with HSA. `vllm serve` serves it as it is; if "
             "it was trained with HSA, copy the file from where it was trained."
@@ -152,7 +168,7 @@ def _read_config(place: Path) -> dict[str, Any]:
         raise UserError(f"{path}: is missing. Give the directory of a saved model.")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not valid JSON: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping.")

@@ -133,8 +133,9 @@ def test_what_is_missing_is_said(machine, checkpoint, capsys, tmp_path):
     assert "`vllm serve` serves it as it is" in refuse(machine, capsys, checkpoint)
 
 
-def test_overrides_of_ones_own_take_a_serving_checkpoint(machine, checkpoint, capsys):
-    said = refuse(machine, capsys, checkpoint, "--hf-overrides", "{}")
+@pytest.mark.parametrize("option", ["--hf-overrides", "--hf-overrides.rope_theta", "--hf_overrides.rope_theta=1e6"])
+def test_overrides_of_ones_own_take_a_serving_checkpoint(machine, checkpoint, capsys, option):
+    said = refuse(machine, capsys, checkpoint, option, "1e6")
     assert "--export_for vllm" in said
 
 

@@ -210,7 +210,11 @@ def test_a_model_exported_for_vllm(lf, tmp_path, checkpoint, capsys, monkeypatch
     assert get_state(model).config == HSA
     assert answers(served, "saved") == answers(checkpoint, HSA)
 
+    other = tmp_path / "other"
+    HSA.save_pretrained(other)
+    (other / "config.json").write_text('{"architectures": ["Gemma2ForCausalLM"]}', "utf-8")
     for change, message in (
+        (f"model_name_or_path={other}", "not for Gemma2ForCausalLM"),  # before anything is merged
         ("export_for=vlm", "Did you mean 'vllm'"),
         ("hsa=false", "this one has none"),
         ("export_hub_model_id=me/model", "Leave export_hub_model_id out"),

@@ -41,11 +41,22 @@ def test_without_fields_all_tokens_have_the_default_type():
         ({"hsa_turns": "0*-3"}, "below 0"),
         ({"hsa_turns": "0 3"}, "number*tokens"),
         ({}, "hsa_turns is needed"),
+        ({"hsa_roles": "system,usr"}, "hsa_roles: unknown role 'usr'. Did you mean 'user'"),
+        ({"hsa_roles": "user,,user"}, "hsa_roles: unknown role ''"),
+        ({"hsa_roles": "user,\ud800"}, r"hsa_roles: unknown role '\\ud800'"),
+        ({"hsa_\ud800": "1"}, r"hsa_\\ud800 is no field of HSA"),
     ],
 )
 def test_what_does_not_fit_is_refused(fields, complaint):
     with pytest.raises(InvalidTypes, match=complaint.replace("*", r"\*")):
         types_of(fields, 3, HSAConfig(noise_turns=1))
+
+
+def test_roles_are_what_clients_call_them():
+    """A tool's message counts as the rules count it, whoever wrote its role."""
+    config = HSAConfig(rules=[{"role": "observation", "turn": 1, "type": "NOISE"}])
+    for text, roles in (("developer, user,tool", ("system", "user", "observation")), ("", ())):
+        assert types_of({"hsa_roles": text}, 3, config).roles == roles
 
 
 def test_what_no_rule_could_read_is_refused():

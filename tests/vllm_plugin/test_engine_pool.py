@@ -67,8 +67,10 @@ def test_a_request_too_large_ends_with_an_error_and_others_go_on(serve, rng):
     requests = [(ids, [0] * 1500), (ids, types)]
     too_large, fits = served.answers(requests, 10)
     assert too_large.outputs[0].finish_reason == "error" and not too_large.outputs[0].token_ids
+    assert too_large.outputs[0].stop_reason.startswith("The prompt needs 94 blocks of 16 tokens at once")
     assert [list(fits.outputs[0].token_ids)] == served.expected(requests[1:], 10)
     outgrows = [(ids[:900], [0] * 900), (ids, types)]
     grown, fits = served.answers(outgrows, 200)
     assert grown.outputs[0].finish_reason == "error" and 30 < len(grown.outputs[0].token_ids) < 60
+    assert "what was answered so far need more than the 59 blocks" in grown.outputs[0].stop_reason
     assert [list(fits.outputs[0].token_ids)] == served.expected(outgrows[1:], 200) and holds_nothing(served)

@@ -6,11 +6,15 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
+import torch
 from huggingface_hub.errors import EntryNotFoundError
 from serving_checkpoints import save_checkpoint
 from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
 from hsa_factory import HSAConfig
+from hsa_factory.config import NOTE_KEY
+from hsa_factory.models.model_card import NOTE
 from hsa_factory.vllm import at_start
 from hsa_factory.vllm.at_start import LISTENER, SCHEDULER, describe
 from hsa_factory.vllm.plugin import register
@@ -63,7 +67,13 @@ def test_fitting_options(start, monkeypatch):
             {"speculative_config": {"method": "custom_class", "model": "x.Y", "num_speculative_tokens": 2}},
             "speculative",
         ),
+        ({"kv_offloading_size": 1.0}, "KV connector"),
+        (
+            {"ec_transfer_config": {"ec_connector": "ECExampleConnector", "ec_role": "ec_both"}},
+            "an encoder cache connector",
+        ),
         ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype=fp8"),
+        ({"kv_cache_dtype": "bfloat16"}, "kv_cache_dtype=bfloat16, as the model computes in float32: leave it out"),
         ({"kv_cache_dtype": "fp8_e5m2"}, "kv_cache_dtype=fp8_e5m2"),
         ({"kv_cache_dtype": "fp8_e4m3"}, "kv_cache_dtype=fp8_e4m3"),
         ({"attention_backend": "CPU_ATTN"}, "an attention backend of vLLM's"),
@@ -78,12 +88,73 @@ def test_fitting_options(start, monkeypatch):
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(start, options, complaint):
-    from vllm.config import KVTransferConfig
+    from vllm.config import ECTransferConfig, KVTransferConfig
 
-    if "kv_transfer_config" in options:
-        options = {"kv_transfer_config": KVTransferConfig(**options["kv_transfer_config"])}
+    for name, kind in (("kv_transfer_config", KVTransferConfig), ("ec_transfer_config", ECTransferConfig)):
+        if name in options:
+            options = {name: kind(**options[name])}
     with pytest.raises(ValueError, match=complaint):
         start(**options)
+
+
+def test_a_cache_type_that_the_checkpoint_names_is_refused_too():
+    """It is known when the layers are made; with `--kv-cache-dtype` the model's own is kept."""
+    at_start.check_cache_type("auto", torch.bfloat16)
+    at_start.check_cache_type("bfloat16", torch.bfloat16)
+    with pytest.raises(ValueError, match="kv_cache_dtype=fp8.*say --kv-cache-dtype bfloat16"):
+        at_start.check_cache_type("fp8", torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("resolved", "named", "complaint"),
+    [
+        ("TransformersForCausalLM", "Qwen3ForCausalLM", "Start it with `hsa-factory serve .* and no --model-impl"),
+        ("Qwen3ForSequenceClassification", "Qwen3ForCausalLM", "Start it with `hsa-factory serve"),
+        ("Phi3ForCausalLM", "Phi3ForCausalLM", "Our plugin serves HSA for Llama.*, not for Phi3ForCausalLM: .*api"),
+        ("GptOssForCausalLM", "GptOssForCausalLM", "Our plugin serves HSA for Llama.*, not for GptOssForCausalLM"),
+    ],
+)
+def test_no_architecture_serves_a_checkpoint_with_hsa_without(tmp_path, resolved, named, complaint):
+    """Neither transformers' models in vLLM (`--model-impl`), nor families that our plugin does not serve."""
+    register()
+    HSAConfig().save_pretrained(tmp_path)
+    model = SimpleNamespace(model=str(tmp_path), architectures=[named])
+    with pytest.raises(ValueError, match=f"without HSA, as another model. {complaint}"):
+        MODELS_CONFIG_MAP[resolved].verify_and_update_config(SimpleNamespace(model_config=model, lora_config=None))
+
+
+def test_a_note_of_hsa_without_its_rules_is_said(monkeypatch, tmp_path):
+    """Not refused: it is what is left where somebody took the rules away to compare."""
+    lines = []
+    monkeypatch.setattr(at_start.logger, "warning", lambda text, *values: lines.append(text % values))
+    for note in (NOTE, None):
+        model = SimpleNamespace(model=str(tmp_path), hf_config=SimpleNamespace(**{NOTE_KEY: note}))
+        at_start.UnnamedHSAConfig.verify_and_update_config(SimpleNamespace(model_config=model, lora_config=None))
+    (line,) = lines
+    assert "says that it was trained with HSA" in line and "hsa_config.json is missing" in line
+
+
+def test_settings_of_other_architectures_hold_as_before(monkeypatch):
+    class Theirs(VerifyAndUpdateConfig):
+        seen = []
+
+        @staticmethod
+        def verify_and_update_config(vllm_config):
+            Theirs.seen.append(vllm_config)
+
+        @staticmethod
+        def verify_and_update_model_config(model_config):
+            Theirs.seen.append(model_config)
+
+    monkeypatch.setattr(at_start, "find_rules", lambda model: None)
+    settings = at_start.guarded(Theirs)
+    config = SimpleNamespace(model_config=SimpleNamespace(model="theirs", hf_config=None), lora_config=None)
+    settings.verify_and_update_config(config)
+    settings.verify_and_update_model_config(config.model_config)
+    assert Theirs.seen == [config, config.model_config]
+    assert (
+        at_start.guarded(settings) is settings and at_start.guarded(at_start.HSAModelConfig) is at_start.HSAModelConfig
+    )
 
 
 def test_the_front_end_in_rust_is_refused(start, monkeypatch):
@@ -152,7 +223,9 @@ def test_a_model_on_the_hub_with_rules_is_refused_and_others_are_not(monkeypatch
         return str(tmp_path / name)
 
     monkeypatch.setattr("hsa_factory.vllm.serving_config.hf_hub_download", download)
-    model = SimpleNamespace(model="someone/no-such-directory", revision=None)
+    model = SimpleNamespace(
+        model="someone/no-such-directory", revision=None, architectures=["Qwen3ForCausalLM"], hf_config=None
+    )
     config = SimpleNamespace(model_config=model, lora_config=None)
-    with nullcontext() if error else pytest.raises(ValueError, match="does not say HSA"):
+    with nullcontext() if error else pytest.raises(ValueError, match="would serve it without HSA"):
         at_start.UnnamedHSAConfig.verify_and_update_config(config)

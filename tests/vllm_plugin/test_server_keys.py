@@ -258,6 +258,28 @@ def test_a_model_without_hsa(post, app):
         app.state.hsa_config = HSAConfig()
 
 
+@pytest.mark.parametrize("levels", [99, 101, 990, 100_000])
+def test_bodies_that_are_nested_too_deeply(app, levels):
+    """The route would break on them, at levels that depend on where it stands; a model without HSA is served as before."""
+    client = TestClient(app, raise_server_exceptions=False)
+    head = {"Authorization": "Bearer secret", "Content-Type": "application/json"}
+    text = '{"x":' + "[" * levels + "]" * levels + "}"
+    answer = client.post("/invocations", content=text, headers=head)
+    assert (answer.status_code == 400 and "nested more than 100 levels" in answer.text) == (levels > 99)
+    app.state.hsa_config = None
+    try:
+        assert "levels" not in client.post("/tokenize", content=text, headers=head).text
+    finally:
+        app.state.hsa_config = HSAConfig()
+
+
+def test_half_a_character_in_a_key_is_said_in_other_signs(app):
+    head = {"Authorization": "Bearer secret", "Content-Type": "application/json"}
+    for body in ('{"vllm_xargs":{"hsa_\\ud800":1}}', '{"hsa_\\ud800":1}', '{"semantic_\\ud800type":1}'):
+        answer = TestClient(app, raise_server_exceptions=False).post("/v1/completions", content=body, headers=head)
+        assert answer.status_code == 400 and "\\ud800" in answer.json()["error"]["message"]
+
+
 def test_a_name_is_cut_in_what_is_said():
     with pytest.raises(InvalidTypes) as refused:
         check_keys(CHAT, {"semantic_type" + " " * 1000: 1})

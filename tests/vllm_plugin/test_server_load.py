@@ -20,7 +20,7 @@ OF_WORKER = 80  # MiB in the last round; without HSA vLLM's worker takes 400 in 
 def server(tmp_path_factory, tiny_tokenizer):
     directory = tmp_path_factory.mktemp("loaded")
     save_checkpoint(directory, tiny_tokenizer, "qwen3", HSAConfig(noise_window=20, default_type="NOISE"))
-    options = ("--max-model-len", "1024", "--num-gpu-blocks-override", "150")
+    options = ("--max-model-len", "4096", "--num-gpu-blocks-override", "150")
     with Server(directory, tmp_path_factory.mktemp("log") / "log", *options) as server:
         yield server
 
@@ -60,3 +60,17 @@ def test_clients_that_vanish_leave_nothing(server):
     assert others[-1] - others[0] < GROWTH, memory
     assert workers[-1] - workers[-2] < OF_WORKER, memory
     assert "Traceback" not in server.said()
+
+
+def test_what_does_not_fit_the_cache_is_told_why(server):
+    """Clients try again what is answered with 500."""
+    for length, number, reason in (
+        (3000, 2, "The prompt needs 188 blocks of 16 tokens at once, but the KV cache has 149."),
+        (2370, 40, "what was answered so far need more than the 149 blocks of 16 tokens"),
+    ):
+        body = {"prompt": [5] * length, "max_tokens": number, "ignore_eos": True}
+        body["vllm_xargs"] = {"hsa_types": "0" * length}
+        status, answer = server.post("/v1/completions", body)
+        assert status == 400 and reason in answer["error"]["message"]
+        assert reason in server.post("/v1/completions", {**body, "stream": True})[1]
+    assert server.chat([{"role": "user", "content": "hello"}], 2)

@@ -95,7 +95,7 @@ def test_long_bodies_are_looked_at_in_a_thread(app, monkeypatch):
     assert status == 400 and "messages[0].content[2000].hsa_type" in reason
 
 
-@pytest.mark.parametrize("value", [[2] * 100_000, {"a": 1}])
+@pytest.mark.parametrize("value", [[2] * 100_000, {"a": 1}, "x" * 100_000])
 def test_a_type_that_is_no_name_is_not_said_again(app, value):
     app.state.hsa_config = HSAConfig()
     status, reason = post(app, "/v1/chat/completions", semantic_type=value)
@@ -133,7 +133,9 @@ def test_a_checkpoint_that_does_not_say_hsa(tmp_path, tiny_tokenizer):
     path = tmp_path / "config.json"
     path.write_text(path.read_text("utf-8").replace("HSAQwen3", "Qwen3"), "utf-8")
     options = {"dtype": "float32", "max_model_len": 512, "enforce_eager": True}
-    with pytest.raises(ValueError, match="its architecture does not say HSA.*hsa-factory serve"):
+    with pytest.raises(
+        ValueError, match="would serve it without HSA, as another model. Start it with `hsa-factory serve"
+    ):
         EngineArgs(str(tmp_path), **options).create_engine_config()
     command = build_command("vllm-cpu", str(tmp_path), [], serving_architecture(tmp_path))
     overrides = json.loads(command[command.index("--hf-overrides") + 1])
@@ -146,6 +148,8 @@ def test_a_checkpoint_that_does_not_say_hsa(tmp_path, tiny_tokenizer):
     [
         ("vllm", "--headless", "--headless starts engines without a server"),
         ("vllm-cpu", "--headless", "--headless starts engines without a server"),
+        ("vllm", "--model=other", "--model would start another model"),
+        ("vllm-cpu", "--model_impl=transformers", "--model-impl would start a model without HSA"),
         (
             "vllm-cpu",
             "--api-server-count=2",

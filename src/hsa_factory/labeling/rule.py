@@ -1,6 +1,6 @@
 """One rule: conditions, and the type of what they describe. Pure Python; how it matches is in `matching`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
@@ -24,6 +24,8 @@ ROLES = {
     "tool": "observation",
 }
 """Every accepted name of a role, and the role it means: `function` calls a tool, `observation` is its reply."""
+
+_PROMPT_ROLES = {**ROLES, "developer": "system"}
 
 TURNS = {"first": 0, "last": -1}
 MEDIA = ("image", "video", "audio")
@@ -198,3 +200,22 @@ def compile_pattern(pattern: str) -> Any:
         regex.error: If it is not valid.
     """
     return regex.compile(pattern)
+
+
+def read_roles(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the roles that the messages of a prompt have, one of those in `ROLES` each.
+
+    Args:
+        names: As a client calls them.
+
+    Raises:
+        ValueError: If a name is none of a role; it would not be counted.
+    """
+    roles = []
+    for name in names:
+        role = _PROMPT_ROLES.get(name.strip())
+        if role is None:
+            hint = did_you_mean(name, list(_PROMPT_ROLES))
+            raise ValueError(f"unknown role {name[:40]!r}.{hint} Allowed: {', '.join(_PROMPT_ROLES)}.")
+        roles.append(role)
+    return tuple(roles)

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from llamafactory.extras import logging
 
 from ..config import HSAConfig
-from ..serving_checkpoint import check_engine, write_serving_architecture
+from ..serving_checkpoint import check_engine, family_architecture, write_serving_architecture
 from ..training_file import SAVED
 from .model.checkpoint import has_saved_rules, starting_points
 
@@ -28,7 +29,8 @@ def exported_for(engine: Any, args: Mapping[str, Any], hsa: HSAConfig | bool | s
         hsa: The rules asked for.
 
     Raises:
-        ValueError: If the value is not allowed, or goes together neither with the other arguments nor with the model.
+        ValueError: If the value is not allowed, goes together neither with the other arguments nor with the model, or is for other
+            families of models.
     """
     if engine is None:
         yield
@@ -47,6 +49,9 @@ def exported_for(engine: Any, args: Mapping[str, Any], hsa: HSAConfig | bool | s
             "export_for: vllm is for models with HSA, and this one has none: vLLM serves it as it is. Leave the key out, or "
             "give the rules in an hsa block."
         )
+    start = Path(str(args.get("model_name_or_path")))
+    if (start / "config.json").is_file():
+        family_architecture(start)  # said before a model is merged
     yield
     name = write_serving_architecture(args["export_dir"])
     logger.info_rank0(f"{args['export_dir']} is a checkpoint for vLLM, of the architecture {name}.")

@@ -9,12 +9,11 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..config import CONFIG_NAME, HSAConfig
+from ..config import CONFIG_NAME, NOTE_KEY, HSAConfig
 from ..whole_files import write_whole
 
 
 CARD_NAME = "README.md"
-NOTE_KEY = "hsa"
 NOTE = (
     "This model was trained with Hierarchical Semantic Attention (HSA). With plain attention it is another model: run it "
     f"with hsa-factory, which reads the rules in {CONFIG_NAME}, beside this file."

@@ -2,6 +2,7 @@
 
 import sys
 
+import torch
 from vllm import envs
 from vllm.config import ModelConfig, VllmConfig
 from vllm.logger import init_logger
@@ -10,8 +11,9 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 from vllm.tokenizers.registry import resolve_tokenizer_args
 
-from ..config import CONFIG_NAME, HSAConfig
+from ..config import CONFIG_NAME, NOTE_KEY, HSAConfig
 from ..labeling.rule_set import RuleSet
+from ..serving_checkpoint import ARCHITECTURES, PREFIX
 from .adapters import check_adapter
 from .server.admission import Admission
 from .serving_config import find_rules, serving_config
@@ -60,28 +62,61 @@ class HSAModelConfig(VerifyAndUpdateConfig):
 
 
 class UnnamedHSAConfig(VerifyAndUpdateConfig):
-    """vLLM calls it for the architectures that have a twin with HSA: a model with rules is not served without them."""
+    """vLLM calls it for the architectures that do not say HSA: a model with rules is not served without them."""
 
-    @staticmethod
-    def verify_and_update_config(vllm_config: VllmConfig) -> None:
+    @classmethod
+    def verify_and_update_config(cls, vllm_config: VllmConfig) -> None:
         """Refuse a checkpoint with HSA whose architecture does not say so, and adapters with HSA on a model without.
 
         Raises:
             ValueError: It says what to do.
         """
-        model = vllm_config.model_config.model
+        model = vllm_config.model_config
         _check_adapters(vllm_config, None)
         try:
-            has_rules = find_rules(vllm_config.model_config) is not None
+            has_rules = find_rules(model) is not None
         except (OSError, ValueError):  # the Hub is out of reach, or knows no such name: as without our plugin
             has_rules = False
         if has_rules:
             raise ValueError(
-                f"{model} has an {CONFIG_NAME}, but its architecture does not say HSA, so that vLLM would serve another model. "
-                f"Start it with `hsa-factory serve {model}`, or write a checkpoint that says so: hsa-factory export {model} "
-                "--export_for vllm --export_dir DIR. Both take a directory: download a model of the Hub before. To serve it with plain "
-                "attention, copy it without that file."
+                f"{model.model} has an {CONFIG_NAME}, but vLLM would serve it without HSA, as another model. {_way_out(model)} To serve "
+                "it with plain attention, copy it without that file."
             )
+        if isinstance(getattr(model.hf_config, NOTE_KEY, None), str):
+            logger.warning(
+                "The config.json of %s says that it was trained with HSA, but the rules are not there: %s is missing, and it is "
+                "served with plain attention, as another model. Copy the file from where the model was trained.",
+                model.model,
+                CONFIG_NAME,
+            )
+        super().verify_and_update_config(vllm_config)
+
+
+def guarded(settings: type[VerifyAndUpdateConfig] | None) -> type[VerifyAndUpdateConfig]:
+    """Return settings of an architecture that refuse a checkpoint with HSA first.
+
+    Args:
+        settings: vLLM's, or another plugin's; None: the architecture has none.
+    """
+    if settings is None:
+        return UnnamedHSAConfig
+    if issubclass(settings, (HSAModelConfig, UnnamedHSAConfig)):
+        return settings
+    return type(settings.__name__, (UnnamedHSAConfig, settings), {})
+
+
+def _way_out(model: ModelConfig) -> str:
+    """Say how a checkpoint with HSA is served as such."""
+    named = str((model.architectures or ["none"])[0])
+    if named.removeprefix(PREFIX) not in ARCHITECTURES:
+        return (
+            f"Our plugin serves HSA for {', '.join(ARCHITECTURES)}, not for {named}: `hsa-factory api` serves every model that "
+            "LLaMA-Factory loads."
+        )
+    return (
+        f"Start it with `hsa-factory serve {model.model}` and no --model-impl, or write a checkpoint that says HSA: hsa-factory export "
+        f"{model.model} --export_for vllm --export_dir DIR. Both take a directory: download a model of the Hub before."
+    )
 
 
 def describe(vllm_config: VllmConfig, config: HSAConfig) -> str:
@@ -107,14 +142,15 @@ def refuse(vllm_config: VllmConfig, config: HSAConfig) -> None:
     """
     cache, parallel, scheduler = vllm_config.cache_config, vllm_config.parallel_config, vllm_config.scheduler_config
     model, attention = vllm_config.model_config, vllm_config.attention_config
-    dtype = str(model.dtype).removeprefix("torch.")
     refused = {
         "speculative decoding": vllm_config.speculative_config is not None,
         "an attention backend of vLLM's (HSA has its own)": bool(attention.backend or attention.backend_per_kind),
         "prompts of embeddings (enable_prompt_embeds)": model.enable_prompt_embeds,
         f"tokenizer_mode={model.tokenizer_mode} (tokenizers of transformers only)": _is_foreign(model),
-        "a KV connector (disaggregated prefill, offloading)": vllm_config.kv_transfer_config is not None,
-        f"kv_cache_dtype={cache.cache_dtype} (the model has {dtype})": cache.cache_dtype not in ("auto", dtype),
+        "a KV connector (disaggregated prefill, offloading)": vllm_config.kv_transfer_config is not None
+        or cache.kv_offloading_size is not None,  # of which vLLM makes one later
+        "an encoder cache connector (disaggregated encoder)": vllm_config.ec_transfer_config is not None,
+        "experts returned with answers (enable_return_routed_experts)": vllm_config.aux_output_config.enabled,
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
         "decode context parallelism": parallel.decode_context_parallel_size > 1,
         "prefill context parallelism": parallel.prefill_context_parallel_size > 1,
@@ -130,6 +166,7 @@ def refuse(vllm_config: VllmConfig, config: HSAConfig) -> None:
     for what, is_on in refused.items():
         if is_on:
             raise ValueError(f"HSA in vLLM cannot be served with {what}: leave it out.")
+    check_cache_type(cache.cache_dtype, model.dtype)
     if model.runner_type != "generate":
         raise ValueError("HSA in vLLM serves models that generate, not pooling.")
     for rule in () if config.rules is None else RuleSet.parse(config.rules):
@@ -138,6 +175,24 @@ def refuse(vllm_config: VllmConfig, config: HSAConfig) -> None:
                 f"HSAConfig.rules: rule {rule.name!r} counts turns from the conversation's end, which a server does not know: "
                 "types of a prefix would change with every message. Leave the rule out."
             )
+
+
+def check_cache_type(cache: str, model: torch.dtype) -> None:
+    """Refuse keys and values of another number type than the model's: they are not what `generate` attends to.
+
+    Args:
+        cache: The type's name; ``auto``: the model's.
+        model: The model's type.
+
+    Raises:
+        ValueError: It says how to keep them as they are.
+    """
+    name = str(model).removeprefix("torch.")
+    if cache not in ("auto", name):
+        asked = "" if name == "float32" else f"; where the checkpoint asks for it, say --kv-cache-dtype {name}"
+        raise ValueError(
+            f"HSA in vLLM cannot be served with kv_cache_dtype={cache}, as the model computes in {name}: leave it out{asked}."
+        )
 
 
 def _check_adapters(vllm_config: VllmConfig, config: HSAConfig | None) -> None:

@@ -14,6 +14,7 @@ from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from ..config import HSAConfig
+from .at_start import check_cache_type
 from .layers import rules_of
 from .listener import rows_of
 from .platform import KnownToRunnerV2, attention_here
@@ -76,6 +77,8 @@ def put_hsa_into(model: nn.Module, vllm_config: VllmConfig) -> None:
         extract_layer_index(module.layer_name): module for module in model.modules() if isinstance(module, Attention)
     }
     _check(layers, config)
+    for layer in layers.values():  # a quantised checkpoint may name a type that is known only now
+        check_cache_type(layer.kv_cache_dtype, vllm_config.model_config.dtype)
     rules = {index: rules_of(config, index, layer.sliding_window) for index, layer in layers.items()}
     distinct = tuple(dict.fromkeys(rules.values()))
     backend = attention_here().of(distinct)

@@ -7,6 +7,7 @@ from vllm.platforms import current_platform
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.request import Request
 
@@ -36,7 +37,8 @@ class HSAScheduler(Scheduler):
         self._make_tagger = TaggerMaker(self.vllm_config, config)
         hash_function = get_hash_fn_by_name(self.cache_config.prefix_caching_hash_algo)
         self._hasher = TypedBlockHasher(self.hash_block_size, hash_function)
-        self._refused: set[str] = set()
+        self._refused: dict[str, str] = {}  # why, by the id of the request
+        self._ending: dict[str, str] = {}  # those that end with this step
         self._keeps_adapters_apart = self.vllm_config.lora_config is not None and current_platform.is_cpu()
 
     @property
@@ -58,7 +60,7 @@ class HSAScheduler(Scheduler):
         except InvalidTypes as error:
             logger.error("Request %s is refused: %s", request.request_id, error)
             super().add_request(request)
-            self._refused.add(request.request_id)
+            self._refused[request.request_id] = str(error)
             return
         caches = request._block_hasher is not None
         request._block_hasher = self._hasher if caches else None
@@ -73,19 +75,19 @@ class HSAScheduler(Scheduler):
         check_adapter(request.lora_request, self._config)
         prompt = read_request(request, self._config)
         tokens = TokenTypes(prompt, self._make_tagger(prompt), self._manager.rules, request.output_token_ids)
-        needed, there = self._manager.most_blocks(tokens), self.kv_cache_manager.block_pool.num_gpu_blocks - 1
-        if needed > there:
+        needed = self._manager.most_blocks(tokens)
+        if needed > self._blocks:
             raise InvalidTypes(
-                f"The prompt needs {needed} blocks of {self._manager.block_size} tokens at once, but the KV cache has {there}."
+                f"The prompt needs {needed} blocks of {self._manager.block_size} tokens at once, but the KV cache has {self._blocks}."
             )
         return tokens
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """Plan a step. What was refused ends with it, and so does a request that has outgrown the whole cache."""
-        refused = [self.requests[key] for key in self._refused if key in self.requests]
+        self._ending = {key: reason for key, reason in self._refused.items() if key in self.requests}
         self._refused.clear()
-        if refused:
-            self.waiting.remove_requests(refused)
+        if self._ending:
+            self.waiting.remove_requests([self.requests[key] for key in self._ending])
         held = hold_back(self.running, self.waiting) if self._keeps_adapters_apart else []
         output = super().schedule(*args, **kwargs)
         for request in held:
@@ -94,12 +96,26 @@ class HSAScheduler(Scheduler):
             first = self.waiting.peek_request()
             if first.request_id in self._manager.tokens and not self._may_fit(first):
                 logger.error("Request %s has outgrown the KV cache; it ends.", first.request_id)
-                refused.append(first)
-        self.grammar_compile_error_reqs.update(
-            request.request_id for request in refused
-        )  # those that end with an error
+                self._ending[first.request_id] = (
+                    f"The prompt and what was answered so far need more than the {self._blocks} blocks of {self._manager.block_size} tokens "
+                    "that the KV cache has."
+                )
+        self.grammar_compile_error_reqs.update(self._ending)  # those that end with an error
         return output
+
+    def update_from_output(self, *args: Any, **kwargs: Any) -> dict[int, EngineCoreOutputs]:
+        """Take in what a step gave, and say of what ended with an error why: `stop_reason` has room for it."""
+        outputs = super().update_from_output(*args, **kwargs)
+        for output in (output for client in outputs.values() for output in client.outputs) if self._ending else ():
+            output.stop_reason = self._ending.get(output.request_id, output.stop_reason)
+        self._ending = {}
+        return outputs
 
     def _may_fit(self, request: Request) -> bool:
         needed = self._manager.most_blocks(self._manager.tokens[request.request_id])
-        return needed < self.kv_cache_manager.block_pool.num_gpu_blocks
+        return needed <= self._blocks
+
+    @property
+    def _blocks(self) -> int:
+        """How many blocks requests can have: vLLM keeps one."""
+        return int(self.kv_cache_manager.block_pool.num_gpu_blocks) - 1

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..attention.inputs import LARGEST_TURN
 from ..config import HSAConfig
+from ..labeling.rule import read_roles
 from ..request_keys import FIELDS, ROLES, TURNS, TYPES, meant_key
 
 
@@ -61,10 +62,9 @@ def types_of(fields: Mapping[str, Any] | None, length: int, config: HSAConfig) -
         raise InvalidTypes(
             f"{TYPES} has {len(found)} digits, but the prompt has {length} tokens: one digit a token, and one for a picture."
         )
-    roles = fields.get(ROLES)
-    if roles is not None and config.rules is None:
+    if ROLES in fields and config.rules is None:
         raise InvalidTypes(f"{ROLES}: this model has no rules that could read roles. Leave it out.")
-    return PromptTypes(found, _turns_of(fields, length, config), None if roles is None else tuple(roles.split(",")))
+    return PromptTypes(found, _turns_of(fields, length, config), _roles_of(fields))
 
 
 def fields_of(
@@ -96,13 +96,14 @@ def check_fields(fields: Mapping[str, Any]) -> None:
             continue
         if name not in FIELDS:
             hint = f" Did you mean {meant!r}?" if meant in FIELDS else ""
-            raise InvalidTypes(f"{name[:40]} is no field of HSA. Allowed: {', '.join(FIELDS)}.{hint}")
+            raise InvalidTypes(f"{ascii(name)[1:-1][:40]} is no field of HSA. Allowed: {', '.join(FIELDS)}.{hint}")
         if not isinstance(value, str):
             raise InvalidTypes(f"{name} must be a text, got {type(value).__name__}.")
     if fields.get(TYPES, DEFAULT) != DEFAULT:
         read_types(fields[TYPES])
     if TURNS in fields:
         _turn_runs(fields[TURNS])
+    _roles_of(fields)
 
 
 def read_types(text: str) -> NDArray[np.uint8]:
@@ -144,6 +145,21 @@ def _turn_runs(text: str) -> tuple[list[int], list[int]]:
         if len(numbers) > 1 and numbers[-1] < numbers[-2]:
             raise InvalidTypes(f"{TURNS} falls from {numbers[-2]} to {numbers[-1]}: turn numbers never fall.")
     return numbers, lengths
+
+
+def _roles_of(fields: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return the roles of a request's messages; none for an empty text, None where nothing is said.
+
+    Raises:
+        InvalidTypes: If one is unknown.
+    """
+    text = fields.get(ROLES)
+    if not text:
+        return None if text is None else ()
+    try:
+        return read_roles(text.split(","))
+    except ValueError as error:
+        raise InvalidTypes(f"{ROLES}: {error}") from None
 
 
 def _turns_of(fields: Mapping[str, Any], length: int, config: HSAConfig) -> NDArray[np.int64] | None:

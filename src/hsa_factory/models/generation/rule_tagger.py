@@ -10,6 +10,7 @@ import torch
 
 from ...config import HSAConfig
 from ...labeling.matching import Message, label_messages
+from ...labeling.rule import read_roles
 from ...labeling.rule_set import Rule, RuleSet
 from ...labeling.tags import find_elements
 from ...typed.text import TypedText, token_types
@@ -32,7 +33,7 @@ def make_tagger(
         roles: Roles of the messages before, system message included; needed if a rule has a `turn`.
 
     Raises:
-        ValueError: If a rule needs what is not given.
+        ValueError: If a rule needs what is not given, or a role is unknown.
     """
     rules = [] if config.rules is None else _applicable(RuleSet.parse(config.rules), roles)
     if not rules:
@@ -59,7 +60,7 @@ def _applicable(rules: RuleSet, roles: Sequence[str] | None) -> list[Rule]:
                     f"HSAConfig.rules: rule {rule.name!r} counts turns, which takes the roles of the messages before: "
                     "generate(…, tagger=make_tagger(config, tokenizer, roles))."
                 )
-            turn = sum(role in (rule.role or _COUNTED_ROLES) for role in roles)
+            turn = sum(role in (rule.role or _COUNTED_ROLES) for role in read_roles(roles))
             if turn not in rule.turn:  # those counted from the end are not known before the conversation's end
                 continue
         kept.append(replace(rule, role=(), turn=()))

@@ -21,6 +21,7 @@ from .chat_prompt import ChatTyper
 from .given_types import GivenTypes, read_given
 from .guard import KeyGuard
 from .metrics import BlockGauges
+from .reasons import EngineWithReasons
 from .renderer import TypedRenderer, refusals
 
 
@@ -28,12 +29,14 @@ logger = init_logger(f"vllm.{__name__}")  # vLLM shows what is said below its ow
 
 _TYPED = (
     "openai_serving_chat",
+    "openai_serving_chat_batch",
     "openai_serving_completion",
+    "openai_serving_responses",
     "anthropic_serving_messages",
     "cohere_serving_chat_v2",
     "serving_render",
     "serving_tokens",
-)  # of vLLM's handlers, those whose prompts can be typed
+)  # of vLLM's handlers, those that make prompts
 
 
 class TypedChatRequest(ChatCompletionRequest):
@@ -88,6 +91,7 @@ class HSAEndpoints:
             handler = getattr(state, name, None)
             if handler is not None:
                 handler.online_renderer = typed
+                handler.engine_client = EngineWithReasons(engine_client)
         loggers = getattr(engine_client, "logger_manager", None)
         if loggers is not None:
             loggers.stat_loggers.insert(0, BlockGauges())

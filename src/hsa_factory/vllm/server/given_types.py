@@ -9,6 +9,7 @@ from ...semantics import SemanticType
 from ..types import InvalidTypes
 
 
+_LONGEST = 40  # characters of a name that is said again
 _JOINT = "\n"  # vLLM writes it between the texts of parts where the chat template takes texts only
 
 
@@ -70,6 +71,8 @@ def _read_type(holder: Mapping[str, Any], number: int, place: int | None = None)
     try:
         if isinstance(value, (list, dict)):
             raise ValueError(f"must be one name or number, got a {type(value).__name__}.")
+        if isinstance(value, str) and len(value) > _LONGEST:
+            raise ValueError(f"must be one name or number, got a text of {len(value)} characters.")
         return None if value is None else SemanticType.parse(value)
     except ValueError as error:
         where = f"messages[{number}]" if place is None else f"messages[{number}].content[{place}]"

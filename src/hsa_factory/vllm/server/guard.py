@@ -21,6 +21,7 @@ from .type_keys import TOKENS, check_keys, reads_of
 
 
 _SHORT = 2**16  # bytes of a body; a longer one is looked at in a thread, while the server answers others
+_DEPTH = 100  # of lists and objects within each other, as `hsa-factory api` takes them
 _LOADS = {"/v1/load_lora_adapter": ("lora_name", "lora_path"), "/adapters": ("name", "src")}
 
 
@@ -59,9 +60,10 @@ def _check_body(path: str, messages: list[Message], state: State) -> None:
     Raises:
         VLLMValidationError: If it says something of HSA that is not read.
     """
-    body = _json_of(messages)
+    config = getattr(state, "hsa_config", None)
     with refusals():
-        _check(path, body, getattr(state, "hsa_config", None))
+        body = _json_of(messages, config is not None)
+        _check(path, body, config)
     if path == TOKENS and (renderer := getattr(state, "hsa_renderer", None)) is not None:
         renderer.check_tokens(body)
 
@@ -93,12 +95,37 @@ async def _read(receive: Receive) -> list[Message]:
             return messages
 
 
-def _json_of(messages: list[Message]) -> Any:
-    """Return the body as JSON; None: it is none, which the route will say."""
+def _json_of(messages: list[Message], is_ours: bool) -> Any:
+    """Return the body as JSON; None: it is none, which the route will say.
+
+    Args:
+        messages: That bring it.
+        is_ours: Whether the model has HSA; others are served as without our plugin.
+
+    Raises:
+        InvalidTypes: If it is nested so deeply that the route could not read it, and would not say so.
+    """
     try:
-        return json.loads(b"".join(message.get("body", b"") for message in messages))
-    except (ValueError, RecursionError):
+        body = json.loads(b"".join(message.get("body", b"") for message in messages))
+        is_deep = is_ours and _is_deep(body)
+    except ValueError:
         return None
+    except RecursionError:
+        body, is_deep = None, is_ours
+    if is_deep:
+        raise InvalidTypes(f"The body is nested more than {_DEPTH} levels deep.")
+    return body
+
+
+def _is_deep(body: Any) -> bool:
+    """Whether more than `_DEPTH` lists and objects stand within each other."""
+    level: list[Any] = [[body]]
+    for _ in range(_DEPTH + 1):
+        insides = [value.values() if isinstance(value, dict) else value for value in level]
+        level = [inner for values in insides for inner in values if isinstance(inner, (dict, list))]
+        if not level:
+            return False
+    return True
 
 
 def _again(messages: list[Message], receive: Receive) -> Receive:

@@ -55,6 +55,8 @@ class TypedRenderer:
             VLLMValidationError: For types that are wrong, and what cannot be done with types; answered with 400.
         """
         self._refuse(request)
+        if not _own_fields(request):
+            request.messages = [_as_trained(message) for message in request.messages]
         with _cut_pictures(request.truncate_prompt_tokens):
             result = await self._renderer.render_chat(request, skip_mm_cache=skip_mm_cache)
         if isinstance(result, ErrorResponse):
@@ -99,6 +101,34 @@ class TypedRenderer:
         with refusals():
             self._check_own(request.sampling_params.extra_args or {}, list(map(_ids_of, result)))
         return result
+
+    async def preprocess_chat(self, request: Any, messages: Any, **options: Any) -> Any:
+        """Render one conversation of `/v1/chat/completions/batch`; only types that the request brings along are checked.
+
+        Raises:
+            VLLMValidationError: As `render_chat`.
+        """
+        self._refuse(request)
+        result = await self._renderer.preprocess_chat(request, messages, **options)
+        self._check_brought(request, result[1])
+        return result
+
+    async def render_responses(self, request: Any, **options: Any) -> Any:
+        """Render the input of `/v1/responses`; only types that the request brings along are checked.
+
+        Raises:
+            VLLMValidationError: As `render_chat`.
+        """
+        self._refuse(request)
+        result = await self._renderer.render_responses(request, **options)
+        if not isinstance(result, ErrorResponse):
+            self._check_brought(request, [result.engine_input])
+        return result
+
+    def _check_brought(self, request: Any, inputs: Sequence[Any]) -> None:
+        with refusals():
+            if TYPES in _own_fields(request):  # without, it is refused where requests are admitted
+                self._check_own(request.vllm_xargs, list(map(_ids_of, inputs)))
 
     def check_tokens(self, body: Any) -> None:
         """Check a request to `/inference/v1/generate` that brings pictures: vLLM takes it in without its renderer.
@@ -184,6 +214,12 @@ def _cut_pictures(limit: int | None) -> Iterator[None]:
         raise VLLMValidationError(
             f"truncate_prompt_tokens={limit}: cuts away a picture of the prompt. Allow more tokens, or send fewer messages."
         ) from error
+
+
+def _as_trained(message: Any) -> Any:
+    """Return a message with the role that training has for it, as `hsa-factory api` does: a developer's is the system's."""
+    is_other = isinstance(message, Mapping) and message.get("role") == "developer"
+    return {**message, "role": "system"} if is_other else message
 
 
 def _own_fields(request: Any) -> Mapping[str, Any]:
