@@ -152,6 +152,17 @@ def test_keys_are_divided_where_there_are_threads_for_it(name, queries):
     assert requests.forward._tiles["parts"].tolist() == [2, 2]
 
 
+@pytest.mark.parametrize("first", [-7, -(2**31) + 1, 2**31 - 6])
+@pytest.mark.parametrize("rules", [RULES["turns"], RULES["sliding"]], ids=["counted", "of another layer"])
+def test_turns_may_have_any_numbers(rules, first):
+    """Numbers of turns that a request may give, in layers that count them and in those that do not."""
+    requests = Requests(RULES["turns"], (4, 1, 64), shapes=[(100, 100), (37, 37)])
+    requests.rules = rules
+    for tokens in requests.tokens:
+        tokens.turns[:] += first
+    assert torch.allclose(requests.answer(), requests.expected(), atol=5e-6)
+
+
 def test_nothing_overflows():
     """Logits far apart, as an untrained or broken model may have them: the softmax of the reference, not infinity."""
     requests = Requests(RULES["all fade"], (4, 1, 64))
