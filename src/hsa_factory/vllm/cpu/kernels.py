@@ -11,6 +11,7 @@ from numba import carray, cfunc, njit, types
 from numba.core.ccallback import CFunc
 
 from .instructions import (
+    KNOWS_HALF,
     LANES,
     ROWS,
     WIDE,
@@ -86,7 +87,14 @@ def kernels_for(size: int, kind: str) -> Kernels:
     Args:
         size: D, of a head.
         kind: Of queries, keys, values and answers: one of `KINDS`.
+
+    Raises:
+        ValueError: If the processor has no such numbers.
     """
+    if kind == "float16" and not KNOWS_HALF:
+        raise ValueError(
+            "This processor has no instructions for float16 (F16C): serve in another dtype, such as bfloat16."
+        )
     wide = wide_of(size)
     return Kernels(_write(size, kind), _attend(size, kind, wide), _join(size, kind, wide), wide)
 
