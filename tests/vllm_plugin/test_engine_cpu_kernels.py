@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llvmlite.binding import ffi
 from paged_cases import SHAPES, runs
 
 from hsa_factory import HSAConfig
@@ -18,6 +19,7 @@ from hsa_factory.attention.backends.reference import reference_attention
 from hsa_factory.attention.layer_rules import LayerRules
 from hsa_factory.models.cache.tagger import ConstantTagger
 from hsa_factory.vllm.cpu import attention as module
+from hsa_factory.vllm.cpu import let_vllm_look
 from hsa_factory.vllm.cpu.attention import Forward, Piece, sight_of
 from hsa_factory.vllm.cpu.keys import KeysByType
 from hsa_factory.vllm.tokens import TokenTypes
@@ -152,6 +154,17 @@ def test_keys_are_divided_where_there_are_threads_for_it(name, queries):
     assert requests.forward._tiles["parts"].tolist() == [2, 2]
 
 
+@pytest.mark.parametrize("first", [-7, -(2**31) + 1, 2**31 - 6])
+@pytest.mark.parametrize("rules", [RULES["turns"], RULES["sliding"]], ids=["counted", "of another layer"])
+def test_turns_may_have_any_numbers(rules, first):
+    """Numbers of turns that a request may give, in layers that count them and in those that do not."""
+    requests = Requests(RULES["turns"], (4, 1, 64), shapes=[(100, 100), (37, 37)])
+    requests.rules = rules
+    for tokens in requests.tokens:
+        tokens.turns[:] += first
+    assert torch.allclose(requests.answer(), requests.expected(), atol=5e-6)
+
+
 def test_nothing_overflows():
     """Logits far apart, as an untrained or broken model may have them: the softmax of the reference, not infinity."""
     requests = Requests(RULES["all fade"], (4, 1, 64))
@@ -188,15 +201,19 @@ def test_keys_come_one_by_one_or_at_once(rng):
 def test_narrower_registers(name, features, lanes):
     """What is compiled for processors without AVX-512, and for those without AVX2."""
     code = f"""
-import sys, torch
+import pytest, sys, torch
 sys.path[:0] = sys.argv[1:]
 torch.set_num_threads(1)
 from test_engine_cpu_kernels import RULES, Requests
 from hsa_factory.vllm.cpu.instructions import LANES
+from hsa_factory.vllm.cpu.kernels import kernels_for
 assert LANES == {lanes}
 for dtype, bound in ((torch.float32, 5e-6), (torch.bfloat16, 2e-2)):
     requests = Requests(RULES["turns"], (6, 2, 24), dtype)
     assert torch.allclose(requests.answer().float(), requests.expected(), atol=bound)
+if LANES == 4:
+    with pytest.raises(ValueError, match="F16C"):
+        kernels_for(24, "float16")
 """
     environment = os.environ | {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
     paths = [str(Path(__file__).parent), *sys.path]
@@ -204,6 +221,14 @@ for dtype, bound in ((torch.float32, 5e-6), (torch.bfloat16, 2e-2)):
         [sys.executable, "-c", code, *paths], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_vllm_may_look_at_what_numba_loads(monkeypatch):
+    """Also where somebody has asked before: an engine starts where numba was imported."""
+    monkeypatch.delitem(ffi.lib._fntab, "__dict__", raising=False)
+    assert not isinstance(vars(ffi.lib), dict)
+    let_vllm_look()
+    assert vars(ffi.lib).get("kernel") is None
 
 
 def test_a_tile_is_as_large_as_its_memory():

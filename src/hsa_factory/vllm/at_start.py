@@ -49,6 +49,10 @@ class HSAModelConfig(VerifyAndUpdateConfig):
         assert config is not None, "vLLM calls this for models with HSA only"
         refuse(vllm_config, config)
         _check_adapters(vllm_config, config)
+        if current_platform.is_cpu():
+            from .cpu import let_vllm_look  # with llvmlite, which vLLM brings on a CPU only
+
+            let_vllm_look()
         if not vllm_config.cache_config.user_specified_block_size:
             vllm_config.cache_config.block_size = BLOCK_SIZE
             vllm_config.cache_config.user_specified_block_size = True

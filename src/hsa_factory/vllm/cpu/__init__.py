@@ -3,7 +3,7 @@
 from llvmlite.binding import ffi
 
 
-def _let_vllm_look() -> None:
+def let_vllm_look() -> None:
     """Let an engine start in a process that has imported numba.
 
     vLLM 0.32 then asks each object in each module for its `__dict__`, and llvmlite's library takes every name that it is asked for as that
@@ -11,7 +11,7 @@ def _let_vllm_look() -> None:
     """
     functions = getattr(ffi.lib, "_fntab", None)
     if isinstance(functions, dict):
-        functions.setdefault("__dict__", {})
+        functions["__dict__"] = {}  # whatever stands there, if it was asked for before
 
 
-_let_vllm_look()
+let_vllm_look()  # for engines that come after this one, of whatever model

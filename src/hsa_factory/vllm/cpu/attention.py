@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,16 +102,18 @@ class Forward:
             sight: What `sight_of` returned; the same object in layers alike.
             output: (T, H, D), written to.
         """
+        assert len(query) >= len(self._slots), "these are another forward's tokens"  # as of engines in several threads
         call = self._calls.get(id(sight))
         if call is None:
             call = self._calls[id(sight)] = self._call(cache, sight)
         call.run((*_places(query), *_places(key), *_places(value), *_places(output), cache.data_ptr()))
 
     def _call(self, cache: torch.Tensor, sight: NDArray[np.void]) -> "_Call":
+        assert cache.is_contiguous(), "rows of the cache follow each other"
         _, heads, block, width = cache.shape
         kernels = kernels_for(width // 2, kind_of(cache.dtype))
         room, tasks = kernels.scratch_bytes(self._rows), len(self._tiles) * heads
-        self._scratch = scratch(threads_here() * room)
+        memory = scratch(threads_here() * room)
         told = {
             "heads": heads,
             "group": self._group,
@@ -120,18 +123,21 @@ class Forward:
             "tiles": address_of(self._tiles),
             "number": len(self._tiles),
             "sight": address_of(sight),
-            "scratch": address_of(self._scratch),
+            "scratch": address_of(memory),
             "scratch_bytes": room,
         }
         used = [team(kernels.write.address, -(-len(self._slots) // COPIED)), team(kernels.attend.address, tasks)]
         used += [] if self._partial is None else [team(kernels.join.address, tasks)]
-        return _Call(used, told)
+        return _Call(used, told, (sight, memory))
 
 
 class _Call:
     """Kernels, and what they are told in all layers; counters, and what differs from layer to layer, come first."""
 
-    def __init__(self, kernels: Sequence[Callable[[int], None]], told: dict[str, int]) -> None:
+    def __init__(
+        self, kernels: Sequence[Callable[[int], None]], told: dict[str, int], arrays: tuple[NDArray[Any], ...]
+    ) -> None:
+        self._arrays = arrays  # kept, as their addresses are told; and no other sight gets the same id
         record = np.zeros(1, CALL)
         for name, number in told.items():
             record[name] = number

@@ -3,6 +3,7 @@
 Numbers are at addresses, strides in elements. What is made of LLVM's instructions here is part of what numba compiles.
 """
 
+import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,15 +15,12 @@ from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 
-def _lanes() -> int:
-    """Return how wide registers are of the processor that numba compiles for, as a rule the one at hand."""
-    named = config.CPU_FEATURES
-    features = (get_host_cpu_features() if named is None else named).split(",")
-    return 16 if "+avx512f" in features else 8 if "+avx2" in features else 4
-
-
-LANES = _lanes()
+_FEATURES = frozenset((get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES).split(","))
+"""Of the processor that numba compiles for, as a rule the one at hand."""
+LANES = 16 if "+avx512f" in _FEATURES else 8 if "+avx2" in _FEATURES else 4
 """Float32 numbers of a register."""
+KNOWS_HALF = platform.machine() not in ("x86_64", "AMD64") or "+f16c" in _FEATURES
+"""Whether the processor has instructions for float16; without them LLVM would end the process."""
 ROWS = 6
 """Rows of a `product`."""
 WIDE = 2 if LANES == 8 else 4

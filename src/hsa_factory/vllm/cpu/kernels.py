@@ -11,6 +11,7 @@ from numba import carray, cfunc, njit, types
 from numba.core.ccallback import CFunc
 
 from .instructions import (
+    KNOWS_HALF,
     LANES,
     ROWS,
     WIDE,
@@ -43,7 +44,8 @@ from .sight import HIDDEN, first_seen, hide, is_seen, limit, limit_with_turns, n
 
 
 _FEW = 8  # rows, query heads of queries: for as many or fewer it does not pay to transpose keys
-_END = np.int32(2**31 - 1)  # of all positions
+_END = np.int32(2**31 - 1)  # of all positions, and of all numbers of turns
+_BEFORE_ALL = np.int32(-(2**31))  # numbers of turns, which may be below 0
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,14 @@ def kernels_for(size: int, kind: str) -> Kernels:
     Args:
         size: D, of a head.
         kind: Of queries, keys, values and answers: one of `KINDS`.
+
+    Raises:
+        ValueError: If the processor has no such numbers.
     """
+    if kind == "float16" and not KNOWS_HALF:
+        raise ValueError(
+            "This processor has no instructions for float16 (F16C): serve in another dtype, such as bfloat16."
+        )
     wide = wide_of(size)
     return Kernels(_write(size, kind), _attend(size, kind, wide), _join(size, kind, wide), wide)
 
@@ -162,7 +171,7 @@ def _attend(size: int, kind: str, wide: int) -> CFunc:
                 in_turns = sight.turns[kind]
                 for key in range(take):
                     last_turn = min(turns[places[index + key]] + in_turns, np.int64(_END))
-                    block.last_turn[count + key] = last_turn if in_turns >= 0 else -1
+                    block.last_turn[count + key] = last_turn if in_turns >= 0 else _BEFORE_ALL
             first, last = np.int64(places[index]), np.int64(places[index + take - 1])
             is_free &= decay == 0 and last <= tile.position and is_seen(first, last_query, kind, sight, turns)
             earliest, latest = min(earliest, first), max(latest, min(last + reach, np.int64(_END)))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 _LINE = 64  # bytes: what processors fetch at once
 
-_kept = threading.local()  # two engines of a process may run at once
+_kept = threading.local()  # kernels may run at once, of several threads of Python
 
 
 def address_of(values: NDArray[Any]) -> int:
