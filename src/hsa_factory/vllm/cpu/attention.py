@@ -159,7 +159,7 @@ def _places(values: torch.Tensor) -> tuple[int, int, int]:
 
 
 def kind_of(dtype: torch.dtype) -> str:
-    """Return what numbers of a dtype are called in `KINDS`."""
+    """Return what kernels call the numbers of a dtype."""
     return str(dtype).removeprefix("torch.")
 
 

@@ -25,8 +25,6 @@ ROWS = 6
 """Rows of a `product`."""
 WIDE = 2 if LANES == 8 else 4
 """Registers side by side in a product: ROWS·WIDE sums, the columns and a factor fit AVX2's 16 registers, or the 32 of others."""
-KINDS = ("float32", "bfloat16", "float16")
-"""What numbers may be in memory."""
 
 _FLOAT, _INT, _LONG, _HALF = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.IntType(16)
 _VECTOR = ir.VectorType(_FLOAT, LANES)

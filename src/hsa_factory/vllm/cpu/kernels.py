@@ -72,7 +72,7 @@ class Kernels:
         """
         rows += -rows % ROWS
         numbers = 2 * rows * self.wide + 3 * KEYS * self.wide + ROWS * KEYS + rows * (1 + LANES)
-        return (4 * (numbers + numbers % 2) + BLOCK.itemsize + 63) // 64 * 64
+        return (4 * numbers + BLOCK.itemsize + 63) // 64 * 64
 
 
 def wide_of(size: int) -> int:
@@ -86,7 +86,7 @@ def kernels_for(size: int, kind: str) -> Kernels:
 
     Args:
         size: D, of a head.
-        kind: Of queries, keys, values and answers: one of `KINDS`.
+        kind: Of queries, keys, values and answers: float32, bfloat16 or float16.
 
     Raises:
         ValueError: If the processor has no such numbers.
@@ -223,7 +223,7 @@ def _attend(size: int, kind: str, wide: int) -> CFunc:
         sums = carray(float32_at(sums_at), (padded, wide))
         logits = carray(float32_at(logits_at), (ROWS, KEYS))
         tops, totals = carray(float32_at(tops_at), (padded,)), carray(float32_at(totals_at), (padded, LANES))
-        block = carray(block_at(tops_at + 4 * (padded + padded % 2)), (1,))[0]
+        block = carray(block_at(tops_at + 4 * padded), (1,))[0]
         read, values = carray(float32_at(read_at), (KEYS, wide)), carray(float32_at(values_at), (KEYS, wide))
         length = tile.position + tile.queries
         turns = carray(int64_at(tile.turns), (length if tile.turns else 0,))
