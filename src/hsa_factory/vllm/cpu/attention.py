@@ -20,6 +20,7 @@ from .team import team, threads_here
 _ROWS = 256  # of a tile, about: with more, its own do not stay in the processor's cache; with fewer, keys are fetched more often
 _PART = 8 * KEYS  # keys: with fewer, it does not pay to divide them
 _LOG2E = 1.4426950408889634
+_COUNTERS = 2  # the first numbers of a `CALL`
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Forward:
         kernels = kernels_for(width // 2, kind_of(cache.dtype))
         room, tasks = kernels.scratch_bytes(self._rows), len(self._tiles) * heads
         memory = scratch(threads_here() * room)
+        is_alone = len(self._tiles) == 1  # a head's keys are read by the thread alone that writes them
         told = {
             "heads": heads,
             "group": self._group,
@@ -123,10 +125,12 @@ class Forward:
             "tiles": address_of(self._tiles),
             "number": len(self._tiles),
             "sight": address_of(sight),
+            "writes": is_alone,
             "scratch": address_of(memory),
             "scratch_bytes": room,
         }
-        used = [team(kernels.write.address, -(-len(self._slots) // COPIED)), team(kernels.attend.address, tasks)]
+        used = [] if is_alone else [team(kernels.write.address, -(-len(self._slots) // COPIED))]
+        used += [team(kernels.attend.address, tasks)]
         used += [] if self._partial is None else [team(kernels.join.address, tasks)]
         return _Call(used, told, (sight, memory))
 
@@ -138,16 +142,14 @@ class _Call:
         self, kernels: Sequence[Callable[[int], None]], told: dict[str, int], arrays: tuple[NDArray[Any], ...]
     ) -> None:
         self._arrays = arrays  # kept, as their addresses are told; and no other sight gets the same id
-        record = np.zeros(1, CALL)
-        for name, number in told.items():
-            record[name] = number
-        self._kernels, self._told = kernels, record.view(np.int64)
-        self._address = address_of(record)
+        self._kernels = kernels
+        self._told = np.array([told.get(name, 0) for name in CALL.names or ()], np.int64)  # all of it is int64
+        self._address = address_of(self._told)
 
     def run(self, of_layer: tuple[int, ...]) -> None:
-        self._told[2 : 2 + len(of_layer)] = of_layer
+        self._told[_COUNTERS : _COUNTERS + len(of_layer)] = of_layer
         for kernel in self._kernels:
-            self._told[:2] = 0
+            self._told[:_COUNTERS] = 0
             kernel(self._address)
 
 

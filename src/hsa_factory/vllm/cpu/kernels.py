@@ -5,6 +5,7 @@ Attention is computed as in FlashAttention (Dao, 2023): blocks of keys, one afte
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numba import carray, cfunc, njit, types
@@ -96,15 +97,16 @@ def kernels_for(size: int, kind: str) -> Kernels:
             "This processor has no instructions for float16 (F16C): serve in another dtype, such as bfloat16."
         )
     wide = wide_of(size)
-    return Kernels(_write(size, kind), _attend(size, kind, wide), _join(size, kind, wide), wide)
+    copy = _copy(size, kind)
+    return Kernels(_write(copy), _attend(size, kind, wide, copy), _join(size, kind, wide), wide)
 
 
-def _write(size: int, kind: str) -> CFunc:
-    """Return the function of C that writes new keys and values."""
+def _copy(size: int, kind: str) -> Any:
+    """Return a function that writes key and value of a token and a head."""
     width, number_at = bytes_of(kind), float32_at if kind == "float32" else uint16_at
 
     @njit
-    def write_one(call, token, slot, head):
+    def copy(call, token, slot, head):
         row = (slot // call.block * call.heads + head) * call.block + slot % call.block
         target = carray(number_at(call.cache + width * 2 * size * row), (2 * size,))
         key = carray(number_at(call.key + width * (token * call.key_token + head * call.key_head)), (size,))
@@ -112,6 +114,12 @@ def _write(size: int, kind: str) -> CFunc:
         for place in range(size):
             target[place] = key[place]
             target[size + place] = value[place]
+
+    return copy
+
+
+def _write(copy: Any) -> CFunc:
+    """Return the function of C that writes new keys and values."""
 
     @cfunc(types.void(types.intp))
     def write(address):
@@ -123,12 +131,12 @@ def _write(size: int, kind: str) -> CFunc:
                 break
             for token in range(task * COPIED, min((task + 1) * COPIED, call.tokens)):
                 for head in range(call.heads):
-                    write_one(call, token, slots[token], head)
+                    copy(call, token, slots[token], head)
 
     return write
 
 
-def _attend(size: int, kind: str, wide: int) -> CFunc:
+def _attend(size: int, kind: str, wide: int, copy: Any) -> CFunc:
     """Return the function of C that attends."""
     width = bytes_of(kind)
     vectors = wide // LANES
@@ -311,12 +319,17 @@ def _attend(size: int, kind: str, wide: int) -> CFunc:
         call = carray(call_at(address), (1,))[0]
         sight = carray(sight_at(call.sight), (1,))[0]
         tiles = carray(tile_at(call.tiles), (call.number,))
+        slots = carray(int64_at(call.slots), (call.tokens,))
         scratch = call.scratch + next_of(address) * call.scratch_bytes
         while True:
             task = next_of(address + 8)
             if task >= call.number * call.heads:
                 break
-            attend_tile(call, tiles[task // call.heads], sight, task % call.heads, scratch)
+            head = task % call.heads
+            if call.writes:
+                for token in range(call.tokens):
+                    copy(call, token, slots[token], head)
+            attend_tile(call, tiles[task // call.heads], sight, head, scratch)
 
     return attend
 

@@ -81,6 +81,7 @@ CALL = np.dtype(
         ("tiles", np.int64),
         ("number", np.int64),  # of tiles
         ("sight", np.int64),
+        ("writes", np.int64),  # 1: `attend` writes keys and values before it reads, as there is one tile only
         ("scratch", np.int64),
         ("scratch_bytes", np.int64),  # of a thread
     ]

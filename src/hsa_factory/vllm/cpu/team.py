@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Callable
+from functools import cache
 
 import torch
 
@@ -29,6 +30,11 @@ def team(function: int, tasks: int) -> Callable[[int], None]:
         tasks: More threads than these are not asked.
     """
     threads = min(threads_here(), tasks)
+    return _team(function, threads)
+
+
+@cache
+def _team(function: int, threads: int) -> Callable[[int], None]:
     if threads < 2 or _start is None:
         return _alone(function)
     start = _start
