@@ -76,6 +76,11 @@ class LayerRules:
         """Largest distance that the model's own window leaves of all this; `UNLIMITED` where it leaves all."""
         return UNLIMITED if self.sliding_window is None else max(self.sliding_window - 1, 0)
 
+    @property
+    def hide_bits(self) -> int:
+        """`hide` as one number: bit 3·query type + key type of each pair."""
+        return sum(1 << (3 * query + key) for query, key in set(self.hide))
+
     def bands(
         self, kinds: Sequence[int] = (0, 1, 2), longest: int = UNLIMITED - 1
     ) -> tuple[list[int], list[list[int]]]:

@@ -115,7 +115,6 @@ class Forward:
         kernels = kernels_for(width // 2, kind_of(cache.dtype))
         room, tasks = kernels.scratch_bytes(self._rows), len(self._tiles) * heads
         memory = scratch(threads_here() * room)
-        is_alone = len(self._tiles) == 1  # a head's keys are read by the thread alone that writes them
         told = {
             "heads": heads,
             "group": self._group,
@@ -125,11 +124,11 @@ class Forward:
             "tiles": address_of(self._tiles),
             "number": len(self._tiles),
             "sight": address_of(sight),
-            "writes": is_alone,
             "scratch": address_of(memory),
             "scratch_bytes": room,
         }
-        used = [] if is_alone else [team(kernels.write.address, -(-len(self._slots) // COPIED))]
+        copies = -(-len(self._slots) // COPIED)
+        used = [] if len(self._tiles) == 1 else [team(kernels.write.address, copies)]  # else `attend` writes
         used += [team(kernels.attend.address, tasks)]
         used += [] if self._partial is None else [team(kernels.join.address, tasks)]
         return _Call(used, told, (sight, memory))
@@ -168,7 +167,6 @@ def kind_of(dtype: torch.dtype) -> str:
 @cache
 def sight_of(rules: LayerRules, scale: float) -> NDArray[np.void]:
     """Return a `SIGHT` of a layer's rules and the factor of q·k."""
-    hides = sum(1 << (3 * query + key) for query, key in set(rules.hide))
     decays = tuple(decay * _LOG2E for decay in rules.decays)
     reach = (tuple(rules.window_reach), tuple(rules.turn_reach), rules.sliding_reach)
-    return np.array([(*reach, hides, decays, scale * _LOG2E)], SIGHT)
+    return np.array([(*reach, rules.hide_bits, decays, scale * _LOG2E)], SIGHT)

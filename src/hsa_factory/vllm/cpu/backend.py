@@ -124,11 +124,12 @@ class CPUMetadataBuilder(AttentionMetadataBuilder[CPUMetadata]):
         for begin, end in tokens.pieces(start, stop):
             if tokens.events and tokens.events[-1].at > begin:  # these queries see types as they were
                 types, keys = tokens.types_at(begin), self._keys()
-                keys.grow(types, end, table)
             else:
                 types, keys = tokens.known_types, self._kept(row)
-                if keys.number < end:  # as far as the block table goes: once for all tokens of a block
-                    keys.grow(types, min(-(-end // self._block_size) * self._block_size, len(types)), table)
+            in_table = (
+                -(-end // self._block_size) * self._block_size
+            )  # for the tokens of a block once, if they are known
+            keys.grow(types, min(in_table, len(types)), table)
             pieces.append(Piece(place + begin - start, begin, end, types, tokens.turns, keys))
         return pieces
 

@@ -31,7 +31,8 @@ _VECTOR = ir.VectorType(_FLOAT, LANES)
 _AT = types.intp
 _POWER = (0.00015337577, 0.0013399860, 0.0096185198, 0.055503290, 0.24022646, 0.69314718, 1.0)
 """Of a polynomial for 2**x from -0.5 to 0.5 (least squares at Chebyshev's nodes, relative error 2e-8)."""
-_LINE = 64  # bytes that are fetched at once
+LINE = 64
+"""Bytes that processors fetch at once."""
 _ROUNDER = 12582912.0  # 1.5 * 2**23: a number that was added to it is rounded, and stands in its lowest bits
 
 
@@ -233,7 +234,7 @@ def fetched(number: int) -> Callable[[int], None]:
     @intrinsic
     def fetch(context: Any, source: Any) -> Any:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-            for at in range(0, number, _LINE):
+            for at in range(0, number, LINE):
                 byte = builder.inttoptr(builder.add(arguments[0], _LONG(at)), ir.IntType(8).as_pointer())
                 _call(builder, "llvm.prefetch.p0", ir.VoidType(), byte, _INT(0), _INT(2), _INT(1))
             return context.get_dummy_value()

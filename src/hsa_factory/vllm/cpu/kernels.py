@@ -14,6 +14,7 @@ from numba.core.ccallback import CFunc
 from .instructions import (
     KNOWS_HALF,
     LANES,
+    LINE,
     ROWS,
     WIDE,
     bytes_of,
@@ -73,7 +74,7 @@ class Kernels:
         """
         rows += -rows % ROWS
         numbers = 2 * rows * self.wide + 3 * KEYS * self.wide + ROWS * KEYS + rows * (1 + LANES)
-        return (4 * numbers + BLOCK.itemsize + 63) // 64 * 64
+        return -(-(4 * numbers + BLOCK.itemsize) // LINE) * LINE
 
 
 def wide_of(size: int) -> int:
@@ -99,6 +100,13 @@ def kernels_for(size: int, kind: str) -> Kernels:
     wide = wide_of(size)
     copy = _copy(size, kind)
     return Kernels(_write(copy), _attend(size, kind, wide, copy), _join(size, kind, wide), wide)
+
+
+@njit
+def _place_of(call, tile, head, row, of_token, of_head):
+    """Return where the numbers of a tile's row begin, with the strides of tokens and heads: a row is a query and one of its heads."""
+    token, member = tile.first + row // call.group, head * call.group + row % call.group
+    return token * of_token + member * of_head
 
 
 def _copy(size: int, kind: str) -> Any:
@@ -238,10 +246,8 @@ def _attend(size: int, kind: str, wide: int, copy: Any) -> CFunc:
         kinds = carray(uint8_at(tile.types), (length,))
 
         for row in range(rows):
-            token, member = tile.first + row // group, head * group + row % group
-            widen(
-                call.query + width * (token * call.query_token + member * call.query_head), query_at + row * row_bytes
-            )
+            place = _place_of(call, tile, head, row, call.query_token, call.query_head)
+            widen(call.query + width * place, query_at + row * row_bytes)
             for place in range(size):
                 queries[row, place] *= sight.scale
         queries[rows:] = 0
@@ -304,10 +310,9 @@ def _attend(size: int, kind: str, wide: int, copy: Any) -> CFunc:
             total = np.float32(0)
             for lane in range(LANES):
                 total += totals[row, lane]
-            token, member = tile.first + row // group, head * group + row % group
             if tile.parts == 1:
-                target = call.output + width * (token * call.output_token + member * call.output_head)
-                narrow(sums_at + row * row_bytes, target, np.float32(1) / total)
+                place = _place_of(call, tile, head, row, call.output_token, call.output_head)
+                narrow(sums_at + row * row_bytes, call.output + width * place, np.float32(1) / total)
             else:
                 room = PARTIAL + wide
                 partial = carray(float32_at(tile.partial + 4 * room * (head * rows + row)), (room,))
@@ -326,7 +331,7 @@ def _attend(size: int, kind: str, wide: int, copy: Any) -> CFunc:
             if task >= call.number * call.heads:
                 break
             head = task % call.heads
-            if call.writes:
+            if call.number == 1:  # a lone tile writes its keys itself: no other thread reads those of its head
                 for token in range(call.tokens):
                     copy(call, token, slots[token], head)
             attend_tile(call, tiles[task // call.heads], sight, head, scratch)
@@ -356,9 +361,8 @@ def _join(size: int, kind: str, wide: int) -> CFunc:
                 total += share * own[1]
                 for place in range(wide):
                     sums[place] += share * own[PARTIAL + place]
-            token, member = tile.first + row // call.group, head * call.group + row % call.group
-            target = call.output + width * (token * call.output_token + member * call.output_head)
-            narrow(scratch, target, np.float32(1) / total)
+            place = _place_of(call, tile, head, row, call.output_token, call.output_head)
+            narrow(scratch, call.output + width * place, np.float32(1) / total)
 
     @cfunc(types.void(types.intp))
     def join(address):
@@ -370,7 +374,7 @@ def _join(size: int, kind: str, wide: int) -> CFunc:
             if task >= call.number * call.heads:
                 break
             tile = task // call.heads
-            if tiles[tile].parts > 1 and tiles[tile].part == 0:
+            if tiles[tile].part == 0:
                 join_tile(call, tiles, tile, task % call.heads, scratch)
 
     return join

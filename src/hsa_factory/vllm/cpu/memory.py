@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .instructions import LINE
 
-_LINE = 64  # bytes: what processors fetch at once
 
 _kept = threading.local()  # kernels may run at once, of several threads of Python
 
@@ -24,6 +24,6 @@ def scratch(number: int) -> NDArray[np.uint8]:
     """
     held = getattr(_kept, "held", None)
     if held is None or len(held) < number:
-        room = np.empty(number + _LINE, np.uint8)
-        held = _kept.held = room[-address_of(room) % _LINE :]
+        room = np.empty(number + LINE, np.uint8)
+        held = _kept.held = room[-address_of(room) % LINE :]
     return held[:number]

@@ -43,11 +43,7 @@ PARTIAL = 2
 SIGHT = np.dtype(
     [
         ("windows", np.int64, 3),  # by type: the largest distance at which a key is seen; -1: its turns alone count
-        (
-            "turns",
-            np.int64,
-            3,
-        ),  # by type: for how many turns after its own a key is seen at any distance; -1: they do not count
+        ("turns", np.int64, 3),  # by type: for how many turns after its own it is seen at any distance; -1: none count
         ("sliding", np.int64),  # the largest distance that is left of all this
         ("hides", np.int64),  # bit 3·query type + key type: such a pair never see each other
         ("decays", np.float32, 3),
@@ -81,7 +77,6 @@ CALL = np.dtype(
         ("tiles", np.int64),
         ("number", np.int64),  # of tiles
         ("sight", np.int64),
-        ("writes", np.int64),  # 1: `attend` writes keys and values before it reads, as there is one tile only
         ("scratch", np.int64),
         ("scratch_bytes", np.int64),  # of a thread
     ]

@@ -172,7 +172,7 @@ def _options(
         "PAGES": max(1, _KEYS // forward.page_size),
         "FADING": any(rules.decays),
         "TURNS": rules.has_turns,
-        "HIDDEN": sum(1 << (query * 3 + key) for query, key in rules.hide),
+        "HIDDEN": rules.hide_bits,
         "PRECISION": "ieee" if is_exact else "tf32",
         "num_warps": 4 if rows <= 64 else 8,
         "num_stages": 3 if dtype != torch.float32 else 2,
